@@ -59,20 +59,20 @@ def encode(values: npt.ArrayLike, to: DType) -> npt.NDArray[np.uint16]:
     exact = np.asarray(values, dtype=np.float64)
     with np.errstate(over="ignore"):
         if to is FP16:
-            return exact.astype(np.float16).view(np.uint16)
+            return np.asarray(exact.astype(np.float16).view(np.uint16))
         bits = _round_to_odd(exact).view(np.uint32)
         rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         special = ~np.isfinite(exact)
         if special.any():  # the carry of the rounding must not turn a NaN into an infinity
             rounded = np.where(special, (bits >> np.uint32(16)) | np.where(np.isnan(exact), 0x40, 0), rounded)
-    return rounded.astype(np.uint16)
+    return np.asarray(rounded, np.uint16)
 
 
 def decode(bits: npt.NDArray[np.uint16], of: DType) -> npt.NDArray[np.float32]:
     """The float32 values of 16-bit patterns (exact)."""
     if of is FP16:
-        return bits.view(np.float16).astype(np.float32)
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return np.asarray(bits.view(np.float16), np.float32)
+    return np.asarray((bits.astype(np.uint32) << np.uint32(16)).view(np.float32))
 
 
 def _round_to_odd(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -82,4 +82,4 @@ def _round_to_odd(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     inexact = np.isfinite(back) & (back != values)
     toward_zero = np.where(inexact & (np.abs(back) > np.abs(values)), np.nextafter(near, np.float32(0)), near)
     odd = toward_zero.view(np.uint32) | inexact.astype(np.uint32)
-    return odd.view(np.float32)
+    return np.asarray(odd.view(np.float32))

@@ -1,0 +1,221 @@
+"""What was decided: a frozen Plan, its one-line text form, its JSON round trip and its digest.
+
+A plan holds numbers and names only. The renderer turns it into source, the interpreter runs it in
+NumPy, the launcher derives grids from it; none of them decides anything again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+from fftgen.errors import ArtifactError, InternalError
+from fftgen.problem import Problem
+
+SCHEMA = 1
+TILE = 16  # rows and columns of a matrix instruction's tile
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One Monarch stage (design 1.2): multiply by a DFT matrix along a digit, then by a twiddle.
+
+    ``radix`` is N_s, ``rest`` is M_s. ``place`` says where the stage's data lives: "device" (columns of
+    the workspace), "block" (columns of shared memory) or "warp" (a tile owned by one warp).
+    The entries of the DFT matrix carry the factor ``2**-scale``, forward and inverse alike.
+    ``split`` is the length of the low digit of the two-level twiddle table: T(k, r) =
+    high(k, r // split) * low(k, r % split); ``split == rest`` is a single table, 0 none (last stage).
+    """
+
+    radix: int
+    rest: int
+    place: str
+    scale: int
+    split: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """A constant array inside the plan's table block: ``shape`` elements of ``element`` at ``offset`` bytes.
+
+    kind "dft": three planes (real, imaginary, minus imaginary) of radix x pitch 16-bit numbers;
+    kind "high"/"low": rows of complex fp32 (interleaved) twiddles.
+    """
+
+    name: str
+    stage: int  # 1-based
+    kind: str
+    shape: tuple[int, ...]
+    element: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One entry point: its role, its threads and its shared memory.
+
+    role "convolve": the whole convolution; "columns"/"columns_inverse": a device stage (``stage``) over
+    columns; "rows": everything inside a row of the workspace; "fold": the wrap of a circular length.
+    ``items``: transforms that a block works on at a time ("warp" placed tiles: one per warp).
+    ``pitch`` is the distance of tile rows in shared memory, ``row`` the distance of block rows (elements).
+    Offsets are in bytes from the start of dynamic shared memory; ``matrices_at`` < 0: the DFT matrices
+    stay in device memory.
+    """
+
+    role: str
+    stage: int
+    warps: int
+    items: int
+    pitch: int
+    row: int
+    plane: int  # elements of one plane (real or imaginary) of a transform's shared working set
+    staging_at: int
+    matrices_at: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The decisions for a problem on a target.
+
+    ``transform`` is N, the complex length; ``packing`` "right-angle" or "batch-pair" (design 1.3);
+    ``fold``: circular length wrapped from a linear convolution (design 1.6), 0 when not needed;
+    ``pitch`` pads rows of DFT matrices. ``chunk_bytes`` bounds the workspace of the device class.
+    """
+
+    problem: Problem
+    target: str
+    transform: int
+    packing: str
+    memory_class: str
+    engine: str
+    compute_format: str
+    fold: int
+    stages: tuple[Stage, ...]
+    kernels: tuple[Kernel, ...]
+    tables: tuple[Table, ...]
+    chunk_bytes: int
+    schema: int = field(default=SCHEMA)
+
+    def __post_init__(self) -> None:
+        product = 1
+        for stage in self.stages:
+            product *= stage.radix
+            if stage.radix % TILE or product * stage.rest != self.transform:
+                raise InternalError(f"stage {stage} does not belong to a transform of {self.transform}")
+
+    @property
+    def order(self) -> int:
+        return len(self.stages)
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        return tuple(s.radix for s in self.stages)
+
+    @property
+    def real_input(self) -> bool:
+        """The first stage reads and the last writes real numbers (right-angle)."""
+        return self.packing == "right-angle"
+
+    @property
+    def rows_per_item(self) -> int:
+        """Batch rows that share one transform."""
+        return 1 if self.real_input else 2
+
+    @property
+    def device_stages(self) -> tuple[Stage, ...]:
+        return tuple(s for s in self.stages if s.place == "device")
+
+    @property
+    def inner(self) -> tuple[Stage, ...]:
+        """The stages that run inside one kernel: [block stage,] tile rows, tile columns."""
+        return tuple(s for s in self.stages if s.place != "device")
+
+    @property
+    def row_length(self) -> int:
+        """Length of the transform that one kernel finishes by itself."""
+        length = 1
+        for s in self.inner:
+            length *= s.radix
+        return length
+
+    @property
+    def residual(self) -> float:
+        """What the powers of two in the stages leave of 1/N, applied once at the output (fp32)."""
+        scale = sum(s.scale for s in self.stages)
+        return 4.0**scale / self.transform
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """What the kernels are called: what they are, then a digest."""
+        p = self.problem
+        return (
+            f"fftgen_conv_n{p.length}_{p.mode}_{p.dtype}_{self.engine}_"
+            f"{self.target.replace('_', '')}_{self.digest[:8]}"
+        )
+
+    def entry(self, kernel: Kernel) -> str:
+        """The ``extern "C"`` name of a kernel."""
+        if kernel.role == "convolve":
+            return self.name
+        suffix = f"{kernel.role}{kernel.stage}" if kernel.role.startswith("columns") else kernel.role
+        return f"{self.name}_{suffix}"
+
+    def kernel(self, role: str, stage: int = 0) -> Kernel:
+        for k in self.kernels:
+            if k.role == role and (not stage or k.stage == stage):
+                return k
+        raise InternalError(f"plan {self.name} has no kernel {role}{stage or ''}")
+
+    def table(self, kind: str, stage: int) -> Table:
+        for t in self.tables:
+            if t.kind == kind and t.stage == stage:
+                return t
+        raise InternalError(f"plan {self.name} has no table {kind} of stage {stage}")
+
+    @property
+    def table_bytes(self) -> int:
+        return max(t.offset + t.nbytes for t in self.tables)
+
+    def __str__(self) -> str:
+        p = self.problem
+        places = {"device": "d", "block": "b", "warp": "w"}
+        factors = "·".join(f"{s.radix}{places[s.place]}" for s in self.stages)
+        fold = f" fold {self.fold}" if self.fold else ""
+        shape = " ".join(f"{k.role}{k.stage or ''}[{k.warps}w {k.shared_bytes}B]" for k in self.kernels)
+        return (
+            f"{p.mode} {p.length} {p.dtype} {self.target} | N={self.transform}={factors} "
+            f"{self.packing}{fold} {self.memory_class} {self.engine} {self.compute_format} | {shape}"
+        )
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces, so that equal plans give equal bytes."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> Plan:
+        """The plan of ``to_json``. Raises ArtifactError when the text is not one of this schema."""
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            schema = raw["schema"]
+            if schema != SCHEMA:
+                raise ArtifactError(
+                    f"plan schema {schema} is not the supported one ({SCHEMA}): "
+                    "rebuild with `fftgen build`, or use the fftgen version that wrote it"
+                )
+            raw["problem"] = Problem(**raw["problem"])
+            raw["stages"] = tuple(Stage(**s) for s in raw["stages"])
+            raw["kernels"] = tuple(Kernel(**k) for k in raw["kernels"])
+            raw["tables"] = tuple(Table(**{**t, "shape": tuple(t["shape"])}) for t in raw["tables"])
+            return Plan(**raw)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"not a plan: {error}: rebuild with `fftgen build`") from error

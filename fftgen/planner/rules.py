@@ -1,0 +1,115 @@
+"""Legality: predicates over a candidate, each returning its reason or None, and the shared-memory layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fftgen.dtypes import dtype
+from fftgen.planner.plan import TILE, Kernel, Stage
+from fftgen.planner.tables import matrix_bytes
+from fftgen.targets import Target
+
+# A warp converts one 16x16 accumulator pair at a time: two fp32 planes with rows 20 floats apart, so
+# that eight lanes reading 16 bytes of eight rows meet eight different groups of banks.
+STAGING_PITCH = 20
+STAGING_BYTES = 2 * TILE * STAGING_PITCH * 4
+COLUMN_PITCH = 24  # rows of a column tile: 48 bytes apart, conflict-free for eight rows
+ROW_PAD = 16  # keeps 32-byte alignment of tiles and moves neighbouring rows to other banks
+TILE_PADS = (8, 0)
+MATRICES_SHARED_BYTES = 48 * 1024
+MAX_TILE = 4096  # elements of a tile that one warp owns
+MAX_WARP_RADIX = 96  # a warp holds the operands of one row or column strip in registers
+WARPS = (8, 4, 2, 1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A candidate before its shared memory is laid out: the radices and how many stages are device stages."""
+
+    factors: tuple[int, ...]
+    device: int
+
+    @property
+    def inner(self) -> tuple[int, ...]:
+        return self.factors[self.device :]
+
+
+def supports_dtype(name: str, target: Target) -> str | None:
+    """The matrix units of the target must take the operand type."""
+    kind = dtype(name)
+    if target.capability < kind.capability:
+        return (
+            f"{target.name} has no {kind.name} matrix instruction (first on sm_{kind.capability}): "
+            "use fp16 there"
+        )
+    return None
+
+
+def shape_is_legal(shape: Shape) -> str | None:
+    """One kernel finishes two or three inner stages; a warp owns a tile of a bounded size."""
+    if len(shape.inner) not in (2, 3):
+        return f"{len(shape.inner)} stages inside one kernel: two or three fit the template"
+    rows, columns = shape.inner[-2:]
+    if rows * columns > MAX_TILE:
+        return f"a tile of {rows}x{columns} exceeds the {MAX_TILE} elements that one warp owns"
+    if max(rows, columns) > MAX_WARP_RADIX:
+        return f"radix {max(rows, columns)} inside a warp exceeds {MAX_WARP_RADIX}: its operands would spill"
+    return None
+
+
+def _matrices(radices: tuple[tuple[int, int, bool], ...]) -> int:
+    return sum(matrix_bytes(radix) for radix, _, _ in sorted(set(radices)))
+
+
+def inner_kernel(
+    role: str, stages: tuple[Stage, ...], weighted: bool, warps: int, target: Target
+) -> Kernel | str:
+    """Lay out shared memory of the kernel that runs the inner stages; a reason when it does not fit."""
+    rows, columns = stages[-2].radix, stages[-1].radix
+    block = stages[0].radix if len(stages) == 3 else 1
+    first_weighted = weighted and role == "convolve"
+    matrices = _matrices(tuple((s.radix, s.scale, first_weighted and i == 0) for i, s in enumerate(stages)))
+    needed = 0
+    for matrices_shared in (True, False):
+        for pad in TILE_PADS:
+            pitch = columns + pad
+            row = rows * pitch + (ROW_PAD if block > 1 and pad else 0)
+            plane = block * row
+            transforms = 1 if block > 1 else warps
+            data = 4 * plane * transforms
+            staging = data
+            matrices_at = staging + warps * STAGING_BYTES
+            if matrices_shared and matrices > MATRICES_SHARED_BYTES:
+                continue
+            total = matrices_at + (matrices if matrices_shared else 0)
+            needed = total
+            if total <= target.shared_block:
+                return Kernel(
+                    role,
+                    0,
+                    warps,
+                    transforms,
+                    pitch,
+                    row,
+                    plane,
+                    staging,
+                    matrices_at if matrices_shared else -1,
+                    total,
+                )
+    return (
+        f"{needed} bytes of shared memory with {warps} warps exceed the {target.shared_block} "
+        f"that a block has on {target.name}"
+    )
+
+
+def columns_kernel(role: str, number: int, stage: Stage, warps: int, target: Target) -> Kernel | str:
+    """Lay out a device stage: a warp owns a tile of 16 columns and all rows."""
+    plane = stage.radix * COLUMN_PITCH if (role, number) == ("columns", 1) else 0
+    staging = 4 * plane * warps
+    total = staging + warps * STAGING_BYTES
+    if total > target.shared_block:
+        return (
+            f"{total} bytes of shared memory for columns of radix {stage.radix} exceed the "
+            f"{target.shared_block} that a block has on {target.name}"
+        )
+    return Kernel(role, number, warps, warps, COLUMN_PITCH, 0, plane, staging, -1, total)

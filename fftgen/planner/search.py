@@ -1,0 +1,177 @@
+"""Candidates -> rules -> cost -> choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+
+from fftgen.errors import NoPlanError
+from fftgen.planner.cost import Cost, cost
+from fftgen.planner.factor import MIN_TRANSFORM, factorable, factorisations, transforms
+from fftgen.planner.plan import Kernel, Plan, Stage
+from fftgen.planner.rules import WARPS, Shape, columns_kernel, inner_kernel, shape_is_legal, supports_dtype
+from fftgen.planner.tables import layout, twiddle_split
+from fftgen.problem import MAX_LENGTH, Problem
+from fftgen.targets import Target
+from fftgen.targets import target as find_target
+
+LENGTHS_TRIED = 12
+CHUNK_LIMIT = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A shape that was looked at: its plan and cost, or the reason it was struck out."""
+
+    transform: int
+    shape: Shape
+    plan: Plan | None
+    cost: Cost | None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        factors = "·".join(map(str, self.shape.factors))
+        head = f"N={self.transform} = {factors}, {self.shape.device} device stage(s)"
+        if self.plan is None or self.cost is None:
+            return f"{head}: no: {self.reason}"
+        times = ", ".join(f"{name} {1e9 * s:.2f}" for name, s in self.cost.seconds.items())
+        return f"{head}: {1e9 * self.cost.time:.2f} ns per transform, bound by {self.cost.bound} ({times})"
+
+
+def lengths(problem: Problem) -> tuple[tuple[int, ...], int]:
+    """Transform lengths worth trying, and the fold (0 or the circular length)."""
+    if not problem.causal and problem.length >= MIN_TRANSFORM and factorable(problem.length):
+        return (problem.length,), 0
+    power = max(MIN_TRANSFORM, 1 << (problem.length - 1).bit_length())
+    near = tuple(islice(transforms(problem.length, min(power, MAX_LENGTH)), LENGTHS_TRIED))
+    fold = 0 if problem.causal else problem.length
+    return tuple(dict.fromkeys((*near, power))), fold
+
+
+def shapes(transform: int) -> Iterator[Shape]:
+    """Every ordered factorisation with every number of device stages."""
+    for order in (2, 3, 4):
+        for factors in factorisations(transform, order):
+            for device in range(order - 1):
+                yield Shape(factors, device)
+
+
+def _stages(shape: Shape) -> tuple[Stage, ...]:
+    stages = []
+    rest = math.prod(shape.factors)
+    done = scaled = 0.0
+    for i, radix in enumerate(shape.factors):
+        rest //= radix
+        inner = len(shape.factors) - i
+        place = "device" if i < shape.device else "block" if inner > 2 else "warp"
+        done += math.log2(radix) / 2
+        scale = math.floor(done - scaled + 0.5)
+        scaled += scale
+        stages.append(Stage(radix, rest, place, int(scale), twiddle_split(radix, rest)))
+    return tuple(stages)
+
+
+def _kernels(
+    shape: Shape, stages: tuple[Stage, ...], weighted: bool, fold: bool, warps: int, target: Target
+) -> tuple[Kernel, ...] | str:
+    inner = stages[shape.device :]
+    role = "rows" if shape.device else "convolve"
+    body = inner_kernel(role, inner, weighted, warps, target)
+    if isinstance(body, str):
+        return body
+    if not shape.device:
+        return (body,)
+    kernels: list[Kernel] = []
+    inward = [("columns", number) for number in range(1, shape.device + 1)]
+    outward = [("columns_inverse", number) for number in range(shape.device, 0, -1)]
+    for name, number in (*inward, *outward):
+        stage = stages[number - 1]
+        found = columns_kernel(name, number, stage, 8 if stage.radix <= 64 else 4, target)
+        if isinstance(found, str):
+            return found
+        kernels.append(found)
+    kernels.insert(shape.device, body)
+    if fold:
+        kernels.append(Kernel("fold", 0, 8, 1, 0, 0, 0, 0, -1, 0))
+    return tuple(kernels)
+
+
+def candidate(
+    problem: Problem, target: Target, transform: int, shape: Shape, fold: int, engine: str = "wmma"
+) -> Candidate:
+    """Judge one shape: the cheapest number of warps that is legal, or why none is."""
+    reason = supports_dtype(problem.dtype, target) or shape_is_legal(shape)
+    if reason:
+        return Candidate(transform, shape, None, None, reason)
+    right_angle = problem.causal or bool(fold)
+    stages = _stages(shape)
+    best: Candidate | None = None
+    for warps in WARPS:
+        kernels = _kernels(shape, stages, right_angle, bool(fold), warps, target)
+        if isinstance(kernels, str):
+            reason = reason or kernels
+            continue
+        plan = Plan(
+            problem=problem,
+            target=target.name,
+            transform=transform,
+            packing="right-angle" if right_angle else "batch-pair",
+            memory_class="device" if shape.device else "block",
+            engine=engine,
+            compute_format=f"{problem.dtype}-fp32",
+            fold=fold,
+            stages=stages,
+            kernels=kernels,
+            tables=layout(stages, right_angle),
+            chunk_bytes=max(4 * transform, min(target.l2_bytes // 2, CHUNK_LIMIT)) if shape.device else 0,
+        )
+        price = cost(plan, target)
+        if best is None or best.cost is None or price.time < best.cost.time:
+            best = Candidate(transform, shape, plan, price)
+    return best or Candidate(transform, shape, None, None, reason or "no number of warps fits")
+
+
+def search(problem: Problem, target: Target, transform: int | None = None) -> tuple[Candidate, ...]:
+    """All candidates: of the first memory class that fits, the cheapest first; struck-out ones last.
+
+    A transform that one block finishes reads its input once and writes its output once; the device
+    class adds workspace traffic and launches, so it is taken only where no block can hold the transform.
+    """
+    tried, fold = lengths(problem)
+    if transform is not None:
+        tried = (transform,)
+    found = [candidate(problem, target, n, shape, fold) for n in tried for shape in shapes(n)]
+    return tuple(sorted(found, key=_rank))
+
+
+def _rank(found: Candidate) -> tuple[bool, bool, float, tuple[int, ...], int]:
+    time = found.cost.time if found.cost else 0.0
+    return found.cost is None, found.shape.device > 0, time, found.shape.factors, found.shape.device
+
+
+@lru_cache(maxsize=1024)
+def plan(problem: Problem, target: str | Target) -> Plan:
+    """The chosen plan. Raises NoPlanError with every candidate's reason when none is legal."""
+    chip = find_target(target)
+    candidates = search(problem, chip)
+    if not candidates or candidates[0].plan is None:
+        raise NoPlanError(
+            f"no plan for {problem.mode} seqlen {problem.length} {problem.dtype} on {chip.name}: "
+            + (supports_dtype(problem.dtype, chip) or "every factorisation breaks a rule"),
+            [str(c) for c in candidates[:20]],
+        )
+    return candidates[0].plan
+
+
+def with_shape(problem: Problem, target: str | Target, factors: tuple[int, ...], device: int) -> Plan:
+    """The plan for given radices: for tests and tuning. Raises NoPlanError with the rule it breaks."""
+    chip = find_target(target)
+    n = math.prod(factors)
+    fold = 0 if problem.causal or n == problem.length else problem.length
+    found = candidate(problem, chip, n, Shape(factors, device), fold)
+    if found.plan is None:
+        raise NoPlanError(f"factors {factors} do not fit {chip.name}: {found.reason}")
+    return found.plan

@@ -1,0 +1,128 @@
+"""One frozen row per GPU architecture: limits that make a plan legal and rates that make it fast.
+
+Limits: CUDA Programming Guide, appendix "Compute Capabilities", tables "Technical Specifications
+per Compute Capability". Rates are those of the chip named in the row (vendor datasheets, dense
+16-bit matrix rate with fp32 accumulation, device-memory bandwidth) and serve the cost model only;
+the row for sm_90 carries the H200's measured copy bandwidth (design note 2.1: 4.3 TB/s).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fftgen.errors import InputError
+
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Target:
+    """An architecture as the planner sees it.
+
+    ``shared_block`` is the most dynamic shared memory one block may ask for (bytes, opt-in),
+    ``shared_sm`` what a multiprocessor has, of which every resident block takes ``shared_reserved``
+    more. ``virtual`` is set on the row that is shipped as PTX instead of machine code.
+    """
+
+    name: str
+    major: int
+    minor: int
+    shared_block: int
+    shared_sm: int
+    shared_reserved: int
+    warps_sm: int
+    blocks_sm: int
+    registers_sm: int
+    chip: str
+    multiprocessors: int
+    l2_bytes: int
+    bandwidth: float  # bytes per second
+    l2_bandwidth: float  # bytes per second
+    tensor_rate: float  # floating-point operations per second
+    clock: float  # hertz
+    virtual: bool = False
+
+    @property
+    def capability(self) -> int:
+        return 10 * self.major + self.minor
+
+
+def _row(
+    name: str,
+    shared: tuple[int, int, int],
+    resident: tuple[int, int],
+    chip: str,
+    sms: int,
+    l2_mib: int,
+    rates: tuple[float, float, float, float],
+    virtual: bool = False,
+) -> Target:
+    digits = name.split("_")[1]
+    block, sm, reserved = (k * KIB for k in shared)
+    return Target(
+        name=name,
+        major=int(digits[:-1]),
+        minor=int(digits[-1]),
+        shared_block=block,
+        shared_sm=sm,
+        shared_reserved=reserved,
+        warps_sm=resident[0],
+        blocks_sm=resident[1],
+        registers_sm=65536,
+        chip=chip,
+        multiprocessors=sms,
+        l2_bytes=l2_mib * KIB * KIB,
+        bandwidth=rates[0] * 1e9,
+        l2_bandwidth=rates[1] * 1e9,
+        tensor_rate=rates[2] * 1e12,
+        clock=rates[3] * 1e9,
+        virtual=virtual,
+    )
+
+
+# name, (shared KiB per block, per multiprocessor, reserved), (warps, blocks resident), chip,
+# multiprocessors, L2 MiB, (device GB/s, L2 GB/s, matrix TFLOP/s, clock GHz)
+TARGETS = {
+    t.name: t
+    for t in (
+        _row("sm_75", (64, 64, 0), (32, 16), "T4", 40, 4, (320, 1270, 65, 1.59)),
+        _row("sm_80", (163, 164, 1), (64, 32), "A100-SXM 80GB", 108, 40, (2039, 5000, 312, 1.41)),
+        _row("sm_86", (99, 100, 1), (48, 16), "A40", 84, 6, (696, 2500, 150, 1.74)),
+        _row("sm_89", (99, 100, 1), (48, 24), "L40S", 142, 96, (864, 4500, 362, 2.52)),
+        _row("sm_90", (227, 228, 1), (64, 32), "H200-SXM", 132, 60, (4300, 7500, 790, 1.98)),
+        _row("sm_100", (227, 228, 1), (64, 32), "B200", 148, 126, (7700, 12000, 2250, 1.96)),
+        _row("sm_120", (99, 100, 1), (48, 24), "RTX PRO 6000", 188, 128, (1792, 7000, 500, 2.60)),
+        # The last resort for chips newer than this table: the smallest limits from sm_80 upward.
+        _row("compute_80", (99, 100, 1), (48, 16), "any from sm_80", 108, 40, (2039, 5000, 312, 1.41), True),
+    )
+}
+REAL_TARGETS = tuple(t for t in TARGETS.values() if not t.virtual)
+
+
+def target(name: str | Target) -> Target:
+    """The row for ``"sm_90"``, ``"90"`` or ``"9.0"``. Raises InputError for an unknown architecture."""
+    if isinstance(name, Target):
+        return name
+    key = str(name).replace(".", "")
+    key = f"sm_{key}" if key.isdigit() else key
+    if key not in TARGETS:
+        raise InputError(f"target {name!r} is not supported: choose from {', '.join(TARGETS)}")
+    return TARGETS[key]
+
+
+def target_for(capability: tuple[int, int]) -> Target:
+    """The row whose plans suit a device of this compute capability.
+
+    The exact row, else the nearest lower minor of the same major, else the virtual row (PTX).
+    Raises InputError below sm_75, where no matrix instruction of the kernels exists.
+    """
+    major, minor = capability
+    same = [t for t in REAL_TARGETS if t.major == major and t.minor <= minor]
+    if same:
+        return max(same, key=lambda t: t.minor)
+    if (major, minor) < (7, 5):
+        raise InputError(
+            f"compute capability {major}.{minor} is too old: fftgen needs tensor cores of sm_75 or later; "
+            "call with CPU tensors for the torch.fft path"
+        )
+    return TARGETS["compute_80"]
