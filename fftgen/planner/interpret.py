@@ -1,0 +1,267 @@
+"""Run a plan in NumPy, stage by stage as the kernels do: ring 2 of the evidence (design 3).
+
+Two modes. *Exact* computes in float64 from the exact tables: what the plan means. *Rounded* reads the
+plan's own table block, as a kernel does, and rounds where a kernel rounds: gated input, matrices,
+every stage's result and the spectrum to the storage type; products, twiddles and scales in fp32.
+
+    z = pack(in_gate * u)                              right-angle: real rows; batch-pair: two rows
+    for s = 1..p:   z = T_s * (F_s z)                  F_s along digit s, scaled by 2**-scale
+    z = z * (K + D * 2**e)                             Monarch order, K scaled by 2**e
+    for s = p..1:   z = F_s^H (conj(T_s) * z)
+    y = out_gate * (residual * 2**-e) * unpack(z)
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fftgen.dtypes import decode, dtype, encode
+from fftgen.errors import InputError
+from fftgen.planner import tables
+from fftgen.planner.order import monarch_permutation
+from fftgen.planner.plan import Plan, Stage, Table
+
+Real = npt.NDArray[np.floating[Any]]
+Complex = npt.NDArray[np.complexfloating[Any, Any]]
+
+
+class Exact:
+    """float64 throughout: nothing is rounded to the storage type."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def store(self, values: Complex) -> Complex:
+        """What is left of values after a trip through storage: here all of it."""
+        return values
+
+    def store_real(self, values: Real) -> Real:
+        return values
+
+    def wide(self, values: npt.ArrayLike) -> Real:
+        """Real numbers in the precision of the accumulators."""
+        return np.asarray(values, np.float64)
+
+    def matrix(self, number: int) -> Complex:
+        """The scaled and weighted DFT matrix of a stage, (radix, radix)."""
+        return tables.dft_matrix(self.plan, number)
+
+    def adjoint(self, number: int) -> Complex:
+        """Its conjugate transpose, for the inverse."""
+        return np.asarray(self.matrix(number).conj().T)
+
+    def twiddle(self, number: int) -> Complex:
+        """T(k, r) of a stage, (radix, rest), as the product of the two levels where there are two."""
+        stage = self.plan.stages[number - 1]
+        low = tables.twiddles(self.plan, number, np.arange(stage.split))
+        high = tables.twiddles(self.plan, number, np.arange(0, stage.rest, stage.split))
+        return _two_levels(high, low)
+
+
+class Rounded:
+    """The kernels' arithmetic: operands in the storage type, accumulators, twiddles and scales in fp32."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.dtype = dtype(plan.problem.dtype)
+        self.block = _table_block(plan)
+
+    def store(self, values: Complex) -> Complex:
+        parts = np.ascontiguousarray(values, np.complex64).view(np.float32)
+        return decode(encode(parts, self.dtype), self.dtype).view(np.complex64)
+
+    def store_real(self, values: Real) -> Real:
+        return decode(encode(values, self.dtype), self.dtype)
+
+    def wide(self, values: npt.ArrayLike) -> Real:
+        with np.errstate(over="ignore"):
+            return np.asarray(values).astype(np.float32)
+
+    def matrix(self, number: int) -> Complex:
+        real, imaginary, _ = self._planes(number)
+        return np.asarray(real + np.complex64(1j) * imaginary)
+
+    def adjoint(self, number: int) -> Complex:
+        real, _, minus = self._planes(number)
+        return np.asarray((real + np.complex64(1j) * minus).T)
+
+    def twiddle(self, number: int) -> Complex:
+        stage = self.plan.stages[number - 1]
+        low = self._read(self.plan.table("low", number), np.complex64)
+        if stage.split == stage.rest:
+            return low
+        return _two_levels(self._read(self.plan.table("high", number), np.complex64), low)
+
+    def _planes(self, number: int) -> npt.NDArray[np.float32]:
+        planes = self._read(self.plan.table("dft", number), np.uint16)
+        return decode(planes, self.dtype)[:, :, : self.plan.stages[number - 1].radix]
+
+    def _read(self, table: Table, element: type[np.generic]) -> npt.NDArray[Any]:
+        raw = self.block[table.offset : table.offset + table.nbytes]
+        return np.frombuffer(raw, element).reshape(table.shape)
+
+
+Arithmetic = Exact | Rounded
+
+
+def convolve(
+    plan: Plan,
+    u: npt.ArrayLike,
+    k: npt.ArrayLike,
+    *,
+    in_gate: npt.ArrayLike | None = None,
+    out_gate: npt.ArrayLike | None = None,
+    skip: npt.ArrayLike | None = None,
+    rounded: bool = True,
+) -> npt.NDArray[np.float64]:
+    """``y = out_gate * (conv(in_gate * u, k) + skip * (in_gate * u))`` as the plan computes it.
+
+    ``u`` and the gates ``(B, H, L)``, ``k (H, Lk)``, ``skip (H,)``; result ``(B, H, L)``, all float64.
+    L and Lk may differ and may be shorter than the plan's length; both are padded with zeros.
+    ``rounded`` chooses the kernels' arithmetic (see the head of this module); signals are then rounded
+    to the storage type on the way in. The filter is taken as it is. Raises InputError when shapes do
+    not fit each other or the plan.
+    """
+    signal, taps = np.asarray(u, np.float64), np.asarray(k, np.float64)
+    gate_in, gate_out, direct = _checked(plan, signal, taps, in_gate, out_gate, skip)
+    machine: Arithmetic = Rounded(plan) if rounded else Exact(plan)
+    x = machine.store_real(signal)
+    if gate_in is not None:
+        x = machine.store_real(machine.wide(x) * machine.wide(machine.store_real(gate_in)))
+    filters, exponent = spectrum(plan, taps, rounded=rounded)
+    if direct is not None:
+        filters = filters + machine.wide(np.ldexp(direct, exponent))[:, None]
+    z = _forward(machine, _pack(plan, machine.wide(x)))
+    z = _inverse(machine, machine.store(z * filters))
+    y = _unpack(plan, machine, z, *signal.shape[::2])
+    y = y * machine.wide(np.ldexp(plan.residual, -exponent))[:, None]
+    if gate_out is not None:
+        y = y * machine.wide(machine.store_real(gate_out))
+    return machine.store_real(y).astype(np.float64)
+
+
+def spectrum(plan: Plan, k: npt.ArrayLike, *, rounded: bool = True) -> tuple[Complex, npt.NDArray[np.int64]]:
+    """The spectrum of filters ``k (H, Lk)`` as the kernels take it: ``(H, N)`` complex and ``e (H,)``.
+
+    FFT of the (weighted) filter padded to N, in Monarch order, times ``2**e``: the power of two that
+    brings a channel's largest modulus into [1/2, 1). A channel of zeros, or with a value that is not
+    finite, has e = 0. With ``rounded`` the numbers are those that the storage type holds.
+    """
+    taps = np.asarray(k, np.float64)
+    n = plan.transform
+    weighted: Complex = taps.astype(np.complex128)
+    if plan.real_input:
+        weighted = weighted * np.exp(0.5j * np.pi / n * np.arange(taps.shape[-1]))
+    natural = np.fft.fft(weighted, n, axis=-1)
+    largest = np.abs(natural).max(axis=-1)
+    _, power = np.frexp(np.where(np.isfinite(largest), largest, 0.0))
+    exponent = -power.astype(np.int64)
+    scaled = np.empty_like(natural)
+    for part, source in ((scaled.real, natural.real), (scaled.imag, natural.imag)):
+        part[...] = np.ldexp(source, exponent[:, None])
+    ordered: Complex = scaled[:, monarch_permutation(plan.factors)]
+    return (Rounded(plan).store(ordered) if rounded else ordered), exponent
+
+
+def _checked(
+    plan: Plan,
+    u: Real,
+    k: Real,
+    in_gate: npt.ArrayLike | None,
+    out_gate: npt.ArrayLike | None,
+    skip: npt.ArrayLike | None,
+) -> tuple[Real | None, Real | None, Real | None]:
+    """The optional inputs as arrays, every shape checked."""
+    length = plan.problem.length
+    if u.ndim != 3 or 0 in u.shape or u.shape[-1] > length:
+        raise InputError(f"u has shape {u.shape}: the plan takes (B, H, L) with 1 <= L <= {length}")
+    if k.ndim != 2 or k.shape[0] != u.shape[1] or not 1 <= k.shape[1] <= length:
+        raise InputError(f"k has shape {k.shape}: the plan takes ({u.shape[1]}, Lk) with 1 <= Lk <= {length}")
+
+    def optional(name: str, value: npt.ArrayLike | None, shape: tuple[int, ...]) -> Real | None:
+        if value is None:
+            return None
+        array = np.asarray(value, np.float64)
+        if array.shape != shape:
+            raise InputError(f"{name} has shape {array.shape}: it must be {shape} to go with u {u.shape}")
+        return array
+
+    gates = optional("in_gate", in_gate, u.shape), optional("out_gate", out_gate, u.shape)
+    return (*gates, optional("skip", skip, u.shape[1:2]))
+
+
+def _pack(plan: Plan, x: Real) -> Real | Complex:
+    """Rows (B, H, L) as transform inputs (items, H, N): real ones, or pairs of rows as complex ones."""
+    batch, heads, length = x.shape
+    items = -(-batch // plan.rows_per_item)
+    padded = np.zeros((items * plan.rows_per_item, heads, plan.transform), x.dtype)
+    padded[:batch, :, :length] = x
+    if plan.real_input:
+        return padded
+    imaginary = np.complex64(1j) if x.dtype == np.float32 else 1j
+    pairs: Complex = padded[0::2] + imaginary * padded[1::2]
+    return pairs
+
+
+def _forward(machine: Arithmetic, z: Real | Complex) -> Complex:
+    """All forward stages; the last result stays in the accumulators."""
+    shape = z.shape
+    stages = machine.plan.stages
+    for number, stage in enumerate(stages, 1):
+        product = _along_digit(machine.matrix(number), z, stage)
+        if number < len(stages):
+            product = machine.store(product * machine.twiddle(number))
+        z = product
+    return product.reshape(shape)
+
+
+def _inverse(machine: Arithmetic, z: Complex) -> Complex:
+    """All inverse stages, last digit first; the last result stays in the accumulators."""
+    shape = z.shape
+    stages = machine.plan.stages
+    for number in range(len(stages), 0, -1):
+        z = _along_digit(machine.adjoint(number), z, stages[number - 1])
+        if number > 1:  # the twiddle that the forward transform put after the stage before
+            before = stages[number - 2]
+            z = z.reshape(-1, before.radix, before.rest)
+            z = machine.store(z * np.conj(machine.twiddle(number - 1)))
+    return z.reshape(shape)
+
+
+def _along_digit(matrix: Complex, z: Real | Complex, stage: Stage) -> Complex:
+    """Multiply along the digit of a stage: (anything, radix, rest), rest the fastest."""
+    if stage.rest == 1:
+        rows = z.reshape(-1, stage.radix) @ matrix.T
+        return np.asarray(rows.reshape(-1, stage.radix, 1))
+    return np.asarray(matrix @ z.reshape(-1, stage.radix, stage.rest))
+
+
+def _unpack(plan: Plan, machine: Arithmetic, z: Complex, batch: int, length: int) -> Real:
+    """Rows (B, H, L) out of transform outputs (items, H, N), a circular length wrapped (design 1.6)."""
+    if not plan.real_input:
+        pairs = np.stack([z.real, z.imag], axis=1)  # (items, 2, H, N)
+        return pairs.reshape(-1, *z.shape[1:])[:batch, :, :length]
+    if not plan.fold:
+        return z.real[..., :length]
+    # Both halves of the linear convolution go through storage before they meet.
+    stored = machine.store(z)
+    linear = np.concatenate([stored.real, stored.imag], axis=-1)
+    wrapped = linear[..., : plan.fold].copy()
+    tail = linear[..., plan.fold : 2 * plan.fold]
+    wrapped[..., : tail.shape[-1]] += tail
+    return np.asarray(wrapped[..., :length])
+
+
+def _two_levels(high: Complex, low: Complex) -> Complex:
+    """T(k, r) = high(k, r // split) * low(k, r % split): (radix, rest)."""
+    table = high[:, :, None] * low[:, None, :]
+    return np.asarray(table.reshape(high.shape[0], -1))
+
+
+@lru_cache(maxsize=8)
+def _table_block(plan: Plan) -> bytes:
+    return tables.build(plan)
