@@ -1,0 +1,162 @@
+"""The checks themselves: a result that is wrong in any way must fail them."""
+
+from __future__ import annotations
+
+import cases
+import numpy as np
+import pytest
+import reference
+import tolerance
+
+MODERATE = (5, 3, 1000)
+
+
+@pytest.fixture
+def exact(rng: np.random.Generator) -> reference.Float64:
+    inputs = cases.draw(rng, MODERATE, 1000, "bf16")
+    return reference.convolve(inputs.u, inputs.k, mode="causal", length=1000)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_correct_rounding_passes_with_its_own_error(exact: reference.Float64, dtype: str, order: int) -> None:
+    errors = tolerance.check(reference.stored(exact, dtype), exact, dtype, order)
+    typical = {"bf16": 1.7e-3, "fp16": 2.1e-4}[dtype]  # design 1.7: rounding of the exact answer alone
+    assert typical / 2 < errors.overall < typical * 2
+    assert errors.row >= errors.overall / 2
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_zeros_fail(exact: reference.Float64, dtype: str) -> None:
+    with pytest.raises(AssertionError, match="relative error"):
+        tolerance.check(np.zeros_like(exact), exact, dtype, 4)
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 63, 64, 1000])
+def test_zeros_fail_at_every_length_and_size_of_signal(rng: np.random.Generator, length: int) -> None:
+    for size in (1e-20, 1.0, 1e20):
+        exact = size * rng.standard_normal((2, 2, length))
+        tolerance.check(exact, exact, "bf16", 4)
+        with pytest.raises(AssertionError, match="relative error"):
+            tolerance.check(np.zeros_like(exact), exact, "bf16", 4)
+
+
+def test_one_row_of_zeros_fails(exact: reference.Float64) -> None:
+    out = exact.copy()
+    out[4, 2] = 0
+    with pytest.raises(AssertionError, match=r"row \(4, 2\)"):
+        tolerance.check(out, exact, "bf16", 4)
+
+
+def test_a_small_wrong_row_cannot_hide_among_large_ones(exact: reference.Float64) -> None:
+    exact = exact.copy()
+    exact[:, 1] *= 1e-6
+    out = exact.copy()
+    out[0, 1] = 0
+    assert np.linalg.norm(out - exact) / np.linalg.norm(exact) < 1e-5
+    with pytest.raises(AssertionError, match=r"row \(0, 1\)"):
+        tolerance.check(out, exact, "bf16", 4)
+
+
+def test_swapped_rows_fail(exact: reference.Float64) -> None:
+    with pytest.raises(AssertionError, match="relative error"):
+        tolerance.check(exact[::-1], exact, "bf16", 4)
+
+
+@pytest.mark.parametrize("shift", [-1, 1, 500])
+def test_shifted_output_fails(exact: reference.Float64, shift: int) -> None:
+    with pytest.raises(AssertionError, match="relative error"):
+        tolerance.check(np.roll(exact, shift, axis=-1), exact, "bf16", 4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_value_that_was_not_written_fails(exact: reference.Float64, value: float) -> None:
+    out = exact.copy()
+    out[1, 2, 3] = value
+    with pytest.raises(AssertionError, match=r"1 values are not finite, the first at \(1, 2, 3\)"):
+        tolerance.check(out, exact, "bf16", 4)
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_twice_the_bound_fails(
+    rng: np.random.Generator, exact: reference.Float64, dtype: str, order: int
+) -> None:
+    noise = rng.standard_normal(exact.shape)
+    noise *= np.linalg.norm(exact) / np.linalg.norm(noise)
+    tolerance.check(exact + 0.7 * tolerance.bound(dtype, order) * noise, exact, dtype, order)
+    with pytest.raises(AssertionError, match="relative error"):
+        tolerance.check(exact + 2 * tolerance.bound(dtype, order) * noise, exact, dtype, order)
+
+
+def test_a_fault_in_every_row_that_no_row_shows_fails_overall(exact: reference.Float64) -> None:
+    limit = tolerance.bound("bf16", 2, exact.size)
+    assert limit * 1.01 < tolerance.row_bound("bf16", 2, exact.shape[-1])
+    with pytest.raises(AssertionError, match="overall"):
+        tolerance.check(exact * (1 + 1.01 * limit), exact, "bf16", 2)
+
+
+def test_a_dtype_is_not_judged_by_the_bound_of_the_coarser_one(exact: reference.Float64) -> None:
+    with pytest.raises(AssertionError, match="relative error"):
+        tolerance.check(reference.stored(exact, "bf16"), exact, "fp16", 4)
+
+
+def test_other_shapes_fail(exact: reference.Float64) -> None:
+    with pytest.raises(AssertionError, match="shape"):
+        tolerance.check(exact[..., :-1], exact, "bf16", 4)
+    with pytest.raises(AssertionError, match="proves nothing"):
+        tolerance.check(exact[:0], exact[:0], "bf16", 4)
+
+
+def test_a_reference_without_content_is_refused(exact: reference.Float64) -> None:
+    with pytest.raises(AssertionError, match="proves nothing"):
+        tolerance.check(np.zeros_like(exact), np.zeros_like(exact), "bf16", 4)
+    broken = exact.copy()
+    broken[0, 0, 0] = np.nan
+    with pytest.raises(AssertionError, match="reference itself"):
+        tolerance.check(exact, broken, "bf16", 4)
+
+
+def test_a_channel_of_zeros_must_stay_zero(exact: reference.Float64) -> None:
+    exact = exact.copy()
+    exact[:, 1] = 0
+    tolerance.check(exact, exact, "bf16", 4)
+    out = exact.copy()
+    out[2, 1, 7] = 1e-30
+    with pytest.raises(AssertionError, match=r"row \(2, 1\)"):
+        tolerance.check(out, exact, "bf16", 4)
+
+
+def test_bounds_are_the_designs() -> None:
+    assert tolerance.bound("bf16", 3) == pytest.approx(1.5 * 4.1e-3)
+    assert tolerance.bound("fp16", 2) == pytest.approx(1.5 * 4.6e-4)
+    assert tolerance.bound("bf16", 2, 1_000_000) == pytest.approx(tolerance.bound("bf16", 2), rel=0.005)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 16])
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_the_reference_is_the_definition(rng: np.random.Generator, mode: str, length: int) -> None:
+    """Sums over indices, written out, against the FFT of the reference; L and Lk within the length."""
+    for rows, taps in {(length, length), (max(1, length - 1), length), (length, max(1, length // 2))}:
+        inputs = cases.draw(rng, (2, 2, rows), taps, "bf16", in_gate=True, out_gate=True, skip=True)
+        assert inputs.in_gate is not None
+        assert inputs.out_gate is not None
+        assert inputs.skip is not None
+        expected = np.zeros((2, 2, rows))
+        x = inputs.u * inputs.in_gate
+        for t in range(rows):
+            for s in range(rows):
+                lag = t - s if mode == "causal" else (t - s) % length
+                if 0 <= lag < taps:
+                    expected[..., t] += inputs.k[:, lag] * x[..., s]
+        expected = inputs.out_gate * (expected + inputs.skip[:, None] * x)
+        got = reference.convolve(inputs.u, inputs.k, mode=mode, length=length, **inputs.options)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+def test_stored_is_idempotent_and_rounds_to_nearest(rng: np.random.Generator) -> None:
+    values = rng.standard_normal(1000)
+    for dtype, roundoff in (("bf16", 2.0**-8), ("fp16", 2.0**-11)):
+        once = reference.stored(values, dtype)
+        assert (reference.stored(once, dtype) == once).all()
+        assert (np.abs(once - values) <= roundoff * np.abs(values)).all()
