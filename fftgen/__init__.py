@@ -1,3 +1,33 @@
-"""fftgen: a compiler for long convolutions on tensor cores."""
+"""fftgen: a compiler for long convolutions on tensor cores.
+
+``get_conv`` compiles at run time, ``load`` reads an artifact, ``fftconv`` is the functional form;
+``plan`` and ``build`` show and keep what the compiler makes. Importing this touches no GPU and no
+compiler; PyTorch is imported with the first name that needs it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Conv": "fftgen.conv",
+    "Spectrum": "fftgen.execute",
+    "get_conv": "fftgen.conv",
+    "fftconv": "fftgen.conv",
+}
+__all__ = ["Conv", "Spectrum", "__version__", "fftconv", "get_conv"]
+
+if TYPE_CHECKING:
+    from fftgen.conv import Conv, fftconv, get_conv
+    from fftgen.execute import Spectrum
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fftgen' has no attribute {name!r}")
+    from importlib import import_module
+
+    import_module("fftgen.op")  # registers torch.ops.fftgen
+    return getattr(import_module(_HOMES[name]), name)

@@ -52,6 +52,11 @@ def tensor_ops(plan: Plan) -> int:
     return total
 
 
+def device_bytes(plan: Plan) -> int:
+    """Bytes of signals that one transform must read and write at full length, ungated: exact."""
+    return 4 * plan.rows_per_item * min(plan.problem.length, plan.transform)
+
+
 def workspace_bytes(plan: Plan) -> int:
     """Bytes that device stages write and read in the workspace: exact at full length."""
     n = plan.transform
@@ -77,9 +82,8 @@ def occupancy(plan: Plan, target: Target) -> float:
 def cost(plan: Plan, target: Target) -> Cost:
     """Counts and seconds of one transform when the chip is full."""
     n = plan.transform
-    rows = plan.rows_per_item
     ops = tensor_ops(plan)
-    device = 4 * rows * min(plan.problem.length, n)
+    device = device_bytes(plan)
     workspace = workspace_bytes(plan)
     passes = 2 * plan.order
     shared = passes * n * (STAGING_TRAFFIC + OPERAND_TRAFFIC)

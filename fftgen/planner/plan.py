@@ -61,6 +61,7 @@ class Kernel:
     role "convolve": the whole convolution; "columns"/"columns_inverse": a device stage (``stage``) over
     columns; "rows": everything inside a row of the workspace; "fold": the wrap of a circular length.
     ``items``: transforms that a block works on at a time ("warp" placed tiles: one per warp).
+    ``resident`` is the number of blocks per multiprocessor that registers must leave room for.
     ``pitch`` is the distance of tile rows in shared memory, ``row`` the distance of block rows (elements).
     Offsets are in bytes from the start of dynamic shared memory; ``matrices_at`` < 0: the DFT matrices
     stay in device memory.
@@ -70,6 +71,7 @@ class Kernel:
     stage: int
     warps: int
     items: int
+    resident: int
     pitch: int
     row: int
     plane: int  # elements of one plane (real or imaginary) of a transform's shared working set

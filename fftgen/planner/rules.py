@@ -20,6 +20,7 @@ MATRICES_SHARED_BYTES = 48 * 1024
 MAX_TILE = 4096  # elements of a tile that one warp owns
 MAX_WARP_RADIX = 96  # a warp holds the operands of one row or column strip in registers
 WARPS = (8, 4, 2, 1)
+REGISTERS = 128  # what a thread may use before residency is given up for it
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,15 @@ def shape_is_legal(shape: Shape) -> str | None:
     return None
 
 
+def resident_blocks(shared_bytes: int, warps: int, target: Target) -> int:
+    """Blocks per multiprocessor that shared memory allows without squeezing registers for it."""
+    by_shared = (
+        target.shared_sm // (shared_bytes + target.shared_reserved) if shared_bytes else target.blocks_sm
+    )
+    by_registers = target.registers_sm // (32 * warps * REGISTERS)
+    return max(1, min(by_shared, by_registers, target.blocks_sm))
+
+
 def _matrices(radices: tuple[tuple[int, int, bool], ...]) -> int:
     return sum(matrix_bytes(radix) for radix, _, _ in sorted(set(radices)))
 
@@ -89,6 +99,7 @@ def inner_kernel(
                     0,
                     warps,
                     transforms,
+                    resident_blocks(total, warps, target),
                     pitch,
                     row,
                     plane,
@@ -112,4 +123,5 @@ def columns_kernel(role: str, number: int, stage: Stage, warps: int, target: Tar
             f"{total} bytes of shared memory for columns of radix {stage.radix} exceed the "
             f"{target.shared_block} that a block has on {target.name}"
         )
-    return Kernel(role, number, warps, warps, COLUMN_PITCH, 0, plane, staging, -1, total)
+    resident = resident_blocks(total, warps, target)
+    return Kernel(role, number, warps, warps, resident, COLUMN_PITCH, 0, plane, staging, -1, total)

@@ -95,7 +95,7 @@ def _kernels(
         kernels.append(found)
     kernels.insert(shape.device, body)
     if fold:
-        kernels.append(Kernel("fold", 0, 8, 1, 0, 0, 0, 0, -1, 0))
+        kernels.append(Kernel("fold", 0, 8, 1, 1, 0, 0, 0, 0, -1, 0))
     return tuple(kernels)
 
 
@@ -175,3 +175,8 @@ def with_shape(problem: Problem, target: str | Target, factors: tuple[int, ...],
     if found.plan is None:
         raise NoPlanError(f"factors {factors} do not fit {chip.name}: {found.reason}")
     return found.plan
+
+
+def nearest_transform(problem: Problem) -> int:
+    """The shortest transform length that holds a problem: what neighbouring lengths can share."""
+    return lengths(problem)[0][0]

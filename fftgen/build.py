@@ -1,0 +1,77 @@
+"""The whole way on one screen: problem -> plan -> source -> machine code."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fftgen import nvrtc
+from fftgen.cache import Cache, Entry, Key
+from fftgen.planner import search, tables
+from fftgen.planner.plan import Plan
+from fftgen.problem import Problem
+from fftgen.render import command, render
+from fftgen.source import Source
+from fftgen.targets import Target
+from fftgen.targets import target as find_target
+
+
+@dataclass(frozen=True)
+class Built:
+    """A plan with everything a launch needs.
+
+    ``cubin`` is empty for the virtual target, whose ``ptx`` the driver compiles. ``seconds`` is what the
+    build took, and ``cached`` whether the cache had it.
+    """
+
+    plan: Plan
+    source: Source
+    cubin: bytes
+    ptx: str
+    tables: bytes
+    resources: Mapping[str, nvrtc.Resources]
+    seconds: float = 0.0
+    cached: bool = False
+
+    @property
+    def image(self) -> bytes:
+        """What the driver loads: machine code, or PTX with the NUL byte that ends it."""
+        return self.cubin or self.ptx.encode() + b"\0"
+
+    @property
+    def entries(self) -> dict[str, int]:
+        """Kernel names and their dynamic shared memory in bytes."""
+        return {self.plan.entry(k): k.shared_bytes for k in self.plan.kernels}
+
+
+def build(problem: Problem, target: str | Target, cache: Cache | None = None) -> Built:
+    """Plan, render and compile a problem for a target, through the cache.
+
+    Raises InputError, NoPlanError, CompileError, ToolchainError (NVRTC missing) or CacheMissError
+    (FFTGEN_NO_JIT).
+    """
+    return build_plan(search.plan(problem, find_target(target)), cache)
+
+
+def build_plan(plan: Plan, cache: Cache | None = None) -> Built:
+    """Render and compile a given plan, through the cache (``Cache(None)`` keeps nothing)."""
+    started = time.perf_counter()
+    source = render(plan)
+    compiled = False
+
+    def make() -> Entry:
+        nonlocal compiled
+        compiled = True
+        if find_target(plan.target).virtual:
+            ptx = nvrtc.compile_ptx(source, plan.target, line_info=False)
+            return Entry(source, plan.target, b"", ptx, {})
+        return Entry.of(source, nvrtc.compile_cubin(source, plan.target))
+
+    key = Key.of(source, plan.target)
+    entry = (cache or Cache.default()).get_or_build(
+        key, make, command=command(plan).replace("render", "build --seqlen")
+    )
+    block = tables.build(plan)
+    seconds = time.perf_counter() - started
+    return Built(plan, source, entry.cubin, entry.ptx, block, entry.resources, seconds, not compiled)

@@ -1,0 +1,85 @@
+"""The argument block of a launch: the same bytes for a GPU and for the simulator.
+
+The fields mirror ``Args`` in templates/device/signal.cuh; a test compiles that header and compares.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from fftgen.planner.launch import Launch, items_per_channel
+from fftgen.planner.plan import Plan
+
+# Four signals (address, batch stride, channel stride), five addresses, eight 32-bit numbers.
+_ARGS = struct.Struct("<" + 4 * "Qqq" + "5Q" + "8i")
+ARGS_BYTES = _ARGS.size
+
+
+class Signal(NamedTuple):
+    """A (batch, channel, time) tensor as a kernel sees it: address (0: absent) and strides in elements."""
+
+    address: int = 0
+    batch: int = 0
+    channel: int = 0
+
+
+ABSENT = Signal()
+
+
+@dataclass(frozen=True)
+class Call:
+    """All that one call of a convolution hands to its kernels. Addresses are device addresses."""
+
+    batch: int
+    channels: int
+    length: int
+    u: Signal
+    y: Signal
+    spectrum: int
+    scale: int
+    tables: int
+    in_gate: Signal = ABSENT
+    out_gate: Signal = ABSENT
+    skip: int = 0
+    workspace: int = 0
+    vector: bool = False
+
+
+class Launcher(Protocol):
+    """Whatever can run a kernel of a loaded module: the CUDA driver, or the simulator."""
+
+    def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
+        """Run ``entry`` on a one-dimensional grid; ``params`` is its single argument, ``Args`` by value."""
+
+
+def argument_block(plan: Plan, call: Call, launch: Launch) -> bytes:
+    """``Args`` of one launch, packed."""
+    return _ARGS.pack(
+        *call.u,
+        *call.in_gate,
+        *call.out_gate,
+        *call.y,
+        call.spectrum,
+        call.scale,
+        call.skip,
+        call.tables,
+        call.workspace,
+        launch.first,
+        launch.items,
+        items_per_channel(plan, call.batch),
+        call.batch,
+        call.length,
+        launch.run,
+        call.vector,
+        0,
+    )
+
+
+def run(plan: Plan, call: Call, launches: Iterable[Launch], launcher: Launcher) -> None:
+    """Carry out a call: its launches (planner/launch.py), in order, on the launcher."""
+    for launch in launches:
+        params = argument_block(plan, call, launch)
+        launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params)

@@ -1,0 +1,82 @@
+"""Plan + shape of a call -> the launches that carry it out: grids, chunks and runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fftgen.planner.plan import TILE, Kernel, Plan
+from fftgen.targets import target
+
+MAX_RUN = 8  # pieces that one worker takes in a row: enough to make loading the DFT matrices cheap
+WAVES = 2  # a grid below this many full waves leaves multiprocessors idle at its end
+FOLD_STEPS = 8  # outputs of a thread of the fold kernel
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch: ``grid`` blocks of ``block`` threads over transforms ``first .. first + items``."""
+
+    kernel: Kernel
+    entry: str
+    grid: int
+    block: int
+    shared_bytes: int
+    first: int
+    items: int
+    run: int
+
+
+def items_per_channel(plan: Plan, batch: int) -> int:
+    """Transforms of one channel: a batch row each, or a pair of rows (an odd last one alone)."""
+    return -(-batch // plan.rows_per_item)
+
+
+def chunk_items(plan: Plan, items: int) -> int:
+    """Transforms that go through the workspace together."""
+    if not plan.chunk_bytes:
+        return items
+    return min(items, max(1, plan.chunk_bytes // (4 * plan.transform)))
+
+
+def workspace_elements(plan: Plan, batch: int, channels: int) -> int:
+    """16-bit elements of workspace that a call needs; bounded by ``plan.chunk_bytes`` whatever the batch."""
+    if not plan.chunk_bytes:
+        return 0
+    return 2 * plan.transform * chunk_items(plan, items_per_channel(plan, batch) * channels)
+
+
+def _pieces(plan: Plan, kernel: Kernel, items: int) -> int:
+    """Pieces of work: what one worker (block or warp) does at a time."""
+    if kernel.role == "convolve":
+        return items
+    if kernel.role == "rows":
+        return items * (plan.transform // plan.row_length)
+    return items * (plan.transform // (plan.stages[kernel.stage - 1].radix * TILE))
+
+
+def launches(plan: Plan, batch: int, channels: int, length: int) -> tuple[Launch, ...]:
+    """Every launch of one call on ``(batch, channels, length)``, in order.
+
+    Transforms count channel by channel, so that neighbours share a filter's spectrum. The device class
+    takes them in chunks that fit the workspace; each chunk runs through all kernels before the next.
+    """
+    total = items_per_channel(plan, batch) * channels
+    chunk = chunk_items(plan, total)
+    found = []
+    for first in range(0, total, chunk):
+        items = min(chunk, total - first)
+        found += [_launch(plan, kernel, first, items, length) for kernel in plan.kernels]
+    return tuple(found)
+
+
+def _launch(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -> Launch:
+    run = 1
+    if kernel.role == "fold":
+        grid = items * -(-length // (kernel.warps * 32 * FOLD_STEPS))
+    else:
+        pieces = _pieces(plan, kernel, items)
+        workers = kernel.items  # of a block
+        full = WAVES * target(plan.target).multiprocessors * kernel.resident * workers
+        run = max(1, min(MAX_RUN, pieces // full))
+        grid = -(-pieces // (workers * run))
+    return Launch(kernel, plan.entry(kernel), grid, 32 * kernel.warps, kernel.shared_bytes, first, items, run)

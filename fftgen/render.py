@@ -1,0 +1,106 @@
+"""Plan -> CUDA source text. The only room that knows Jinja2; it binds names and decides nothing."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import resources
+from typing import Any
+
+import jinja2
+
+from fftgen import __version__
+from fftgen.dtypes import dtype
+from fftgen.planner.cost import device_bytes, tensor_ops
+from fftgen.planner.plan import Kernel, Plan
+from fftgen.planner.tables import matrix_bytes
+from fftgen.source import Source
+
+HEADERS = ("types", "signal", "tables")
+KERNEL_TEMPLATES = {
+    "convolve": "inner.j2",
+    "rows": "inner.j2",
+    "columns": "columns.j2",
+    "columns_inverse": "columns_inverse.j2",
+    "fold": "fold.j2",
+}
+
+
+def command(plan: Plan) -> str:
+    """The command line that renders this plan."""
+    p = plan.problem
+    return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}"
+
+
+def summary(plan: Plan) -> str:
+    """Operations, bytes and shared memory of one transform, for the header of the source."""
+    ops = tensor_ops(plan)
+    shared = max(k.shared_bytes for k in plan.kernels)
+    rows = "row" if plan.rows_per_item == 1 else "pair of rows"
+    return (
+        f"per {rows}: {ops} matrix instructions 16x16x16 ({2 * 16**3 * ops / 1e6:.2f} MFLOP), "
+        f"{device_bytes(plan)} bytes of device memory at least; {shared} bytes of shared memory a block"
+    )
+
+
+@lru_cache(maxsize=1)
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("fftgen", "templates"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+
+
+@lru_cache(maxsize=16)
+def header(name: str) -> str:
+    """The text of a device header ("types", "signal", "tables" or an engine)."""
+    path = resources.files("fftgen") / "templates" / "device" / f"{name}.cuh"
+    return path.read_text(encoding="utf-8")
+
+
+def _matrices(plan: Plan, kernel: Kernel) -> list[dict[str, Any]]:
+    """The DFT matrices of the inner stages, and where each lies in shared memory (elements)."""
+    placed: dict[str, int] = {}
+    found = []
+    at = 0
+    for stage in range(len(plan.device_stages) + 1, plan.order + 1):
+        name = plan.table("dft", stage).name
+        if name not in placed:
+            placed[name] = at
+            at += matrix_bytes(plan.stages[stage - 1].radix) // 2
+        found.append({"stage": stage, "name": name, "at": placed[name]})
+    return found
+
+
+def _unique(matrices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({m["name"]: m for m in reversed(matrices)}.values())[::-1]
+
+
+def render(plan: Plan) -> Source:
+    """The source of all kernels of a plan: the same bytes for the same plan."""
+    body = next(k for k in plan.kernels if k.role in ("convolve", "rows"))
+    matrices = _matrices(plan, body)
+    names = {number: plan.table("dft", number).name for number in range(1, plan.order + 1)}
+    block = next((i for i, s in enumerate(plan.stages, 1) if s.place == "block"), 0)
+    text = (
+        _environment()
+        .get_template("convolution.cu.j2")
+        .render(
+            plan=plan,
+            version=__version__,
+            command=command(plan),
+            summary=summary(plan),
+            ctype=dtype(plan.problem.dtype).ctype,
+            dft_tables=list({t.name: t for t in plan.tables if t.kind == "dft"}.values()),
+            kernel_templates=KERNEL_TEMPLATES,
+            matrices=_unique(matrices),
+            stage_matrices=matrices,
+            matrix_names=names,
+            block_stage=block,
+        )
+    )
+    headers = {f"fftgen/{name}.cuh": header(name) for name in (*HEADERS, plan.engine)}
+    return Source(f"{plan.name}.cu", text, headers, tuple(plan.entry(k) for k in plan.kernels))

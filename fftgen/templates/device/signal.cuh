@@ -1,0 +1,193 @@
+// Where a transform's numbers come from and go to: tensors of real rows, or the workspace.
+//
+// A *source* gives eight consecutive complex numbers (two vectors in the storage type); a *sink* takes
+// eight (fp32). n is the index inside the sequence; everything from `length` on is zero and not written.
+#pragma once
+
+#include "fftgen/types.cuh"
+
+namespace fftgen {
+
+// A (batch, channel, time) tensor, time contiguous; strides in elements. data == nullptr: not given.
+template <typename T>
+struct Signal {
+    T* data;
+    long long batch;
+    long long channel;
+
+    __device__ __forceinline__ T* row(int b, int h) const {
+        return data == nullptr ? nullptr : data + b * batch + h * channel;
+    }
+};
+
+// What one launch is told. The host packs the same fields in the same order (fftgen/launch.py).
+template <typename T>
+struct Args {
+    Signal<const T> u;
+    Signal<const T> in_gate;
+    Signal<const T> out_gate;
+    Signal<T> y;
+    const T* spectrum;             // (channels, 2, N): real and imaginary plane, Monarch order
+    const float2* scale;           // (channels): what the spectrum was multiplied by; what undoes it and 1/N
+    const float* skip;             // (channels) or nullptr
+    const unsigned char* tables;   // the plan's constants
+    T* workspace;                  // (items, 2, N) or nullptr
+    int first;                     // first transform of this launch; transforms count channel by channel
+    int items;                     // transforms of this launch
+    int per_channel;               // transforms of one channel
+    int batch;
+    int length;                    // time steps of u and y
+    int run;                       // consecutive pieces of work of one worker
+    int vector;                    // 1: every row starts on 16 bytes
+    int reserved;
+};
+
+// One real row, gated on the way in.
+template <typename T>
+struct RealSource {
+    const T* u;
+    const T* gate;
+    int length;
+    bool vector;
+
+    __device__ __forceinline__ Vector<T> row(const T* from, int n) const {
+        if (vector && n + VECTOR <= length) return load_vector(from + n);
+        Vector<T> x = zeros<T>();
+#pragma unroll
+        for (int i = 0; i < VECTOR; ++i)
+            if (n + i < length) x.v[i] = from[n + i];
+        return x;
+    }
+
+    __device__ __forceinline__ Vector<T> real(int n) const {
+        Vector<T> x = row(u, n);
+        if (gate != nullptr) {
+            const Vector<T> g = row(gate, n);
+            float product[VECTOR];
+#pragma unroll
+            for (int i = 0; i < VECTOR; ++i) product[i] = widen(x.v[i]) * widen(g.v[i]);
+            x = narrow<T>(product);
+        }
+        return x;
+    }
+
+    __device__ __forceinline__ void load(int n, Vector<T>& re, Vector<T>&) const { re = real(n); }
+};
+
+// Two batch rows as real and imaginary part; the partner of an odd last row is zero.
+template <typename T>
+struct PairSource {
+    RealSource<T> even, odd;
+
+    __device__ __forceinline__ void load(int n, Vector<T>& re, Vector<T>& im) const {
+        re = even.real(n);
+        im = odd.u == nullptr ? zeros<T>() : odd.real(n);
+    }
+};
+
+// Planes in the workspace.
+template <typename T>
+struct Planes {
+    T* re;
+    T* im;
+
+    __device__ __forceinline__ void load(int n, Vector<T>& x, Vector<T>& y) const {
+        x = load_vector(re + n);
+        y = load_vector(im + n);
+    }
+    __device__ __forceinline__ void store(int n, const float (&x)[VECTOR], const float (&y)[VECTOR]) const {
+        store_vector(re + n, narrow<T>(x));
+        store_vector(im + n, narrow<T>(y));
+    }
+};
+
+// One real row, scaled and gated on the way out.
+template <typename T>
+struct RealSink {
+    T* y;
+    const T* gate;
+    float scale;
+    int length;
+    bool vector;
+
+    __device__ __forceinline__ void real(int n, const float (&x)[VECTOR]) const {
+        float out[VECTOR];
+#pragma unroll
+        for (int i = 0; i < VECTOR; ++i) out[i] = x[i] * scale;
+        if (gate != nullptr) {
+            const Vector<T> g = RealSource<T>{gate, nullptr, length, vector}.row(gate, n);
+#pragma unroll
+            for (int i = 0; i < VECTOR; ++i) out[i] *= widen(g.v[i]);
+        }
+        const Vector<T> packed = narrow<T>(out);
+        if (vector && n + VECTOR <= length) {
+            store_vector(y + n, packed);
+        } else {
+#pragma unroll
+            for (int i = 0; i < VECTOR; ++i)
+                if (n + i < length) y[n + i] = packed.v[i];
+        }
+    }
+
+    __device__ __forceinline__ void store(int n, const float (&re)[VECTOR], const float (&)[VECTOR]) const {
+        real(n, re);
+    }
+};
+
+template <typename T>
+struct PairSink {
+    RealSink<T> even, odd;
+
+    __device__ __forceinline__ void store(int n, const float (&re)[VECTOR], const float (&im)[VECTOR]) const {
+        even.real(n, re);
+        if (odd.y != nullptr) odd.real(n, im);
+    }
+};
+
+template <typename T>
+__device__ __forceinline__ RealSource<T> real_source(const Args<T>& a, int b, int h) {
+    return {a.u.row(b, h), a.in_gate.row(b, h), a.length, a.vector != 0};
+}
+
+template <typename T>
+__device__ __forceinline__ PairSource<T> pair_source(const Args<T>& a, int b, int h) {
+    PairSource<T> pair{real_source(a, b, h), real_source(a, b, h)};
+    if (b + 1 < a.batch)
+        pair.odd = real_source(a, b + 1, h);
+    else
+        pair.odd.u = nullptr;
+    return pair;
+}
+
+template <typename T>
+__device__ __forceinline__ RealSink<T> real_sink(const Args<T>& a, int b, int h) {
+    return {a.y.row(b, h), a.out_gate.row(b, h), a.scale[h].y, a.length, a.vector != 0};
+}
+
+template <typename T>
+__device__ __forceinline__ PairSink<T> pair_sink(const Args<T>& a, int b, int h) {
+    PairSink<T> pair{real_sink(a, b, h), real_sink(a, b, h)};
+    if (b + 1 < a.batch)
+        pair.odd = real_sink(a, b + 1, h);
+    else
+        pair.odd.y = nullptr;
+    return pair;
+}
+
+// Circular length P from a linear convolution of at most 2P - 1 steps held as planes of length N:
+// step m stands in the real plane at m, from N on in the imaginary plane at m - N.
+template <int P, int N, typename T, typename Locate>
+__device__ __forceinline__ void wrap(
+    const Planes<T>& z, const RealSink<T>& sink, int thread, int threads, Locate locate) {
+    for (int n = thread; n < sink.length; n += threads) {
+        const int m = n + P;
+        const float tail = m < N ? widen(z.re[locate(m)]) : widen(z.im[locate(m - N)]);
+        float out = (widen(z.re[locate(n)]) + tail) * sink.scale;
+        if (sink.gate != nullptr) out *= widen(sink.gate[n]);
+        T pair[2];
+        narrow_pair(pair, out, 0.0f);
+        sink.y[n] = pair[0];
+    }
+}
+
+}  // namespace fftgen
