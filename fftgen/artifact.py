@@ -1,9 +1,9 @@
-"""The artifact: one file with everything that a set of kernels needs at run time, and nothing that is executed on load.
+"""The artifact: one file with all that a set of kernels needs at run time; loading it executes nothing.
 
 The container is safetensors: eight bytes of length, a JSON header, byte tensors. Every tensor is named
-``<module>/<part>`` and its SHA-256 stands in the header; the header's own SHA-256 is taken with 64 zeros in the place
-of that digest. So a changed or missing byte anywhere is noticed and named. The digests inside protect against accident;
-against a forger compare the digest of the whole file, ``read(path, sha256=...)``.
+``<module>/<part>`` and its SHA-256 stands in the header; the header's own SHA-256 is taken with 64 zeros in
+the place of that digest. So a changed or missing byte anywhere is noticed and named. The digests inside
+protect against accident; against a forger compare the whole file's, ``read(path, sha256=...)``.
 The same content gives the same file: no dates, no paths, sorted names.
 """
 
@@ -75,14 +75,15 @@ class Module:
     def image_for(self, capability: tuple[int, int]) -> Image:
         """The code for a GPU of compute capability (major, minor).
 
-        A cubin made for this very chip ("sm_90a", then "sm_90"), else one of the same major and the nearest lower minor
-        version, else the newest PTX that the chip takes. Raises ArtifactError that names what is there.
+        A cubin made for this very chip ("sm_90a", then "sm_90"), else one of the same major and the nearest
+        lower minor version, else the newest PTX that the chip takes. Raises ArtifactError that names what is
+        there.
         """
-        cubins = [(_rank(t, capability), t) for t in self.cubins if _runs(t, capability)]
+        cubins = [(_rank(t), t) for t in self.cubins if _runs(t, capability)]
         if cubins:
             target = max(cubins)[1]
             return Image("cubin", target, self.cubins[target])
-        texts = [(_rank(t, capability), t) for t in self.ptx if _runs(t, capability)]
+        texts = [(_rank(t), t) for t in self.ptx if _runs(t, capability)]
         if texts:
             target = max(texts)[1]
             return Image("ptx", target, self.ptx[target])
@@ -101,7 +102,7 @@ def _own_version() -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """Modules and what made them. ``compiler`` as in "nvrtc 13.5.37"; ``fftgen`` is the version of this package."""
+    """Modules and what made them: ``compiler`` as in "nvrtc 13.5.37", ``fftgen`` this package's version."""
 
     modules: tuple[Module, ...]
     compiler: str
@@ -132,7 +133,8 @@ def write(path: Path | str, artifact: Artifact) -> str:
         replace_file(path, raw)
     except OSError as error:
         raise ArtifactError(
-            f"artifact {path} cannot be written ({error.strerror or error}): name a file in a writable directory"
+            f"artifact {path} cannot be written ({error.strerror or error}): "
+            "name a file in a writable directory"
         ) from error
     return _sha(raw)
 
@@ -140,8 +142,9 @@ def write(path: Path | str, artifact: Artifact) -> str:
 def read(path: Path | str, sha256: str | None = None) -> Artifact:
     """Read an artifact and check every byte of it against the digests inside.
 
-    ``sha256`` is the expected digest of the whole file, checked first. Raises ArtifactError for a file that is
-    missing, foreign, damaged, of a newer schema or not the expected one, InputError for a malformed ``sha256``.
+    ``sha256`` is the expected digest of the whole file, checked first. Raises ArtifactError for a file that
+    is missing, foreign, damaged, of a newer schema or not the expected one, InputError for a malformed
+    ``sha256``.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise InputError(f"sha256={sha256!r} is not a SHA-256: give its 64 hexadecimal digits")
@@ -180,33 +183,34 @@ def dumps(artifact: Artifact) -> bytes:
         at += len(raw)
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    text = text.replace(_BLANK.encode(), _sha(text).encode())
+    text = text.replace(_digest_field(_BLANK), _digest_field(_sha(text)))
     return len(text).to_bytes(8, "little") + text + b"".join(parts.values())
 
 
 def loads(raw: bytes, origin: str = "the artifact") -> Artifact:
-    """The artifact in a file's content; ``origin`` names it in messages. Raises ArtifactError as ``read`` does."""
+    """The artifact in a file's content; ``origin`` names it in messages. Raises ArtifactError like ``read``."""
     header, data = _split(raw, origin)
-    meta = header.pop("__metadata__")
-    digests = json.loads(meta["parts"])
-    parts: dict[str, bytes] = {}
-    for name, fact in header.items():
-        begin, end = fact["data_offsets"]
-        parts[name] = data[begin:end]
-        if _sha(parts[name]) != digests[name]:
-            raise ArtifactError(f"{origin}: part {name} does not match its SHA-256: {_AGAIN}")
     try:
+        _check_layout(header, len(data), origin)
+        meta = header.pop("__metadata__")
+        digests = json.loads(meta["parts"])
+        parts = {name: data[slice(*fact["data_offsets"])] for name, fact in header.items()}
+        for name, part in parts.items():
+            if _sha(part) != digests[name]:
+                raise ArtifactError(f"{origin}: part {name} does not match its SHA-256: {_AGAIN}")
         modules = tuple(_module(facts, parts) for facts in json.loads(meta["modules"]))
         return Artifact(modules, meta["compiler"], meta["fftgen"])
-    except (KeyError, TypeError, ValueError, InternalError) as error:
+    except _SENSELESS as error:
         raise ArtifactError(f"{origin} has an index that makes no sense ({error!r}): {_AGAIN}") from error
 
 
+#: What a header of unexpected form makes Python raise.
+_SENSELESS = (LookupError, TypeError, ValueError, AttributeError, RecursionError, InternalError)
 _AGAIN = "the file is damaged; fetch it again or build it anew with 'fftgen build'"
 
 
 def _split(raw: bytes, origin: str) -> tuple[dict[str, Any], bytes]:
-    """The header, proven intact and of our schema, and the data, proven to be all there."""
+    """The header, proven intact and of our schema, and the data after it."""
     size = int.from_bytes(raw[:8], "little")
     if len(raw) < 8 or size > len(raw) - 8:
         raise ArtifactError(
@@ -216,35 +220,42 @@ def _split(raw: bytes, origin: str) -> tuple[dict[str, Any], bytes]:
     try:
         header = json.loads(text.decode())
         meta = header["__metadata__"]
-        digest = meta["header_sha256"]
         ours = meta["format"] == _FORMAT
-        whole = _sha(text.replace(digest.encode(), _BLANK.encode())) == digest
+        digest = _digest_field(meta["header_sha256"])
+        whole = _digest_field(_sha(text.replace(digest, _digest_field(_BLANK)))) == digest
         schema = int(meta["schema"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except _SENSELESS as error:
         raise ArtifactError(f"{origin} is no fftgen artifact, or its header is damaged: {_AGAIN}") from error
     if not ours or not whole:
         raise ArtifactError(f"{origin}: the header does not match its SHA-256: {_AGAIN}")
     if schema != SCHEMA:
         raise ArtifactError(
-            f"{origin} has schema {schema}, made by fftgen {meta.get('fftgen')}; this fftgen {_own_version()} "
-            f"reads schema {SCHEMA}: "
+            f"{origin} has schema {schema}, made by fftgen {meta.get('fftgen')}; "
+            f"this fftgen {_own_version()} reads schema {SCHEMA}: "
             + ("upgrade fftgen" if schema > SCHEMA else "build it anew with 'fftgen build'")
         )
-    at = 0
+    return header, data
+
+
+def _check_layout(header: Mapping[str, Any], size: int, origin: str) -> None:
+    """The parts must lie one after the other and fill the file to its end."""
+    at, cut = 0, ""
     for name, fact in header.items():
         if name == "__metadata__":
             continue
-        begin, end = fact["data_offsets"]
-        if begin != at or end < begin or fact["dtype"] != "U8" or fact["shape"] != [end - begin]:
+        end = fact["data_offsets"][1]
+        if end < at or fact != {"dtype": "U8", "shape": [end - at], "data_offsets": [at, end]}:
             raise ArtifactError(f"{origin}: part {name} lies where it cannot: {_AGAIN}")
         at = end
-    if at != len(data):
-        last = next(
-            (n for n, f in header.items() if n != "__metadata__" and f["data_offsets"][1] > len(data)), ""
-        )
-        where = f"is cut off within part {last}" if last else "has more bytes than its header tells of"
-        raise ArtifactError(f"{origin} {where} ({len(data)} bytes of data instead of {at}): {_AGAIN}")
-    return header, data
+        cut = cut or (name if at > size else "")
+    if at != size:
+        where = f"is cut off within part {cut}" if cut else "has more bytes than its header tells of"
+        raise ArtifactError(f"{origin} {where} ({size} bytes of data instead of {at}): {_AGAIN}")
+
+
+def _digest_field(digest: str) -> bytes:
+    # Unique in the header: quotes within its strings are escaped.
+    return f'"header_sha256":"{digest}"'.encode()
 
 
 def _parts(module: Module) -> Iterator[tuple[str, bytes]]:
@@ -303,8 +314,8 @@ def _module(facts: Mapping[str, Any], parts: Mapping[str, bytes]) -> Module:
 def _runs(target: str, capability: tuple[int, int]) -> bool:
     """Whether code for ``target`` runs on a chip.
 
-    Machine code: same major version, same or higher minor. PTX: same or higher version. The suffix ``a`` ties either
-    to the very chip, ``f`` to its major version.
+    Machine code: same major version, same or higher minor. PTX: same or higher version. The suffix ``a``
+    ties either to the very chip, ``f`` to its major version.
     """
     kind, major, minor, suffix = _parse(target)
     if suffix == "a" or (kind == "sm" and (capability in _TEGRA or (major, minor) in _TEGRA)):
@@ -314,7 +325,7 @@ def _runs(target: str, capability: tuple[int, int]) -> bool:
     return (major, minor) <= capability
 
 
-def _rank(target: str, capability: tuple[int, int]) -> tuple[int, int, int]:
+def _rank(target: str) -> tuple[int, int, int]:
     """Among targets that run the greatest is the best: nearest version, then the most specific."""
     _, major, minor, suffix = _parse(target)
     return major, minor, ("", "f", "a").index(suffix)
