@@ -188,7 +188,7 @@ def dumps(artifact: Artifact) -> bytes:
 
 
 def loads(raw: bytes, origin: str = "the artifact") -> Artifact:
-    """The artifact in a file's content; ``origin`` names it in messages. Raises ArtifactError like ``read``."""
+    """The artifact in a file's content; ``origin`` names it in messages. Raises ArtifactError."""
     header, data = _split(raw, origin)
     try:
         _check_layout(header, len(data), origin)

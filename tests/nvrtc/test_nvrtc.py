@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fftgen import nvrtc, sass, toolkit
+from fftgen.cache import Cache, Entry, Key
 from fftgen.compile_log import parse_resources
 from fftgen.errors import CompileError, InputError, ToolchainError
 from fftgen.nvrtc import Resources, Source
@@ -436,3 +437,22 @@ def test_without_nvdisasm_the_package_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(toolkit, "find_tool", lambda name: None)
     with pytest.raises(ToolchainError, match="pip install nvidia-cuda-nvdisasm"):
         sass.disassemble(b"")
+
+
+def test_a_compiled_kernel_is_found_again_by_all_that_made_it(cubin: nvrtc.Cubin, tmp_path: Path) -> None:
+    store = Cache(tmp_path)
+    key = Key.of(SOURCE, "sm_90")
+    assert store.get_or_build(key, lambda: Entry.of(SOURCE, cubin)) == Entry.of(SOURCE, cubin)
+    found = store.get(Key.of(SOURCE, "sm_90"))
+    assert found
+    assert found.cubin == cubin.image
+    assert found.resources == cubin.resources
+    assert found.source == SOURCE
+    others = [
+        Key.of(SOURCE, "sm_80"),
+        Key.of(SOURCE, "sm_90a"),
+        Key.of(SOURCE, "sm_90", extra=["-DX"]),
+        Key.of(edited("x * 2", "x * 3", header=True), "sm_90"),
+    ]
+    assert all(store.get(other) is None for other in others)
+    assert nvrtc.build() in key.compiler
