@@ -1,0 +1,377 @@
+"""Ring 2: a plan, run stage by stage in NumPy, is the convolution, to the error that its types cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cases
+import numpy as np
+import pytest
+import reference
+import tolerance
+
+from fftgen.errors import InputError, NoPlanError
+from fftgen.planner.interpret import convolve, spectrum
+from fftgen.planner.order import monarch_permutation
+from fftgen.planner.plan import Plan
+from fftgen.planner.search import plan, with_shape
+from fftgen.problem import Problem
+
+EXACT = 1e-10  # float64 sums of up to 2 * 4194304 terms
+QUICK = cases.TINY + cases.EVEN + cases.ODD + cases.LARGE + cases.DEVICE
+TARGETS = ("sm_75", "sm_80", "sm_86", "sm_90")
+
+
+def distance(out: reference.Float64, ref: reference.Float64) -> float:
+    """Relative error of the worst row (a row of zeros must be met exactly)."""
+    norms = np.linalg.norm(ref, axis=-1)
+    rows = np.linalg.norm(out - ref, axis=-1)
+    assert not rows[norms == 0].any()
+    return float((rows / np.where(norms == 0, 1, norms)).max())
+
+
+def expected(found: Plan, inputs: cases.Inputs) -> reference.Float64:
+    problem = found.problem
+    return reference.convolve(inputs.u, inputs.k, mode=problem.mode, length=problem.length, **inputs.options)
+
+
+def run(found: Plan, inputs: cases.Inputs, *, rounded: bool) -> reference.Float64:
+    return convolve(found, inputs.u, inputs.k, rounded=rounded, **inputs.options)
+
+
+def heads_and_batch(length: int) -> tuple[int, int]:
+    """An odd batch, smaller where transforms are long."""
+    return (5, 3) if length <= 2048 else (3, 2) if length <= 16384 else (3, 1)
+
+
+@pytest.mark.parametrize("length", QUICK)
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_exact_arithmetic_gives_the_convolution(rng: np.random.Generator, mode: str, length: int) -> None:
+    found = plan(Problem(mode, length, "fp16"), "sm_90")
+    inputs = cases.draw(rng, (*heads_and_batch(length), length), length, "fp16")
+    assert distance(run(found, inputs, rounded=False), expected(found, inputs)) < EXACT
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("length", QUICK)
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_rounded_arithmetic_stays_within_the_bounds(
+    rng: np.random.Generator, mode: str, length: int, dtype: str
+) -> None:
+    found = plan(Problem(mode, length, dtype), "sm_90")
+    inputs = cases.draw(rng, (*heads_and_batch(length), length), length, dtype)
+    out = run(found, inputs, rounded=True)
+    tolerance.check(out, expected(found, inputs), dtype, found.order)
+    assert (out == reference.stored(out, dtype)).all(), "the output is not in the storage type"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+@pytest.mark.parametrize("length", cases.HUGE)
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_the_longest_transforms(rng: np.random.Generator, mode: str, length: int, dtype: str) -> None:
+    found = plan(Problem(mode, length, dtype), "sm_90")
+    inputs = cases.draw(rng, (1, 1, length), length, dtype)
+    ref = expected(found, inputs)
+    tolerance.check(run(found, inputs, rounded=True), ref, dtype, found.order)
+    assert distance(run(found, inputs, rounded=False), ref) < EXACT
+
+
+@pytest.mark.parametrize("options", cases.OPTIONS, ids=lambda o: "+".join(n for n in o if o[n]) or "plain")
+@pytest.mark.parametrize(
+    ("mode", "length"),
+    [("causal", 1000), ("causal", 4096), ("circular", 512), ("circular", 1009), ("circular", 4096)],
+)
+def test_gates_and_skip_in_every_combination(
+    rng: np.random.Generator, mode: str, length: int, options: dict[str, bool]
+) -> None:
+    for dtype in cases.DTYPES:
+        found = plan(Problem(mode, length, dtype), "sm_80")
+        inputs = cases.draw(rng, (3, 2, length), length, dtype, **options)
+        ref = expected(found, inputs)
+        assert distance(run(found, inputs, rounded=False), ref) < EXACT
+        tolerance.check(run(found, inputs, rounded=True), ref, dtype, found.order)
+
+
+@pytest.mark.parametrize("length", [257, 512, 1000, 5003, 8192, 65536])
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_shorter_signals_and_filters_are_padded(rng: np.random.Generator, mode: str, length: int) -> None:
+    """Every relation of L and Lk within the plan's length, one sample at the least."""
+    found = plan(Problem(mode, length, "fp16"), "sm_90")
+    pairs = {(length, 3), (3, length), (length // 2, length), (length, length - 1), (length - 1, 1), (1, 1)}
+    for rows, taps in sorted(pairs):
+        inputs = cases.draw(rng, (3, 1, rows), taps, "fp16", in_gate=True, skip=True)
+        ref = expected(found, inputs)
+        out = run(found, inputs, rounded=False)
+        assert out.shape == (3, 1, rows)
+        # What a row keeps of its transform may be a small part: judge by what went in.
+        assert np.abs(out - ref).max() < EXACT * np.abs(inputs.k).sum() * np.abs(inputs.u).max(), (rows, taps)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_every_batch_size_computes_every_row(rng: np.random.Generator, mode: str, batch: int) -> None:
+    found = plan(Problem(mode, 512, "bf16"), "sm_90")
+    inputs = cases.draw(rng, (batch, 3, 512), 512, "bf16")
+    ref = expected(found, inputs)
+    assert distance(run(found, inputs, rounded=False), ref) < EXACT
+    tolerance.check(run(found, inputs, rounded=True), ref, "bf16", found.order)
+
+
+@pytest.mark.parametrize("length", [3, 31, 127, 257, 509, 521, 1009, 2003, 5003, 9973])
+def test_circular_lengths_that_are_prime_are_folded(rng: np.random.Generator, length: int) -> None:
+    found = plan(Problem("circular", length, "fp16"), "sm_86")
+    assert found.fold == length
+    assert found.packing == "right-angle"
+    inputs = cases.draw(rng, (3, 2, length), length, "fp16", in_gate=True, out_gate=True, skip=True)
+    assert distance(run(found, inputs, rounded=False), expected(found, inputs)) < EXACT
+
+
+def test_a_fold_may_need_both_halves_of_the_transform(rng: np.random.Generator) -> None:
+    """Lengths just below N: almost all of the tail wraps; a filter of one late tap shows where to."""
+    length = 1023
+    found = plan(Problem("circular", length, "fp16"), "sm_90")
+    assert found.transform == 1024
+    inputs = cases.draw(rng, (1, 1, length), length, "fp16")
+    late = np.zeros((1, length))
+    late[0, -1] = 1
+    out = convolve(found, inputs.u, late, rounded=False)
+    np.testing.assert_allclose(out, np.roll(inputs.u, length - 1, axis=-1), rtol=0, atol=1e-12)
+
+
+SHAPES = [
+    ((16, 16), 0),
+    ((48, 80), 0),
+    ((16, 16, 32), 0),
+    ((80, 16, 16), 0),
+    ((32, 16, 48), 1),
+    ((112, 48, 32), 1),
+    ((128, 16, 16), 1),
+    ((16, 16, 16, 16), 1),
+    ((32, 16, 16, 32), 2),
+    ((16, 48, 32, 16), 2),
+]
+
+
+@pytest.mark.parametrize(("factors", "device"), SHAPES, ids=str)
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_every_shape_of_plan_computes_the_same(
+    rng: np.random.Generator, mode: str, factors: tuple[int, ...], device: int
+) -> None:
+    """Orders 2 to 4, radices that are no powers of two, none to two device stages; folded ones as well."""
+    transform = int(np.prod(factors))
+    for length in (transform, transform - 7):
+        found = with_shape(Problem(mode, length, "bf16"), "sm_90", factors, device)
+        assert len(found.device_stages) == device
+        inputs = cases.draw(rng, (3, 1, length), length, "bf16", in_gate=True, out_gate=True, skip=True)
+        ref = expected(found, inputs)
+        assert distance(run(found, inputs, rounded=False), ref) < EXACT
+        tolerance.check(run(found, inputs, rounded=True), ref, "bf16", found.order)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("length", [2000, 32768])
+def test_plans_of_every_target_compute_the_same(rng: np.random.Generator, target: str, length: int) -> None:
+    for mode in cases.MODES:
+        found = plan(Problem(mode, length, "fp16"), target)
+        inputs = cases.draw(rng, (3, 1, length), length, "fp16")
+        ref = expected(found, inputs)
+        assert distance(run(found, inputs, rounded=False), ref) < EXACT
+        tolerance.check(run(found, inputs, rounded=True), ref, "fp16", found.order)
+
+
+@pytest.mark.parametrize("length", [1, 100, 1000, 1024, 8192, 65536])
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_an_impulse_brings_out_the_filter(rng: np.random.Generator, mode: str, length: int) -> None:
+    found = plan(Problem(mode, length, "fp16"), "sm_90")
+    k = rng.standard_normal((2, length))
+    at = int(rng.integers(0, length))
+    u = np.zeros((1, 2, length))
+    u[..., at] = 1
+    shifted = np.roll(k, at, axis=-1)
+    if mode == "causal":
+        shifted[:, :at] = 0
+    out = convolve(found, u, k, rounded=False)
+    np.testing.assert_allclose(out[0], shifted, rtol=0, atol=1e-11 * np.abs(k).max())
+
+
+@pytest.mark.parametrize("length", [100, 1024, 5003])
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_convolution_is_linear_and_commutes_with_shifts(
+    rng: np.random.Generator, mode: str, length: int
+) -> None:
+    found = plan(Problem(mode, length, "bf16"), "sm_90")
+    u, v = rng.standard_normal((2, 3, 2, length))
+    k, q = rng.standard_normal((2, 2, length))
+
+    def run_exact(signal: reference.Float64, taps: reference.Float64) -> reference.Float64:
+        return convolve(found, signal, taps, rounded=False)
+
+    scale = np.abs(run_exact(u, k)).max()
+    close: dict[str, Any] = {"rtol": 0, "atol": 1e-11 * scale}
+    both = run_exact(2 * u - 3 * v, k)
+    np.testing.assert_allclose(both, 2 * run_exact(u, k) - 3 * run_exact(v, k), **close)
+    np.testing.assert_allclose(run_exact(u, k + 5 * q), run_exact(u, k) + 5 * run_exact(u, q), **close)
+    if mode == "circular":
+        moved = run_exact(np.roll(u, 9, axis=-1), k)
+        np.testing.assert_allclose(moved, np.roll(run_exact(u, k), 9, axis=-1), **close)
+
+
+@pytest.mark.parametrize("length", [17, 1000, 4096, 20000])
+def test_the_future_moves_no_output(rng: np.random.Generator, length: int) -> None:
+    found = plan(Problem("causal", length, "bf16"), "sm_90")
+    inputs = cases.draw(rng, (1, 2, length), length, "bf16")
+    now = length // 2
+    future = inputs.u.copy()
+    future[..., now:] = reference.stored(rng.standard_normal((1, 2, length - now)), "bf16")
+    for rounded, limit in ((False, 1e-12), (True, 2 * tolerance.bound("bf16", found.order))):
+        before = convolve(found, inputs.u, inputs.k, rounded=rounded)
+        after = convolve(found, future, inputs.k, rounded=rounded)
+        moved = np.linalg.norm((after - before)[..., :now])
+        assert moved <= limit * np.linalg.norm(before)
+        assert np.linalg.norm((after - before)[..., now:]) > 0.1 * np.linalg.norm(before)
+
+
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_rows_do_not_depend_on_their_place_in_the_batch(rng: np.random.Generator, mode: str) -> None:
+    found = plan(Problem(mode, 1024, "fp16"), "sm_90")
+    inputs = cases.draw(rng, (6, 2, 1024), 1024, "fp16")
+    order = np.array([4, 5, 0, 1, 2, 3])
+    out = convolve(found, inputs.u, inputs.k, rounded=False)
+    moved = convolve(found, inputs.u[order], inputs.k, rounded=False)
+    np.testing.assert_allclose(moved, out[order], rtol=0, atol=1e-12 * np.abs(out).max())
+
+
+@pytest.mark.parametrize("length", [100, 256, 1009, 65536])
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_zeros_stay_zeros(rng: np.random.Generator, mode: str, length: int) -> None:
+    """A filter of zeros (scale 1), one channel of zeros among others, and a signal of zeros."""
+    found = plan(Problem(mode, length, "fp16"), "sm_90")
+    inputs = cases.draw(rng, (2, 2, length), length, "fp16")
+    for rounded in (False, True):
+        k = inputs.k.copy()
+        k[1] = 0
+        out = convolve(found, inputs.u, k, rounded=rounded)
+        assert not out[:, 1].any()
+        assert (np.abs(out[:, 0]) > 0).any(axis=-1).all()
+        only_skip = convolve(found, inputs.u, 0 * k, skip=np.array([1.0, 2.0]), rounded=rounded)
+        exact = inputs.u * np.array([1.0, 2.0])[:, None]
+        tolerance.check(only_skip, exact, "fp16", found.order)
+        assert not convolve(found, 0 * inputs.u, inputs.k, rounded=rounded).any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [*(("bf16", s) for s in (1e-25, 1e-6, 1e6, 1e25)), *(("fp16", s) for s in (1e-4, 1e-2, 1e2, 1e4))],
+)
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_the_size_of_the_filter_costs_no_accuracy(
+    rng: np.random.Generator, mode: str, dtype: str, size: float
+) -> None:
+    """A power of two per channel keeps every spectrum in range; the gate brings fp16 outputs back."""
+    found = plan(Problem(mode, 4096, dtype), "sm_90")
+    inputs = cases.draw(rng, (3, 2, 4096), 4096, dtype)
+    k = inputs.k * np.array([[size], [1.0]])
+    gate = np.ones_like(inputs.u)
+    if dtype == "fp16":
+        gate[:, 0] = 2.0 ** -round(np.log2(size))
+    ref = reference.convolve(inputs.u, k, mode=mode, length=4096, out_gate=gate)
+    tolerance.check(convolve(found, inputs.u, k, out_gate=gate), ref, dtype, found.order)
+
+
+@pytest.mark.parametrize("factors", [(16, 16), (32, 16, 48), (16, 80, 16, 16)])
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_the_spectrum_is_scaled_to_its_largest_modulus(
+    rng: np.random.Generator, mode: str, factors: tuple[int, ...]
+) -> None:
+    """Each position holds the frequency whose digits it spells, from the definition of the transform."""
+    n = int(np.prod(factors))
+    found = with_shape(Problem(mode, n, "bf16"), "sm_90", factors, len(factors) - 2)
+    k = rng.standard_normal((4, 50)) * np.array([[1e-8], [1.0], [3e5], [0.0]])
+    values, exponent = spectrum(found, k, rounded=False)
+    assert values.shape == (4, n)
+    largest = np.abs(values).max(axis=-1)
+    assert ((largest[:3] >= 0.5) & (largest[:3] < 1)).all()
+    assert exponent[3] == 0
+    assert not values[3].any()
+    t = np.arange(50)
+    for position in rng.integers(0, n, 20):
+        digits: list[int] = []
+        rest = int(position)
+        for radix in reversed(factors):
+            rest, digit = divmod(rest, radix)
+            digits.insert(0, digit)
+        frequency = sum(d * int(np.prod(factors[:s])) for s, d in enumerate(digits))
+        turns = -frequency * t / n + (t / (4 * n) if mode == "causal" else 0)
+        exact = (k * np.exp(2j * np.pi * turns)).sum(axis=-1) * 2.0**exponent
+        np.testing.assert_allclose(values[:, position], exact, rtol=0, atol=1e-12)
+    rounded, same = spectrum(found, k)
+    assert (same == exponent).all()
+    assert (np.abs(rounded - values) <= 2.0**-8).all()
+    assert (rounded.real == reference.stored(rounded.real, "bf16")).all()
+
+
+@pytest.mark.parametrize("factors", [(16, 16), (16, 32, 48), (2, 3, 4, 5)])
+def test_monarch_order_reads_the_digits_backwards(factors: tuple[int, ...]) -> None:
+    order = monarch_permutation(factors)
+    assert sorted(order) == list(range(int(np.prod(factors))))
+    for position, frequency in enumerate(order.tolist()):
+        digits = np.unravel_index(position, factors)
+        weight, total = 1, 0
+        for digit, radix in zip(digits, factors, strict=True):
+            total += int(digit) * weight
+            weight *= radix
+        assert frequency == total
+
+
+def test_values_that_are_not_finite_stay_in_their_rows(rng: np.random.Generator) -> None:
+    found = plan(Problem("causal", 1000, "bf16"), "sm_90")
+    inputs = cases.draw(rng, (3, 2, 1000), 1000, "bf16")
+    u = inputs.u.copy()
+    u[1, 0, 5] = np.nan
+    with np.errstate(invalid="ignore"):
+        out = convolve(found, u, inputs.k)
+    ref = convolve(found, inputs.u, inputs.k)
+    assert not np.isfinite(out[1, 0]).any()
+    out[1, 0] = ref[1, 0]
+    assert (out == ref).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"u": np.zeros((2, 3, 101))}, r"u has shape \(2, 3, 101\).*L <= 100"),
+        ({"u": np.zeros((3, 50))}, r"u has shape \(3, 50\)"),
+        ({"u": np.zeros((2, 3, 0))}, r"u has shape \(2, 3, 0\)"),
+        ({"k": np.zeros((2, 50))}, r"k has shape \(2, 50\).*\(3, Lk\)"),
+        ({"k": np.zeros((3, 101))}, r"k has shape \(3, 101\).*Lk <= 100"),
+        ({"in_gate": np.zeros((2, 3, 49))}, r"in_gate has shape \(2, 3, 49\): it must be \(2, 3, 50\)"),
+        ({"out_gate": np.zeros((3, 50))}, r"out_gate has shape \(3, 50\)"),
+        ({"skip": np.zeros((2,))}, r"skip has shape \(2,\): it must be \(3,\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(change: dict[str, Any], message: str) -> None:
+    found = plan(Problem("causal", 100, "fp16"), "sm_90")
+    arguments: dict[str, Any] = {"u": np.zeros((2, 3, 50)), "k": np.zeros((3, 50))} | change
+    with pytest.raises(InputError, match=message):
+        convolve(found, **arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [*TARGETS, "sm_89", "sm_100", "sm_120", "compute_80"])
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_all_lengths_on_all_targets(rng: np.random.Generator, target: str, dtype: str) -> None:
+    """Random lengths of every size up to 200000, both modes, gates and skip at random."""
+    for exponent in np.linspace(0, np.log2(200000), 40):
+        length = int(2**exponent * rng.uniform(1, 1.1))
+        for mode in cases.MODES:
+            try:
+                found = plan(Problem(mode, length, dtype), target)
+            except NoPlanError:
+                assert (target, dtype) == ("sm_75", "bf16")
+                continue
+            chosen = cases.OPTIONS[int(rng.integers(len(cases.OPTIONS)))]
+            inputs = cases.draw(rng, (3, 1, length), length, dtype, **chosen)
+            ref = expected(found, inputs)
+            assert distance(run(found, inputs, rounded=False), ref) < EXACT, (mode, length, chosen)
+            tolerance.check(run(found, inputs, rounded=True), ref, dtype, found.order)
