@@ -16,11 +16,12 @@ _HOMES = {
     "Spectrum": "fftgen.execute",
     "get_conv": "fftgen.conv",
     "fftconv": "fftgen.conv",
+    "load": "fftgen.conv",
 }
-__all__ = ["Conv", "Spectrum", "__version__", "fftconv", "get_conv"]
+__all__ = ["Conv", "Spectrum", "__version__", "fftconv", "get_conv", "load"]
 
 if TYPE_CHECKING:
-    from fftgen.conv import Conv, fftconv, get_conv
+    from fftgen.conv import Conv, fftconv, get_conv, load
     from fftgen.execute import Spectrum
 
 

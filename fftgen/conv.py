@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fftgen import eager
 from fftgen.build import Built, build
+from fftgen.bundle import choose, open_shelf, padded
 from fftgen.check import check_filter, check_gate, check_input, check_skip, needs_grad
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError, ToolchainError
@@ -22,13 +25,28 @@ from fftgen.runtime import Module
 from fftgen.targets import Target, target_for
 from fftgen.targets import target as find_target
 
-Provider = Callable[[Problem, tuple[int, int]], Built]
+
+class Provider(Protocol):
+    """Where kernels come from: the compiler, or an artifact."""
+
+    def has(self, problem: Problem) -> bool:
+        """Whether kernels for a problem can be had."""
+
+    def built(self, problem: Problem, capability: tuple[int, int]) -> Built:
+        """The kernels for a problem on a device of this compute capability."""
+
+
 CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
 
 
-def just_in_time(problem: Problem, capability: tuple[int, int]) -> Built:
-    """Plan and compile for a device, through the cache."""
-    return build(problem, target_for(capability))
+class JustInTime:
+    """Plans and compiles for a device, through the cache."""
+
+    def has(self, problem: Problem) -> bool:
+        return True
+
+    def built(self, problem: Problem, capability: tuple[int, int]) -> Built:
+        return build(problem, target_for(capability))
 
 
 class Loaded:
@@ -115,12 +133,19 @@ class Conv:
         return spectrum(loaded.executable.plan, k)
 
     def plan(self, target: str | Target | None = None) -> Plan:
-        """The plan on a target ("sm_90"; default: the current GPU's)."""
+        """The plan on a target ("sm_90"; default: the current GPU's), of the artifact for a loaded one."""
         if target is None:
             if not torch.cuda.is_available():
                 raise ToolchainError("no GPU to plan for: name a target, e.g. conv.plan('sm_90')")
-            return search.plan(self.problem, target_for(torch.cuda.get_device_capability()))
-        return search.plan(self.problem, find_target(target))
+            capability = torch.cuda.get_device_capability()
+        else:
+            chip = find_target(target)
+            capability = (chip.major, chip.minor)
+        if isinstance(self._provider, JustInTime):  # no compiler is needed for a plan
+            return search.plan(
+                self.problem, target_for(capability) if target is None else find_target(target)
+            )
+        return self._provider.built(self.problem, capability).plan
 
     def warmup(self, device: torch.device | str = "cuda", length: int | None = None) -> Conv:
         """Compile and load everything that calls on a device need, so that they can be captured in a graph.
@@ -135,10 +160,13 @@ class Conv:
         return self
 
     def served(self, length: int, taps: int) -> Problem:
-        """The problem that a call becomes: padded circular calls are causal ones of half the length."""
-        half = self.problem.length // 2
-        if not self.problem.causal and max(length, taps) <= half:
-            return Problem("causal", half, self.problem.dtype)
+        """The problem that a call becomes: padded circular calls are causal ones of half the length.
+
+        An artifact without the half serves them as they are: the result is the same.
+        """
+        half = padded(self.problem)
+        if half is not None and max(length, taps) <= half.length and self._provider.has(half):
+            return half
         return self.problem
 
     def on(self, device: torch.device, problem: Problem) -> Loaded:
@@ -155,7 +183,7 @@ class Conv:
                             f"{self!r} is not loaded on {key[1]} and a CUDA graph is being captured: "
                             "call conv.warmup() before the capture"
                         )
-                    built = self._provider(problem, torch.cuda.get_device_capability(key[1]))
+                    built = self._provider.built(problem, torch.cuda.get_device_capability(key[1]))
                     found = self._loaded[key] = Loaded(built, key[1])
         return found
 
@@ -246,7 +274,7 @@ class Conv:
 @lru_cache(maxsize=256)
 def _jit(problem: Problem) -> Conv:
     handle = f"{problem.mode}-{problem.length}-{problem.dtype}"
-    return register(Conv(problem, just_in_time, handle))
+    return register(Conv(problem, JustInTime(), handle))
 
 
 _registry: dict[str, Conv] = {}
@@ -263,7 +291,7 @@ def registered(handle: str) -> Conv:
     if found is not None:
         return found
     parts = handle.split("-")
-    if len(parts) == 3 and parts[1].isdigit():
+    if len(parts) == 3 and parts[1].isdigit() and ":" not in handle:
         return _jit(Problem(parts[0], int(parts[1]), parts[2]))
     raise InputError(f"no convolution is loaded under {handle!r}: call fftgen.load on its artifact first")
 
@@ -277,6 +305,28 @@ def get_conv(length: int, dtype: object = torch.bfloat16, *, causal: bool = Fals
     Raises InputError for a length or dtype that is not served.
     """
     return _jit(Problem("causal" if causal else "circular", length, find_dtype(dtype).name))
+
+
+def load(
+    path: str | Path,
+    *,
+    sha256: str | None = None,
+    length: int | None = None,
+    causal: bool | None = None,
+    dtype: object = None,
+) -> Conv:
+    """A convolution from an artifact: the same object as ``get_conv``, without NVRTC.
+
+    ``sha256``: what the file's digest must be. ``length``, ``causal``, ``dtype`` single one out where the
+    artifact holds several. Every digest in the file is checked here; the driver sees it at the first call.
+    Raises ArtifactError for a file that is damaged, foreign or newer, InputError when none or several fit.
+    """
+    shelf = open_shelf(path, sha256)
+    problem = choose(shelf, length, causal, None if dtype is None else find_dtype(dtype).name)
+    plans = ",".join(sorted(m.plan_digest for m in shelf.contents.modules))
+    digest = hashlib.sha256(plans.encode()).hexdigest()[:16]
+    handle = f"artifact:{digest}:{problem.mode}-{problem.length}-{problem.dtype}"
+    return register(Conv(problem, shelf, handle))
 
 
 def fftconv(

@@ -41,4 +41,5 @@ def convolve(
         y = y + skip.to(wide)[:, None] * signal
     if out_gate is not None:
         y = y * out_gate.to(wide)
-    return y.to(u.dtype)
+    out: Tensor = y.to(u.dtype)
+    return out

@@ -1,0 +1,124 @@
+"""A whole call on the CPU: the launches of runtime.py, handed to the simulator.
+
+Everything is the real thing, chunks, tables, workspace and spectrum included; only ``cuLaunchKernel`` is
+replaced. Outputs and workspace start poisoned, so a byte that is read or returned unwritten is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fftgen import nvrtc
+from fftgen.build import Built
+from fftgen.errors import InternalError
+from fftgen.execute import Executable, spectrum, time_contiguous
+from fftgen.launch import ARGS_BYTES
+from fftgen.simulator import DeviceMemory, Report, simulate
+from fftgen.simulator import parse as parse_ptx
+
+Blocks = Sequence[tuple[int, int, int]]
+WRITTEN = ("y", "workspace")
+
+
+def line_ptx(built: Built) -> str:
+    """PTX of a module with line information, for the virtual architecture of its target."""
+    target = built.plan.target
+    return nvrtc.compile_ptx(built.source, target.replace("sm_", "compute_"), line_info=True)
+
+
+def _bytes(x: Tensor) -> npt.NDArray[np.uint8]:
+    """The memory from a tensor's first to its last element, shared, as 16-bit or 8-bit integers."""
+    span = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    flat = torch.as_strided(x, (span,), (1,))
+    return np.asarray(flat.view(torch.uint8).numpy())
+
+
+@dataclass
+class Simulated:
+    """A ``Launcher`` on the simulator, with its memory and what it counted, by kernel.
+
+    ``blocks`` picks the blocks of a launch to run (None: all), by entry and grid.
+    """
+
+    ptx: str
+    source: str
+    seed: int = 0
+    blocks: Callable[[str, int], Blocks | None] = lambda entry, grid: None
+    memory: DeviceMemory = field(default_factory=DeviceMemory)
+    reports: dict[str, Report] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._module = parse_ptx(self.ptx, source=self.source)
+        self._tensors: dict[str, Tensor] = {}
+
+    def address(self, name: str, x: Tensor) -> int:
+        """Binds a tensor under a name; the address is the simulator's, not the host's."""
+        self._tensors[name] = x  # keeps the memory alive
+        writable = name in WRITTEN
+        memory = _bytes(x)
+        if writable:
+            memory.fill(0xFF)  # a NaN in both storage types
+        return self.memory.bind(name, memory, writable=writable, initialized=not writable)
+
+    def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
+        if len(params) != ARGS_BYTES:
+            raise InternalError(f"argument block of {len(params)} bytes, expected {ARGS_BYTES}")
+        report = simulate(
+            self._module,
+            entry,
+            grid=(grid, 1, 1),
+            block=(block, 1, 1),
+            params=[params],
+            shared_bytes=shared_bytes,
+            memory=self.memory,
+            blocks=self.blocks(entry, grid),
+            seed=self.seed,
+        )
+        self.reports[entry] = self.reports[entry] + report if entry in self.reports else report
+
+    def unwritten(self, name: str) -> int:
+        """Bytes of an output that no kernel wrote."""
+        return int(self.memory.unwritten(name))
+
+
+def convolve(
+    built: Built,
+    u: Tensor,
+    k: Tensor,
+    *,
+    in_gate: Tensor | None = None,
+    out_gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    ptx: str | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, Simulated]:
+    """One call of a module's kernels on CPU tensors: what ``Conv.__call__`` does on a GPU.
+
+    Shapes and dtypes as ``Conv.__call__``. ``ptx``: ``line_ptx(built)`` if it is at hand already.
+    Raises SimulationError for any fault, and InternalError when a byte of the output was not written.
+    """
+    simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
+    table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
+    made = spectrum(built.plan, k)
+    signals = [time_contiguous(x) for x in (u, in_gate, out_gate)]
+    assert signals[0] is not None
+    y = Executable(built.plan, table)(
+        simulated,
+        signals[0],
+        made.planes,
+        made.scale,
+        signals[1],
+        signals[2],
+        None if skip is None else skip.to(torch.float32).contiguous(),
+        address=simulated.address,
+    )
+    missing = simulated.unwritten("y")
+    if missing:
+        raise InternalError(f"{missing} bytes of the output were not written by {built.plan.name}")
+    return y, simulated
