@@ -10,9 +10,9 @@ from pathlib import Path
 
 from fftgen import artifact, nvrtc
 from fftgen.artifact import Artifact, Image, Module
-from fftgen.build import Built, build
 from fftgen.cache import Cache
 from fftgen.errors import ArtifactError, InputError
+from fftgen.pipeline import Built, build
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
 from fftgen.targets import TARGETS, Target

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fftgen import eager
-from fftgen.build import Built, build
 from fftgen.bundle import choose, open_shelf, padded
 from fftgen.check import check_filter, check_gate, check_input, check_skip, needs_grad
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError, ToolchainError
 from fftgen.execute import Executable, Spectrum, spectrum, time_contiguous
+from fftgen.pipeline import Built, build
 from fftgen.planner import search
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from fftgen import nvrtc
-from fftgen.build import Built
 from fftgen.errors import InternalError
 from fftgen.execute import Executable, spectrum, time_contiguous
 from fftgen.launch import ARGS_BYTES
+from fftgen.pipeline import Built
 from fftgen.simulator import DeviceMemory, Report, simulate
 from fftgen.simulator import parse as parse_ptx
 
