@@ -84,7 +84,7 @@ class Simulated:
 
     def unwritten(self, name: str) -> int:
         """Bytes of an output that no kernel wrote."""
-        return int(self.memory.unwritten(name))
+        return self.memory.unwritten(name).count
 
 
 def convolve(

@@ -144,6 +144,36 @@ def convolve(
     return machine.store_real(y).astype(np.float64)
 
 
+def workspace_states(
+    plan: Plan,
+    u: npt.ArrayLike,
+    k: npt.ArrayLike,
+    *,
+    in_gate: npt.ArrayLike | None = None,
+    skip: npt.ArrayLike | None = None,
+) -> dict[tuple[str, int], Complex]:
+    """What the workspace holds after each kernel of a device-class plan, exactly: (items, H, N) complex.
+
+    Keys are a kernel's (role, stage). Inputs as ``convolve``. For checking one launch by itself.
+    """
+    signal, taps = np.asarray(u, np.float64), np.asarray(k, np.float64)
+    gate_in, _, direct = _checked(plan, signal, taps, in_gate, None, skip)
+    machine = Exact(plan)
+    filters, exponent = spectrum(plan, taps, rounded=False)
+    if direct is not None:
+        filters = filters + np.ldexp(direct, exponent)[:, None]
+    inward: list[Complex] = []
+    outward: list[Complex] = []
+    packed = _pack(plan, signal if gate_in is None else signal * gate_in)
+    _inverse(machine, _forward(machine, packed, inward) * filters, outward)
+    outward.reverse()  # outward[s - 1]: after the inverse of stage s and the twiddle before it
+    device = len(plan.device_stages)
+    states = {("columns", s): inward[s - 1] for s in range(1, device + 1)}
+    states["rows", 0] = outward[device]
+    states |= {("columns_inverse", s): outward[s - 1] for s in range(1, device + 1)}
+    return {key: z.reshape(packed.shape) for key, z in states.items()}
+
+
 def spectrum(plan: Plan, k: npt.ArrayLike, *, rounded: bool = True) -> tuple[Complex, npt.NDArray[np.int64]]:
     """The spectrum of filters ``k (H, Lk)`` as the kernels take it: ``(H, N)`` complex and ``e (H,)``.
 
@@ -207,8 +237,8 @@ def _pack(plan: Plan, x: Real) -> Real | Complex:
     return pairs
 
 
-def _forward(machine: Arithmetic, z: Real | Complex) -> Complex:
-    """All forward stages; the last result stays in the accumulators."""
+def _forward(machine: Arithmetic, z: Real | Complex, trace: list[Complex] | None = None) -> Complex:
+    """All forward stages; the last result stays in the accumulators. ``trace`` collects every result."""
     shape = z.shape
     stages = machine.plan.stages
     for number, stage in enumerate(stages, 1):
@@ -216,11 +246,16 @@ def _forward(machine: Arithmetic, z: Real | Complex) -> Complex:
         if number < len(stages):
             product = machine.store(product * machine.twiddle(number))
         z = product
+        if trace is not None:
+            trace.append(product)
     return product.reshape(shape)
 
 
-def _inverse(machine: Arithmetic, z: Complex) -> Complex:
-    """All inverse stages, last digit first; the last result stays in the accumulators."""
+def _inverse(machine: Arithmetic, z: Complex, trace: list[Complex] | None = None) -> Complex:
+    """All inverse stages, last digit first; the last result stays in the accumulators.
+
+    ``trace`` collects every result.
+    """
     shape = z.shape
     stages = machine.plan.stages
     for number in range(len(stages), 0, -1):
@@ -229,6 +264,8 @@ def _inverse(machine: Arithmetic, z: Complex) -> Complex:
             before = stages[number - 2]
             z = z.reshape(-1, before.radix, before.rest)
             z = machine.store(z * np.conj(machine.twiddle(number - 1)))
+        if trace is not None:
+            trace.append(z)
     return z.reshape(shape)
 
 

@@ -11,10 +11,47 @@ namespace fftgen {
 
 namespace wmma = nvcuda::wmma;
 
+// Where a matrix lies. NVVM finds out by itself for __half, but leaves loads of __nv_bfloat16 fragments in
+// the generic address space; ptxas then emits plain generic loads (108 at N = 4096) in place of 27 ldmatrix.
+enum class Space { SHARED, GLOBAL };
+
+template <Space SPACE, typename Fragment>
+__device__ __forceinline__ void load(Fragment& f, const __half* from, int pitch) {
+    wmma::load_matrix_sync(f, from, pitch);
+}
+
+// The eight elements of a bf16 operand fragment are four 32-bit registers (PTX ISA, "Matrix Fragments for
+// WMMA"); wmma.load with a state space fills them.
+#define FFTGEN_LOAD(OPERAND, LAYOUT, LAYOUT_TYPE)                                                              \
+    template <Space SPACE>                                                                                     \
+    __device__ __forceinline__ void load(                                                                      \
+        wmma::fragment<wmma::matrix_##OPERAND, TILE, TILE, TILE, __nv_bfloat16, wmma::LAYOUT_TYPE>& f,         \
+        const __nv_bfloat16* from, int pitch) {                                                                \
+        unsigned* const r = reinterpret_cast<unsigned*>(f.x);                                                  \
+        static_assert(sizeof(f.x) == 16, "a bf16 fragment is four registers");                                 \
+        if constexpr (SPACE == Space::SHARED)                                                                  \
+            asm volatile(                                                                                      \
+                "wmma.load." #OPERAND ".sync.aligned." #LAYOUT ".m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;" \
+                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                               \
+                : "r"((unsigned)__cvta_generic_to_shared(from)), "r"(pitch)                                    \
+                : "memory");                                                                                   \
+        else                                                                                                   \
+            asm volatile(                                                                                      \
+                "wmma.load." #OPERAND ".sync.aligned." #LAYOUT ".m16n16k16.global.bf16 {%0, %1, %2, %3}, [%4], %5;" \
+                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                               \
+                : "l"(__cvta_generic_to_global(from)), "r"(pitch)                                              \
+                : "memory");                                                                                   \
+    }
+FFTGEN_LOAD(a, row, row_major)
+FFTGEN_LOAD(a, col, col_major)
+FFTGEN_LOAD(b, row, row_major)
+FFTGEN_LOAD(b, col, col_major)
+#undef FFTGEN_LOAD
+
 constexpr int STAGING_PITCH = 20;  // floats between rows: eight rows read 16 bytes from different banks
 
 // A DFT matrix as three planes with rows R + 8 elements apart.
-template <typename T, int R>
+template <typename T, int R, Space SPACE>
 struct Dft {
     static constexpr int PITCH = R + 8;
     static constexpr int ELEMENTS = 3 * R * PITCH;
@@ -93,21 +130,21 @@ __device__ __forceinline__ void fetch(
 // emit(F * X) for the 16 columns of X that start at (re, im), R rows `pitch` elements apart.
 // The whole strip is in registers before the first emit, so emit may overwrite it. `inputs` and `outputs`
 // count the row tiles of X that are not zero and of the product that are wanted.
-template <Form FORM, typename T, int R, typename Emit>
+template <Form FORM, Space SPACE, typename T, int R, Space MATRIX, typename Emit>
 __device__ __forceinline__ void left(
-    const Dft<T, R>& f, const T* re, const T* im, int pitch, const Staging& staging, int lane, int inputs,
+    const Dft<T, R, MATRIX>& f, const T* re, const T* im, int pitch, const Staging& staging, int lane, int inputs,
     int outputs, Emit emit) {
     using Layout = typename Choose<is_inverse(FORM), wmma::col_major, wmma::row_major>::type;
     using A = wmma::fragment<wmma::matrix_a, TILE, TILE, TILE, T, Layout>;
     using B = wmma::fragment<wmma::matrix_b, TILE, TILE, TILE, T, wmma::row_major>;
     constexpr int TILES = R / TILE;
-    constexpr int PITCH = Dft<T, R>::PITCH;
+    constexpr int PITCH = Dft<T, R, MATRIX>::PITCH;
     B x[TILES], y[TILES];
 #pragma unroll
     for (int k = 0; k < TILES; ++k) {
         if (k < inputs) {
-            wmma::load_matrix_sync(x[k], re + k * TILE * pitch, pitch);
-            if constexpr (FORM != Form::FORWARD_REAL) wmma::load_matrix_sync(y[k], im + k * TILE * pitch, pitch);
+            load<SPACE>(x[k], re + k * TILE * pitch, pitch);
+            if constexpr (FORM != Form::FORWARD_REAL) load<SPACE>(y[k], im + k * TILE * pitch, pitch);
         }
     }
 #pragma unroll 1
@@ -121,8 +158,8 @@ __device__ __forceinline__ void left(
                 // Row tile m of F, or of its conjugate transpose: the same planes read by columns.
                 const int at = is_inverse(FORM) ? k * TILE * PITCH + m * TILE : m * TILE * PITCH + k * TILE;
                 A f_re, f_im;
-                wmma::load_matrix_sync(f_re, f.re + at, PITCH);
-                wmma::load_matrix_sync(f_im, f.im() + at, PITCH);
+                load<MATRIX>(f_re, f.re + at, PITCH);
+                load<MATRIX>(f_im, f.im() + at, PITCH);
                 wmma::mma_sync(zr, f_re, x[k], zr);
                 if constexpr (FORM == Form::FORWARD_REAL) {
                     wmma::mma_sync(zi, f_im, x[k], zi);
@@ -130,7 +167,7 @@ __device__ __forceinline__ void left(
                     wmma::mma_sync(zr, f_im, y[k], zr);
                 } else {
                     A f_neg;
-                    wmma::load_matrix_sync(f_neg, f.minus_im() + at, PITCH);
+                    load<MATRIX>(f_neg, f.minus_im() + at, PITCH);
                     wmma::mma_sync(zr, FORM == Form::FORWARD ? f_neg : f_im, y[k], zr);
                     wmma::mma_sync(zi, FORM == Form::FORWARD ? f_im : f_neg, x[k], zi);
                     wmma::mma_sync(zi, f_re, y[k], zi);
@@ -145,19 +182,19 @@ __device__ __forceinline__ void left(
 }
 
 // emit(X * F) for 16 rows of X (R columns) that start at (re, im), `pitch` elements apart; in-place as `left`.
-template <Form FORM, typename T, int R, typename Emit>
+template <Form FORM, typename T, int R, Space MATRIX, typename Emit>
 __device__ __forceinline__ void right(
-    const Dft<T, R>& f, const T* re, const T* im, int pitch, const Staging& staging, int lane, Emit emit) {
+    const Dft<T, R, MATRIX>& f, const T* re, const T* im, int pitch, const Staging& staging, int lane, Emit emit) {
     using Layout = typename Choose<is_inverse(FORM), wmma::row_major, wmma::col_major>::type;
     using A = wmma::fragment<wmma::matrix_a, TILE, TILE, TILE, T, wmma::row_major>;
     using B = wmma::fragment<wmma::matrix_b, TILE, TILE, TILE, T, Layout>;
     constexpr int TILES = R / TILE;
-    constexpr int PITCH = Dft<T, R>::PITCH;
+    constexpr int PITCH = Dft<T, R, MATRIX>::PITCH;
     A x[TILES], y[TILES];
 #pragma unroll
     for (int k = 0; k < TILES; ++k) {
-        wmma::load_matrix_sync(x[k], re + k * TILE, pitch);
-        wmma::load_matrix_sync(y[k], im + k * TILE, pitch);
+        load<Space::SHARED>(x[k], re + k * TILE, pitch);
+        load<Space::SHARED>(y[k], im + k * TILE, pitch);
     }
 #pragma unroll 1
     for (int n = 0; n < TILES; ++n) {
@@ -168,9 +205,9 @@ __device__ __forceinline__ void right(
         for (int k = 0; k < TILES; ++k) {
             const int at = is_inverse(FORM) ? k * TILE * PITCH + n * TILE : n * TILE * PITCH + k * TILE;
             B f_re, f_im, f_neg;
-            wmma::load_matrix_sync(f_re, f.re + at, PITCH);
-            wmma::load_matrix_sync(f_im, f.im() + at, PITCH);
-            wmma::load_matrix_sync(f_neg, f.minus_im() + at, PITCH);
+            load<MATRIX>(f_re, f.re + at, PITCH);
+            load<MATRIX>(f_im, f.im() + at, PITCH);
+            load<MATRIX>(f_neg, f.minus_im() + at, PITCH);
             wmma::mma_sync(zr, x[k], f_re, zr);
             wmma::mma_sync(zr, y[k], FORM == Form::FORWARD ? f_neg : f_im, zr);
             wmma::mma_sync(zi, x[k], FORM == Form::FORWARD ? f_im : f_neg, zi);

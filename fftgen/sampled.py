@@ -1,0 +1,149 @@
+"""Device-class kernels of long transforms, one launch at a time, on sampled blocks.
+
+Each launch starts from the exact state of the workspace (planner/interpret.py, float64, rounded to the
+storage type once) and what its blocks write is compared with the exact state after it. So every kernel
+of a transform of millions of points runs as it is, on a few of its blocks, in seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fftgen.accuracy import Accuracy, compare
+from fftgen.dtypes import DType, decode, dtype, encode
+from fftgen.errors import InternalError
+from fftgen.execute import spectrum
+from fftgen.launch import Call, Signal, argument_block
+from fftgen.pipeline import Built
+from fftgen.planner import interpret
+from fftgen.planner.launch import Launch, launches
+from fftgen.simulator import DeviceMemory, Report, parse, simulate
+
+SAMPLES = 3
+POISON = np.uint16(0xFFFF)  # a NaN in both storage types
+
+Bits = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One launch: which blocks ran and how exact they were."""
+
+    description: str
+    accuracy: Accuracy
+    reports: dict[str, Report]
+    seconds: float
+
+
+def _planes(z: npt.NDArray[Any], kind: DType) -> Bits:
+    """Complex (items, 1, N) as the workspace holds it: (items, 2, N) bit patterns."""
+    return np.ascontiguousarray(encode(np.stack([z.real, z.imag], axis=-2).reshape(-1, 2, z.shape[-1]), kind))
+
+
+def _sample(grid: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
+    """The first, the last and random blocks."""
+    inner = rng.choice(grid, size=min(grid, SAMPLES - 2), replace=False)
+    return [(b, 0, 0) for b in sorted({0, grid - 1, *(int(i) for i in inner)})]
+
+
+def check_launches(
+    built: Built, ptx: str, seed: int, progress: Callable[[str], None] | None = None
+) -> Iterator[Sample]:
+    """Run every launch of one transform on sampled blocks; gates and skip term included."""
+    plan, kind = built.plan, dtype(built.plan.problem.dtype)
+    rng = np.random.default_rng(seed)
+    rows, length = plan.rows_per_item, plan.problem.length
+
+    def stored(*shape: int) -> Bits:
+        return encode(rng.standard_normal(shape), kind)
+
+    bits = {name: stored(rows, 1, length) for name in ("u", "in_gate", "out_gate")}
+    wide = {name: decode(b, kind).astype(np.float64) for name, b in bits.items()}
+    taps = (rng.standard_normal((1, length)) * np.exp(-8 * np.arange(length) / length)).astype(np.float32)
+    skip = rng.standard_normal(1).astype(np.float32)
+    made = spectrum(plan, torch.from_numpy(taps))
+    states = interpret.workspace_states(plan, wide["u"], taps, in_gate=wide["in_gate"], skip=skip)
+    exact = interpret.convolve(
+        plan, wide["u"], taps, in_gate=wide["in_gate"], out_gate=wide["out_gate"], skip=skip, rounded=False
+    )
+    module = parse(ptx, source=built.source.text)
+    constant = {
+        **bits,
+        "spectrum": made.planes.view(torch.int16).numpy(),
+        "scale": made.scale.numpy(),
+        "skip": skip,
+        "tables": np.frombuffer(built.tables, np.uint8).copy(),
+    }
+    before: Bits | None = None
+    for launch in launches(plan, rows, 1, length):
+        role = (launch.kernel.role, launch.kernel.stage)
+        blocks = _sample(launch.grid, rng)
+        description = (
+            f"{launch.entry.removeprefix(plan.name + '_')}: blocks {[b[0] for b in blocks]} of {launch.grid}"
+        )
+        if progress is not None:
+            progress(description)
+        started = time.perf_counter()
+        memory = DeviceMemory()
+        at = {name: memory.bind(name, array) for name, array in constant.items()}
+        y = np.full((rows, 1, length), POISON)
+        workspace = np.full((1, 2, plan.transform), POISON) if before is None else before.copy()
+        at["y"] = memory.bind("y", y, writable=True, initialized=False)
+        at["workspace"] = memory.bind("workspace", workspace, writable=True, initialized=before is not None)
+        report = simulate(
+            module,
+            launch.entry,
+            grid=(launch.grid, 1, 1),
+            block=(launch.block, 1, 1),
+            params=[_arguments(built, launch, at, rows, length)],
+            shared_bytes=launch.shared_bytes,
+            memory=memory,
+            blocks=blocks,
+            seed=seed,
+        )
+        to_output = role == ("fold", 0) or (role == ("columns_inverse", 1) and not plan.fold)
+        if to_output:
+            written, after, target = y != POISON, y, exact
+        else:
+            after = workspace
+            written = after != (np.full_like(after, POISON) if before is None else before)
+            target = _unpacked(states[role])
+            before = _planes(states[role], kind)
+        share = np.count_nonzero(written) / written.size
+        if share < 0.9 * (len(blocks) - 1) / launch.grid:
+            raise InternalError(f"{description}: only {share:.2%} of the output was written")
+        accuracy = compare(
+            decode(after[written], kind).astype(np.float64)[None],
+            target[written][None],
+            kind.name,
+            plan.order,
+        )
+        yield Sample(description, accuracy, {launch.entry: report}, time.perf_counter() - started)
+
+
+def _unpacked(z: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    return np.stack([z.real, z.imag], axis=-2).reshape(-1, 2, z.shape[-1])
+
+
+def _arguments(built: Built, launch: Launch, at: dict[str, int], rows: int, length: int) -> bytes:
+    signal = {name: Signal(at[name], length, length) for name in ("u", "y", "in_gate", "out_gate")}
+    call = Call(
+        batch=rows,
+        channels=1,
+        length=length,
+        spectrum=at["spectrum"],
+        scale=at["scale"],
+        tables=at["tables"],
+        skip=at["skip"],
+        workspace=at["workspace"],
+        vector=length % 8 == 0,
+        **signal,
+    )
+    return argument_block(built.plan, call, launch)

@@ -1,0 +1,184 @@
+"""``fftgen verify``: a module's kernels, executed on the CPU and held against float64.
+
+Modules up to FULL_POINTS run whole calls in several shapes and option sets (emulate.py). Longer ones run
+every kernel on sampled blocks, each launch from an exact workspace (sampled.py).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fftgen import emulate, sampled
+from fftgen.accuracy import Accuracy, compare
+from fftgen.pipeline import Built
+from fftgen.problem import Problem
+from fftgen.simulator import Report
+
+FULL_POINTS = 65_536  # complex points of a transform that is simulated whole
+SMALL_POINTS = 8_192  # below, more rows and options are cheap
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call: batch, channels, length, taps and which options."""
+
+    batch: int
+    channels: int
+    length: int
+    taps: int
+    in_gate: bool = False
+    out_gate: bool = False
+    skip: bool = False
+
+    def __str__(self) -> str:
+        options = [name for name in ("in_gate", "out_gate", "skip") if getattr(self, name)]
+        return f"u ({self.batch}, {self.channels}, {self.length}), k ({self.channels}, {self.taps})" + (
+            f", {', '.join(options)}" if options else ""
+        )
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """How one case went, and what its kernels did."""
+
+    description: str
+    accuracy: Accuracy
+    reports: dict[str, Report]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything that was run for a module."""
+
+    name: str
+    plan: str
+    seed: int
+    cases: tuple[CaseResult, ...] = field(default_factory=tuple)
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.cases) and all(c.accuracy.passed for c in self.cases)
+
+    def __str__(self) -> str:
+        lines = [self.plan, *(f"  {c.description}: {c.accuracy} [{c.seconds:.1f} s]" for c in self.cases)]
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        return json.dumps(self.as_dict(), indent=2)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data: errors, bounds and counters per case."""
+        return {
+            "name": self.name,
+            "plan": self.plan,
+            "seed": self.seed,
+            "passed": self.passed,
+            "cases": [
+                {
+                    "case": c.description,
+                    "overall": c.accuracy.overall,
+                    "overall_bound": c.accuracy.overall_bound,
+                    "row": c.accuracy.row,
+                    "row_bound": c.accuracy.row_bound,
+                    "passed": c.accuracy.passed,
+                    "seconds": round(c.seconds, 3),
+                    "counters": {name: json.loads(r.to_json()) for name, r in c.reports.items()},
+                }
+                for c in self.cases
+            ],
+        }
+
+
+def reference(problem: Problem, u: Tensor, k: Tensor, **options: Tensor | None) -> np.ndarray[Any, Any]:
+    """The convolution in float64 by NumPy's FFT, from the definition: knows nothing of plans. (B, H, L)."""
+    x = u.double().numpy()
+    in_gate, out_gate, skip = (options.get(name) for name in ("in_gate", "out_gate", "skip"))
+    if in_gate is not None:
+        x = x * in_gate.double().numpy()
+    steps = x.shape[-1]
+    taps = k.double().numpy()
+    points = steps + taps.shape[-1] if problem.causal else problem.length
+    spectrum = np.fft.fft(x, points) * np.fft.fft(taps, points)
+    y = np.fft.ifft(spectrum).real[..., :steps]
+    if skip is not None:
+        y = y + skip.double().numpy()[:, None] * x
+    if out_gate is not None:
+        y = y * out_gate.double().numpy()
+    return np.asarray(y)
+
+
+def cases_for(problem: Problem, transform: int, quick: bool) -> tuple[Case, ...]:
+    """Shapes and options worth running: odd batches, short and ragged lengths, every option."""
+    n = problem.length
+    pair = 1 if problem.causal else 2
+    if transform <= SMALL_POINTS:
+        full = Case(3, 2, n, n, True, True, True)
+        short = Case(2, 1, max(1, n // 3), max(1, n // 2 - 1))
+        gates = Case(1, 3, max(1, n - 8), 1, in_gate=True)
+        return (full,) if quick else (full, short, gates, Case(pair, 1, n, n, out_gate=True))
+    full = Case(pair, 1, n, n, True, True, True)
+    return (full,) if quick else (full, Case(1, 1, n // 2 + 3, min(n, 1000)))
+
+
+def draw(case: Case, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor | None]:
+    """Fresh inputs: white noise against decaying filters, gates around one."""
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    shape = (case.batch, case.channels, case.length)
+    decay = torch.exp(-8 * torch.arange(case.taps, dtype=torch.float64) / case.taps)
+    return {
+        "u": normal(*shape).to(dtype),
+        "k": (normal(case.channels, case.taps) * decay).float(),
+        "in_gate": normal(*shape).to(dtype) if case.in_gate else None,
+        "out_gate": normal(*shape).to(dtype) if case.out_gate else None,
+        "skip": normal(case.channels).float() if case.skip else None,
+    }
+
+
+def run_case(built: Built, case: Case, seed: int, ptx: str) -> CaseResult:
+    """One whole call on the simulator, judged. Raises SimulationError for any fault."""
+    problem = built.plan.problem
+    dtype = torch.bfloat16 if problem.dtype == "bf16" else torch.float16
+    inputs = draw(case, dtype, torch.Generator().manual_seed(seed))
+    u, k = inputs.pop("u"), inputs.pop("k")
+    assert u is not None
+    assert k is not None
+    started = time.perf_counter()
+    y, simulated = emulate.convolve(built, u, k, **inputs, ptx=ptx, seed=seed)
+    seconds = time.perf_counter() - started
+    exact = reference(problem, u, k, **inputs)
+    accuracy = compare(y.double().numpy(), exact, problem.dtype, built.plan.order)
+    return CaseResult(str(case), accuracy, simulated.reports, seconds)
+
+
+def verify_built(
+    built: Built, *, seed: int, quick: bool = False, progress: Callable[[str], None] | None = None
+) -> Verification:
+    """Execute a module's kernels and compare with float64.
+
+    ``seed`` draws inputs and the simulator's fragment layouts; ``quick`` runs one case. ``progress`` is
+    told each case before it starts. Raises SimulationError when a kernel does what no kernel may.
+    """
+    plan = built.plan
+    ptx = emulate.line_ptx(built)
+    found = []
+    if plan.transform > FULL_POINTS:
+        for result in sampled.check_launches(built, ptx, seed, progress):
+            found.append(CaseResult(result.description, result.accuracy, result.reports, result.seconds))
+        return Verification(plan.name, str(plan), seed, tuple(found))
+    for case in cases_for(plan.problem, plan.transform, quick):
+        if progress is not None:
+            progress(str(case))
+        found.append(run_case(built, case, seed, ptx))
+    return Verification(plan.name, str(plan), seed, tuple(found))
