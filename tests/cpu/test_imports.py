@@ -180,7 +180,7 @@ def named() -> dict[str, Path]:
 
 
 def dependencies(path: Path) -> set[str]:
-    """The package's own modules that a file needs to load: ``from a.b import c`` means a.b.c where that is one."""
+    """The package's modules that a file needs to load: ``from a import c`` means a.c where that is one."""
     known = named()
     found = set()
     for node in statements(ast.parse(path.read_text()), loading=True):

@@ -11,7 +11,7 @@ import reference
 import tolerance
 
 from fftgen.errors import InputError, NoPlanError
-from fftgen.planner.interpret import convolve, spectrum
+from fftgen.planner.interpret import convolve, spectrum, workspace_states
 from fftgen.planner.order import monarch_permutation
 from fftgen.planner.plan import Plan
 from fftgen.planner.search import plan, with_shape
@@ -167,6 +167,45 @@ def test_every_shape_of_plan_computes_the_same(
         ref = expected(found, inputs)
         assert distance(run(found, inputs, rounded=False), ref) < EXACT
         tolerance.check(run(found, inputs, rounded=True), ref, "bf16", found.order)
+
+
+@pytest.mark.parametrize(("factors", "device"), [((64, 16, 16), 1), ((16, 32, 16, 16), 2)], ids=str)
+@pytest.mark.parametrize(("mode", "fold"), [("causal", 0), ("circular", 0), ("circular", 9)])
+def test_the_workspace_after_each_kernel_leads_to_the_output(
+    rng: np.random.Generator, mode: str, fold: int, factors: tuple[int, ...], device: int
+) -> None:
+    """The last state is the unscaled output; the first is the DFT over digit 1 with its twiddles."""
+    n = int(np.prod(factors))
+    found = with_shape(Problem(mode, n - fold, "fp16"), "sm_90", factors, device)
+    inputs = cases.draw(rng, (3, 2, n - fold), n - fold, "fp16", in_gate=True, skip=True)
+    states = workspace_states(found, inputs.u, inputs.k, in_gate=inputs.in_gate, skip=inputs.skip)
+    assert set(states) == {(k.role, k.stage) for k in found.kernels if k.role != "fold"}
+    _, exponent = spectrum(found, inputs.k)
+    z = states["columns_inverse", 1] * np.ldexp(found.residual, -exponent)[:, None]
+    if mode == "circular" and not fold:
+        rows = np.stack([z.real, z.imag], axis=1).reshape(4, 2, n)[:3]
+    else:
+        linear = np.concatenate([z.real, z.imag], axis=-1)
+        rows = linear[..., : n - fold]
+        if fold:
+            rows = rows + linear[..., n - fold : 2 * (n - fold)]
+    assert distance(np.asarray(rows, np.float64), expected(found, inputs)) < EXACT
+
+    assert inputs.in_gate is not None
+    first = inputs.u * inputs.in_gate
+    stage = found.stages[0]
+    if mode == "circular" and not fold:
+        packed = np.zeros((2, 2, n), complex)
+        packed += first[0::2]
+        packed[0] += 1j * first[1]
+    else:
+        packed = np.zeros((3, 2, n), complex)
+        packed[..., : n - fold] = first * np.exp(0.5j * np.pi * np.arange(n - fold) / n)
+    columns = np.fft.fft(packed.reshape(-1, stage.radix, stage.rest), axis=1) / 2**stage.scale
+    k, r = np.arange(stage.radix)[:, None], np.arange(stage.rest)
+    columns *= np.exp(-2j * np.pi * k * r / n)
+    got = states["columns", 1].reshape(columns.shape)
+    assert np.abs(got - columns).max() < EXACT * np.abs(columns).max()
 
 
 @pytest.mark.parametrize("target", TARGETS)

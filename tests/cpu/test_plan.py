@@ -87,6 +87,10 @@ def test_every_plan_is_legal(name: str) -> None:
         for kernel in found.kernels:
             assert kernel.shared_bytes <= chip.shared_block, note
             assert 1 <= kernel.warps <= 32, note
+            resident = kernel.resident * (kernel.shared_bytes + chip.shared_reserved)
+            assert 1 <= kernel.resident <= chip.blocks_sm, note
+            assert resident <= chip.shared_sm, note
+            assert kernel.resident * kernel.warps <= chip.warps_sm, note
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -279,6 +283,16 @@ def test_every_length_has_a_plan(name: str) -> None:
         for mode in cases.MODES:
             found = plan(Problem(mode, length, "fp16"), name)
             assert length <= found.transform <= max(256, 2 * length)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=NoPlanError, reason="circular 5120 = 64*80 and others find no legal shape"
+)
+def test_every_multiple_of_256_has_a_plan() -> None:
+    """Each may be a transform of its own, or a product of radices that no rule allows together."""
+    for length in range(256, 20000, 256):
+        for mode in cases.MODES:
+            plan(Problem(mode, length, "fp16"), "sm_86")
 
 
 # Text, digest, reproducibility

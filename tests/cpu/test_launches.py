@@ -1,0 +1,124 @@
+"""Launches: every transform in one chunk, every piece of work with one worker, memory within its bound."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from fftgen.planner.launch import Launch, items_per_channel, launches, workspace_elements
+from fftgen.planner.plan import Plan
+from fftgen.planner.search import plan
+from fftgen.problem import Problem
+from fftgen.targets import target
+
+SHAPES = ((1, 1), (1, 3), (2, 1), (3, 5), (7, 2), (64, 17), (33, 768))
+QUESTIONS = (
+    ("causal", 100),
+    ("circular", 1024),
+    ("causal", 4096),
+    ("circular", 5003),
+    ("causal", 20000),
+    ("circular", 65536),
+    ("circular", 100000),
+    ("causal", 1048576),
+)
+
+
+def plans() -> list[Plan]:
+    return [plan(Problem(*q, "fp16"), name) for q in QUESTIONS for name in ("sm_75", "sm_90")]
+
+
+def workers(launch: Launch) -> int:
+    """What takes pieces by itself in a block: every warp, or the block as a whole."""
+    return launch.kernel.items
+
+
+def pieces(found: Plan, launch: Launch) -> int:
+    """Work of a launch by its kernel's role, counted from the transform's shape."""
+    if launch.kernel.role == "convolve":
+        return launch.items
+    if launch.kernel.role == "rows":
+        rows = 1
+        for stage in found.device_stages:
+            rows *= stage.radix
+        return launch.items * rows
+    stage = found.stages[launch.kernel.stage - 1]
+    return launch.items * found.transform // stage.radix // 16  # strips of 16 columns
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_chunks_hold_every_transform_once_and_run_through_all_kernels(shape: tuple[int, int]) -> None:
+    batch, channels = shape
+    for found in plans():
+        total = channels * -(-batch // found.rows_per_item)
+        assert total == channels * items_per_channel(found, batch)
+        made = launches(found, batch, channels, found.problem.length)
+        count = len(found.kernels)
+        at = 0
+        for start in range(0, len(made), count):
+            group = made[start : start + count]
+            assert [g.kernel for g in group] == list(found.kernels)
+            assert {(g.first, g.items) for g in group} == {(at, group[0].items)}
+            assert group[0].items > 0
+            at += group[0].items
+        assert at == total
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_piece_has_exactly_one_worker_and_no_block_is_idle(shape: tuple[int, int]) -> None:
+    for found in plans():
+        for launch in launches(found, *shape, found.problem.length):
+            kernel = launch.kernel
+            assert launch.block == 32 * kernel.warps <= 1024
+            assert launch.shared_bytes == kernel.shared_bytes
+            assert launch.entry == found.entry(kernel)
+            assert 1 <= launch.grid < 2**31
+            if kernel.role == "fold":
+                assert launch.grid % launch.items == 0
+                continue
+            todo = pieces(found, launch)
+            per_block = workers(launch) * launch.run
+            assert (launch.grid - 1) * per_block < todo <= launch.grid * per_block
+            assert todo < 2**31
+
+
+def test_pieces_are_dealt_out_as_the_kernels_take_them() -> None:
+    """Small launches piece by piece: consecutive pieces of a worker, or of a block's warps in turn."""
+    for found in plans():
+        for launch in launches(found, 3, 1, found.problem.length):
+            if launch.kernel.role == "fold" or pieces(found, launch) > 5000:
+                continue
+            taken: Counter[int] = Counter()
+            for block in range(launch.grid):
+                for worker in range(workers(launch)):
+                    for i in range(launch.run):
+                        if launch.kernel.role.startswith("columns"):
+                            piece = (block * launch.run + i) * workers(launch) + worker
+                        else:
+                            piece = (block * workers(launch) + worker) * launch.run + i
+                        taken[piece] += piece < pieces(found, launch)
+            assert +taken == Counter(range(pieces(found, launch)))
+
+
+def test_the_workspace_does_not_grow_with_the_batch() -> None:
+    for found in plans():
+        sizes = [workspace_elements(found, batch, 768) for batch in (1, 64, 100_000)]
+        if found.memory_class == "block":
+            assert sizes == [0, 0, 0]
+            continue
+        assert all(2 * size <= found.chunk_bytes for size in sizes)
+        assert sizes[1] == sizes[2]
+        assert workspace_elements(found, 1, 1) == 2 * found.transform
+        widest = max(launch.items for launch in launches(found, 64, 768, found.problem.length))
+        assert 2 * found.transform * widest == sizes[1]
+
+
+def test_workers_take_runs_only_when_the_chip_is_full_without() -> None:
+    found = plan(Problem("causal", 1024, "fp16"), "sm_90")
+    kernel = found.kernels[0]
+    slots = target("sm_90").multiprocessors * kernel.resident * kernel.items
+    assert [launch.run for launch in launches(found, 1, slots, 1024)] == [1]
+    (busy,) = launches(found, 64, slots, 1024)
+    assert busy.run > 1
+    assert busy.grid * busy.kernel.items >= slots, "runs have left multiprocessors idle"
