@@ -65,8 +65,9 @@ def workspace_bytes(plan: Plan) -> int:
         return 0
     # Every device stage but the first reads and writes in each direction, the rows once, the first
     # stage writes on the way in and reads on the way out; the fold adds one more write and read.
-    passes = 2 * (2 * (device - 1)) + 2 + 2 + (2 if plan.fold else 0)
-    return passes * 4 * n
+    passes = 2 * (2 * (device - 1)) + 2 + 2
+    fold = 4 * (n + plan.fold) if plan.fold else 0  # all of it is written, two numbers a step are read
+    return passes * 4 * n + fold
 
 
 def occupancy(plan: Plan, target: Target) -> float:

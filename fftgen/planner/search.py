@@ -10,7 +10,7 @@ from itertools import islice
 
 from fftgen.errors import NoPlanError
 from fftgen.planner.cost import Cost, cost
-from fftgen.planner.factor import MIN_TRANSFORM, factorable, factorisations, transforms
+from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
 from fftgen.planner.plan import Kernel, Plan, Stage
 from fftgen.planner.rules import WARPS, Shape, columns_kernel, inner_kernel, shape_is_legal, supports_dtype
 from fftgen.planner.tables import layout, twiddle_split
@@ -43,10 +43,11 @@ class Candidate:
 
 def lengths(problem: Problem) -> tuple[tuple[int, ...], int]:
     """Transform lengths worth trying, and the fold (0 or the circular length)."""
-    if not problem.causal and problem.length >= MIN_TRANSFORM and factorable(problem.length):
+    if not problem.causal and problem.length >= MIN_TRANSFORM and has_shape(problem.length):
         return (problem.length,), 0
     power = max(MIN_TRANSFORM, 1 << (problem.length - 1).bit_length())
-    near = tuple(islice(transforms(problem.length, min(power, MAX_LENGTH)), LENGTHS_TRIED))
+    served = filter(has_shape, transforms(problem.length, min(power, MAX_LENGTH)))
+    near = tuple(islice(served, LENGTHS_TRIED))
     fold = 0 if problem.causal else problem.length
     return tuple(dict.fromkeys((*near, power))), fold
 
@@ -57,6 +58,12 @@ def shapes(transform: int) -> Iterator[Shape]:
         for factors in factorisations(transform, order):
             for device in range(order - 1):
                 yield Shape(factors, device)
+
+
+@lru_cache(maxsize=4096)
+def has_shape(transform: int) -> bool:
+    """Whether some shape of this length is legal: 5120 = 64·80, say, factors only into too large a tile."""
+    return any(shape_is_legal(shape) is None for shape in shapes(transform))
 
 
 def _stages(shape: Shape) -> tuple[Stage, ...]:
@@ -104,6 +111,10 @@ def candidate(
 ) -> Candidate:
     """Judge one shape: the cheapest number of warps that is legal, or why none is."""
     reason = supports_dtype(problem.dtype, target) or shape_is_legal(shape)
+    if not reason and (
+        transform < problem.length or (not problem.causal and not fold and transform != problem.length)
+    ):
+        reason = f"a transform of {transform} does not serve {problem.mode} length {problem.length}"
     if reason:
         return Candidate(transform, shape, None, None, reason)
     right_angle = problem.causal or bool(fold)
@@ -143,6 +154,7 @@ def search(problem: Problem, target: Target, transform: int | None = None) -> tu
     tried, fold = lengths(problem)
     if transform is not None:
         tried = (transform,)
+        fold = 0 if problem.causal or transform == problem.length else problem.length
     found = [candidate(problem, target, n, shape, fold) for n in tried for shape in shapes(n)]
     return tuple(sorted(found, key=_rank))
 

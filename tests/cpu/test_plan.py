@@ -142,6 +142,17 @@ def shared_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
     return regions
 
 
+@pytest.mark.parametrize("name", [name for name in TARGETS if name != "sm_75"])  # 64 KB leave no room for it
+@pytest.mark.parametrize("length", [256, 1024, 4096, 8192, 100000, 1048576])
+def test_rows_of_tiles_start_in_different_banks(length: int, name: str) -> None:
+    """Eight rows read 16 bytes each at a time: an odd number of 16-byte groups apart, all banks differ."""
+    found = plan(Problem("causal", length, "fp16"), name)
+    for kernel in found.kernels:
+        assert 2 * kernel.pitch % 32 == 16, (str(found), kernel)
+    for radix in found.factors:
+        assert 2 * tables.matrix_pitch(radix) % 32 == 16
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_kernels_walk_through_all_stages_and_back(name: str) -> None:
     for found in plans_of(name):
@@ -285,9 +296,6 @@ def test_every_length_has_a_plan(name: str) -> None:
             assert length <= found.transform <= max(256, 2 * length)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=NoPlanError, reason="circular 5120 = 64*80 and others find no legal shape"
-)
 def test_every_multiple_of_256_has_a_plan() -> None:
     """Each may be a transform of its own, or a product of radices that no rule allows together."""
     for length in range(256, 20000, 256):
