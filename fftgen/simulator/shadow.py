@@ -1,0 +1,323 @@
+"""Who touched a byte last, and whether two accesses are ordered: race detection.
+
+For every byte the shadow keeps the moment and the author of the last write and of the last reads. A moment is one
+executed instruction of the machine (Machine.tick). An author is a thread number with marks:
+
+MANY_LANES   some or several lanes of the warp of that thread (matrix loads and stores, or several readers)
+MANY_WARPS   several warps
+ATOMIC       an atomic access: atomics do not race with each other
+PENDING      an asynchronous copy on its way
+
+An access at moment t is ordered before what a thread does now if a block barrier completed since then, or a
+``bar.warp.sync`` of both lanes, or a counted barrier of both warps (happens-before, as in vector-clock detectors).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fftgen.simulator.faults import GlobalRace, SharedRace
+from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.syntax import Instruction
+from fftgen.simulator.types import Array
+
+MANY_LANES = np.int32(1 << 27)
+MANY_WARPS = np.int32(1 << 28)
+ATOMIC = np.int32(1 << 29)
+PENDING = np.int32(1 << 30)
+_THREAD = np.int32((1 << 27) - 1)
+_NO_LANE = np.int32(~31 & ((1 << 27) - 1))
+
+
+class Shadow:
+    """The shadow of ``size`` bytes: 16 bytes a byte, in pages that the system allocates when touched."""
+
+    def __init__(self, name: str, size: int, shared: bool) -> None:
+        padded = -(-size // 32) * 32
+        self.name = name
+        self.shared = shared
+        self._arrays = tuple(np.zeros(padded, np.int32) for _ in range(4))
+        self._rows: dict[int, tuple[Array, ...]] = {}
+        self.readers: list[tuple[int, Array, int, Array]] = []
+        """(moment, unit numbers, unit bytes, authors) of reads, kept where partial barriers are in use."""
+
+    def rows(self, nbytes: int) -> tuple[Array, ...]:
+        """(write moment, writer, read moment, reader), each as (units, nbytes)."""
+        found = self._rows.get(nbytes)
+        if found is None:
+            found = self._rows[nbytes] = tuple(a.reshape(-1, nbytes) for a in self._arrays)
+        return found
+
+    def never_written(self, units: Array, nbytes: int) -> Array | None:
+        """Which accesses meet a byte that nothing wrote; None if there is none."""
+        moments = self.rows(nbytes)[0].take(units, axis=0)
+        if moments.all():
+            return None
+        bad: Array = ~moments.all(axis=1)
+        return bad
+
+    def read(
+        self,
+        m: Machine,
+        ins: Instruction,
+        threads: Array,
+        units: Array,
+        nbytes: int,
+        now: int,
+        marks: np.int32 | int = 0,
+    ) -> None:
+        """Check and record reads of ``nbytes`` at unit numbers (offset / nbytes), one unit per thread given."""
+        wt, wa, rt, ra = self.rows(nbytes)
+        moments = wt.take(units, axis=0)
+        if moments.max() > m.base_low or (not self.shared and m.many_blocks and moments.any()):
+            authors = wa.take(units, axis=0)
+            self._check(m, ins, threads, units, nbytes, moments, authors, marks, "read", "written", now)
+        code = (threads.astype(np.int32) | np.int32(marks))[:, None]
+        before = rt.take(units, axis=0)
+        if before.max() > m.base_low or (not self.shared and m.many_blocks and before.any()):
+            last = ra.take(units, axis=0)
+            code = self._merge(m, threads, before, last, code)
+        elif nbytes > 1:
+            code = np.repeat(code, nbytes, axis=1)
+        rt[units] = now
+        ra[units] = code
+        stored = ra.take(units, axis=0)
+        clash = stored != code
+        if clash.any():
+            self._several(units, nbytes, code, ra)
+        if m.warp_seen is not None:
+            self.readers.append((now, units.astype(np.int64), nbytes, threads | int(marks)))
+
+    def _merge(self, m: Machine, threads: Array, before: Array, last: Array, code: Array) -> Array:
+        """The author to record for bytes that were read before: one thread, a warp, or several."""
+        blocks = m.block_of[threads][:, None]
+        fresh = before > m.base[blocks]
+        if not self.shared and m.many_blocks:
+            fresh |= (before > 0) & self._elsewhere(m, before, last, blocks)
+        same_warp = ((last & _NO_LANE) == (code & _NO_LANE)) & (last & MANY_WARPS == 0) & (before > m.start)
+        ordered = same_warp & (before <= m.warp_sync[threads][:, None])
+        keep = ~fresh | ordered | ((last == code) & (before > m.start))
+        spread = np.where(same_warp, code | MANY_LANES, code | MANY_WARPS)
+        return np.where(keep, code, spread)
+
+    @staticmethod
+    def _elsewhere(m: Machine, moments: Array, authors: Array, blocks: Array) -> Array:
+        """Which accesses came from other blocks, those of earlier batches included."""
+        people = np.minimum(authors & _THREAD, m.size - 1)
+        other: Array = (moments <= m.start) | (m.block_of[people] != blocks)
+        return other
+
+    def _several(self, units: Array, nbytes: int, code: Array, ra: Array) -> None:
+        """Several lanes read one unit in one instruction: mark it so (the last lane wrote its own number)."""
+        full = np.broadcast_to(code, (len(units), nbytes))
+        order = np.argsort(units, kind="stable")
+        ordered = units[order]
+        starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+        codes = full[order]
+        flags = np.bitwise_or.reduceat(codes & ~_THREAD, starts, axis=0)
+        low = np.minimum.reduceat(codes & _THREAD, starts, axis=0)
+        high = np.maximum.reduceat(codes & _THREAD, starts, axis=0)
+        flags |= np.where(low != high, np.where(low >> 5 == high >> 5, MANY_LANES, MANY_WARPS), np.int32(0))
+        ra[ordered[starts]] = low | flags
+
+    def write(
+        self,
+        m: Machine,
+        ins: Instruction,
+        threads: Array,
+        units: Array,
+        nbytes: int,
+        now: int,
+        marks: np.int32 | int = 0,
+    ) -> Array | None:
+        """Check and record writes. Returns which threads lost to another lane of their warp on a byte, or None."""
+        wt, wa, rt, ra = self.rows(nbytes)
+        many = not self.shared and m.many_blocks
+        for times, people, verb in ((wt, wa, "written"), (rt, ra, "read")):
+            moments = times.take(units, axis=0)
+            if moments.max() > m.base_low or (many and moments.any()):
+                authors = people.take(units, axis=0)
+                self._check(m, ins, threads, units, nbytes, moments, authors, marks, "written", verb, now)
+        code = threads.astype(np.int32) | np.int32(marks)
+        wt[units] = now
+        wa[units] = code[:, None]
+        stored = wa[:, 0].take(units)
+        lost = stored != code
+        if not lost.any():
+            return None
+        if not int(marks) & int(ATOMIC):
+            other_warp = lost & (((stored ^ code) & _NO_LANE) != 0)
+            if other_warp.any():
+                i = int(np.flatnonzero(other_warp)[0])
+                self._race(
+                    m, ins, threads[i], int(units[i]) * nbytes, int(stored[i]), now, "written", "written"
+                )
+        return lost
+
+    def _check(
+        self,
+        m: Machine,
+        ins: Instruction,
+        threads: Array,
+        units: Array,
+        nbytes: int,
+        moments: Array,
+        authors: Array,
+        marks: np.int32 | int,
+        verb: str,
+        other_verb: str,
+        now: int,
+    ) -> None:
+        """Stop if an earlier access (moments, authors) is not ordered before this one."""
+        blocks = m.block_of[threads][:, None]
+        bad = moments > m.base[blocks]
+        people = authors & _THREAD
+        if not self.shared and m.many_blocks:
+            bad |= (moments > 0) & self._elsewhere(m, moments, authors, blocks)
+        if not bad.any():
+            return
+        atomic = bool(int(marks) & int(ATOMIC))
+        own = threads.astype(np.int32)[:, None]
+        if int(marks) & int(MANY_LANES):
+            same_thread: Array | bool = False
+        else:
+            same_thread = (authors & ~ATOMIC) == own
+        same_warp = ((people ^ own) & _NO_LANE == 0) & (authors & MANY_WARPS == 0)
+        synced = moments <= m.warp_sync[threads][:, None]
+        bad &= ~((same_thread | (same_warp & synced & (authors & PENDING == 0))) & (moments > m.start))
+        if atomic:
+            bad &= authors & ATOMIC == 0
+        if not bad.any():
+            return
+        if m.warp_seen is not None:
+            bad &= ~self._partly_ordered(m, threads, units, nbytes, moments, authors, marks, bad, other_verb)
+            if not bad.any():
+                return
+        i, j = (int(k) for k in np.argwhere(bad)[0])
+        self._race(
+            m,
+            ins,
+            int(threads[i]),
+            int(units[i]) * nbytes + j,
+            int(authors[i, j]),
+            int(moments[i, j]),
+            verb,
+            other_verb,
+        )
+
+    def _partly_ordered(
+        self,
+        m: Machine,
+        threads: Array,
+        units: Array,
+        nbytes: int,
+        moments: Array,
+        authors: Array,
+        marks: np.int32 | int,
+        bad: Array,
+        other_verb: str,
+    ) -> Array:
+        """Which suspects are ordered after all, by barriers of part of a block or of a warp."""
+        result = np.zeros(bad.shape, np.bool_)
+        own_lane_unknown = bool(int(marks) & int(MANY_LANES))
+        for i, j in np.argwhere(bad):
+            t = int(threads[i])
+            byte = int(units[i]) * nbytes + int(j)
+            author = int(authors[i, j])
+            if other_verb == "written" or not author & int(MANY_LANES | MANY_WARPS):
+                events = [(int(moments[i, j]), author)]
+            else:
+                events = self._readers_of(m, byte, t)
+            result[i, j] = all(m_ordered(m, t, own_lane_unknown, when, who) for when, who in events)
+        return result
+
+    def _readers_of(self, m: Machine, byte: int, thread: int) -> list[tuple[int, int]]:
+        base = int(m.base[m.block_of[thread]])
+        if self.readers and self.readers[0][0] <= m.base_low:
+            self.readers = [r for r in self.readers if r[0] > m.base_low]
+        found: list[tuple[int, int]] = []
+        for when, units, nbytes, people in self.readers:
+            if when > base:
+                found += [(when, int(p)) for p in people[units == byte // nbytes]]
+        return found
+
+    def _race(
+        self,
+        m: Machine,
+        ins: Instruction,
+        thread: int,
+        byte: int,
+        author: int,
+        moment: int,
+        verb: str,
+        other_verb: str,
+    ) -> None:
+        """Raise the fault, naming both instructions."""
+        exact = not author & int(MANY_LANES | MANY_WARPS)
+        other = m.describe(moment, author & int(_THREAD) if exact else None)
+        if not exact:
+            other += " by several threads"
+        if self.shared:
+            offset = byte % m.spaces.shared_stride
+            kind: type[SharedRace] | type[GlobalRace] = SharedRace
+            where, address = f"shared byte {offset}", offset
+        else:
+            kind = GlobalRace
+            where, address = f"byte {byte} of buffer {self.name}", m.spaces.base_of(self.name) + byte
+        pending = " by a copy still on its way" if author & int(PENDING) else ""
+        m.fault(
+            kind,
+            ins,
+            f"{where} is {verb} here and was {other_verb} elsewhere{pending}, with nothing that orders the two",
+            int(thread),
+            address=address,
+            buffer=self.name,
+            other=other,
+        )
+
+
+def m_ordered(m: Machine, thread: int, lane_unknown: bool, when: int, author: int) -> bool:
+    """Whether an access of ``author`` at a moment is ordered before what ``thread`` does now."""
+    who = author & int(_THREAD)
+    if when <= m.start:
+        return False
+    if when <= int(m.base[m.block_of[thread]]) and m.block_of[who] == m.block_of[thread]:
+        return True
+    if who == thread and not lane_unknown and not author & int(MANY_LANES | PENDING):
+        return True
+    if m.block_of[who] != m.block_of[thread] or m.lane_seen is None or m.warp_seen is None:
+        return False
+    if who >> 5 == thread >> 5:
+        if author & int(MANY_LANES) or lane_unknown:
+            return when <= int(m.warp_sync[thread])
+        return when <= int(m.lane_seen[thread, who & 31])
+    return when <= int(m.warp_seen[thread >> 5, who >> 5])
+
+
+def check_same_values(
+    m: Machine,
+    ins: Instruction,
+    group: Group,
+    lost: Array,
+    wanted: Array,
+    found: Array,
+    name: str,
+    shared: bool,
+    offsets: Array,
+) -> None:
+    """Lanes of one warp may write one place in one instruction only if they write the same value."""
+    different = lost & (wanted != found).reshape(len(lost), -1).any(axis=1)
+    if not different.any():
+        return
+    i = int(np.flatnonzero(different)[0])
+    m.fault(
+        SharedRace if shared else GlobalRace,
+        ins,
+        "two lanes of a warp write different values to one place in one instruction",
+        int(group.threads[i]),
+        address=int(offsets[i]) % m.spaces.shared_stride
+        if shared
+        else m.spaces.base_of(name) + int(offsets[i]),
+        buffer=name,
+        other=m.describe(m.clock),
+    )

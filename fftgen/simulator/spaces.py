@@ -1,0 +1,476 @@
+"""Address spaces of a launch: where an address leads, and the checks that every access passes.
+
+Global, constant and parameter addresses are generic addresses of their own; shared and local memory have windows in
+the generic space whose low halves are not zero, so that an address cut to 32 bits never lands inside.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fftgen.simulator.faults import (
+    LaunchError,
+    Misaligned,
+    OutOfBounds,
+    ReadOnlyWrite,
+    SharedRace,
+    UninitializedRead,
+)
+from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.memory import Buffer, DeviceMemory
+from fftgen.simulator.shadow import Shadow, check_same_values
+from fftgen.simulator.syntax import Entry, Instruction, Module, Variable
+from fftgen.simulator.types import UNSIGNED, Array
+
+SHARED_WINDOW = 0x7F01_2300_0000
+LOCAL_WINDOW = 0x7E01_3700_0000
+_MODULE_BASE = 0x0B00_5000_0100
+_SPAN = np.uint64(1 << 32)
+
+
+class Region:
+    """A range of memory that accesses go to: a buffer, or the shared or local memory of all running blocks."""
+
+    def __init__(
+        self, name: str, kind: str, base: int, data: Array, writable: bool, written: Array | None
+    ) -> None:
+        self.name = name
+        self.kind = kind
+        self.base = base
+        self.size = int(data.size)
+        self.bytes = data
+        self.writable = writable
+        self.written = written
+        self.shadow: Shadow | None = None
+        self._units: dict[tuple[int, int], Array] = {}
+
+    def units(self, nbytes: int, count: int = 1) -> Array:
+        """The bytes as (units, count) unsigned integers of ``nbytes`` each; a ragged tail is left out."""
+        found = self._units.get((nbytes, count))
+        if found is None:
+            whole = self.size // (nbytes * count) * (nbytes * count)
+            found = self.bytes[:whole].view(UNSIGNED[8 * nbytes]).reshape(-1, count)
+            self._units[nbytes, count] = found
+        return found
+
+
+class Spaces:
+    """All memory of one launch. ``attach`` makes the per-batch parts: shared and local memory."""
+
+    def __init__(
+        self, module: Module, entry: Entry, memory: DeviceMemory, dynamic_bytes: int, params: bytes
+    ) -> None:
+        self.memory = memory
+        self.dynamic_bytes = dynamic_bytes
+        self.symbols: dict[str, int] = {}
+        self._regions: dict[int, Region] = {}
+        self._extra: list[Region] = []
+        self._last: Region | None = None
+        self._layout(module, entry)
+        self._module_variables(module, params, entry)
+        self.race_checks = True
+
+    # -- layout ----------------------------------------------------------------------------------------------
+
+    def _layout(self, module: Module, entry: Entry) -> None:
+        """Static shared variables from offset 0, then the dynamic part; local variables likewise."""
+        offset = local = 0
+        dynamic: list[Variable] = []
+        for variable in (*module.variables.values(), *entry.variables):
+            if variable.space == "shared" and variable.size == 0:
+                dynamic.append(variable)
+            elif variable.space == "shared":
+                offset = -(-offset // variable.align) * variable.align
+                self.symbols[variable.name] = offset
+                offset += variable.size
+            elif variable.space == "local":
+                local = -(-local // variable.align) * variable.align
+                self.symbols[variable.name] = local
+                local += variable.size
+        self.static_bytes = offset
+        if dynamic or self.dynamic_bytes:
+            align = max([16, *(v.align for v in dynamic)])
+            offset = -(-offset // align) * align
+            for variable in dynamic:
+                self.symbols[variable.name] = offset
+            offset += self.dynamic_bytes
+        self.shared_bytes = offset
+        self.shared_stride = max(-(-offset // 128) * 128, 128)
+        self.local_bytes = -(-local // 16) * 16
+
+    def _module_variables(self, module: Module, params: bytes, entry: Entry) -> None:
+        base = _MODULE_BASE
+        placed: list[tuple[Variable, Array]] = []
+        for variable in module.variables.values():
+            if variable.space not in ("global", "const"):
+                continue
+            if variable.size == 0:
+                raise LaunchError(f"variable {variable.name} is extern: link it or pass a buffer")
+            data = np.zeros(variable.size, np.uint8)
+            if variable.initial is not None:
+                data[: len(variable.initial)] = np.frombuffer(variable.initial, np.uint8)
+            self._extra.append(
+                Region(variable.name, variable.space, base, data, variable.space == "global", None)
+            )
+            self.symbols[variable.name] = base
+            placed.append((variable, data))
+            base += -(-(variable.size + 4096) // 256) * 256
+        for variable, data in placed:
+            for offset, name, extra in variable.pointers:
+                if name not in self.symbols:
+                    raise LaunchError(f"{variable.name} points to {name}, which is no module variable")
+                address = np.array([self.symbols[name] + extra], np.uint64)
+                data[offset : offset + 8] = address.view(np.uint8)
+        block = np.frombuffer(params, np.uint8).copy() if params else np.zeros(1, np.uint8)
+        self._extra.append(Region("param", "param", base, block, False, None))
+        for param in entry.params:
+            self.symbols[param.name] = base + param.offset
+
+    def attach(self, m: Machine) -> None:
+        """Fresh shared and local memory for the blocks of a machine."""
+        self.shared = Region(
+            "shared", "shared", 0, np.zeros(self.shared_stride * len(m.blocks), np.uint8), True, None
+        )
+        self.shared.shadow = Shadow("shared", self.shared.size, True)
+        self.local = Region(
+            "local",
+            "local",
+            0,
+            np.zeros(self.local_bytes * m.size, np.uint8),
+            True,
+            np.zeros(self.local_bytes * m.size, np.bool_),
+        )
+
+    def base_of(self, name: str) -> int:
+        """The address of a region."""
+        for region in (*self._regions.values(), *self._extra):
+            if region.name == name:
+                return region.base
+        return 0
+
+    def is_space(self, addresses: Array, space: str) -> Array:
+        """Whether generic addresses lie in "global", "const" or "param"."""
+        result = np.zeros(len(addresses), np.bool_)
+        for i, address in enumerate(addresses):
+            region = self._find(int(address))
+            result[i] = (region.kind if region is not None else "global") == space
+        return result
+
+    # -- finding ---------------------------------------------------------------------------------------------
+
+    def _find(self, address: int) -> Region | None:
+        for region in self._extra:
+            if region.base <= address < region.base + region.size:
+                return region
+        buffer = self.memory.find(address)
+        return self._region(buffer) if buffer is not None else None
+
+    def _region(self, buffer: Buffer) -> Region:
+        found = self._regions.get(buffer.base)
+        if found is None:
+            found = Region(buffer.name, "global", buffer.base, buffer.bytes, buffer.writable, buffer.written)
+            self._regions[buffer.base] = found
+        if found.writable and found.shadow is None:
+            found.shadow = Shadow(buffer.name, found.size, False)
+        return found
+
+    def resolve(
+        self, m: Machine, g: Group, ins: Instruction, space: str, addresses: Array, nbytes: int
+    ) -> list[tuple[Region, Group, Array | None, Array]]:
+        """Where accesses of ``nbytes`` (a power of two) lead.
+
+        Returns (region, threads, their places in the group or None for all, byte offsets in the region). Raises
+        OutOfBounds and Misaligned.
+        """
+        if nbytes > 1:
+            low = addresses & np.uint64(nbytes - 1)
+            if low.any():
+                i = int(np.flatnonzero(low)[0])
+                self._misaligned(m, g, ins, space, int(addresses[i]), nbytes, i)
+        if space == "shared":
+            return [(self.shared, g, None, self._shared_offsets(m, g, ins, addresses, nbytes))]
+        if space == "local":
+            return [(self.local, g, None, self._local_offsets(m, g, ins, addresses, nbytes))]
+        region = self._last
+        if region is not None:
+            offsets = addresses - np.uint64(region.base)
+            if int(offsets.max()) + nbytes <= region.size:
+                self._check_space(m, g, ins, space, region)
+                return [(region, g, None, offsets.view(np.int64))]
+        return self._general(m, g, ins, space, addresses, nbytes)
+
+    def _shared_offsets(self, m: Machine, g: Group, ins: Instruction, addresses: Array, nbytes: int) -> Array:
+        if int(addresses.max()) + nbytes > self.shared_bytes:
+            i = int(np.flatnonzero(addresses + np.uint64(nbytes) > np.uint64(self.shared_bytes))[0])
+            m.fault(
+                OutOfBounds,
+                ins,
+                f"{nbytes} bytes at shared offset {int(addresses[i]):#x}: the block has "
+                f"{self.shared_bytes} bytes of shared memory ({self.static_bytes} static, "
+                f"{self.dynamic_bytes} dynamic)",
+                int(g.threads[i]),
+                address=int(addresses[i]),
+                buffer="shared",
+            )
+        offsets = addresses.view(np.int64)
+        if len(m.blocks) > 1:
+            offsets = offsets + m.block_of[g.threads] * self.shared_stride
+        return offsets
+
+    def _local_offsets(self, m: Machine, g: Group, ins: Instruction, addresses: Array, nbytes: int) -> Array:
+        if int(addresses.max()) + nbytes > self.local_bytes:
+            i = int(np.flatnonzero(addresses + np.uint64(nbytes) > np.uint64(self.local_bytes))[0])
+            m.fault(
+                OutOfBounds,
+                ins,
+                f"{nbytes} bytes at local offset {int(addresses[i]):#x}: a thread has {self.local_bytes} bytes",
+                int(g.threads[i]),
+                address=int(addresses[i]),
+                buffer="local",
+            )
+        return addresses.view(np.int64) + g.threads * self.local_bytes
+
+    def _general(
+        self, m: Machine, g: Group, ins: Instruction, space: str, addresses: Array, nbytes: int
+    ) -> list[tuple[Region, Group, Array | None, Array]]:
+        """Accesses that do not all lie in the region used last."""
+        parts: list[tuple[Region, Group, Array | None, Array]] = []
+        rest = np.ones(g.n, np.bool_)
+        while rest.any():
+            i = int(np.flatnonzero(rest)[0])
+            address = int(addresses[i])
+            if space == "generic" and 0 <= address - SHARED_WINDOW < 2**32:
+                inside = (addresses - np.uint64(SHARED_WINDOW)) < _SPAN
+                window = SHARED_WINDOW
+            elif space == "generic" and 0 <= address - LOCAL_WINDOW < 2**32:
+                inside = (addresses - np.uint64(LOCAL_WINDOW)) < _SPAN
+                window = LOCAL_WINDOW
+            else:
+                region = self._find(address)
+                if region is None:
+                    self._unmapped(m, g, ins, address, nbytes, i)
+                self._check_space(m, g, ins, space, region)
+                offsets = addresses - np.uint64(region.base)
+                inside = offsets < np.uint64(region.size)
+                over = inside & (offsets + np.uint64(nbytes) > np.uint64(region.size))
+                if over.any():
+                    j = int(np.flatnonzero(over)[0])
+                    self._unmapped(m, g, ins, int(addresses[j]), nbytes, j)
+                self._last = region
+                if inside.all():
+                    return [(region, g, None, offsets.view(np.int64))]
+                window = 0
+            places = np.flatnonzero(inside & rest)
+            group = g if len(places) == g.n else Group(m, g.threads[places])
+            chosen: Array | None = None if len(places) == g.n else places
+            if window:
+                local = addresses[places] - np.uint64(window)
+                if window == SHARED_WINDOW:
+                    parts.append(
+                        (self.shared, group, chosen, self._shared_offsets(m, group, ins, local, nbytes))
+                    )
+                else:
+                    parts.append(
+                        (self.local, group, chosen, self._local_offsets(m, group, ins, local, nbytes))
+                    )
+            else:
+                parts.append((region, group, chosen, offsets[places].view(np.int64)))
+            rest[places] = False
+        return parts
+
+    def _check_space(self, m: Machine, g: Group, ins: Instruction, space: str, region: Region) -> None:
+        if space in ("generic", region.kind):
+            return
+        if space == "global" and region.kind == "global":
+            return
+        m.fault(
+            OutOfBounds,
+            ins,
+            f"a .{space} access leads to {region.name}, which lies in .{region.kind}",
+            int(g.threads[0]),
+            address=region.base,
+            buffer=region.name,
+        )
+
+    def _unmapped(self, m: Machine, g: Group, ins: Instruction, address: int, nbytes: int, i: int) -> None:
+        near = self._find(address) or self.memory.nearest(address)
+        text = f"{nbytes} bytes at {address:#x} lie outside every buffer"
+        if near is not None:
+            offset = address - near.base
+            text += f"; nearest is {near.name} of {near.size} bytes, at offset {offset}"
+        m.fault(
+            OutOfBounds,
+            ins,
+            text,
+            int(g.threads[i]),
+            address=address,
+            buffer=near.name if near is not None else None,
+        )
+
+    def _misaligned(
+        self, m: Machine, g: Group, ins: Instruction, space: str, address: int, nbytes: int, i: int
+    ) -> None:
+        region = self._find(address) if space not in ("shared", "local") else None
+        name = region.name if region is not None else space
+        offset = address - region.base if region is not None else address
+        m.fault(
+            Misaligned,
+            ins,
+            f"address {address:#x} ({name} + {offset}) is not a multiple of {nbytes}, the size of the access",
+            int(g.threads[i]),
+            address=address,
+            buffer=name,
+        )
+
+    # -- access ----------------------------------------------------------------------------------------------
+
+    def load(
+        self,
+        m: Machine,
+        g: Group,
+        ins: Instruction,
+        pc: int,
+        region: Region,
+        offsets: Array,
+        nbytes: int,
+        now: int,
+        *,
+        count: bool = True,
+        marks: int = 0,
+        invariant: bool = False,
+    ) -> None:
+        """The checks and counts of a load of ``nbytes`` per thread; the caller then takes the data."""
+        units = offsets // nbytes
+        shadow = region.shadow
+        if region.kind == "shared":
+            assert shadow is not None
+            bad = shadow.never_written(units, nbytes)
+            if m.copies.pending:
+                m.copies.check(m, ins, g, region, offsets, nbytes, bad)
+            if bad is not None:
+                self._uninitialized(m, g, ins, region, offsets, bad)
+            if count:
+                m.counts.shared_access(pc, "load", offsets, nbytes, g)
+        else:
+            if region.written is not None:
+                fine = self._written(region, units, nbytes)
+                if fine is not None:
+                    self._uninitialized(m, g, ins, region, offsets, ~fine)
+            if count and region.kind == "global":
+                m.counts.device_access(pc, region.name, "load", region.size, offsets, nbytes, g)
+        if shadow is not None:
+            if invariant and not shadow.shared:
+                self._check_invariant(m, g, ins, region, units, offsets, nbytes)
+            shadow.read(m, ins, g.threads, units, nbytes, now, marks)
+
+    def _written(self, region: Region, units: Array, nbytes: int) -> Array | None:
+        """Which accesses meet only written bytes; None if all."""
+        assert region.written is not None
+        whole = len(region.written) // nbytes * nbytes
+        marks = region.written[:whole].reshape(-1, nbytes).take(units, axis=0)
+        if marks.all():
+            return None
+        fine: Array = marks.all(axis=1)
+        return fine
+
+    def _check_invariant(
+        self,
+        m: Machine,
+        g: Group,
+        ins: Instruction,
+        region: Region,
+        units: Array,
+        offsets: Array,
+        nbytes: int,
+    ) -> None:
+        """``ld.global.nc`` promises that no one writes the data while the kernel runs."""
+        from fftgen.simulator.faults import GlobalRace
+
+        assert region.shadow is not None
+        moments = region.shadow.rows(nbytes)[0].take(units, axis=0)
+        if moments.any():
+            i, j = (int(k) for k in np.argwhere(moments)[0])
+            m.fault(
+                GlobalRace,
+                ins,
+                f"a non-coherent load reads offset {int(offsets[i])} of {region.name}, which this launch wrote",
+                int(g.threads[i]),
+                address=region.base + int(offsets[i]),
+                buffer=region.name,
+                other=m.describe(int(moments[i, j])),
+            )
+
+    def _uninitialized(
+        self, m: Machine, g: Group, ins: Instruction, region: Region, offsets: Array, bad: Array
+    ) -> None:
+        i = int(np.flatnonzero(bad)[0])
+        offset = self.shown(region, int(offsets[i]))
+        m.fault(
+            UninitializedRead,
+            ins,
+            f"{region.name} is read at offset {offset}, where nothing was written",
+            int(g.threads[i]),
+            address=region.base + offset,
+            buffer=region.name,
+        )
+
+    def shown(self, region: Region, offset: int) -> int:
+        """The offset that a kernel would see: inside its own block or thread."""
+        if region.kind == "shared":
+            return offset % self.shared_stride
+        if region.kind == "local" and self.local_bytes:
+            return offset % self.local_bytes
+        return offset
+
+    def store(
+        self,
+        m: Machine,
+        g: Group,
+        ins: Instruction,
+        pc: int,
+        region: Region,
+        offsets: Array,
+        nbytes: int,
+        now: int,
+        values: Array,
+        *,
+        count: bool = True,
+        marks: int = 0,
+    ) -> None:
+        """Check, count and write ``values`` (threads, parts), ``nbytes`` per thread in all."""
+        self.writable(m, g, ins, region, offsets)
+        units = offsets // nbytes
+        if region.kind == "shared":
+            if m.copies.pending:
+                m.copies.check(m, ins, g, region, offsets, nbytes, None)
+            if count:
+                m.counts.shared_access(pc, "store", offsets, nbytes, g)
+        elif count and region.kind == "global":
+            m.counts.device_access(pc, region.name, "store", region.size, offsets, nbytes, g)
+        lost = None
+        if region.shadow is not None:
+            lost = region.shadow.write(m, ins, g.threads, units, nbytes, now, marks)
+        target = region.units(values.dtype.itemsize, values.shape[1])
+        target[units] = values
+        if lost is not None:
+            check_same_values(
+                m, ins, g, lost, values, target[units], region.name, region.kind == "shared", offsets
+            )
+        if region.written is not None:
+            whole = len(region.written) // nbytes * nbytes
+            region.written[:whole].reshape(-1, nbytes)[units] = True
+
+    def writable(self, m: Machine, g: Group, ins: Instruction, region: Region, offsets: Array) -> None:
+        if region.writable:
+            return
+        m.fault(
+            ReadOnlyWrite,
+            ins,
+            f"{region.name} is read-only, and is written at offset {int(offsets[0])}",
+            int(g.threads[0]),
+            address=region.base + int(offsets[0]),
+            buffer=region.name,
+        )
+
+
+__all__ = ["LOCAL_WINDOW", "SHARED_WINDOW", "Region", "SharedRace", "Spaces"]

@@ -1,0 +1,172 @@
+"""The abstract syntax of the PTX that the simulator runs: frozen values, made by parser.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fftgen.simulator.types import Type
+
+
+@dataclass(frozen=True)
+class Reg:
+    """A register of the running function: ``index`` counts the registers of one entry."""
+
+    name: str
+    index: int
+    type: Type
+
+
+@dataclass(frozen=True)
+class Special:
+    """A special register such as ``%tid.x``."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Imm:
+    """An integer literal, or a floating-point literal given by its bits (``width`` 32 or 64)."""
+
+    value: int
+    width: int = 0
+
+
+@dataclass(frozen=True)
+class Sym:
+    """The address of a variable or parameter, plus a byte offset. Also a label, in a branch."""
+
+    name: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Addr:
+    """``[base + offset]``."""
+
+    base: Reg | Sym | Imm
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Vec:
+    """``{a, b, ...}``."""
+
+    items: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class Not:
+    """``!p``: a negated predicate operand."""
+
+    reg: Reg
+
+
+@dataclass(frozen=True)
+class Pair:
+    """``d|p``: a destination with a second, predicate destination."""
+
+    first: Operand
+    second: Operand
+
+
+@dataclass(frozen=True)
+class Sink:
+    """``_``: a destination that is thrown away."""
+
+
+Operand = Reg | Special | Imm | Sym | Addr | Vec | Not | Pair | Sink
+
+
+@dataclass(frozen=True)
+class Loc:
+    """A source position with the call site it was inlined at."""
+
+    file: int
+    line: int
+    column: int
+    parent: Loc | None = None
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One PTX instruction. ``parts`` is the opcode split at its dots; ``guard`` the predicate and its sense."""
+
+    opcode: str
+    parts: tuple[str, ...]
+    operands: tuple[Operand, ...]
+    guard: tuple[Reg, bool] | None
+    text: str
+    ptx_line: int
+    loc: Loc | None
+
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable with its address space. ``initial`` holds the bytes; ``size`` 0 means extern, sized at launch."""
+
+    name: str
+    space: str
+    align: int
+    size: int
+    initial: bytes | None = None
+    pointers: tuple[tuple[int, str, int], ...] = ()
+    """(byte offset, variable, added offset) of addresses inside the initialiser."""
+
+
+@dataclass(frozen=True)
+class Param:
+    """A kernel parameter; ``offset`` is its place in the parameter block."""
+
+    name: str
+    size: int
+    align: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kernel."""
+
+    name: str
+    params: tuple[Param, ...]
+    registers: tuple[Reg, ...]
+    variables: tuple[Variable, ...]
+    instructions: tuple[Instruction, ...]
+    labels: Mapping[str, int]
+    directives: Mapping[str, tuple[int, ...]]
+    ptx_line: int
+
+
+@dataclass(frozen=True)
+class Module:
+    """A parsed PTX module. ``files`` maps ``.file`` numbers to names; ``source`` is the CUDA text, if given."""
+
+    version: str
+    target: str
+    entries: Mapping[str, Entry]
+    variables: Mapping[str, Variable]
+    files: Mapping[int, str]
+    primary_file: int | None
+    source: str | None = None
+    compiled: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
+    """Decoded entries, kept by the launcher so that a module is decoded once."""
+
+    def where(self, loc: Loc | None) -> tuple[int | None, str | None]:
+        """The line of the primary file that a position belongs to, and the whole chain in words."""
+        if loc is None:
+            return None, None
+        line: int | None = None
+        words: list[str] = []
+        step: Loc | None = loc
+        while step is not None:
+            if line is None and step.file == self.primary_file:
+                line = step.line
+            words.append(f"{self.files.get(step.file, f'file {step.file}')}:{step.line}")
+            step = step.parent
+        text = " inlined at ".join(words)
+        if line is not None and self.source is not None:
+            lines = self.source.splitlines()
+            if 0 < line <= len(lines):
+                text += f": {lines[line - 1].strip()}"
+        return line, text
