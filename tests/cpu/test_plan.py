@@ -496,6 +496,24 @@ def test_tensor_ops_in_closed_form_are_those_counted(name: str, mode: str, lengt
     assert cost.cost(found, target(name)).tensor_ops == counted_tensor_ops(found)
 
 
+@pytest.mark.parametrize("name", TARGETS)
+def test_workspace_bytes_are_those_of_the_kernels(name: str) -> None:
+    """Kernel by kernel, 4 bytes per complex number; the fold reads two reals per output."""
+    for found in plans_of(name):
+        whole = 4 * found.transform
+        total = 0
+        for kernel in found.kernels:
+            if kernel.role == "columns":
+                total += whole if kernel.stage == 1 else 2 * whole
+            elif kernel.role == "rows":
+                total += 2 * whole
+            elif kernel.role == "columns_inverse":
+                total += 2 * whole if kernel.stage > 1 or found.fold else whole
+            elif kernel.role == "fold":
+                total += 2 * 2 * found.fold
+        assert cost.workspace_bytes(found) == total, str(found)
+
+
 def test_flops_are_those_of_the_design() -> None:
     """Design 2.1: 640 per real element for 16*16*16 right-angle, 384 for a batch pair."""
     flops = 2 * 16**3
@@ -543,6 +561,16 @@ def test_shapes_that_break_a_rule_are_refused_with_it(
 ) -> None:
     with pytest.raises(NoPlanError, match=message):
         with_shape(Problem("causal", prod(factors), "fp16"), "sm_90", factors, device)
+
+
+@pytest.mark.parametrize(("mode", "length"), [("causal", 4096), ("circular", 4096), ("circular", 1000)])
+def test_transforms_that_do_not_serve_the_problem_are_refused(mode: str, length: int) -> None:
+    with pytest.raises(NoPlanError, match=f"256 does not serve {mode} length {length}"):
+        with_shape(Problem(mode, length, "fp16"), "sm_90", (16, 16), 0)
+    assert all(c.plan is None for c in search(Problem(mode, length, "fp16"), target("sm_90"), transform=512))
+    longer = search(Problem(mode, length, "fp16"), target("sm_90"), transform=8192)[0].plan
+    assert longer is not None
+    assert (longer.packing, longer.fold) == ("right-angle", 0 if mode == "causal" else length)
 
 
 @pytest.mark.parametrize("length", [0, -1, -4096])
