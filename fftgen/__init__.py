@@ -17,10 +17,13 @@ _HOMES = {
     "get_conv": "fftgen.conv",
     "fftconv": "fftgen.conv",
     "load": "fftgen.conv",
+    "plan": "fftgen.api",
+    "build": "fftgen.api",
 }
-__all__ = ["Conv", "Spectrum", "__version__", "fftconv", "get_conv", "load"]
+__all__ = ["Conv", "Spectrum", "__version__", "build", "fftconv", "get_conv", "load", "plan"]
 
 if TYPE_CHECKING:
+    from fftgen.api import build, plan
     from fftgen.conv import Conv, fftconv, get_conv, load
     from fftgen.execute import Spectrum
 
@@ -30,5 +33,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fftgen' has no attribute {name!r}")
     from importlib import import_module
 
-    import_module("fftgen.op")  # registers torch.ops.fftgen
+    if _HOMES[name] != "fftgen.api":  # that one knows no tensors
+        import_module("fftgen.op")  # registers torch.ops.fftgen
     return getattr(import_module(_HOMES[name]), name)

@@ -49,7 +49,10 @@ ORDER = (
     "bench",
     "verify",
     "api",
+    "portfolio",
+    "doctor",
     "cli",
+    "__main__",
 )
 ABOVE_TORCH = ORDER[ORDER.index("execute") :]
 

@@ -1,0 +1,5 @@
+"""``python -m fftgen``."""
+
+from fftgen.cli import main
+
+main()

@@ -1,0 +1,143 @@
+"""Plans and artifacts for scripts: what ``fftgen plan`` and ``fftgen build`` do, as functions."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fftgen import artifact, bundle
+from fftgen.cache import Cache
+from fftgen.dtypes import dtype as find_dtype
+from fftgen.durable import sync_directory, unused, write_synced
+from fftgen.errors import ArtifactError, InputError
+from fftgen.pipeline import Built
+from fftgen.planner import search
+from fftgen.planner.plan import Plan
+from fftgen.problem import Problem
+from fftgen.targets import Target
+from fftgen.targets import target as find_target
+
+DEFAULT_TARGET = "sm_90"
+DIRECTORY = "generated"
+SUFFIX = ".fftgen"
+
+
+@dataclass(frozen=True)
+class File:
+    """An artifact on disk and the builds in it, in the order of the file."""
+
+    path: Path
+    sha256: str
+    nbytes: int
+    built: tuple[Built, ...]
+
+
+def problem(length: int, dtype: object = "bf16", *, causal: bool = False) -> Problem:
+    """What is asked, in the terms of ``get_conv``. Raises InputError for what is not served."""
+    return Problem("causal" if causal else "circular", length, find_dtype(dtype).name)
+
+
+def plan(
+    length: int, dtype: object = "bf16", *, causal: bool = False, target: str | Target = DEFAULT_TARGET
+) -> Plan:
+    """The plan for a length on an architecture; needs neither compiler nor GPU.
+
+    Arguments as ``get_conv``; ``target`` as in "sm_90". ``str()`` of the result is one line, ``to_json()``
+    all of it. Raises InputError, or NoPlanError with the reason of every candidate.
+    """
+    return search.plan(problem(length, dtype, causal=causal), find_target(target))
+
+
+def build(
+    length: int,
+    dtype: object = "bf16",
+    *,
+    causal: bool = False,
+    targets: Sequence[str | Target] = (),
+    path: str | Path | None = None,
+    cache: Cache | None = None,
+) -> File:
+    """Plan, render and compile for several architectures at once and write one artifact for ``load``.
+
+    Arguments as ``get_conv``; ``targets``: names such as "sm_90", by default every target that takes the
+    dtype, with PTX for newer chips. ``path``: the file, by default ``generated/fftconv-...fftgen``. Needs
+    NVRTC, no GPU. Raises what ``pipeline.build`` raises, and ArtifactError when the file cannot be
+    written; a file that was there is then as it was.
+    """
+    asked = problem(length, dtype, causal=causal)
+    where = Path(DIRECTORY) / file_name(asked) if path is None else Path(path)
+    return build_files({where: (asked,)}, [find_target(t) for t in targets], cache)[0]
+
+
+def file_name(asked: Problem) -> str:
+    """What the artifact of a problem is called: ``fftconv-65536-bf16.fftgen``."""
+    return f"fftconv-{asked.length}-{asked.dtype}{'-causal' if asked.causal else ''}{SUFFIX}"
+
+
+def files_for(problems: Iterable[Problem], output: str | Path) -> dict[Path, tuple[Problem, ...]]:
+    """Which file holds which problems: all in one when ``output`` is a ``.fftgen`` file, else one each."""
+    output = Path(output)
+    unique = tuple(dict.fromkeys(problems))
+    if output.suffix == SUFFIX and not output.is_dir():
+        return {output: unique}
+    if output.is_file():
+        raise InputError(f"output {output} is a file: name a directory, or a file that ends in {SUFFIX}")
+    return {output / file_name(p): (p,) for p in unique}
+
+
+def jobs_for(asked: Problem, targets: Sequence[Target] = ()) -> list[tuple[Problem, Target]]:
+    """What has to be built for a problem, for the given targets or for all that take its dtype."""
+    chips = tuple(targets) or bundle.default_targets(asked)
+    return [(p, chip) for p in bundle.problems_of(asked) for chip in chips]
+
+
+def build_files(
+    files: dict[Path, tuple[Problem, ...]],
+    targets: Sequence[Target] = (),
+    cache: Cache | None = None,
+    done: Callable[[Built], None] | None = None,
+) -> tuple[File, ...]:
+    """Build everything, then write every file: a failed build changes none of them.
+
+    ``done`` is called with each build, from worker threads.
+    """
+    wanted = {
+        path: list(dict.fromkeys(job for asked in problems for job in jobs_for(asked, targets)))
+        for path, problems in files.items()
+    }
+    jobs = list(dict.fromkeys(job for those in wanted.values() for job in those))
+    made = dict(zip(jobs, bundle.build_all(jobs, cache, done), strict=True))
+    contents = {path: tuple(made[job] for job in those) for path, those in wanted.items()}
+    raw = {path: artifact.dumps(bundle.bundle(built)) for path, built in contents.items()}
+    _write_all(raw)
+    return tuple(
+        File(path, hashlib.sha256(raw[path]).hexdigest(), len(raw[path]), contents[path]) for path in files
+    )
+
+
+def _write_all(contents: dict[Path, bytes]) -> None:
+    """All files are on the disk under other names before the first one is replaced."""
+    ready: dict[Path, Path] = {}
+    path = Path()
+    try:
+        for path, raw in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise IsADirectoryError(0, "is a directory")
+            ready[path] = unused(path.parent, f".{path.name}")
+            write_synced(ready[path], raw)
+        for path, temporary in ready.items():
+            os.replace(temporary, path)
+            sync_directory(path.parent)
+    except OSError as error:
+        raise ArtifactError(
+            f"artifact {path} cannot be written ({error.strerror or error}): name a writable directory"
+        ) from error
+    finally:
+        for temporary in ready.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink()

@@ -1,0 +1,106 @@
+"""``fftgen inspect``: what is in an artifact."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fftgen import bundle, sass
+from fftgen.bundle import Shelf, open_shelf
+from fftgen.cli.options import common, print_json, table
+from fftgen.pipeline import Built
+
+MATRIX = ("HMMA", "HGMMA", "UTCHMMA")  # opcodes of the tensor cores
+MOST = 12
+
+
+@click.command("inspect")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--sass", "mix", is_flag=True, help="Count the machine instructions of every kernel (nvdisasm)."
+)
+@common
+def command(file: Path, mix: bool, as_json: bool, verbose: bool) -> None:
+    """Check every digest of an artifact and list its plans, code and resources.
+
+    Instructions are counted as they stand in the code: the body of a loop counts once.
+    """
+    shelf = open_shelf(file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    modules = [bundle.unpack(m) for m in shelf.contents.modules]
+    mixes = {b.plan.name: sass.instruction_mix(sass.disassemble(b.cubin)) for b in modules if mix and b.cubin}
+    if as_json:
+        print_json(_document(file, digest, shelf, modules, mixes))
+        return
+    click.echo(f"{file}  {file.stat().st_size} bytes  sha256 {digest}")
+    click.echo(f"made by fftgen {shelf.contents.fftgen} with {shelf.contents.compiler}; every digest matches")
+    click.echo("convolutions: " + ", ".join(f"{p.mode} {p.length} {p.dtype}" for p in shelf.main))
+    for built in modules:
+        click.echo(f"\n{built.plan}")
+        if verbose:
+            click.echo(f"  name {built.plan.name}\n  plan digest {built.plan.digest}")
+        kind = "cubin" if built.cubin else "PTX"
+        click.echo(f"  {kind} {len(built.image)} bytes, tables {len(built.tables)} bytes")
+        click.echo(_kernels(built))
+        for entry, counts in mixes.get(built.plan.name, {}).items():
+            click.echo(f"  {_short(built, entry)}: {_mix(counts)}")
+
+
+def _short(built: Built, entry: str) -> str:
+    """The part of a kernel's name that tells it from the others of its module."""
+    return entry.removeprefix(built.plan.name).lstrip("_") or "convolve"
+
+
+def _kernels(built: Built) -> str:
+    rows = []
+    for entry, shared in built.entries.items():
+        found = built.resources.get(entry)
+        figures = (
+            ("compiled by the driver", "")
+            if found is None
+            else (
+                f"{found.registers} registers",
+                f"{found.spill_store_bytes}/{found.spill_load_bytes} B spilled (store/load)",
+            )
+        )
+        rows.append((f"  {_short(built, entry)}", *figures, f"{shared} B shared"))
+    return table(rows)
+
+
+def _mix(counts: Counter[str]) -> str:
+    matrix = sum(counts[name] for name in MATRIX)
+    common_ones = ", ".join(f"{name} {count}" for name, count in counts.most_common(MOST))
+    return f"{counts.total()} instructions, {matrix} on tensor cores: {common_ones}"
+
+
+def _document(
+    file: Path, digest: str, shelf: Shelf, modules: list[Built], mixes: dict[str, dict[str, Counter[str]]]
+) -> dict[str, Any]:
+    return {
+        "path": str(file),
+        "sha256": digest,
+        "bytes": file.stat().st_size,
+        "fftgen": shelf.contents.fftgen,
+        "compiler": shelf.contents.compiler,
+        "convolutions": [asdict(p) for p in shelf.main],
+        "modules": [
+            {
+                "name": b.plan.name,
+                "plan": str(b.plan),
+                "digest": b.plan.digest,
+                "target": b.plan.target,
+                "kind": "cubin" if b.cubin else "ptx",
+                "code_bytes": len(b.image),
+                "table_bytes": len(b.tables),
+                "shared_bytes": b.entries,
+                "resources": {entry: asdict(r) for entry, r in b.resources.items()},
+                "instructions": {e: dict(c) for e, c in mixes.get(b.plan.name, {}).items()},
+            }
+            for b in modules
+        ],
+    }

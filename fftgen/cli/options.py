@@ -1,0 +1,100 @@
+"""Options that several commands share, and how arguments are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from fftgen.api import DEFAULT_TARGET
+from fftgen.cli import VERBOSE
+from fftgen.errors import InputError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_RANGE = ".."
+
+
+def common(function: Function) -> Function:
+    """``--json`` and ``-v``; the latter is kept where ``main`` looks for it."""
+
+    def keep(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+        ctx.meta[VERBOSE] = value
+        return value
+
+    function = click.option(
+        "-v", "--verbose", is_flag=True, callback=keep, help="Say more; show tracebacks."
+    )(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def mode(function: Function) -> Function:
+    """``--causal/--circular`` as the argument ``causal``."""
+    return click.option(
+        "--causal/--circular",
+        "causal",
+        default=False,
+        help="Causal: y_t = sum of k_s u_(t-s), sequences up to N. Circular: period N. Default: circular.",
+    )(function)
+
+
+def one_problem(function: Function) -> Function:
+    """LENGTH, ``--dtype``, ``--arch`` and the mode of a single convolution."""
+    function = mode(function)
+    function = click.option(
+        "--arch", default=DEFAULT_TARGET, show_default=True, help="Architecture, e.g. sm_80."
+    )(function)
+    function = click.option("--dtype", default="bf16", show_default=True, help="Storage type: bf16 or fp16.")(
+        function
+    )
+    return click.argument("length", type=int)(function)
+
+
+def lengths(texts: tuple[str, ...]) -> list[int]:
+    """``65536`` is a length, ``256..4194304`` every power of two from one to the other."""
+    found: list[int] = []
+    for text in texts:
+        first, dots, last = text.partition(_RANGE)
+        low = _number(first, text)
+        if not dots:
+            found.append(low)
+            continue
+        high = _number(last, text)
+        powers = [1 << i for i in range(high.bit_length()) if low <= 1 << i <= high]
+        if not powers:
+            raise InputError(f"seqlen {text}: no power of two lies between {low} and {high}")
+        found += powers
+    return list(dict.fromkeys(found))
+
+
+def _number(text: str, whole: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(
+            f"seqlen {whole!r} is neither a length such as 65536 nor a range of powers of two such as "
+            "256..65536"
+        ) from None
+
+
+def print_json(value: object) -> None:
+    """The one document that ``--json`` prints."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> str:
+    """Rows of text in columns, two blanks apart; the last column is as long as it is."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < len(row) - 1 else cell
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 kernel", "3 kernels"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

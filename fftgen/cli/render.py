@@ -1,0 +1,69 @@
+"""``fftgen render``: the CUDA source of a convolution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fftgen import api
+from fftgen.cli.options import common, one_problem, print_json
+from fftgen.durable import replace_file
+from fftgen.errors import InputError
+from fftgen.render import command as command_of
+from fftgen.render import render
+from fftgen.source import Source
+
+
+@click.command("render")
+@one_problem
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write. Default: stdout.")
+@click.option("--headers", is_flag=True, help="Put the device headers in: one file that compiles by itself.")
+@common
+def command(
+    length: int,
+    dtype: str,
+    arch: str,
+    causal: bool,
+    output: Path | None,
+    headers: bool,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Print the CUDA source for a convolution of LENGTH.
+
+    This is the command that stands at the head of every generated file; it gives the same bytes again.
+    """
+    plan = api.plan(length, dtype, causal=causal, target=arch)
+    source = render(plan)
+    text = whole(source) if headers else source.text
+    if verbose:
+        click.echo(f"{plan}\ndigest {plan.digest}", err=True)
+    if output is not None:
+        try:
+            replace_file(output, text.encode())
+        except OSError as error:
+            raise InputError(f"{output} cannot be written ({error.strerror}): name another file") from error
+    if as_json:
+        included = {} if headers else dict(source.headers)
+        print_json({"name": source.name, "command": command_of(plan), "text": text, "headers": included})
+    elif output is None:
+        click.echo(text, nl=False)
+
+
+def whole(source: Source) -> str:
+    """The source with every device header in the place of its first ``#include``."""
+    seen: set[str] = set()
+
+    def expand(text: str) -> str:
+        lines = []
+        for line in text.splitlines(keepends=True):
+            name = line.removeprefix('#include "').rstrip().removesuffix('"')
+            if not line.startswith('#include "') or name not in source.headers:
+                lines.append(line)
+            elif name not in seen:
+                seen.add(name)
+                lines.append(f"// {name}\n{expand(source.headers[name])}".replace("#pragma once\n", ""))
+        return "".join(lines)
+
+    return expand(source.text)

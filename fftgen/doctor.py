@@ -1,0 +1,130 @@
+"""What this machine has: every part that planning, compiling, running and looking at kernels needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fftgen import environment, nvrtc, toolkit
+from fftgen.errors import FFTGenError, ToolchainError
+from fftgen.runtime import driver
+from fftgen.targets import target_for
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing that is there or not. ``needed`` says for what; ``build``: ``fftgen build`` needs it."""
+
+    name: str
+    present: bool
+    detail: str
+    needed: str
+    build: bool = False
+
+
+def examine() -> list[Part]:
+    """Every part, in the order of a call's way. Touches the GPU only to ask for its name."""
+    return [
+        Part("Python", True, f"{platform.python_version()} ({platform.machine()})", "everything", True),
+        _package("torch", "tensors, the CPU path, verify", False),
+        _package("cuda-bindings", "compiling and launching", True),
+        _try("NVRTC", "compiling", _nvrtc, True),
+        _try("CUDA headers", "compiling", _headers, True),
+        _cache(),
+        _try("NVIDIA driver", "running kernels on a GPU", _driver, False),
+        _try("GPU", "running kernels on a GPU", _gpus, False),
+        _tool("nvdisasm", "inspect --sass", "nvidia-cuda-nvdisasm"),
+    ]
+
+
+def variables() -> list[tuple[str, str | None, str, str]]:
+    """The environment variables: name, what is set now, what it means, what holds without it."""
+    return [(v.name, v.value, v.meaning, v.default) for v in environment.VARIABLES]
+
+
+def _package(name: str, needed: str, build: bool) -> Part:
+    try:
+        return Part(name, True, importlib.metadata.version(name), needed, build)
+    except importlib.metadata.PackageNotFoundError:
+        return Part(name, False, f"not installed: pip install {name}", needed, build)
+
+
+def _try(name: str, needed: str, look: Callable[[], str], build: bool) -> Part:
+    try:
+        return Part(name, True, look(), needed, build)
+    except FFTGenError as error:
+        return Part(name, False, str(error), needed, build)
+
+
+def _nvrtc() -> str:
+    return f"{nvrtc.build()}, compiles for {', '.join(nvrtc.supported_architectures())}"
+
+
+def _headers() -> str:
+    found = nvrtc.headers()
+    if found.missing:
+        package = toolkit.package_for(found.missing[0], nvrtc.version()[0])
+        raise ToolchainError(
+            f"{found.origin} lacks {', '.join(found.missing)}: pip install {package}, or set CUDA_HOME"
+        )
+    release = ".".join(map(str, found.version)) if found.version else "of unknown version"
+    return f"{release}, {found.origin}"
+
+
+def _cache() -> Part:
+    needed = "keeping compiled kernels"
+    place = environment.cache_directory()
+    if place is None:
+        return Part("cache", False, f"no home directory: set {environment.CACHE_DIR.name}", needed)
+    existing = next(p for p in (place, *place.parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        detail = f"{place} is not writable ({error.strerror}): set {environment.CACHE_DIR.name}"
+        return Part("cache", False, detail, needed)
+    return Part("cache", True, f"{place}, writable" + ("" if place.exists() else ", not made yet"), needed)
+
+
+def _call(name: str, *arguments: Any) -> Any:
+    """A driver query's value. Raises ToolchainError with the code's name."""
+    code, *values = getattr(driver(), name)(*arguments)
+    if int(code) != 0:
+        raise ToolchainError(f"{name} failed with {code.name}: the driver or the GPU is not usable")
+    return values[0]
+
+
+def _driver() -> str:
+    version = int(_call("cuDriverGetVersion"))
+    return f"takes CUDA up to {version // 1000}.{version % 1000 // 10}"
+
+
+def _gpus() -> str:
+    count = int(_call("cuDeviceGetCount"))
+    if count == 0:
+        raise ToolchainError("the driver sees no GPU: is it visible to this process (CUDA_VISIBLE_DEVICES)?")
+    return "; ".join(_gpu(_call("cuDeviceGet", i)) for i in range(count))
+
+
+def _gpu(device: Any) -> str:
+    attribute = driver().CUdevice_attribute
+    major, minor = (
+        int(_call("cuDeviceGetAttribute", getattr(attribute, name), device))
+        for name in (
+            "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR",
+            "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR",
+        )
+    )
+    name = _call("cuDeviceGetName", 256, device).rstrip(b"\0").decode()
+    return f"{name}, compute capability {major}.{minor}, plans of {target_for((major, minor)).name}"
+
+
+def _tool(name: str, needed: str, package: str) -> Part:
+    found = toolkit.find_tool(name)
+    if found is None:
+        return Part(name, False, f"not found: pip install {package}", needed)
+    return Part(name, True, str(found), needed)
