@@ -217,6 +217,7 @@ def _copy(d: Decoder, ins: Instruction, mods: Modifiers) -> Op:
         if low.any():
             m.spaces.resolve(m, g, ins, "global", sources, size)  # raises Misaligned
         data = np.zeros((g.n, size), np.uint8)
+        reads: dict[str, list[tuple[Array, Region, Array]]] = {}
         for nbytes in np.unique(wanted):
             places = np.flatnonzero(wanted == nbytes)
             if nbytes == 0:
@@ -224,11 +225,33 @@ def _copy(d: Decoder, ins: Instruction, mods: Modifiers) -> Op:
             else:
                 parts = _fetch(m, g, ins, pc, sources, places, int(nbytes), now, data)
             for rows, region, found in parts:
+                if nbytes:
+                    reads.setdefault(region.name, []).append((rows, region, found))
                 threads = g.threads[rows]
                 groups = m.copies.commits[threads]
                 m.copies.start(m, _Copy(ins, threads, groups, offsets[rows], data[rows], now, region, found))
 
+        for found_parts in reads.values():
+            _count(m, g, pc, size, wanted, found_parts)
+
     return d.op(ASYNC, run)
+
+
+def _count(
+    m: Machine, g: Group, pc: int, size: int, wanted: Array, parts: list[tuple[Array, Region, Array]]
+) -> None:
+    """One request per warp and buffer, whatever the sizes of its lanes."""
+    rows = np.concatenate([p[0] for p in parts])
+    found = np.concatenate([p[2] for p in parts])
+    order = np.argsort(rows)
+    group = Group(m, g.threads[rows[order]])
+    region = parts[0][1]
+    if region.kind != "global":
+        return
+    sectors, least = m.counts.patterns.sectors(found[order], size, group)
+    nbytes = int(wanted[rows].sum())
+    least = min(least, max(len(group.warps), -(-nbytes // 32)))
+    m.counts.device_units(pc, region.name, "load", len(group.warps), nbytes, sectors, least)
 
 
 def _fetch(
@@ -253,7 +276,9 @@ def _fetch(
         for region, part, chosen, found in m.spaces.resolve(
             m, group, ins, "global", sources[places] + np.uint64(start), unit
         ):
-            m.spaces.load(m, part, ins, pc, region, found, unit, now, marks=int(PENDING))
+            m.spaces.load(m, part, ins, pc, region, found, unit, now, count=False, marks=int(PENDING))
+            if region.kind == "global":
+                m.counts.touch(region.name, "load", region.size, found, unit)
             rows = places if chosen is None else places[chosen]
             data[rows, start : start + unit] = region.bytes[found[:, None] + np.arange(unit)]
             if start == 0:

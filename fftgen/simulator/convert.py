@@ -18,6 +18,7 @@ from fftgen.simulator.rounding import (
     f32_odd,
     flush,
     round_f32,
+    two_sum,
 )
 from fftgen.simulator.spaces import LOCAL_WINDOW, SHARED_WINDOW
 from fftgen.simulator.syntax import Instruction
@@ -84,13 +85,24 @@ def _to_float(d: Decoder, source: Type, kind: Type, mode: str | None) -> Callabl
 
     if kind.name == "f64":
         if source.bits == 64 and rounding != "rn":
-            d.refuse(f"rounding .{rounding} from 64-bit integers to .f64")
+            return lambda a: _directed64(a, source, rounding)
         return lambda a: a.astype(_F64)
     if kind.name == "f32":
         return lambda a: round_f32(wide(a), rounding)
     if kind.name == "bf16":
         return lambda a: bf16_from_f64(wide(a)) if rounding == "rn" else bf16_bits(f32_odd(wide(a)), rounding)
     return lambda a: f16_bits(wide(a), rounding)
+
+
+def _directed64(a: Array, source: Type, mode: str) -> Array:
+    """64-bit integers to float64, rounded to zero, down or up."""
+    high = (a >> source.dtype.type(32)).astype(_F64) * 2.0**32
+    near, error = two_sum(high, (a & source.dtype.type(0xFFFFFFFF)).astype(_F64))
+    if mode == "rz":
+        wrong = (error != 0) & ((error < 0) == (near > 0))
+        return np.where(wrong, np.nextafter(near, 0.0), near)
+    wrong = error < 0 if mode == "rm" else error > 0
+    return np.where(wrong, np.nextafter(near, -np.inf if mode == "rm" else np.inf), near)
 
 
 def _float_source(source: Type) -> Callable[[Array], Array]:

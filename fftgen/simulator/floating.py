@@ -13,7 +13,7 @@ import numpy as np
 
 from fftgen.simulator.decode import Decoder, Modifiers, Op, handles
 from fftgen.simulator.half import decode_half
-from fftgen.simulator.rounding import add_odd, canonical, flush, fma_odd, round_f32
+from fftgen.simulator.rounding import add_odd, canonical, flush, fma_odd, minus_zero, round_f32
 from fftgen.simulator.syntax import Instruction
 from fftgen.simulator.types import TYPES, Array, Type
 
@@ -79,13 +79,18 @@ def finish(function: Function, kind: Type, ftz: bool, saturate: bool) -> Functio
 def _add(mode: str) -> tuple[Function, int]:
     if mode == "rn":
         return np.add, 2
-    return (lambda a, b: round_f32(add_odd(a.astype(_F64), b.astype(_F64)), mode)), 2
+    return (lambda a, b: _directed_sum(a.astype(_F64), b.astype(_F64), mode)), 2
 
 
 def _sub(mode: str) -> tuple[Function, int]:
     if mode == "rn":
         return np.subtract, 2
-    return (lambda a, b: round_f32(add_odd(a.astype(_F64), -b.astype(_F64)), mode)), 2
+    return (lambda a, b: _directed_sum(a.astype(_F64), -b.astype(_F64), mode)), 2
+
+
+def _directed_sum(a: Array, b: Array, mode: str) -> Array:
+    total = add_odd(a, b)
+    return round_f32(minus_zero(total, a, b) if mode == "rm" else total, mode)
 
 
 def _mul(mode: str) -> tuple[Function, int]:
@@ -117,7 +122,7 @@ def fma32(a: Array, b: Array, c: Array) -> Array:
 def _fma(mode: str) -> tuple[Function, int]:
     if mode == "rn":
         return fma32, 3
-    return (lambda a, b, c: round_f32(fma_odd(a.astype(_F64), b.astype(_F64), c.astype(_F64)), mode)), 3
+    return (lambda a, b, c: _directed_sum(a.astype(_F64) * b, c.astype(_F64), mode)), 3
 
 
 def _fma64(mode: str) -> tuple[Function, int]:
@@ -126,7 +131,9 @@ def _fma64(mode: str) -> tuple[Function, int]:
     def fma(a: Array, b: Array, c: Array) -> Array:
         result = np.asarray(a * b + c)
         a, b, c = np.broadcast_arrays(a, b, c)
-        for i in np.flatnonzero(np.isfinite(a) & np.isfinite(b) & np.isfinite(c)):
+        finite = np.isfinite(a) & np.isfinite(b)
+        result = np.where(finite & np.isinf(c), c, result)  # the product may overflow, but is finite
+        for i in np.flatnonzero(finite & np.isfinite(c)):
             exact = Fraction(float(a[i])) * Fraction(float(b[i])) + Fraction(float(c[i]))
             if exact:
                 try:

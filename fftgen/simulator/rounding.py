@@ -33,6 +33,12 @@ def to_odd(s: Array, error: Array) -> Array:
     return np.where(lacking, truncated | _ODD, truncated).view(np.float64)
 
 
+def minus_zero(total: Array, a: Array, b: Array) -> Array:
+    """Rounded down, an exact zero that is a sum of unlike signs is -0."""
+    zero = (total == 0) & (np.signbit(a) != np.signbit(b))
+    return np.where(zero, -0.0, total) if zero.any() else total
+
+
 def add_odd(a: Array, b: Array) -> Array:
     """a + b of float64 arrays, rounded to odd."""
     with np.errstate(all="ignore"):

@@ -97,6 +97,9 @@ class Scheduler:
                 self._issued[pc] = self._issued.get(pc, 0) + len(group.warps)
                 for run in runs:
                     run(m, group)
+            if end > pc and self.ready and min(self.ready) <= end:  # paths may join here
+                self.make_ready(end, group.threads)
+                return
             if end >= len(ops):
                 self._end(group)
                 return

@@ -5,6 +5,7 @@ executed instruction of the machine (Machine.tick). An author is a thread number
 
 MANY_LANES   some or several lanes of the warp of that thread (matrix loads and stores, or several readers)
 MANY_WARPS   several warps
+MANY_BLOCKS  several blocks
 ATOMIC       an atomic access: atomics do not race with each other
 PENDING      an asynchronous copy on its way
 
@@ -21,12 +22,13 @@ from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.syntax import Instruction
 from fftgen.simulator.types import Array
 
-MANY_LANES = np.int32(1 << 27)
-MANY_WARPS = np.int32(1 << 28)
+MANY_LANES = np.int32(1 << 26)
+MANY_WARPS = np.int32(1 << 27)
+MANY_BLOCKS = np.int32(1 << 28)
 ATOMIC = np.int32(1 << 29)
 PENDING = np.int32(1 << 30)
-_THREAD = np.int32((1 << 27) - 1)
-_NO_LANE = np.int32(~31 & ((1 << 27) - 1))
+_THREAD = np.int32((1 << 26) - 1)
+_NO_LANE = np.int32(~31 & ((1 << 26) - 1))
 
 
 class Shadow:
@@ -84,7 +86,7 @@ class Shadow:
         stored = ra.take(units, axis=0)
         clash = stored != code
         if clash.any():
-            self._several(units, nbytes, code, ra)
+            self._several(m, units, nbytes, code, ra)
         if m.warp_seen is not None:
             self.readers.append((now, units.astype(np.int64), nbytes, threads | int(marks)))
 
@@ -98,16 +100,19 @@ class Shadow:
         ordered = same_warp & (before <= m.warp_sync[threads][:, None])
         keep = ~fresh | ordered | ((last == code) & (before > m.start))
         spread = np.where(same_warp, code | MANY_LANES, code | MANY_WARPS)
-        return np.where(keep, code, spread)
+        merged = np.where(keep, code, spread)
+        if not self.shared and m.many_blocks:  # what another block did stays unordered for good
+            merged = np.where((before > 0) & self._elsewhere(m, before, last, blocks), merged | MANY_BLOCKS, merged)
+        return merged
 
     @staticmethod
     def _elsewhere(m: Machine, moments: Array, authors: Array, blocks: Array) -> Array:
         """Which accesses came from other blocks, those of earlier batches included."""
         people = np.minimum(authors & _THREAD, m.size - 1)
-        other: Array = (moments <= m.start) | (m.block_of[people] != blocks)
+        other: Array = (moments <= m.start) | (m.block_of[people] != blocks) | (authors & MANY_BLOCKS != 0)
         return other
 
-    def _several(self, units: Array, nbytes: int, code: Array, ra: Array) -> None:
+    def _several(self, m: Machine, units: Array, nbytes: int, code: Array, ra: Array) -> None:
         """Several lanes read one unit in one instruction: mark it so (the last lane wrote its own number)."""
         full = np.broadcast_to(code, (len(units), nbytes))
         order = np.argsort(units, kind="stable")
@@ -118,6 +123,7 @@ class Shadow:
         low = np.minimum.reduceat(codes & _THREAD, starts, axis=0)
         high = np.maximum.reduceat(codes & _THREAD, starts, axis=0)
         flags |= np.where(low != high, np.where(low >> 5 == high >> 5, MANY_LANES, MANY_WARPS), np.int32(0))
+        flags |= np.where(m.block_of[low] != m.block_of[high], MANY_BLOCKS, np.int32(0))
         ra[ordered[starts]] = low | flags
 
     def write(
@@ -139,20 +145,32 @@ class Shadow:
                 authors = people.take(units, axis=0)
                 self._check(m, ins, threads, units, nbytes, moments, authors, marks, "written", verb, now)
         code = threads.astype(np.int32) | np.int32(marks)
+        if int(marks) & int(ATOMIC):
+            self._write_atomic(m, threads, units, nbytes, now, code[:, None])
+            return None
         wt[units] = now
         wa[units] = code[:, None]
         stored = wa[:, 0].take(units)
         lost = stored != code
         if not lost.any():
             return None
-        if not int(marks) & int(ATOMIC):
-            other_warp = lost & (((stored ^ code) & _NO_LANE) != 0)
-            if other_warp.any():
-                i = int(np.flatnonzero(other_warp)[0])
-                self._race(
-                    m, ins, threads[i], int(units[i]) * nbytes, int(stored[i]), now, "written", "written"
-                )
+        other_warp = lost & (((stored ^ code) & _NO_LANE) != 0)
+        if other_warp.any():
+            i = int(np.flatnonzero(other_warp)[0])
+            byte = int(units[i]) * nbytes
+            self._race(m, ins, int(threads[i]), byte, int(stored[i]), now, "written", "written")
         return lost
+
+    def _write_atomic(
+        self, m: Machine, threads: Array, units: Array, nbytes: int, now: int, code: Array
+    ) -> None:
+        """Atomics may meet: the author becomes all that did since the last barrier."""
+        wt, wa, _, _ = self.rows(nbytes)
+        merged = self._merge(m, threads, wt.take(units, axis=0), wa.take(units, axis=0), code)
+        wt[units] = now
+        wa[units] = merged
+        if (wa.take(units, axis=0) != merged).any():
+            self._several(m, units, nbytes, merged, wa)
 
     def _check(
         self,

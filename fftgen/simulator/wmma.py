@@ -146,6 +146,7 @@ class _Tile:
         self.size = fragment.element_bytes
         self.line_bytes = self.length * self.size
         self.align = 4 * fragment.registers
+        self.line_align = min(16, self.align)
         self.chunk = min(16, self.align, self.line_bytes)
 
     def _starts(self, m: Machine, g: Group) -> Array:
@@ -161,15 +162,16 @@ class _Tile:
             step = strides[:, :1].astype(np.int64)
         offsets = (np.arange(self.lines) * step * self.size).astype(np.uint64)
         starts: Array = base + offsets
-        wrong = starts & np.uint64(self.align - 1)
+        wrong = starts & np.uint64(self.line_align - 1)
+        wrong[:, 0] = base[:, 0] & np.uint64(self.align - 1)
         if wrong.any():
             warp, line = (int(k) for k in np.argwhere(wrong)[0])
             what = "column" if self.by_columns else "row"
             m.fault(
                 Misaligned,
                 self.ins,
-                f"{what} {line} starts at {int(starts[warp, line]):#x}, which is not a multiple of {self.align}, the "
-                f"size of the fragment (base {int(base[warp, 0]):#x}, stride {int(step[warp, 0])} elements of "
+                f"{what} {line} starts at {int(starts[warp, line]):#x}, which is not a multiple of "
+                f"{self.line_align if line else self.align} (base {int(base[warp, 0]):#x}, stride {int(step[warp, 0])} elements of "
                 f"{self.size} bytes)",
                 int(g.threads[warp * WARP]),
                 address=int(starts[warp, line]),
