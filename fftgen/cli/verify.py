@@ -6,7 +6,7 @@ import dataclasses
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,7 +19,9 @@ from fftgen.planner.plan import Plan
 from fftgen.simulator import SimulationError
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
-from fftgen.verify import Verification, verify_built
+
+if TYPE_CHECKING:
+    from fftgen.verify import Verification
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ def _recompiled(built: Built, compiler: str) -> str:
 
 
 def _run(work: Work, seed: int, quick: bool) -> Outcome:
+    from fftgen.verify import verify_built  # PyTorch: a second that `fftgen --help` should not take
+
     def tell(case: str) -> None:
         click.echo(f"  {case}", err=True)
 

@@ -1,0 +1,237 @@
+"""The command line without a compiler: plans, sources, the cache, and how mistakes are answered."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import answer, fftgen
+
+from fftgen import __version__, api, environment, nvrtc
+from fftgen.cache import Cache, Entry, Key
+from fftgen.cli.options import lengths, table
+from fftgen.compile_log import Resources
+from fftgen.errors import ArtifactError, InputError, ToolchainError
+from fftgen.planner import search
+from fftgen.planner.plan import Plan
+from fftgen.problem import Problem
+from fftgen.render import render
+from fftgen.source import Source
+from fftgen.targets import TARGETS
+
+COMMANDS = ("plan", "render", "build", "inspect", "verify", "cache", "doctor", "portfolio")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test in an empty directory, with a cache of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("FFTGEN_NO_JIT", raising=False)
+    monkeypatch.delenv("FFTGEN_DUMP", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plan", "0"), "seqlen must be at least 1"),
+        (("plan", "6000000"), r"seqlen 6000000 exceeds the largest transform \(4194304\): split"),
+        (("plan", "4096", "--dtype", "fp8"), "dtype 'fp8' is not supported: choose bf16"),
+        (("plan", "4096", "--arch", "sm_42"), "target 'sm_42' is not supported: choose from sm_75"),
+        (("plan", "4096", "--arch", "sm_75"), "no bf16 matrix instruction .*: use fp16 there"),
+        (("render", "4096", "-o", "no/such/place.cu"), "no/such/place.cu cannot be written"),
+        (("build", "--seqlen", "many"), "seqlen 'many' is neither a length"),
+        (("build", "--seqlen", "1000..1001"), "no power of two lies between 1000 and 1001"),
+        (("build", "--seqlen", "64", "--dtype", "fp16", "-o", "file"), "file is a file: name a directory"),
+        (("verify",), "an artifact FILE or --seqlen N, one of them"),
+        (("verify", "x.fftgen", "--seqlen", "256"), "an artifact FILE or --seqlen N, one of them"),
+    ],
+)
+def test_what_is_not_served_exits_with_2_and_one_message(arguments: tuple[str, ...], message: str) -> None:
+    Path("file").write_text("here before")
+    result = fftgen(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert "Traceback" not in result.stderr
+    assert re.search(message, result.stderr)
+    assert Path("file").read_text() == "here before"
+
+
+@pytest.mark.parametrize(
+    "arguments", [("plan",), ("plan", "many"), ("build",), ("plan", "1", "--no"), ("x",)]
+)
+def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
+    result = fftgen(*arguments)
+    assert result.exit_code == 2
+    assert "Usage: fftgen" in result.stderr
+
+
+def test_a_file_that_cannot_be_read_exits_with_1() -> None:
+    Path("text.fftgen").write_text("not an artifact")
+    for command in ("inspect", "verify"):
+        for name, message in (("none.fftgen", "cannot be read"), ("text.fftgen", "no fftgen artifact")):
+            result = fftgen(command, name)
+            assert result.exit_code == 1
+            assert result.stdout == ""
+            assert message in result.stderr
+            assert "Traceback" not in result.stderr
+
+
+def test_verbose_shows_where_an_error_comes_from() -> None:
+    result = fftgen("plan", "0", "-v")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: seqlen must be at least 1")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    result = fftgen(command, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.stdout or command == "cache"
+    assert f"\n  {command} " in fftgen("--help").stdout
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fftgen", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"fftgen {__version__}\n", "")
+
+
+def test_the_command_line_loads_no_pytorch_before_it_must() -> None:
+    code = "import sys; from fftgen.cli import main; main(['plan', '4096'], standalone_mode=False); "
+    code += "sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_plan_shown_is_the_plan_made() -> None:
+    for mode, dtype, arch in (("circular", "bf16", "sm_90"), ("causal", "fp16", "sm_75")):
+        expected = search.plan(Problem(mode, 65536, dtype), arch)
+        arguments = ("plan", "65536", f"--{mode}", "--dtype", dtype, "--arch", arch)
+        assert fftgen(*arguments).stdout.splitlines()[0] == str(expected)
+        document = answer(*arguments)
+        assert Plan.from_json(json.dumps(document["plan"])) == expected
+        assert document["digest"] == expected.digest
+
+
+def test_why_shows_every_candidate_with_its_time_or_its_reason() -> None:
+    problem = Problem("causal", 20480, "bf16")
+    found = search.search(problem, TARGETS["sm_86"])
+    arguments = ("plan", "20480", "--causal", "--arch", "sm_86", "--why")
+    text = fftgen(*arguments).stdout
+    assert all(str(candidate) in text for candidate in found)
+    assert any(candidate.reason for candidate in found)
+    reasons = [c["reason"] for c in answer(*arguments)["candidates"]]
+    assert reasons == [candidate.reason for candidate in found]
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_86", "sm_90", "compute_80"])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize("length", [256, 1000, 65536])
+def test_the_command_in_a_generated_file_makes_that_file(length: int, mode: str, target: str) -> None:
+    text = render(search.plan(Problem(mode, length, "fp16"), target)).text
+    command = next(line for line in text.splitlines() if "fftgen render" in line).removeprefix("//").strip()
+    program, *arguments = shlex.split(command)
+    assert program == "fftgen"
+    assert fftgen(*arguments).stdout == text
+    assert fftgen(*arguments, "-o", "again.cu").stdout == ""
+    assert Path("again.cu").read_bytes() == text.encode()
+
+
+def test_lengths_are_numbers_or_powers_of_two_between_two() -> None:
+    assert lengths(("1000", "256..2048", "512")) == [1000, 256, 512, 1024, 2048]
+    assert lengths(("3..20",)) == [4, 8, 16]
+    assert lengths(("4194304..4194304",)) == [4194304]
+    for wrong in ("256..", "..256", "", "2048..256", "256...512", "1e3"):
+        with pytest.raises(InputError, match="seqlen"):
+            lengths((wrong,))
+
+
+def test_columns_line_up() -> None:
+    assert table([("a", "bcd", "e"), ("fgh", "", "")]) == "a    bcd  e\nfgh"
+
+
+def test_one_file_each_or_one_for_all() -> None:
+    first, second = Problem("circular", 512, "bf16"), Problem("causal", 512, "fp16")
+    assert api.file_name(first) == "fftconv-512-bf16.fftgen"
+    assert api.file_name(second) == "fftconv-512-fp16-causal.fftgen"
+    each = {Path("d", api.file_name(p)): (p,) for p in (first, second)}
+    assert api.files_for([first, second, first], "d") == each
+    assert api.files_for([first, second], "d/all.fftgen") == {Path("d/all.fftgen"): (first, second)}
+
+
+def test_files_are_replaced_all_or_none(place: Path) -> None:
+    one, two, directory = place / "one", place / "two", place / "three"
+    one.write_bytes(b"old")
+    directory.mkdir()
+    with pytest.raises(ArtifactError, match=r"three cannot be written .*name a writable directory"):
+        api._write_all({one: b"new", two: b"new", directory: b"new"})
+    assert one.read_bytes() == b"old"
+    assert {p.name for p in place.iterdir()} == {"one", "three"}
+    api._write_all({one: b"new", two: b"new"})
+    assert (one.read_bytes(), two.read_bytes()) == (b"new", b"new")
+    assert {p.name for p in place.iterdir()} == {"one", "two", "three"}
+
+
+def fill(store: Cache) -> Path:
+    """Puts one entry into a store and returns where its files are."""
+    source = Source("conv.cu", "// nothing\n", {}, ("conv",))
+    key = Key("conv.cu", ("conv",), source.text, {}, (), "sm_90", "nvrtc 1.2.3", "0" * 64)
+    entry = Entry(source, "sm_90", b"code", "ptx", {"conv": Resources(40)})
+    store.get_or_build(key, lambda: entry)
+    return store.entries()[0].path
+
+
+def test_the_cache_is_listed_checked_and_emptied() -> None:
+    store = Cache.default()
+    assert answer("cache", "list")["entries"] == []
+    path = fill(store)
+    listed = answer("cache", "list")
+    assert [(e["name"], e["target"], e["problem"]) for e in listed["entries"]] == [("conv.cu", "sm_90", None)]
+    assert "conv.cu  sm_90  nvrtc 1.2.3" in fftgen("cache", "list").stdout
+    size = answer("cache", "size")
+    assert (size["bytes"], size["entries"]) == (store.size(), 1)
+    assert fftgen("cache", "verify").stdout.startswith("1 kernel, 0 damaged")
+    (path / "kernel.cubin").write_bytes(b"cold")
+    checked = fftgen("cache", "verify", "--json")
+    assert checked.exit_code == 1
+    assert "SHA-256" in json.loads(checked.stdout)["damaged"][0]["problem"]
+    assert answer("cache", "clear")["freed_bytes"] == size["bytes"]
+    assert answer("cache", "list")["entries"] == []
+
+
+def test_doctor_names_what_is_missing_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise ToolchainError("no NVRTC here: pip install 'fftgen[cu13]'")
+
+    monkeypatch.setattr(nvrtc, "_bindings", absent)
+    monkeypatch.setattr("fftgen.toolkit.find_tool", lambda name: None)
+    result = fftgen("doctor", "--json")
+    assert result.exit_code == 1  # this machine cannot compile
+    parts = {p["name"]: p for p in json.loads(result.stdout)["parts"]}
+    assert not parts["NVRTC"]["present"]
+    assert "pip install" in parts["NVRTC"]["detail"]
+    assert "pip install nvidia-cuda-nvdisasm" in parts["nvdisasm"]["detail"]
+    assert parts["Python"]["present"]
+    text = fftgen("doctor").stdout
+    assert all(line.startswith(("ok", "--")) for line in text.split("\n\n")[0].splitlines())
+
+
+def test_doctor_shows_the_environment_variables(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "file").write_text("")
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(place / "file" / "cache"))
+    result = fftgen("doctor", "--json")
+    document = json.loads(result.stdout)
+    assert {v["name"] for v in document["variables"]} == {v.name for v in environment.VARIABLES}
+    assert document["variables"][0]["value"] == str(place / "file" / "cache")
+    cache = next(p for p in document["parts"] if p["name"] == "cache")
+    assert not cache["present"]
+    assert "set FFTGEN_CACHE_DIR" in cache["detail"]

@@ -1,0 +1,244 @@
+"""The command line with a compiler: artifacts that load, builds that fail clean, kernels verified."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import answer, fftgen, why_not
+
+import fftgen as package
+from fftgen import api, artifact, bundle, nvrtc, toolkit
+from fftgen.cli.render import whole
+from fftgen.errors import InputError
+from fftgen.pipeline import Built
+from fftgen.planner import search
+from fftgen.problem import Problem
+from fftgen.render import render
+from fftgen.source import Source
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test in an empty directory; one cache for all."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(cache))
+    monkeypatch.delenv("FFTGEN_NO_JIT", raising=False)
+    monkeypatch.delenv("FFTGEN_DUMP", raising=False)
+    return tmp_path
+
+
+def test_the_readme_command_writes_the_artifact_for_every_target() -> None:
+    result = fftgen("build", "--seqlen", "65536", "--dtype", "bf16")
+    assert result.exit_code == 0, result.stderr
+    path = Path("generated/fftconv-65536-bf16.fftgen")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert digest in result.stdout
+    shelf = bundle.open_shelf(path, sha256=digest)
+    problem = Problem("circular", 65536, "bf16")
+    assert shelf.main == (problem,)
+    for capability in ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)):
+        built = shelf.built(problem, capability)
+        assert built.cubin
+        assert built.plan.target == f"sm_{capability[0]}{capability[1]}"
+    assert shelf.built(problem, (13, 0)).ptx  # a chip newer than the table
+    conv = package.load(path)
+    u = torch.randn(1, 2, 65536).bfloat16()
+    k = torch.randn(2, 100)
+    exact = torch.fft.irfft(torch.fft.rfft(u.double()) * torch.fft.rfft(k.double(), n=65536))
+    assert torch.linalg.norm(conv(u, k).double() - exact) < 3e-3 * torch.linalg.norm(exact)
+
+
+def test_a_build_says_what_every_module_takes() -> None:
+    arguments = ("build", "--seqlen", "1024", "--causal", "--arch", "sm_80", "--arch", "compute_80")
+    result = fftgen(*arguments)
+    first, second, written, total = result.stdout.splitlines()
+    assert re.search(
+        r"causal 1024 bf16 sm_80 .*N=1024=.*1 kernel .*\d+ registers  no spills  \d+ B shared", first
+    )
+    assert re.search(r"causal 1024 bf16 compute_80 .*PTX", second)
+    assert written.startswith("generated/fftconv-1024-bf16-causal.fftgen  ")
+    assert total.startswith("1 file, 2 modules in ")
+    assert "building 2 modules" in result.stderr  # the progress bar leaves stdout alone
+    again = answer(*arguments)
+    assert [m["cached"] for m in again["files"][0]["modules"]] == [True, True]
+    details = fftgen(*arguments, "-v").stdout
+    assert all(f"  {name}  " in details for m in again["files"][0]["modules"] for name in m["shared_bytes"])
+
+
+def test_the_same_build_gives_the_same_bytes(place: Path) -> None:
+    arguments = ("build", "--seqlen", "256..512", "--dtype", "fp16", "--dtype", "bf16", "--arch", "90")
+    one = answer(*arguments, "-o", "one")
+    two = answer(*arguments, "-o", "two")
+    assert [f["sha256"] for f in one["files"]] == [f["sha256"] for f in two["files"]]
+    names = {f"fftconv-{n}-{d}.fftgen" for n in (256, 512) for d in ("bf16", "fp16")}
+    assert {p.name for p in (place / "one").iterdir()} == names
+    assert fftgen(*arguments, "-o", "all.fftgen").exit_code == 0
+    with pytest.raises(InputError, match=r"4 of the convolutions in all\.fftgen fit"):
+        package.load("all.fftgen")
+    assert package.load("all.fftgen", length=512, dtype="fp16").problem == Problem("circular", 512, "fp16")
+
+
+def test_python_builds_what_the_command_builds() -> None:
+    answered = answer("build", "--seqlen", "512", "--dtype", "fp16", "--arch", "sm_86", "-o", "x.fftgen")
+    made = package.build(512, torch.float16, targets=["sm_86"], path="y.fftgen")
+    assert made.sha256 == answered["files"][0]["sha256"]
+    assert Path("x.fftgen").read_bytes() == Path("y.fftgen").read_bytes()
+    assert str(package.plan(512, torch.float16, target="sm_86")) == answered["files"][0]["modules"][0]["plan"]
+
+
+def test_a_failed_build_changes_no_file(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("build", "--seqlen", "256", "--seqlen", "512", "--arch", "sm_80", "-o", place)
+    assert fftgen(*arguments).exit_code == 0
+    before = {p.name: p.read_bytes() for p in place.iterdir()}
+    compile_cubin = nvrtc.compile_cubin
+
+    def broken(source: Source, arch: str) -> nvrtc.Cubin:
+        if "n512" in source.name:
+            source = Source(source.name, source.text + "\nint x = y;\n", source.headers, source.entries)
+        return compile_cubin(source, arch)
+
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(place / "other"))
+    monkeypatch.setattr("fftgen.pipeline.nvrtc.compile_cubin", broken)
+    result = fftgen(*arguments)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert 'identifier "y" is undefined' in result.stderr
+    assert "> " in result.stderr  # the generated line
+    assert "Traceback" not in result.stderr
+    assert {p.name: p.read_bytes() for p in place.iterdir() if p.is_file()} == before
+
+
+def test_without_compiling_the_error_names_a_command_that_helps(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(place / "empty"))
+    monkeypatch.setenv("FFTGEN_NO_JIT", "1")
+    wanted = ("build", "--seqlen", "256", "--causal", "--arch", "sm_80", "-o", "x.fftgen")
+    result = fftgen(*wanted)
+    assert result.exit_code == 1
+    named = re.search(r"run '(fftgen build [^']*)' beforehand", result.stderr)
+    assert named is not None
+    monkeypatch.delenv("FFTGEN_NO_JIT")
+    assert fftgen(*shlex.split(named[1])[1:]).exit_code == 0
+    monkeypatch.setenv("FFTGEN_NO_JIT", "1")
+    assert fftgen(*wanted).exit_code == 0
+
+
+def test_inspect_tells_what_the_build_told() -> None:
+    built = answer("build", "--seqlen", "256", "--arch", "sm_80", "--arch", "compute_80", "-o", "x.fftgen")
+    seen = answer("inspect", "x.fftgen")
+    assert seen["sha256"] == built["files"][0]["sha256"]
+    assert seen["convolutions"] == [{"mode": "circular", "length": 256, "dtype": "bf16"}]
+    for told, found in zip(built["files"][0]["modules"], seen["modules"], strict=True):
+        assert all(found[key] == told[key] for key in ("name", "plan", "digest", "target", "resources"))
+    text = fftgen("inspect", "x.fftgen").stdout
+    assert "every digest matches" in text
+    assert all(m["plan"] in text for m in seen["modules"])
+
+
+@pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
+def test_inspect_counts_machine_instructions() -> None:
+    answer("build", "--seqlen", "256", "--causal", "--arch", "sm_80", "-o", "x.fftgen")
+    module = answer("inspect", "x.fftgen", "--sass")["modules"][0]
+    assert module["instructions"][module["name"]]["HMMA"] > 0
+    assert re.search(
+        r"convolve: \d+ instructions, [1-9]\d* on tensor cores: ",
+        fftgen("inspect", "x.fftgen", "--sass").stdout,
+    )
+
+
+def test_inspect_refuses_a_damaged_file() -> None:
+    answer("build", "--seqlen", "256", "--arch", "sm_80", "-o", "x.fftgen")
+    raw = bytearray(Path("x.fftgen").read_bytes())
+    raw[-100] ^= 1
+    Path("x.fftgen").write_bytes(raw)
+    result = fftgen("inspect", "x.fftgen")
+    assert result.exit_code == 1
+    assert "does not match its SHA-256" in result.stderr
+
+
+def test_headers_put_into_the_source_compile_to_the_same_code() -> None:
+    source = render(search.plan(Problem("causal", 256, "bf16"), "sm_80"))
+    text = fftgen("render", "256", "--causal", "--arch", "sm_80", "--headers").stdout
+    assert text == whole(source)
+    assert '#include "fftgen/' not in text
+    alone = nvrtc.compile_cubin(Source(source.name, text, {}, source.entries), "sm_80")
+    assert alone.ptx == nvrtc.compile_cubin(source, "sm_80").ptx
+
+
+def small() -> Built:
+    """A module of an artifact, to be spoilt."""
+    return api.build(256, causal=True, targets=["sm_80"], path="right.fftgen").built[0]
+
+
+def write(built: Built) -> str:
+    artifact.write("wrong.fftgen", bundle.bundle([built]))
+    return "wrong.fftgen"
+
+
+def test_verify_runs_the_kernels_of_a_file() -> None:
+    small()
+    result = fftgen("verify", "right.fftgen", "--quick", "--counters", "--seed", "5")
+    assert result.exit_code == 0, result.stdout
+    assert re.search(r"error \d\.\d+e-0\d \(bound .*: ok", result.stdout)
+    assert "1 of 1 module hold the code that their source compiles to" in result.stdout
+    assert result.stdout.endswith("1 module run, 0 failed; seed 5\n")
+    assert "wmma" in result.stdout  # counters
+    document = answer("verify", "right.fftgen", "--quick", "--seed", "5")
+    assert document["modules"][0]["passed"]
+    assert list(document["code"].values()) == ["same"]
+
+
+def test_verify_runs_equal_plans_once() -> None:
+    api.build(256, causal=True, targets=["sm_80", "sm_90", "compute_80"], path="x.fftgen")
+    modules = answer("verify", "x.fftgen", "--quick")["modules"]
+    assert [m["same_plan_not_run"] for m in modules] == [["sm_90", "compute_80"]]
+    one = answer("verify", "x.fftgen", "--quick", "--arch", "sm_90")["modules"]
+    assert [m["name"].split("_")[-2] for m in one] == ["sm90"]
+    missing = fftgen("verify", "x.fftgen", "--arch", "sm_120")
+    assert missing.exit_code == 2
+    assert "holds nothing for sm_120: it has sm_80, sm_90, compute_80" in missing.stderr
+
+
+def test_verify_notices_wrong_results() -> None:
+    built = small()
+    tables = bytes(len(built.tables))
+    result = fftgen("verify", write(dataclasses.replace(built, tables=tables)), "--quick")
+    assert result.exit_code == 1
+    assert "WRONG" in result.stdout
+    assert "1 module run, 1 failed" in result.stdout
+
+
+def test_verify_notices_a_kernel_that_races() -> None:
+    built = small()
+    headers = {n: t.replace("__syncwarp()", "") for n, t in built.source.headers.items()}
+    source = Source(
+        built.source.name, built.source.text.replace("__syncwarp()", ""), headers, built.source.entries
+    )
+    assert source != built.source
+    cubin = nvrtc.compile_cubin(source, "sm_80").image
+    result = fftgen("verify", write(dataclasses.replace(built, source=source, cubin=cubin)), "--quick")
+    assert result.exit_code == 1
+    assert "FAILED: SharedRace" in result.stdout
+
+
+def test_verify_notices_code_that_is_not_from_the_source() -> None:
+    built = small()
+    other = api.build(512, causal=True, targets=["sm_80"], path="other.fftgen").built[0]
+    result = fftgen("verify", write(dataclasses.replace(built, cubin=other.cubin)), "--quick")
+    assert result.exit_code == 1
+    assert "the machine code is not what its source compiles to" in result.stdout
+    assert "1 module run, 0 failed" in result.stdout
