@@ -1,4 +1,4 @@
-"""Shared fixtures. The presence of this file also puts the helper modules of ``tests/`` on the import path."""
+"""Shared fixtures. This file also puts the helper modules of ``tests/`` on the import path."""
 
 from __future__ import annotations
 
