@@ -1,7 +1,7 @@
 """A functional simulator of PTX on the CPU, stricter than a GPU and counting what a kernel does.
 
-``parse`` reads PTX, ``DeviceMemory`` holds the buffers, ``simulate`` runs a kernel and returns a Report, or raises the
-SimulationError that names the first fault.
+``parse`` reads PTX, ``DeviceMemory`` holds the buffers, ``simulate`` runs a kernel and returns a Report,
+or raises the SimulationError that names the first fault.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""cp.async: copies from device to shared memory that take effect at the matching wait (PTX ISA, "cp.async")."""
+"""cp.async: copies to shared memory that take effect at the matching wait (PTX ISA, "cp.async")."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fftgen.simulator.decode import Decoder, Modifiers, Op, handles
+from fftgen.simulator.decode import Decoder
 from fftgen.simulator.faults import SharedRace, UninitializedRead
 from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.ops import Modifiers, Op, handles
+from fftgen.simulator.regions import Region
 from fftgen.simulator.shadow import PENDING
-from fftgen.simulator.spaces import Region
 from fftgen.simulator.syntax import Imm, Instruction, Reg
 from fftgen.simulator.types import TYPES, Array
 
@@ -74,7 +75,8 @@ class AsyncCopies:
         m.fault(
             UninitializedRead if fresh else SharedRace,
             ins,
-            f"shared offset {shown} is touched while an asynchronous copy to it is on its way: wait for it first",
+            f"shared offset {shown} is touched while an asynchronous copy to it is on its way: "
+            "wait for it first",
             int(g.threads[i]),
             address=shown,
             buffer="shared",

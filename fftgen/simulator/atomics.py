@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fftgen.simulator.decode import Decoder, Modifiers, Op, Put, handles
+from fftgen.simulator.decode import Decoder
 from fftgen.simulator.faults import UninitializedRead
 from fftgen.simulator.half import values as half_values
 from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.ops import Modifiers, Op, Put, handles
+from fftgen.simulator.regions import Region
 from fftgen.simulator.rounding import bf16_bits, canonical, f16_bits
 from fftgen.simulator.shadow import ATOMIC
-from fftgen.simulator.spaces import Region
 from fftgen.simulator.syntax import Instruction, Operand, Vec
 from fftgen.simulator.types import TYPES, UNSIGNED, Array, Type
 
@@ -48,7 +49,7 @@ def _update(d: Decoder, name: str, kind: Type) -> Update:
         return lambda old, b, c: np.where(old >= b, zero, old + one)
     if name == "dec" and kind.name == "u32":
         return lambda old, b, c: np.where((old == 0) | (old > b), b, old - one)
-    d.refuse(f"atomic {name} of .{kind.name}")
+    return d.refuse(f"atomic {name} of .{kind.name}")
 
 
 def _half_update(d: Decoder, name: str, kind: Type) -> Update:

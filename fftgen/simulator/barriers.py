@@ -1,7 +1,8 @@
 """Block barriers (PTX ISA, "bar", "barrier"): whole blocks, numbered, counted, arrive and reduce.
 
-A warp arrives when all its threads that have not exited are at the instruction. Threads that exited do not count, as
-on hardware: a barrier of the whole block completes when every warp that still has a thread has arrived.
+A warp arrives when all its threads that have not exited are at the instruction. Threads that exited do
+not count, as on hardware: a barrier of the whole block completes when every warp that still has a thread
+has arrived.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Logic, shifts and bit fields (PTX ISA, "Logic and Shift Instructions", "Integer Arithmetic Instructions")."""
+"""Logic, shifts and bit fields (PTX ISA, "Logic and Shift Instructions", and bit operations)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fftgen.simulator.decode import Decoder, Modifiers, Op, constant, handles, mark
+from fftgen.simulator.decode import Decoder
 from fftgen.simulator.machine import Group, Machine
-from fftgen.simulator.syntax import Imm, Instruction, Pair, Reg, Sym, Vec
+from fftgen.simulator.ops import Get, Modifiers, Op, handles
+from fftgen.simulator.syntax import Imm, Instruction, Not, Operand, Pair
 from fftgen.simulator.types import TYPES, Array
 
 LOGIC = "logic"
-MOVE = "move"
 
 
 def _logic(function: Callable[..., Array]) -> Callable[[Decoder, Instruction], Op]:
@@ -90,8 +90,10 @@ def _funnel(d: Decoder, ins: Instruction) -> Op:
         n = (c & np.uint32(31) if wrap else np.minimum(c, np.uint32(32))).astype(np.uint64)
         both = (b.astype(np.uint64) << np.uint64(32)) | a
         if left:
-            return ((both << n) >> np.uint64(32)).astype(np.uint32)
-        return (both >> n).astype(np.uint32)
+            both = (both << n) >> np.uint64(32)
+        else:
+            both = both >> n
+        return np.asarray(both, np.uint64).astype(np.uint32)
 
     return d.simple(LOGIC, kind, funnel, 3)
 
@@ -136,7 +138,7 @@ def _lop3(d: Decoder, ins: Instruction) -> Op:
     if not isinstance(pair, Pair):
         d.refuse("a predicate destination is needed")
     put, put_p = d.put(pair.first, kind), d.put(pair.second, TYPES["pred"])
-    other = d.get(operands[5], TYPES["pred"]) if not _negated(operands[5]) else predicate(d, operands[5])
+    other = predicate(d, operands[5])
 
     def run(m: Machine, g: Group) -> None:
         value = function(*[s(m, g) for s in sources])
@@ -148,20 +150,12 @@ def _lop3(d: Decoder, ins: Instruction) -> Op:
     return d.op(LOGIC, run)
 
 
-def _negated(operand: object) -> bool:
-    from fftgen.simulator.syntax import Not
-
-    return isinstance(operand, Not)
-
-
-def predicate(d: Decoder, operand: object) -> Callable[[Machine, Group], Array]:
+def predicate(d: Decoder, operand: Operand) -> Get:
     """Reads ``p`` or ``!p``."""
-    from fftgen.simulator.syntax import Not
-
     if isinstance(operand, Not):
         read = d.get(operand.reg, TYPES["pred"])
         return lambda m, g: ~read(m, g)
-    return d.get(operand, TYPES["pred"])  # type: ignore[arg-type]
+    return d.get(operand, TYPES["pred"])
 
 
 @handles("popc")
@@ -179,7 +173,8 @@ def population(a: Array) -> Array:
     v = v - ((v >> np.uint64(1)) & np.uint64(0x5555555555555555))
     v = (v & np.uint64(0x3333333333333333)) + ((v >> np.uint64(2)) & np.uint64(0x3333333333333333))
     v = (v + (v >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return ((v * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.uint32)
+    counts: Array = ((v * np.uint64(0x0101010101010101)) >> np.uint64(56)).astype(np.uint32)
+    return counts
 
 
 def _top(a: Array) -> Array:
@@ -267,7 +262,7 @@ def _extract(d: Decoder, ins: Instruction) -> Op:
         )
         unused = (64 - np.clip(length, 1, 64)).astype(wide)
         result = (field << unused) >> unused
-        return np.where(length == 0, wide.type(0), result).astype(kind.dtype)
+        return np.asarray(np.where(length == 0, wide.type(0), result)).astype(kind.dtype)
 
     sources = [d.get(ins.operands[1], kind), d.get(ins.operands[2], u32), d.get(ins.operands[3], u32)]
     return d.map(LOGIC, kind, ins.operands[0], sources, extract)
@@ -290,7 +285,8 @@ def _insert(d: Decoder, ins: Instruction) -> Op:
         ones = np.where(length >= bits, ~dtype.type(0), short)
         place = np.minimum(position, bits - 1).astype(dtype)
         keep = np.where(position >= bits, dtype.type(0), ones << place)
-        return (b & ~keep) | ((a << place) & keep)
+        inserted: Array = (b & ~keep) | ((a << place) & keep)
+        return inserted
 
     o = ins.operands
     return d.map(
@@ -309,143 +305,12 @@ def _mask(d: Decoder, ins: Instruction) -> Op:
         start = np.minimum(a, np.uint32(32)) if clamp else a & np.uint32(31)
         width = np.minimum(b, np.uint32(32)) if clamp else b & np.uint32(31)
         ones = (np.uint64(1) << width.astype(np.uint64)) - np.uint64(1)
-        return ((ones << start.astype(np.uint64)) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+        mask: Array = ((ones << start.astype(np.uint64)) & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+        return mask
 
     return d.simple(LOGIC, kind, make, 2)
-
-
-@handles("prmt")
-def _permute(d: Decoder, ins: Instruction) -> Op:
-    """Byte permute; the default mode takes a selector nibble per byte, bit 3 of it copies the sign."""
-    mods = Modifiers(ins)
-    mode = mods.take("f4e", "b4e", "rc8", "ecl", "ecr", "rc16")
-    kind = mods.type("b32")
-    mods.done()
-    patterns = {
-        "f4e": [(0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (3, 4, 5, 6)],
-        "b4e": [(0, 7, 6, 5), (1, 0, 7, 6), (2, 1, 0, 7), (3, 2, 1, 0)],
-        "rc8": [(0, 0, 0, 0), (1, 1, 1, 1), (2, 2, 2, 2), (3, 3, 3, 3)],
-        "ecl": [(0, 1, 2, 3), (1, 1, 2, 3), (2, 2, 2, 3), (3, 3, 3, 3)],
-        "ecr": [(0, 0, 0, 0), (0, 1, 1, 1), (0, 1, 2, 2), (0, 1, 2, 3)],
-        "rc16": [(0, 1, 0, 1), (2, 3, 2, 3), (0, 1, 0, 1), (2, 3, 2, 3)],
-    }
-
-    def gather(a: Array, b: Array, chosen: Array, sign: Array | None) -> Array:
-        n = len(chosen)
-        both = np.empty((n, 2), np.uint32)
-        both[:, 0], both[:, 1] = a, b
-        raw = both.view(np.uint8)
-        picked = np.take_along_axis(raw, chosen, axis=1)
-        if sign is not None and sign.any():
-            picked = np.where(sign, np.where(picked & 0x80, np.uint8(255), np.uint8(0)), picked)
-        return np.ascontiguousarray(picked).view(np.uint32).reshape(-1)
-
-    if mode is not None:
-        table = np.array(patterns[mode], np.int64)
-
-        def special(a: Array, b: Array, c: Array) -> Array:
-            n = max(len(a), len(b), len(c))
-            chosen = table[np.broadcast_to(c, n) & np.uint32(3)]
-            return gather(a, b, chosen, None)
-
-        return d.simple(LOGIC, kind, special, 3)
-
-    shifts = np.array([0, 4, 8, 12], np.uint32)
-
-    def permute(a: Array, b: Array, c: Array) -> Array:
-        n = max(len(a), len(b), len(c))
-        nibbles = (np.broadcast_to(c, n)[:, None] >> shifts) & np.uint32(15)
-        return gather(a, b, (nibbles & np.uint32(7)).astype(np.int64), nibbles >= 8)
-
-    selector = ins.operands[3]
-    if isinstance(selector, Imm):
-        nibbles = [(selector.value >> s) & 15 for s in (0, 4, 8, 12)]
-        if max(nibbles) < 8:
-            chosen = np.array(nibbles)
-
-            def fixed(a: Array, b: Array) -> Array:
-                n = max(len(a), len(b))
-                both = np.empty((n, 2), np.uint32)
-                both[:, 0], both[:, 1] = a, b
-                return both.view(np.uint8).take(chosen, axis=1).view(np.uint32).reshape(-1)
-
-            sources = [d.get(o, kind) for o in ins.operands[1:3]]
-            return d.map(LOGIC, kind, ins.operands[0], sources, fixed)
-    return d.simple(LOGIC, kind, permute, 3)
-
-
-@handles("mov")
-def _mov(d: Decoder, ins: Instruction) -> Op:
-    """A copy may carry an unwritten value along (compilers emit such copies): only its use is a fault."""
-    mods = Modifiers(ins)
-    kind = mods.type()
-    mods.done()
-    d.arity(2)
-    destination, source = ins.operands
-    if isinstance(source, Vec):
-        return _pack(d, kind.bits, destination, source)
-    if isinstance(destination, Vec):
-        return _unpack(d, kind.bits, destination, source)
-    if isinstance(source, Reg) and source.index in d.maybe[d.pc] and isinstance(destination, Reg):
-        was, to = source.index, destination.index
-        kept, d.maybe[d.pc] = d.maybe[d.pc], frozenset()
-        read, put = d.get(source, kind), d.put(destination, kind)
-        d.maybe[d.pc] = kept
-
-        def run(m: Machine, g: Group) -> None:
-            put(m, g, read(m, g))
-            marks = m.defined.get(was)
-            mark(m, g, to, False if marks is None else marks[g.threads])
-
-        return d.op(MOVE, run)
-    if isinstance(source, Sym):
-        variable = source.name
-        known = (
-            {v.name for v in d.entry.variables} | set(d.module.variables) | {p.name for p in d.entry.params}
-        )
-        if variable not in known:
-            d.refuse(f"{variable} is not a variable")
-    return d.map(MOVE, kind, destination, [d.get(source, kind)], lambda a: a)
-
-
-def _pack(d: Decoder, bits: int, destination: object, source: Vec) -> Op:
-    part = bits // len(source.items)
-    kind = TYPES[f"b{part}"]
-    whole = TYPES[f"b{bits}"]
-    sources = [d.get(item, kind) for item in source.items]
-    put = d.put(destination, whole)  # type: ignore[arg-type]
-    count = len(sources)
-
-    def run(m: Machine, g: Group) -> None:
-        parts = np.empty((g.n, count), kind.dtype)
-        for i, read in enumerate(sources):
-            parts[:, i] = read(m, g)
-        put(m, g, parts.view(whole.dtype).reshape(-1))
-
-    return d.op(MOVE, run)
-
-
-def _unpack(d: Decoder, bits: int, destination: Vec, source: object) -> Op:
-    part = bits // len(destination.items)
-    kind = TYPES[f"b{part}"]
-    read = d.get(source, TYPES[f"b{bits}"])  # type: ignore[arg-type]
-    puts = [d.put(item, kind) for item in destination.items]
-    count = len(puts)
-
-    def run(m: Machine, g: Group) -> None:
-        values = read(m, g)
-        if len(values) != g.n:
-            values = np.repeat(values, g.n)
-        parts = np.ascontiguousarray(values).view(kind.dtype).reshape(-1, count)
-        for i, put in enumerate(puts):
-            put(m, g, parts[:, i].copy())
-
-    return d.op(MOVE, run)
 
 
 @handles("dp4a", "dp2a")
 def _dot(d: Decoder, ins: Instruction) -> Op:
     d.refuse("integer dot products")
-
-
-__all__ = ["constant", "population", "predicate"]

@@ -127,7 +127,7 @@ class BodyParser:
         self.labels[name] = len(self.instructions)
 
     def _labels_ahead(self) -> dict[str, str]:
-        """The labels of the scope that begins here: they are local to it, and may be used before they stand."""
+        """The labels of the scope that begins here: local to it, and perhaps used before they stand."""
         found: dict[str, str] = {}
         depth, ahead = 1, 0
         while depth and (token := self.stream.peek(ahead)) is not None:

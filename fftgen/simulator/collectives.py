@@ -1,4 +1,6 @@
-"""Exchange and votes inside a warp (PTX ISA, "shfl.sync", "vote.sync", "match.sync", "redux.sync", "elect.sync")."""
+"""Exchange and votes inside a warp (PTX ISA, "shfl.sync", "vote.sync", "match.sync", "redux.sync",
+"elect.sync").
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,10 @@ from collections.abc import Callable
 import numpy as np
 
 from fftgen.simulator.bits import predicate
-from fftgen.simulator.decode import Decoder, Modifiers, Op, handles
+from fftgen.simulator.decode import Decoder
 from fftgen.simulator.faults import DivergedCollective
 from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.ops import Modifiers, Op, handles
 from fftgen.simulator.syntax import Instruction, Pair
 from fftgen.simulator.types import TYPES, Array
 
@@ -89,7 +92,8 @@ def ballot(m: Machine, g: Group, votes: Array) -> Array:
     yes = np.zeros(m.size, np.bool_)
     yes[g.threads] = votes
     packed = np.packbits(yes, bitorder="little").view(np.uint32)
-    return packed[g.threads >> 5]
+    masks: Array = packed[g.threads >> 5]
+    return masks
 
 
 @handles("vote")

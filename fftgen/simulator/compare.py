@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from fftgen.simulator.bits import predicate
-from fftgen.simulator.decode import Decoder, Get, Modifiers, Op, handles
+from fftgen.simulator.decode import Decoder
 from fftgen.simulator.half import halves, values
 from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.ops import Get, Modifiers, Op, handles
 from fftgen.simulator.rounding import flush
 from fftgen.simulator.syntax import Instruction, Pair
 from fftgen.simulator.types import TYPES, Array, Type
@@ -53,7 +54,7 @@ def _test(d: Decoder, name: str, kind: Type) -> Test:
     if name.endswith("u"):
         inner = _ORDERED[name[:-1]]
         return lambda a, b: inner(a, b) | np.isnan(a) | np.isnan(b)
-    d.refuse(f"comparison .{name} of .{kind.name}")
+    return d.refuse(f"comparison .{name} of .{kind.name}")
 
 
 def _operands(d: Decoder, ins: Instruction, kind: Type, ftz: bool) -> tuple[Get, Get]:
@@ -169,4 +170,8 @@ def _slct(d: Decoder, ins: Instruction) -> Op:
     mods.done()
     d.arity(4)
     sources = [d.get(ins.operands[3], control), d.get(ins.operands[1], kind), d.get(ins.operands[2], kind)]
-    return d.map("move", kind, ins.operands[0], sources, lambda c, a, b: np.where(c >= 0, a, b))
+
+    def choose(c: Array, a: Array, b: Array) -> Array:
+        return np.where(c >= 0, a, b)
+
+    return d.map("move", kind, ins.operands[0], sources, choose)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fftgen.simulator.bits import predicate
-from fftgen.simulator.decode import BARRIER, BRANCH, EXIT, Decoder, Get, Modifiers, Op, Put, handles
+from fftgen.simulator.decode import Decoder
 from fftgen.simulator.faults import Trap
 from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.ops import BARRIER, BRANCH, EXIT, Get, Modifiers, Op, Put, handles
 from fftgen.simulator.syntax import Instruction, Sym
 from fftgen.simulator.types import TYPES
 

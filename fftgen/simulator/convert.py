@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fftgen.simulator.decode import Decoder, Modifiers, Op, handles
-from fftgen.simulator.half import halves, values
+from fftgen.simulator.decode import Decoder
+from fftgen.simulator.half import values
 from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.ops import Modifiers, Op, handles
+from fftgen.simulator.regions import LOCAL_WINDOW, SHARED_WINDOW
 from fftgen.simulator.rounding import (
     add_odd,
     bf16_bits,
@@ -20,7 +22,6 @@ from fftgen.simulator.rounding import (
     round_f32,
     two_sum,
 )
-from fftgen.simulator.spaces import LOCAL_WINDOW, SHARED_WINDOW
 from fftgen.simulator.syntax import Instruction
 from fftgen.simulator.types import TYPES, Array, Type
 
@@ -222,7 +223,7 @@ def _pair(d: Decoder, ins: Instruction, mods: Modifiers, source: Type) -> Op:
 
 @handles("cvta")
 def _cvta(d: Decoder, ins: Instruction) -> Op:
-    """Global, constant and parameter addresses are generic addresses; shared and local ones lie in windows."""
+    """Shared and local addresses lie in windows of the generic space; all others are generic already."""
     mods = Modifiers(ins)
     kind = mods.type("u64", "u32")
     to = mods.flag("to")
@@ -255,6 +256,3 @@ def _isspacep(d: Decoder, ins: Instruction) -> Op:
             put(m, g, m.spaces.is_space(a, space) & ~shared & ~local)
 
     return d.op(CONVERT, run)
-
-
-__all__ = ["halves", "tf32_bits"]

@@ -12,7 +12,9 @@ from fftgen.simulator.types import UNSIGNED, Array
 
 
 class Traffic:
-    """Requests of one instruction on one buffer: counts of requests, bytes, units moved and the least possible."""
+    """Requests of one instruction on one buffer: counts of requests, bytes, units moved and the least
+    possible.
+    """
 
     __slots__ = ("bytes", "least", "requests", "units")
 
@@ -29,9 +31,10 @@ class Traffic:
 class Counts:
     """Counts of one launch, shared by the batches of blocks that it runs in.
 
-    ``issues[pc]`` counts warps that issued an instruction, predicated off or not. ``tensor[pc, name]`` counts matrix
-    operations of warps. ``device[pc, buffer, "load" | "store" | "atomic"]`` and ``shared[pc, "load" | ...]`` are
-    Traffic. ``barriers[pc]`` counts warps that arrived at block barriers.
+    ``issues[pc]`` counts warps that issued an instruction, predicated off or not. ``tensor[pc, name]``
+    counts matrix operations of warps. ``device[pc, buffer, "load" | "store" | "atomic"]`` and
+    ``shared[pc, "load" | ...]`` are Traffic. ``barriers[pc]`` counts warps that arrived at block
+    barriers.
     """
 
     def __init__(self, instructions: int) -> None:
@@ -45,7 +48,9 @@ class Counts:
         self._touched: dict[tuple[str, str], Array] = {}
 
     def touch(self, name: str, what: str, size: int, offsets: Array, nbytes: int) -> None:
-        """Remember which bytes of a buffer were loaded or stored (one byte of memory a byte, allocated lazily)."""
+        """Remember which bytes of a buffer were loaded or stored (one byte of memory a byte, allocated
+        lazily).
+        """
         key = (name, what)
         marks = self._touched.get(key)
         if marks is None:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from fftgen.simulator.syntax import Addr, Entry, Instruction, Not, Operand, Pair, Reg, Sym, Vec
 
 _NO_RESULT = {
-    "st", "red", "bra", "ret", "exit", "trap", "brkpt", "prefetch", "prefetchu", "nanosleep", "membar", "fence",
-    "stmatrix", "cp", "pmevent", "applypriority", "discard", "griddepcontrol", "setmaxnreg",
+    "st", "red", "bra", "ret", "exit", "trap", "brkpt", "prefetch", "prefetchu", "nanosleep", "membar",
+    "fence", "stmatrix", "cp", "pmevent", "applypriority", "discard", "griddepcontrol", "setmaxnreg",
 }  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def leaders(entry: Entry) -> set[int]:
 
 
 def perhaps_unwritten(entry: Entry) -> tuple[list[frozenset[int]], frozenset[int]]:
-    """For every instruction the registers that it reads and that may be unwritten; and all of them together."""
+    """For every instruction the registers it reads that may be unwritten; and all of them together."""
     code = entry.instructions
     starts = sorted(s for s in leaders(entry) if s < len(code))
     ends = dict(zip(starts, [*starts[1:], len(code)], strict=True))

@@ -1,107 +1,22 @@
 """From syntax to closures: what every instruction family needs to turn operands into arrays and back.
 
-A decoded instruction is a function of (machine, group): it reads arrays over the threads of the group, computes, and
-writes arrays back. The families register themselves by the first word of the opcode.
+A decoded instruction is a function of (machine, group): it reads arrays over the threads of the group,
+computes, and writes arrays back. The families register themselves by the first word of the opcode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
 
 from fftgen.simulator.faults import ParseError, UninitializedRead, UnknownInstruction
 from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.ops import HANDLERS, PLAIN, SYNC, Get, Op, Put, Run, unknown
 from fftgen.simulator.specials import special
 from fftgen.simulator.syntax import Addr, Entry, Imm, Instruction, Module, Operand, Reg, Sink, Special, Sym
 from fftgen.simulator.types import TYPES, Array, Type
-
-Run = Callable[[Machine, Group], None]
-Get = Callable[[Machine, Group], Array]
-Put = Callable[[Machine, Group, Array], None]
-
-PLAIN, BRANCH, EXIT, SYNC, BARRIER = range(5)
-
-
-@dataclass
-class Op:
-    """A decoded instruction.
-
-    ``family`` is its class in the counters. ``guard`` is left to the scheduler for the kinds other than PLAIN. A SYNC
-    has ``mask``, which gives the lanes that it names (None: all 32, and ``aligned``).
-    """
-
-    pc: int
-    instruction: Instruction
-    family: str
-    kind: int = PLAIN
-    run: Run | None = None
-    guard: Get | None = None
-    target: int = -1
-    mask: Get | None = None
-    aligned: bool = False
-
-
-Handler = Callable[["Decoder", Instruction], Op]
-HANDLERS: dict[str, Handler] = {}
-
-
-def handles(*names: str) -> Callable[[Handler], Handler]:
-    """Register a decoder for opcodes that begin with these words."""
-
-    def register(handler: Handler) -> Handler:
-        for name in names:
-            HANDLERS[name] = handler
-        return handler
-
-    return register
-
-
-class Modifiers:
-    """The parts of an opcode behind its first word, to be taken one by one; what is left over is unknown."""
-
-    def __init__(self, instruction: Instruction) -> None:
-        self.instruction = instruction
-        self.parts = list(instruction.parts[1:])
-
-    def take(self, *names: str) -> str | None:
-        """The first part that is one of ``names``, removed; None if there is none."""
-        for part in self.parts:
-            if part in names:
-                self.parts.remove(part)
-                return part
-        return None
-
-    def flag(self, name: str) -> bool:
-        return self.take(name) is not None
-
-    def need(self, *names: str) -> str:
-        found = self.take(*names)
-        if found is None:
-            unknown(self.instruction, f"none of .{', .'.join(names)} is given")
-        return found
-
-    def type(self, *allowed: str) -> Type:
-        """The last part, which must be a type (of those allowed)."""
-        if not self.parts or self.parts[-1] not in TYPES or (allowed and self.parts[-1] not in allowed):
-            unknown(self.instruction, f"type .{self.parts[-1] if self.parts else '?'}")
-        return TYPES[self.parts.pop()]
-
-    def done(self) -> None:
-        """All parts must have been taken."""
-        if self.parts:
-            unknown(self.instruction, f"modifier .{self.parts[0]}")
-
-
-def unknown(instruction: Instruction, why: str = "") -> NoReturn:
-    """Refuse an instruction by name."""
-    raise UnknownInstruction(
-        f"instruction {instruction.opcode} is not implemented" + (f": {why}" if why else ""),
-        instruction=instruction.text,
-        ptx_line=instruction.ptx_line,
-    )
 
 
 class Decoder:
@@ -177,7 +92,9 @@ class Decoder:
     # -- sources ---------------------------------------------------------------------------------------------
 
     def get(self, operand: Operand, kind: Type, *, widen: bool = False) -> Get:
-        """Reads an operand as the NumPy type of ``kind``. ``widen``: a register may be wider, its low part counts."""
+        """Reads an operand as the NumPy type of ``kind``. ``widen``: a register may be wider, its low part
+        counts.
+        """
         if isinstance(operand, Reg):
             return self._get_register(operand, kind, widen)
         if isinstance(operand, Imm):
@@ -202,7 +119,7 @@ class Decoder:
             if symbol in self.entry.labels:
                 self.refuse("labels as values are not supported")
             return read_symbol
-        self.refuse(f"operand {operand} is not a value")
+        return self.refuse(f"operand {operand} is not a value")
 
     def _get_register(self, reg: Reg, kind: Type, widen: bool) -> Get:
         index, storage = reg.index, reg.type.storage
@@ -267,7 +184,7 @@ class Decoder:
     # -- destinations ----------------------------------------------------------------------------------------
 
     def put(self, operand: Operand, kind: Type, *, widen: bool = False) -> Put:
-        """Writes arrays of the type of ``kind`` into a register; ``widen`` extends by the sign of ``kind``."""
+        """Writes arrays of the type of ``kind`` into a register; ``widen`` extends them."""
         if isinstance(operand, Sink):
             return lambda m, g, v: None
         if not isinstance(operand, Reg):
@@ -375,7 +292,8 @@ class Decoder:
             if narrow:
 
                 def address32(m: Machine, g: Group) -> Array:
-                    return (read(m, g).astype(np.uint64) + offset) & np.uint64(0xFFFFFFFF)
+                    low: Array = (read(m, g).astype(np.uint64) + offset) & np.uint64(0xFFFFFFFF)
+                    return low
 
                 return address32
             if operand.offset == 0:

@@ -1,4 +1,3 @@
-
 """What the simulator stops for. One class per kind of fault, all telling where they happened."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """float32 and float64 arithmetic (PTX ISA, "Floating Point Instructions").
 
-Rounding follows the instruction. The ``approx`` functions are computed in float64 and rounded to nearest, which is
-within their documented error.
+Rounding follows the instruction. The ``approx`` functions are computed in float64 and rounded to nearest,
+which is within their documented error.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from fftgen.simulator.decode import Decoder, Modifiers, Op, handles
+from fftgen.simulator.decode import Decoder
 from fftgen.simulator.half import decode_half
+from fftgen.simulator.ops import Modifiers, Op, handles
 from fftgen.simulator.rounding import add_odd, canonical, flush, fma_odd, minus_zero, round_f32
 from fftgen.simulator.syntax import Instruction
 from fftgen.simulator.types import TYPES, Array, Type
@@ -70,7 +71,7 @@ def finish(function: Function, kind: Type, ftz: bool, saturate: bool) -> Functio
         if ftz:
             result = flush(result)
         if saturate:  # a NaN becomes +0
-            return np.where(result > 0, np.minimum(result, np.float32(1)), np.float32(0))
+            return np.asarray(np.where(result > 0, np.minimum(result, np.float32(1)), np.float32(0)))
         return canonical(result)
 
     return whole
@@ -106,8 +107,9 @@ _HALF = np.uint64(0x10000000)
 def fma32(a: Array, b: Array, c: Array) -> Array:
     """a * b + c of float32 arrays, rounded once to nearest even.
 
-    The product is exact in float64. Rounding the sum twice can only go wrong where the float64 sum looks like a tie
-    between two float32 numbers, or where the result is subnormal: there it is done again, rounded to odd.
+    The product is exact in float64. Rounding the sum twice can only go wrong where the float64 sum looks
+    like a tie between two float32 numbers, or where the result is subnormal: there it is done again,
+    rounded to odd.
     """
     p = a.astype(_F64) * b
     s = p + c
@@ -232,6 +234,9 @@ _APPROX: dict[str, Function] = {
 }
 
 
+_EXACT: dict[str, Function] = {"rcp": lambda a: np.float32(1) / a, "sqrt": np.sqrt}
+
+
 @handles("rcp", "sqrt", "rsqrt", "sin", "cos", "lg2", "ex2", "tanh")
 def _function(d: Decoder, ins: Instruction) -> Op:
     kind = TYPES.get(ins.parts[-1])
@@ -254,8 +259,7 @@ def _function(d: Decoder, ins: Instruction) -> Op:
             d.refuse("this function of type .f64")
         return d.simple(FP64, kind, function, 1)
     if mode in (None, "rn"):
-        exact: Function = {"rcp": lambda a: np.float32(1) / a, "sqrt": np.sqrt}.get(name, _wide(function))
-        chosen = exact if mode == "rn" else _wide(function)
+        chosen = _EXACT[name] if mode == "rn" else _wide(function)
         return d.simple(SPECIAL, kind, finish(chosen, kind, ftz, False), 1)
     rounding = str(mode)
 

@@ -1,6 +1,8 @@
-"""float16 and bfloat16 arithmetic, single and in pairs (PTX ISA, "Half Precision Floating Point Instructions").
+"""float16 and bfloat16 arithmetic, single and in pairs (PTX ISA, "Half Precision Floating Point
+Instructions").
 
-Registers hold bits. A pair is two 16-bit numbers side by side in memory order, so that a view as uint16 is enough.
+Registers hold bits. A pair is two 16-bit numbers side by side in memory order, so that a view as uint16
+is enough.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fftgen.simulator.decode import Decoder, Get, Modifiers, Op
+from fftgen.simulator.decode import Decoder
 from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.ops import Get, Modifiers, Op
 from fftgen.simulator.rounding import (
     H_NAN,
     bf16_bits,

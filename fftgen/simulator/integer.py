@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fftgen.simulator.decode import Decoder, Modifiers, Op, handles
+from fftgen.simulator.decode import Decoder
 from fftgen.simulator.floating import decode_float
 from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.ops import Modifiers, Op, handles
 from fftgen.simulator.syntax import Instruction
 from fftgen.simulator.types import TYPES, Array, Type
 
@@ -142,7 +143,8 @@ def _multiply24(d: Decoder, ins: Instruction) -> Op:
         wide = np.dtype(np.int64 if kind.kind == "s" else np.uint64)
         cut = kind.dtype.type(8)
         full = ((a << cut) >> cut).astype(wide) * ((b << cut) >> cut).astype(wide)
-        return (full >> wide.type(16 if high else 0)).astype(kind.dtype)
+        part: Array = full >> wide.type(16 if high else 0)
+        return part.astype(kind.dtype)
 
     if ins.parts[0] == "mul24":
         return d.simple(INT, kind, product, 2)

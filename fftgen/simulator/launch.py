@@ -19,15 +19,17 @@ from fftgen.simulator import (  # noqa: F401 - the instruction families register
     integer,
     matrix,
     memory_ops,
+    moves,
     wmma,
 )
 from fftgen.simulator.async_copy import AsyncCopies
 from fftgen.simulator.counters import Counts
 from fftgen.simulator.dataflow import leaders, perhaps_unwritten
-from fftgen.simulator.decode import Decoder, Op
+from fftgen.simulator.decode import Decoder
 from fftgen.simulator.faults import Dim3, LaunchError
 from fftgen.simulator.machine import History, Machine
 from fftgen.simulator.memory import DeviceMemory
+from fftgen.simulator.ops import Op
 from fftgen.simulator.parser import parse
 from fftgen.simulator.report import Report
 from fftgen.simulator.scheduler import Scheduler
@@ -62,13 +64,13 @@ def simulate(
 ) -> Report:
     """Run a kernel for all blocks of a grid, or for the ``blocks`` named, and count what it does.
 
-    ``grid`` and ``block`` are (x, y, z); ``params`` holds one little-endian bytes object per kernel parameter;
-    ``shared_bytes`` is the size of the dynamic shared memory. ``seed`` draws the lane mapping of ``wmma`` fragments.
-    ``max_steps`` bounds the control instructions, so that an endless loop ends in a Deadlock. Module variables start
-    from their initial values at every launch.
+    ``grid`` and ``block`` are (x, y, z); ``params`` holds one little-endian bytes object per kernel
+    parameter; ``shared_bytes`` is the size of the dynamic shared memory. ``seed`` draws the lane mapping
+    of ``wmma`` fragments. ``max_steps`` bounds the control instructions, so that an endless loop ends in
+    a Deadlock. Module variables start from their initial values at every launch.
 
-    Raises a SimulationError for every fault of the kernel (see fftgen.simulator.faults), LaunchError for a launch
-    that does not fit it.
+    Raises a SimulationError for every fault of the kernel (see fftgen.simulator.faults), LaunchError for
+    a launch that does not fit it.
     """
     if isinstance(module, str):
         module = parse(module)
@@ -80,8 +82,8 @@ def simulate(
     spaces = Spaces(module, kernel_entry, memory, shared_bytes, packed)
     if spaces.shared_bytes > _MAX_SHARED:
         raise LaunchError(
-            f"{spaces.shared_bytes} bytes of shared memory ({spaces.static_bytes} static, {shared_bytes} dynamic) "
-            f"exceed the largest block of any target ({_MAX_SHARED})"
+            f"{spaces.shared_bytes} bytes of shared memory ({spaces.static_bytes} static, "
+            f"{shared_bytes} dynamic) exceed the largest block of any target ({_MAX_SHARED})"
         )
     kernel = _decoded(module, kernel_entry)
     counts = Counts(len(kernel.ops))
@@ -152,7 +154,8 @@ def _check_block(entry: Entry, block: Dim3) -> None:
     most = entry.directives.get("maxntid")
     if most is not None and threads > int(np.prod(most)):
         raise LaunchError(
-            f"a block of {threads} threads exceeds the {int(np.prod(most))} that {entry.name} was compiled for"
+            f"a block of {threads} threads exceeds the {int(np.prod(most))} "
+            f"that {entry.name} was compiled for"
         )
     exact = entry.directives.get("reqntid")
     if exact is not None and tuple([*exact, 1, 1][:3]) != block:

@@ -1,7 +1,8 @@
 """The state of the blocks that run together: registers, groups of threads, clocks, faults.
 
-Every register is a NumPy array over the threads of all running blocks; each block is padded to whole warps, and
-padding lanes never run. The arrays are values: an instruction replaces them and never writes into them.
+Every register is a NumPy array over the threads of all running blocks; each block is padded to whole
+warps, and padding lanes never run. The arrays are values: an instruction replaces them and never writes
+into them.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ class Group:
 
 
 class History:
-    """What the batches of one launch share: which instruction ran at which moment, and whose moments they are."""
+    """What the batches of one launch share: which instruction ran at which moment, and whose moments they
+    are.
+    """
 
     def __init__(self) -> None:
         self.clock_pc: list[int] = [-1, -1]
@@ -94,8 +97,8 @@ class History:
 class Machine:
     """The blocks that run together and everything that they share.
 
-    ``registers[i]`` holds register i of every thread; ``defined`` the per-thread marks of those registers that
-    data flow could not prove to be written before they are read.
+    ``registers[i]`` holds register i of every thread; ``defined`` the per-thread marks of those registers
+    that data flow could not prove to be written before they are read.
     """
 
     def __init__(
@@ -208,9 +211,12 @@ class Machine:
             self.warp_seen = np.repeat(base[:, None], len(base), axis=1)
 
     def order_warps(self, waiting: list[int], arrived: list[tuple[int, int]], now: int) -> None:
-        """A barrier of some warps: ``waiting`` ones learn what all that ``arrived`` (warp, moment) did before."""
+        """A barrier of some warps: ``waiting`` ones learn what all that ``arrived`` (warp, moment) did
+        before.
+        """
         self.track_lanes()
-        assert self.warp_seen is not None and self.lane_seen is not None
+        assert self.warp_seen is not None
+        assert self.lane_seen is not None
         known = self.warp_seen[[w for w, _ in arrived]].max(axis=0)
         for warp, moment in arrived:
             known[warp] = max(known[warp], moment)
@@ -259,7 +265,7 @@ class Machine:
         if pc < 0:
             return "before the launch"
         instruction = self.entry.instructions[pc]
-        line, location = self.module.where(instruction.loc)
+        _, location = self.module.where(instruction.loc)
         text = f"{instruction.text} (PTX line {instruction.ptx_line}"
         text += f", source {location})" if location is not None else ")"
         if thread is not None:

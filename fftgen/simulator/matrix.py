@@ -1,23 +1,24 @@
 """mma.sync, ldmatrix, stmatrix, movmatrix (PTX ISA, "Warp Level Matrix Multiply-Accumulate Instructions").
 
-Products are exact and summed in float64, then rounded once to the accumulator type: hardware may round partial sums
-otherwise, which the ISA leaves open.
+Products are exact and summed in float64, then rounded once to the accumulator type: hardware may round
+partial sums otherwise, which the ISA leaves open.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 import numpy as np
 
-from fftgen.simulator.decode import Decoder, Get, Modifiers, Op, handles
+from fftgen.simulator.decode import Decoder
+from fftgen.simulator.faults import OutOfBounds
 from fftgen.simulator.half import values as half_values
 from fftgen.simulator.machine import WARP, Group, Machine
+from fftgen.simulator.ops import Get, Modifiers, Op, handles
 from fftgen.simulator.rounding import canonical, f16_bits
 from fftgen.simulator.shadow import MANY_LANES
 from fftgen.simulator.syntax import Instruction, Operand, Vec
-from fftgen.simulator.types import TYPES, UNSIGNED, Array
+from fftgen.simulator.types import TYPES, Array
 
 TENSOR, SHARED_LOAD, SHARED_STORE = "tensor core", "load shared", "store shared"
 B32, F32 = TYPES["b32"], TYPES["f32"]
@@ -43,7 +44,8 @@ def numbers(raw: Array, kind: str) -> Array:
     if kind in ("f16", "bf16"):
         return half_values(raw.view(np.uint16), kind == "bf16").astype(np.float64)
     if kind == "tf32":  # the low 13 bits are not looked at
-        return (raw & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
+        cut: Array = raw & np.uint32(0xFFFFE000)
+        return cut.view(np.float32).astype(np.float64)
     return raw.view(np.float32).astype(np.float64)
 
 
@@ -198,12 +200,11 @@ def _matrix_move(d: Decoder, ins: Instruction) -> tuple[Modifiers, int, bool, st
 def _row_offsets(
     m: Machine, g: Group, ins: Instruction, read: Get, count: int, space: str, pc: int, stored: Array | None
 ) -> Array:
-    """Check and count the rows of 8x8 matrices; lanes 8i to 8i + 7 hold the addresses of the rows of matrix i.
+    """Check and count the rows of 8x8 matrices; lanes 8i to 8i + 7 hold the addresses of the rows of matrix
+    i.
 
     Returns offsets in shared memory (warps, 8 * count). ``stored``: rows of 8 halves to write there.
     """
-    from fftgen.simulator.faults import OutOfBounds
-
     threads = g.threads.reshape(-1, WARP)[:, : 8 * count].reshape(-1)
     part = m.group(threads) if 8 * count < WARP else g
     addresses = read(m, part)
@@ -245,6 +246,3 @@ def _movmatrix(d: Decoder, ins: Instruction) -> Op:
         put(m, g, np.ascontiguousarray(tiles.transpose(0, 2, 1)).reshape(-1).view(np.uint32))
 
     return d.collective("warp", run, None)
-
-
-__all__ = ["UNSIGNED", "Callable", "accumulate", "dimensions", "gather", "items", "numbers"]

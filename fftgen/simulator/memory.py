@@ -49,8 +49,8 @@ class Unwritten(int):
 class DeviceMemory:
     """The buffers that a kernel may touch.
 
-    ``bind`` returns the device address to pass as a kernel parameter. The array is shared: what a kernel writes
-    is seen in it at once.
+    ``bind`` returns the device address to pass as a kernel parameter. The array is shared: what a kernel
+    writes is seen in it at once.
     """
 
     def __init__(self) -> None:
@@ -64,8 +64,8 @@ class DeviceMemory:
     ) -> int:
         """Give ``array`` (C-contiguous, any dtype) a device address, 256-byte aligned.
 
-        ``initialized=False`` poisons every byte until a kernel writes it. Raises InputError for a name in use, an
-        array that is not contiguous, or a writable binding of a read-only array.
+        ``initialized=False`` poisons every byte until a kernel writes it. Raises InputError for a name in
+        use, an array that is not contiguous, or a writable binding of a read-only array.
         """
         if name in self._buffers:
             raise InputError(f"buffer {name!r} is bound already: unbind it first or choose another name")

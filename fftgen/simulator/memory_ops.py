@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fftgen.simulator.decode import Decoder, Modifiers, Op, handles
+from fftgen.simulator.decode import Decoder
 from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.ops import Modifiers, Op, handles
 from fftgen.simulator.shadow import ATOMIC
 from fftgen.simulator.syntax import Addr, Instruction, Operand, Sink, Sym, Vec
 from fftgen.simulator.types import TYPES, UNSIGNED, Array, Type
@@ -26,7 +27,6 @@ _HINTS = (
 )
 _SPACES = ("global", "shared", "shared::cta", "local", "const", "param", "param::entry")
 _STRONG = ("relaxed", "acquire", "release", "volatile", "mmio")
-_FAMILY = {"generic": "generic"}
 
 
 def state_space(mods: Modifiers) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fftgen.simulator.counters import Counts
-from fftgen.simulator.decode import Op
+from fftgen.simulator.ops import Op
 from fftgen.simulator.syntax import Entry, Module
 
 
@@ -20,8 +20,8 @@ def _add(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
 class Accesses:
     """Requests of one kind. ``units`` are 32-byte sectors (device memory) or wavefronts (shared memory);
 
-    ``least`` is how few would have served the same requests. ``distinct`` counts different bytes (device memory,
-    whole kernel only): the compulsory traffic.
+    ``least`` is how few would have served the same requests. ``distinct`` counts different bytes (device
+    memory, whole kernel only): the compulsory traffic.
     """
 
     requests: int = 0
@@ -155,7 +155,7 @@ def _wavefronts(a: Accesses) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Report:
-    """Counts of one or more launches. ``by_line`` is keyed by the line of the generated source (0: unknown)."""
+    """Counts of launches. ``by_line`` is keyed by the line of the generated source (0: unknown)."""
 
     kernel: str
     blocks: int

@@ -1,7 +1,7 @@
 """Exact rounding between binary formats, in arrays.
 
-A result that passes through float64 is rounded to odd there (a sticky last bit), so that the second rounding is
-the only one that counts.
+A result that passes through float64 is rounded to odd there (a sticky last bit), so that the second
+rounding is the only one that counts.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def bf16_bits(x: Array, mode: str = "rn") -> Array:
             lost = ((u & np.uint32(0xFFFF)) != 0) & np.isfinite(x)
             negative = (u >> np.uint32(31)) != 0
             rounded = rounded + (lost & (negative if mode == "rm" else ~negative)).astype(np.uint32)
-    result = rounded.astype(np.uint16)
+    result: Array = rounded.astype(np.uint16)
     nan = np.isnan(x)
     if nan.any():
         result[nan] = H_NAN
@@ -100,7 +100,8 @@ def bf16_from_f64(x: Array) -> Array:
 
 def bf16_value(bits: Array) -> Array:
     """bfloat16 bits to float32, exactly."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    value: Array = (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return value
 
 
 def f16_bits(x: Array, mode: str = "rn") -> Array:

@@ -1,7 +1,7 @@
 """Running the threads: a program counter per thread, lowest first, so that paths meet again where they join.
 
-Threads at one place form a group and run together. A collective waits until all lanes that it names are there; a
-block barrier until all warps are.
+Threads at one place form a group and run together. A collective waits until all lanes that it names are
+there; a block barrier until all warps are.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import numpy as np
 
 from fftgen.simulator.barriers import Barriers
 from fftgen.simulator.control import BarrierOp
-from fftgen.simulator.decode import BARRIER, BRANCH, EXIT, PLAIN, SYNC, Op
 from fftgen.simulator.faults import Deadlock, DivergedCollective
 from fftgen.simulator.machine import FULL_MASK, Group, Machine
+from fftgen.simulator.ops import BARRIER, BRANCH, EXIT, PLAIN, SYNC, Op
 from fftgen.simulator.types import Array
 
 _SPIN_LIMIT = 4096
@@ -308,7 +308,8 @@ class Scheduler:
         self.m.fault(
             Deadlock,
             op.instruction,
-            f"still running after {self.max_steps} control instructions: an endless loop? (max_steps raises the limit)",
+            f"still running after {self.max_steps} control instructions: an endless loop? "
+            "(max_steps raises the limit)",
             int(group.threads[0]),
         )
 

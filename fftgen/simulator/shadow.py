@@ -1,7 +1,7 @@
 """Who touched a byte last, and whether two accesses are ordered: race detection.
 
-For every byte the shadow keeps the moment and the author of the last write and of the last reads. A moment is one
-executed instruction of the machine (Machine.tick). An author is a thread number with marks:
+For every byte the shadow keeps the moment and the author of the last write and of the last reads. A
+moment is one executed instruction of the machine (Machine.tick). An author is a thread number with marks:
 
 MANY_LANES   some or several lanes of the warp of that thread (matrix loads and stores, or several readers)
 MANY_WARPS   several warps
@@ -9,8 +9,9 @@ MANY_BLOCKS  several blocks
 ATOMIC       an atomic access: atomics do not race with each other
 PENDING      an asynchronous copy on its way
 
-An access at moment t is ordered before what a thread does now if a block barrier completed since then, or a
-``bar.warp.sync`` of both lanes, or a counted barrier of both warps (happens-before, as in vector-clock detectors).
+An access at moment t is ordered before what a thread does now if a block barrier completed since then, or
+a ``bar.warp.sync`` of both lanes, or a counted barrier of both warps (happens-before, as in vector-clock
+detectors).
 """
 
 from __future__ import annotations
@@ -55,8 +56,7 @@ class Shadow:
         moments = self.rows(nbytes)[0].take(units, axis=0)
         if moments.all():
             return None
-        bad: Array = ~moments.all(axis=1)
-        return bad
+        return np.asarray(~moments.all(axis=1))
 
     def read(
         self,
@@ -68,7 +68,7 @@ class Shadow:
         now: int,
         marks: np.int32 | int = 0,
     ) -> None:
-        """Check and record reads of ``nbytes`` at unit numbers (offset / nbytes), one unit per thread given."""
+        """Check and record reads of ``nbytes`` at unit numbers (offset / nbytes), one per thread."""
         wt, wa, rt, ra = self.rows(nbytes)
         moments = wt.take(units, axis=0)
         if moments.max() > m.base_low or (not self.shared and m.many_blocks and moments.any()):
@@ -102,7 +102,8 @@ class Shadow:
         spread = np.where(same_warp, code | MANY_LANES, code | MANY_WARPS)
         merged = np.where(keep, code, spread)
         if not self.shared and m.many_blocks:  # what another block did stays unordered for good
-            merged = np.where((before > 0) & self._elsewhere(m, before, last, blocks), merged | MANY_BLOCKS, merged)
+            others = (before > 0) & self._elsewhere(m, before, last, blocks)
+            merged = np.where(others, merged | MANY_BLOCKS, merged)
         return merged
 
     @staticmethod
@@ -136,7 +137,9 @@ class Shadow:
         now: int,
         marks: np.int32 | int = 0,
     ) -> Array | None:
-        """Check and record writes. Returns which threads lost to another lane of their warp on a byte, or None."""
+        """Check and record writes. Returns which threads lost to another lane of their warp on a byte, or
+        None.
+        """
         wt, wa, rt, ra = self.rows(nbytes)
         many = not self.shared and m.many_blocks
         for times, people, verb in ((wt, wa, "written"), (rt, ra, "read")):
@@ -151,7 +154,7 @@ class Shadow:
         wt[units] = now
         wa[units] = code[:, None]
         stored = wa[:, 0].take(units)
-        lost = stored != code
+        lost: Array = stored != code
         if not lost.any():
             return None
         other_warp = lost & (((stored ^ code) & _NO_LANE) != 0)
@@ -286,7 +289,8 @@ class Shadow:
         m.fault(
             kind,
             ins,
-            f"{where} is {verb} here and was {other_verb} elsewhere{pending}, with nothing that orders the two",
+            f"{where} is {verb} here and was {other_verb} elsewhere{pending}, "
+            "with nothing that orders the two",
             int(thread),
             address=address,
             buffer=self.name,

@@ -1,57 +1,31 @@
 """Address spaces of a launch: where an address leads, and the checks that every access passes.
 
-Global, constant and parameter addresses are generic addresses of their own; shared and local memory have windows in
-the generic space whose low halves are not zero, so that an address cut to 32 bits never lands inside.
+Global, constant and parameter addresses are generic addresses of their own; shared and local memory have
+windows in the generic space whose low halves are not zero, so that an address cut to 32 bits never lands
+inside.
 """
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 import numpy as np
 
 from fftgen.simulator.faults import (
-    LaunchError,
+    GlobalRace,
     Misaligned,
     OutOfBounds,
     ReadOnlyWrite,
-    SharedRace,
     UninitializedRead,
 )
 from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.memory import Buffer, DeviceMemory
+from fftgen.simulator.regions import LOCAL_WINDOW, SHARED_WINDOW, Layout, Region, module_regions
 from fftgen.simulator.shadow import Shadow, check_same_values
-from fftgen.simulator.syntax import Entry, Instruction, Module, Variable
-from fftgen.simulator.types import UNSIGNED, Array
+from fftgen.simulator.syntax import Entry, Instruction, Module
+from fftgen.simulator.types import Array
 
-SHARED_WINDOW = 0x7F01_2300_0000
-LOCAL_WINDOW = 0x7E01_3700_0000
-_MODULE_BASE = 0x0B00_5000_0100
 _SPAN = np.uint64(1 << 32)
-
-
-class Region:
-    """A range of memory that accesses go to: a buffer, or the shared or local memory of all running blocks."""
-
-    def __init__(
-        self, name: str, kind: str, base: int, data: Array, writable: bool, written: Array | None
-    ) -> None:
-        self.name = name
-        self.kind = kind
-        self.base = base
-        self.size = int(data.size)
-        self.bytes = data
-        self.writable = writable
-        self.written = written
-        self.shadow: Shadow | None = None
-        self._units: dict[tuple[int, int], Array] = {}
-
-    def units(self, nbytes: int, count: int = 1) -> Array:
-        """The bytes as (units, count) unsigned integers of ``nbytes`` each; a ragged tail is left out."""
-        found = self._units.get((nbytes, count))
-        if found is None:
-            whole = self.size // (nbytes * count) * (nbytes * count)
-            found = self.bytes[:whole].view(UNSIGNED[8 * nbytes]).reshape(-1, count)
-            self._units[nbytes, count] = found
-        return found
 
 
 class Spaces:
@@ -61,70 +35,14 @@ class Spaces:
         self, module: Module, entry: Entry, memory: DeviceMemory, dynamic_bytes: int, params: bytes
     ) -> None:
         self.memory = memory
-        self.dynamic_bytes = dynamic_bytes
-        self.symbols: dict[str, int] = {}
+        layout = Layout(module, entry, dynamic_bytes)
+        self.dynamic_bytes, self.static_bytes = dynamic_bytes, layout.static_bytes
+        self.shared_bytes, self.shared_stride = layout.shared_bytes, layout.shared_stride
+        self.local_bytes = layout.local_bytes
+        self._extra, symbols = module_regions(module, entry, params)
+        self.symbols = {**symbols, **layout.symbols}
         self._regions: dict[int, Region] = {}
-        self._extra: list[Region] = []
         self._last: Region | None = None
-        self._layout(module, entry)
-        self._module_variables(module, params, entry)
-        self.race_checks = True
-
-    # -- layout ----------------------------------------------------------------------------------------------
-
-    def _layout(self, module: Module, entry: Entry) -> None:
-        """Static shared variables from offset 0, then the dynamic part; local variables likewise."""
-        offset = local = 0
-        dynamic: list[Variable] = []
-        for variable in (*module.variables.values(), *entry.variables):
-            if variable.space == "shared" and variable.size == 0:
-                dynamic.append(variable)
-            elif variable.space == "shared":
-                offset = -(-offset // variable.align) * variable.align
-                self.symbols[variable.name] = offset
-                offset += variable.size
-            elif variable.space == "local":
-                local = -(-local // variable.align) * variable.align
-                self.symbols[variable.name] = local
-                local += variable.size
-        self.static_bytes = offset
-        if dynamic or self.dynamic_bytes:
-            align = max([16, *(v.align for v in dynamic)])
-            offset = -(-offset // align) * align
-            for variable in dynamic:
-                self.symbols[variable.name] = offset
-            offset += self.dynamic_bytes
-        self.shared_bytes = offset
-        self.shared_stride = max(-(-offset // 128) * 128, 128)
-        self.local_bytes = -(-local // 16) * 16
-
-    def _module_variables(self, module: Module, params: bytes, entry: Entry) -> None:
-        base = _MODULE_BASE
-        placed: list[tuple[Variable, Array]] = []
-        for variable in module.variables.values():
-            if variable.space not in ("global", "const"):
-                continue
-            if variable.size == 0:
-                raise LaunchError(f"variable {variable.name} is extern: link it or pass a buffer")
-            data = np.zeros(variable.size, np.uint8)
-            if variable.initial is not None:
-                data[: len(variable.initial)] = np.frombuffer(variable.initial, np.uint8)
-            self._extra.append(
-                Region(variable.name, variable.space, base, data, variable.space == "global", None)
-            )
-            self.symbols[variable.name] = base
-            placed.append((variable, data))
-            base += -(-(variable.size + 4096) // 256) * 256
-        for variable, data in placed:
-            for offset, name, extra in variable.pointers:
-                if name not in self.symbols:
-                    raise LaunchError(f"{variable.name} points to {name}, which is no module variable")
-                address = np.array([self.symbols[name] + extra], np.uint64)
-                data[offset : offset + 8] = address.view(np.uint8)
-        block = np.frombuffer(params, np.uint8).copy() if params else np.zeros(1, np.uint8)
-        self._extra.append(Region("param", "param", base, block, False, None))
-        for param in entry.params:
-            self.symbols[param.name] = base + param.offset
 
     def attach(self, m: Machine) -> None:
         """Fresh shared and local memory for the blocks of a machine."""
@@ -179,8 +97,8 @@ class Spaces:
     ) -> list[tuple[Region, Group, Array | None, Array]]:
         """Where accesses of ``nbytes`` (a power of two) lead.
 
-        Returns (region, threads, their places in the group or None for all, byte offsets in the region). Raises
-        OutOfBounds and Misaligned.
+        Returns (region, threads, their places in the group or None for all, byte offsets in the region).
+        Raises OutOfBounds and Misaligned.
         """
         if nbytes > 1:
             low = addresses & np.uint64(nbytes - 1)
@@ -223,12 +141,14 @@ class Spaces:
             m.fault(
                 OutOfBounds,
                 ins,
-                f"{nbytes} bytes at local offset {int(addresses[i]):#x}: a thread has {self.local_bytes} bytes",
+                f"{nbytes} bytes at local offset {int(addresses[i]):#x}: "
+                f"a thread has {self.local_bytes} bytes",
                 int(g.threads[i]),
                 address=int(addresses[i]),
                 buffer="local",
             )
-        return addresses.view(np.int64) + g.threads * self.local_bytes
+        offsets: Array = addresses.view(np.int64) + g.threads * self.local_bytes
+        return offsets
 
     def _general(
         self, m: Machine, g: Group, ins: Instruction, space: str, addresses: Array, nbytes: int
@@ -246,9 +166,7 @@ class Spaces:
                 inside = (addresses - np.uint64(LOCAL_WINDOW)) < _SPAN
                 window = LOCAL_WINDOW
             else:
-                region = self._find(address)
-                if region is None:
-                    self._unmapped(m, g, ins, address, nbytes, i)
+                region = self._find(address) or self._unmapped(m, g, ins, address, nbytes, i)
                 self._check_space(m, g, ins, space, region)
                 offsets = addresses - np.uint64(region.base)
                 inside = offsets < np.uint64(region.size)
@@ -292,7 +210,9 @@ class Spaces:
             buffer=region.name,
         )
 
-    def _unmapped(self, m: Machine, g: Group, ins: Instruction, address: int, nbytes: int, i: int) -> None:
+    def _unmapped(
+        self, m: Machine, g: Group, ins: Instruction, address: int, nbytes: int, i: int
+    ) -> NoReturn:
         near = self._find(address) or self.memory.nearest(address)
         text = f"{nbytes} bytes at {address:#x} lie outside every buffer"
         if near is not None:
@@ -309,7 +229,7 @@ class Spaces:
 
     def _misaligned(
         self, m: Machine, g: Group, ins: Instruction, space: str, address: int, nbytes: int, i: int
-    ) -> None:
+    ) -> NoReturn:
         region = self._find(address) if space not in ("shared", "local") else None
         name = region.name if region is not None else space
         offset = address - region.base if region is not None else address
@@ -370,8 +290,7 @@ class Spaces:
         marks = region.written[:whole].reshape(-1, nbytes).take(units, axis=0)
         if marks.all():
             return None
-        fine: Array = marks.all(axis=1)
-        return fine
+        return np.asarray(marks.all(axis=1))
 
     def _check_invariant(
         self,
@@ -384,8 +303,6 @@ class Spaces:
         nbytes: int,
     ) -> None:
         """``ld.global.nc`` promises that no one writes the data while the kernel runs."""
-        from fftgen.simulator.faults import GlobalRace
-
         assert region.shadow is not None
         moments = region.shadow.rows(nbytes)[0].take(units, axis=0)
         if moments.any():
@@ -393,7 +310,8 @@ class Spaces:
             m.fault(
                 GlobalRace,
                 ins,
-                f"a non-coherent load reads offset {int(offsets[i])} of {region.name}, which this launch wrote",
+                f"a non-coherent load reads offset {int(offsets[i])} of {region.name}, "
+                "which this launch wrote",
                 int(g.threads[i]),
                 address=region.base + int(offsets[i]),
                 buffer=region.name,
@@ -471,6 +389,3 @@ class Spaces:
             address=region.base + int(offsets[0]),
             buffer=region.name,
         )
-
-
-__all__ = ["LOCAL_WINDOW", "SHARED_WINDOW", "Region", "SharedRace", "Spaces"]

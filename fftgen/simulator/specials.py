@@ -12,8 +12,8 @@ from fftgen.simulator.types import Array
 def special(m: Machine, name: str) -> Array:
     """The values of a special register in every thread (uint32; uint64 for the 64-bit clocks).
 
-    Clocks count executed instructions of the machine: they grow, and mean nothing else. All blocks are told that
-    they run on multiprocessor 0 of 1.
+    Clocks count executed instructions of the machine: they grow, and mean nothing else. All blocks are
+    told that they run on multiprocessor 0 of 1.
     """
     if name.startswith(("%clock", "%globaltimer")):
         wide = name in ("%clock64", "%globaltimer")

@@ -90,7 +90,7 @@ class Loc:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One PTX instruction. ``parts`` is the opcode split at its dots; ``guard`` the predicate and its sense."""
+    """One PTX instruction. ``parts`` is the opcode split at its dots; ``guard`` a predicate and its sense."""
 
     opcode: str
     parts: tuple[str, ...]
@@ -103,7 +103,9 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable with its address space. ``initial`` holds the bytes; ``size`` 0 means extern, sized at launch."""
+    """A variable with its address space. ``initial`` holds the bytes; ``size`` 0 means extern, sized at
+    launch.
+    """
 
     name: str
     space: str
@@ -140,7 +142,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Module:
-    """A parsed PTX module. ``files`` maps ``.file`` numbers to names; ``source`` is the CUDA text, if given."""
+    """A parsed PTX module. ``files`` maps ``.file`` numbers to names; ``source`` is the CUDA text."""
 
     version: str
     target: str

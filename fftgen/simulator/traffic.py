@@ -1,8 +1,8 @@
 """What memory requests cost: 32-byte sectors of device memory, wavefronts of shared memory.
 
-A request is one warp-level instruction with at least one active lane. Shared memory has 32 banks of 4 bytes: a
-wavefront serves one word from each bank, to any number of lanes. Accesses of 8 (16) bytes a lane are served by half
-(quarter) warps.
+A request is one warp-level instruction with at least one active lane. Shared memory has 32 banks of 4
+bytes: a wavefront serves one word from each bank, to any number of lanes. Accesses of 8 (16) bytes a lane
+are served by half (quarter) warps.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Patterns:
         self._memo: dict[object, tuple[int, int]] = {}
 
     def sectors(self, offsets: Array, size: int, group: Group) -> tuple[int, int]:
-        """(sectors, sectors if coalesced) of accesses of ``size`` bytes at byte ``offsets``, one per thread."""
+        """(sectors, sectors if coalesced) of accesses of ``size`` bytes at byte ``offsets``."""
         first = int(offsets[0])
         relative = offsets - first
         key = ("g", size, first & 31, relative.tobytes(), _shape_key(group))
@@ -75,7 +75,9 @@ class Patterns:
         return found
 
     def spans(self, offsets: Array, row_bytes: int) -> tuple[int, int]:
-        """(sectors, least) of matrix instructions on device memory: rows of ``row_bytes`` at (requests, rows)."""
+        """(sectors, least) of matrix instructions on device memory: rows of ``row_bytes`` at (requests,
+        rows).
+        """
         starts = offsets[:, :, None] + np.arange(0, row_bytes, min(row_bytes, 4))
         flat = np.sort(starts.reshape(len(offsets), -1), axis=1)
         distinct = _distinct(flat) * min(row_bytes, 4)
@@ -94,7 +96,8 @@ def _shape_key(group: Group) -> object:
 def _rows(offsets: Array, group: Group) -> Array:
     """(warps, 32) offsets; -1 where a lane takes no part."""
     if group.whole:
-        return offsets.reshape(-1, WARP).copy()
+        whole: Array = offsets.reshape(-1, WARP).copy()
+        return whole
     idx = group.threads
     rows = np.full((len(group.warps), WARP), -1, np.int64)
     rank = np.cumsum(np.diff(idx >> 5, prepend=idx[0] >> 5) != 0)
@@ -112,7 +115,8 @@ def _fresh(ordered: Array) -> Array:
 
 def _distinct(ordered: Array) -> Array:
     """How many different non-negative values each sorted row has."""
-    return np.count_nonzero(_fresh(ordered) & (ordered >= 0), axis=1)
+    counts: Array = np.count_nonzero(_fresh(ordered) & (ordered >= 0), axis=1)
+    return counts
 
 
 def _least(rows: Array, size: int) -> int:

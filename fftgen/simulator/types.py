@@ -11,15 +11,27 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 DTypeLike = np.dtype[Any]
 
-UNSIGNED = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16), 32: np.dtype(np.uint32), 64: np.dtype(np.uint64)}
-SIGNED = {8: np.dtype(np.int8), 16: np.dtype(np.int16), 32: np.dtype(np.int32), 64: np.dtype(np.int64)}
-FLOAT = {32: np.dtype(np.float32), 64: np.dtype(np.float64)}
+UNSIGNED: dict[int, DTypeLike] = {
+    8: np.dtype(np.uint8),
+    16: np.dtype(np.uint16),
+    32: np.dtype(np.uint32),
+    64: np.dtype(np.uint64),
+}
+SIGNED: dict[int, DTypeLike] = {
+    8: np.dtype(np.int8),
+    16: np.dtype(np.int16),
+    32: np.dtype(np.int32),
+    64: np.dtype(np.int64),
+}
+FLOAT: dict[int, DTypeLike] = {32: np.dtype(np.float32), 64: np.dtype(np.float64)}
 BOOL = np.dtype(np.bool_)
 
 
 @dataclass(frozen=True)
 class Type:
-    """A PTX type: ``kind`` is b (bits), u, s, f (IEEE float), h (16-bit float, kept as its bits) or p (predicate)."""
+    """A PTX type: ``kind`` is b (bits), u, s, f (IEEE float), h (16-bit float, kept as its bits) or p
+    (predicate).
+    """
 
     name: str
     kind: str

@@ -1,8 +1,8 @@
 """wmma.load, wmma.mma, wmma.store (PTX ISA, "WMMA").
 
-Which lane holds which element of a fragment is unspecified, so that the simulator draws it at random from its seed:
-one mapping per shape, role, type and (for a and b) layout. Fragments of .f16 multiplicands have 16 places a lane and
-hold elements several times, as the register counts of the ISA demand.
+Which lane holds which element of a fragment is unspecified, so that the simulator draws it at random from
+its seed: one mapping per shape, role, type and (for a and b) layout. Fragments of .f16 multiplicands have
+16 places a lane and hold elements several times, as the register counts of the ISA demand.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fftgen.simulator.decode import Decoder, Get, Modifiers, Op, handles
+from fftgen.simulator.decode import Decoder
 from fftgen.simulator.faults import DivergedCollective, Misaligned
 from fftgen.simulator.machine import WARP, Group, Machine
 from fftgen.simulator.matrix import B32, TENSOR, accumulate, dimensions, gather, items, numbers
+from fftgen.simulator.ops import Get, Modifiers, Op, handles
 from fftgen.simulator.shadow import MANY_LANES
 from fftgen.simulator.syntax import Instruction
 from fftgen.simulator.types import TYPES, UNSIGNED, Array
@@ -25,7 +26,9 @@ _SHAPES = ("m16n16k16", "m32n8k16", "m8n32k16", "m16n16k8")
 
 @dataclass(frozen=True)
 class Fragment:
-    """A kind of fragment: ``role`` a, b or c; ``type`` of its elements; ``layout`` row or col (a and b only)."""
+    """A kind of fragment: ``role`` a, b or c; ``type`` of its elements; ``layout`` row or col (a and b
+    only).
+    """
 
     shape: str
     role: str
@@ -150,7 +153,9 @@ class _Tile:
         self.chunk = min(16, self.align, self.line_bytes)
 
     def _starts(self, m: Machine, g: Group) -> Array:
-        """Addresses of the lines (rows or columns), (warps, lines); address and stride are the same in a warp."""
+        """Addresses of the lines (rows or columns), (warps, lines); address and stride are the same in a
+        warp.
+        """
         addresses = np.broadcast_to(self.address(m, g), g.n).reshape(-1, WARP)
         self._uniform(m, g, addresses, "address")
         base = addresses[:, :1]
@@ -171,8 +176,8 @@ class _Tile:
                 Misaligned,
                 self.ins,
                 f"{what} {line} starts at {int(starts[warp, line]):#x}, which is not a multiple of "
-                f"{self.line_align if line else self.align} (base {int(base[warp, 0]):#x}, stride {int(step[warp, 0])} elements of "
-                f"{self.size} bytes)",
+                f"{self.line_align if line else self.align} (base {int(base[warp, 0]):#x}, "
+                f"stride {int(step[warp, 0])} elements of {self.size} bytes)",
                 int(g.threads[warp * WARP]),
                 address=int(starts[warp, line]),
                 buffer="shared" if self.space == "shared" else None,
@@ -261,7 +266,9 @@ class _Tile:
             self._count(m, region.kind, region.name, region.size, offsets, "store")
 
     def _count(self, m: Machine, kind: str, name: str, size: int, offsets: Array, what: str) -> None:
-        """The model: phases of 128 bytes, 8 lines of 16 bytes for 16-bit elements and 4 of 32 for 32-bit ones."""
+        """The model: phases of 128 bytes, 8 lines of 16 bytes for 16-bit elements and 4 of 32 for 32-bit
+        ones.
+        """
         starts = offsets.reshape(-1, self.lines, self.line_bytes // self.chunk)
         warps = len(starts)
         nbytes = starts.size * self.chunk
