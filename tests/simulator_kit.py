@@ -125,6 +125,7 @@ def launch(
     blocks: Sequence[Dim] | None = None,
     source: str | None = None,
     entry: str = "k",
+    **limits: Any,
 ) -> Result:
     """Simulates one launch. ``args``, in parameter order: arrays are bound, scalars and bytes passed."""
     folder = os.environ.get("FFTGEN_TEST_DUMP_PTX")
@@ -152,6 +153,7 @@ def launch(
         memory=memory,
         blocks=blocks,
         seed=seed,
+        **limits,
     )
     return Result(report, memory, arrays)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from simulator_kit import launch, out, ptx, ro
 
-from fftgen.simulator import UnknownInstruction
+from fftgen.simulator import SimulationError, UnknownInstruction
 
 Array = np.ndarray[Any, Any]
 INDEX = "mul.wide.u32 %d0, %tx, 4;  add.u64 %d1, %x, %d0;  add.u64 %d2, %y, %d0;\n"
@@ -349,6 +349,57 @@ def test_barrier_reductions(rng: np.random.Generator) -> None:
             pytest.skip("the simulator declines barrier reductions, by name")
         p = x > 100
         assert (got == p.sum() + 1000 * p.all() + 2000 * (~p).any()).all()
+
+
+@pytest.mark.parametrize("spinner", [0, 1])
+def test_spinning_on_an_atomic_flag_ends(spinner: int) -> None:
+    """One warp waits for the other by atomics alone: whoever runs first, the other must get its turn."""
+    body = f"""
+      setp.ne.u32 %p1, %tx, 0;  @%p1 bra READY;
+      mov.u32 %r0, 0;  st.shared.u32 [%sm], %r0;
+    READY:
+      bar.sync 0;
+      mul.wide.u32 %d0, %tx, 4;  add.u64 %d2, %y, %d0;
+      setp.eq.u32 %p2, %warp, {spinner};  @!%p2 bra SET;
+    SPIN:
+      atom.shared.or.b32 %r1, [%sm], 0;  setp.eq.u32 %p3, %r1, 0;  @%p3 bra SPIN;
+      bra DONE;
+    SET:
+      atom.shared.exch.b32 %r1, [%sm], 5;
+    DONE:
+      st.global.u32 [%d2], %tx;"""
+    got = launch(ptx(body, "y", shared=4), {"y": out(64)}, block=64)["y"]
+    assert np.array_equal(got, np.arange(64))
+
+
+def test_fences_are_accepted(rng: np.random.Generator) -> None:
+    x = random_words(rng, 32)
+    body = (
+        INDEX
+        + """
+      ld.global.u32 %r0, [%d1];  membar.cta;  membar.gl;  fence.acq_rel.cta;
+      fence.acq_rel.gpu;  fence.sc.cta;
+      st.global.u32 [%d2], %r0;"""
+    )
+    assert np.array_equal(launch(ptx(body, "x y"), {"x": ro(x), "y": out(32)})["y"], x)
+
+
+def test_endless_loops_are_stopped() -> None:
+    with pytest.raises(SimulationError):
+        launch(
+            ptx("mov.u32 %r0, 1;\nAGAIN:\n bra AGAIN;\n st.global.u32 [%y], %r0;", "y"),
+            {"y": out(1)},
+            max_steps=5000,
+        )
+
+
+def test_trap_stops_the_kernel() -> None:
+    with pytest.raises(SimulationError, match="trap"):
+        launch(
+            ptx("setp.eq.u32 %p1, %tx, 7;\n @%p1 trap;\n st.global.u32 [%y], %tx;", "y"),
+            {"y": out(1)},
+            block=32,
+        )
 
 
 def test_registers_are_scoped_by_braces(rng: np.random.Generator) -> None:

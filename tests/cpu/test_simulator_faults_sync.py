@@ -103,6 +103,23 @@ SHARED = [
       ld.shared.u32 %r3, [%r2]; //@
     DONE:
       """ + STORE, want=lambda a: {"y": np.r_[a["x"][:32], a["x"][:32][::-1]]}, race=True),
+    Planted("own_read_hides_nobody_elses", "SharedRace", START + MINE + """
+      st.shared.u32 [%r1], %r0;
+      bar.sync 0;
+      ld.shared.u32 %r3, [%sm+16]; //@
+      bar.sync 0; //-
+      setp.eq.u32 %p1, %tx, 4;
+      @%p1 st.shared.u32 [%sm+16], %tx; //@
+      """ + STORE, want=lambda a: {"y": np.full(64, a["x"][4])}, race=True),
+    Planted("second_of_two_writers", "SharedRace", START + MINE + """
+      setp.eq.u32 %p1, %lane, 9;
+      shl.b32 %r5, %warp, 2; //-
+      mov.u32 %r5, 0; //+
+      add.u32 %r5, %r5, %sm;
+      @%p1 st.shared.u32 [%r5], %r0; //@
+      bar.sync 0;
+      ld.shared.u32 %r3, [%r5];
+      """ + STORE, want=lambda a: {"y": np.repeat(a["x"][[9, 41]], 32)}, race=True),
     Planted("same_instruction_conflicting_shared_stores", "SharedRace", START + MINE + """
       mov.u32 %r5, %r1;
       and.b32 %r5, %r1, -8; //+
@@ -184,6 +201,15 @@ ASYNC = [
     Planted("waited_for_but_no_barrier", FLIGHT, START + ISSUE + """
       cp.async.wait_all;
       bar.sync 0; //-
+      ld.shared.u32 %r3, [%r2]; //@
+      """ + STORE, want=reversed_x),
+    Planted("only_one_warp_waits", FLIGHT, START + ISSUE + """
+      cp.async.commit_group;
+      setp.eq.u32 %p1, %warp, 0;  @!%p1 bra OVER;
+      cp.async.wait_group 0;
+    OVER:
+      cp.async.wait_group 0; //-
+      bar.sync 0;
       ld.shared.u32 %r3, [%r2]; //@
       """ + STORE, want=reversed_x),
     Planted("barrier_before_the_wait", FLIGHT, START + ISSUE + """
@@ -295,6 +321,29 @@ GLOBAL = [
       ld.global.u32 %r5, [%z]; //@+
       st.global.u32 [%d2], %r4;
       """, params="x y z", grid=4, args=scratch, want=lambda a: {"y": np.arange(256)}, race=True, buffer="z"),
+]  # fmt: skip
+
+MANY = """
+  mad.lo.u32 %r4, %bx, 32, %tx;
+  setp.eq.u32 %p1, %r4, 41183;  selp.u32 %r4, 31, %r4, %p1; //+
+  mul.wide.u32 %d2, %r4, 4;  add.u64 %d2, %y, %d2;
+"""
+GLOBAL += [
+    Planted("blocks_far_apart_write_one_word", "GlobalRace", MANY + """
+      st.global.u32 [%d2], %r4; //@
+      """, params="y", args=lambda rng: {"y": out(32 * 1287)}, block=32, grid=1287, race=True, buffer="y",
+      want=lambda a: {"y": np.arange(32 * 1287)}),
+    Planted("shared_memory_of_an_earlier_block", "UninitializedRead", """
+      shl.b32 %r1, %tx, 2;  add.u32 %r1, %r1, %sm;
+      setp.ne.u32 %p1, %bx, 1286; //+
+      @%p1 st.shared.u32 [%r1], %tx; //+
+      st.shared.u32 [%r1], %tx; //-
+      ld.shared.u32 %r4, [%r1]; //@
+      mad.lo.u32 %r5, %bx, 32, %r4;  mul.wide.u32 %d2, %r5, 4;  add.u64 %d2, %y, %d2;
+      st.global.u32 [%d2], %r5;
+      """, params="y", args=lambda rng: {"y": out(32 * 1287)}, block=32, grid=1287,
+      in_block=lambda b: b == 1286,
+      want=lambda a: {"y": np.arange(32 * 1287)}),
 ]  # fmt: skip
 
 DEADLOCK = "Deadlock|DivergedCollective"

@@ -356,3 +356,57 @@ def test_asynchronous_pipeline_with_a_planted_fault(old: str, new: str, arch: st
     with pytest.raises((simulator.SharedRace, simulator.UninitializedRead)) as caught:
         run(source, arch, args, block=64, shared=2048)
     assert caught.value.source_line or caught.value.location
+
+
+SWITCH = """
+extern "C" __global__ void k(const int* x, int* y, int n)
+{
+    int i = threadIdx.x, v = x[i], r = 0;
+    for (int round = 0; round < n; round++) {
+        switch ((v + round) & 7) {
+        case 0: r += v; break;
+        case 1: r ^= 0x55aa; break;
+        case 2: r = r * 3 + 1; // and on
+        case 3: r -= 7; break;
+        case 4: r = __popc(r) + (r << 2); break;
+        case 5: continue;
+        case 6: r = (int)((unsigned)r >> 3) + round; break;
+        default: if (r > 1000) return; r = -r;
+        }
+        y[i] = r;
+    }
+}
+"""
+
+
+@arch
+def test_switches_continue_and_early_return(arch: str, rng: np.random.Generator) -> None:
+    x = rng.integers(0, 1000, 96).astype(np.int32)
+    y = np.zeros(96, np.int32)
+    run(SWITCH, arch, {"x": ro(x), "y": y, "n": np.int32(12)}, block=96)
+
+    def wrap(v: int) -> int:
+        return (v + 2**31) % 2**32 - 2**31
+
+    for i, v in enumerate(x.tolist()):
+        r = want = 0
+        for turn in range(12):
+            case = (v + turn) & 7
+            if case == 5:
+                continue
+            if case == 7 and r > 1000:
+                break
+            r = wrap(
+                [
+                    r + v,
+                    r ^ 0x55AA,
+                    r * 3 + 1 - 7,
+                    r - 7,
+                    (r % 2**32).bit_count() + (r << 2),
+                    0,
+                    (r % 2**32 >> 3) + turn,
+                    -r,
+                ][case]
+            )
+            want = r
+        assert y[i] == want, f"thread {i}, x = {v}"
