@@ -10,8 +10,8 @@ from fftgen.simulator.decode import Decoder
 from fftgen.simulator.faults import SharedRace, UninitializedRead
 from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.ops import Modifiers, Op, handles
+from fftgen.simulator.ordering import PENDING
 from fftgen.simulator.regions import Region
-from fftgen.simulator.shadow import PENDING
 from fftgen.simulator.syntax import Imm, Instruction, Reg
 from fftgen.simulator.types import TYPES, Array
 

@@ -11,9 +11,9 @@ from fftgen.simulator.faults import UninitializedRead
 from fftgen.simulator.half import values as half_values
 from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.ops import Modifiers, Op, Put, handles
+from fftgen.simulator.ordering import ATOMIC
 from fftgen.simulator.regions import Region
 from fftgen.simulator.rounding import bf16_bits, canonical, f16_bits
-from fftgen.simulator.shadow import ATOMIC
 from fftgen.simulator.syntax import Instruction, Operand, Vec
 from fftgen.simulator.types import TYPES, UNSIGNED, Array, Type
 

@@ -26,7 +26,7 @@ class _Waiting:
     """Who has come to one barrier of one block."""
 
     count: int | None = None
-    arrived: list[tuple[int, int]] = field(default_factory=list)
+    arrived: list[tuple[int, int, Array | None]] = field(default_factory=list)
     waiting: list[tuple[BarrierOp, Array]] = field(default_factory=list)
 
     def warps(self) -> set[int]:
@@ -130,7 +130,16 @@ class Barriers:
                         int(mine[0]),
                     )
                 state.count = count
-            state.arrived += [(int(w), moment) for w in np.unique(mine >> 5)]
+            warps = {int(w) for w in mine >> 5}
+            again = warps & {w for w, _, _ in state.arrived}
+            if again:
+                m.fault(
+                    Deadlock,
+                    op.instruction,
+                    f"a warp arrives at barrier {number} for the second time before the barrier completed",
+                    int(mine[mine >> 5 == min(again)][0]),
+                )
+            state.arrived += [(w, moment, m.knowledge(w) if op.arrive else None) for w in sorted(warps)]
             if op.arrive:
                 self.s.make_ready(op.pc + 1, mine)
             else:
@@ -143,7 +152,7 @@ class Barriers:
         state = self._waiting[block, number]
         first = block * m.block_warps
         live = {first + int(w) for w in np.flatnonzero(m.live_bits[first : first + m.block_warps])}
-        everyone = {w for w, _ in state.arrived}
+        everyone = {w for w, _, _ in state.arrived}
         if state.count is not None:
             if len(state.arrived) * WARP < state.count:
                 return False

@@ -309,8 +309,3 @@ def _mask(d: Decoder, ins: Instruction) -> Op:
         return mask
 
     return d.simple(LOGIC, kind, make, 2)
-
-
-@handles("dp4a", "dp2a")
-def _dot(d: Decoder, ins: Instruction) -> Op:
-    d.refuse("integer dot products")

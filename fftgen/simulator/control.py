@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from fftgen.simulator.bits import predicate
 from fftgen.simulator.decode import Decoder
 from fftgen.simulator.faults import Trap
@@ -84,12 +86,24 @@ def _nothing(d: Decoder, ins: Instruction) -> Op:
     return d.op("fence", lambda m, g: None)
 
 
+@handles("call")
+def _call(d: Decoder, ins: Instruction) -> Op:
+    d.refuse("functions must be inlined (mark them __forceinline__)")
+
+
 @handles("griddepcontrol")
 def _dependent_launch(d: Decoder, ins: Instruction) -> Op:
     mods = Modifiers(ins)
     mods.need("wait", "launch_dependents")
     mods.done()
     return d.op(CONTROL, lambda m, g: None)
+
+
+@handles("createpolicy")
+def _policy(d: Decoder, ins: Instruction) -> Op:
+    """Cache policies change no value: every policy is 0."""
+    put = d.put(ins.operands[0], TYPES["b64"])
+    return d.op(CONTROL, lambda m, g: put(m, g, np.zeros(g.n, np.uint64)))
 
 
 @handles("setmaxnreg")

@@ -215,6 +215,29 @@ def _extreme(d: Decoder, ins: Instruction) -> Op:
     return d.simple(INT, kind, function, 2)
 
 
+@handles("dp4a", "dp2a")
+def _dot(d: Decoder, ins: Instruction) -> Op:
+    """Dot products of bytes, or of 16-bit numbers with the low or high bytes of the second operand."""
+    mods = Modifiers(ins)
+    two, one = mods.type("u32", "s32"), mods.type("u32", "s32")
+    high = ins.parts[0] == "dp2a" and mods.need("lo", "hi") == "hi"
+    mods.done()
+    narrow = 8 if ins.parts[0] == "dp4a" else 16
+    first, second = np.dtype(f"{one.dtype.kind}{narrow // 8}"), np.dtype(f"{two.dtype.kind}1")
+    count = 32 // narrow
+
+    def dot(a: Array, b: Array, c: Array) -> Array:
+        n = max(len(a), len(b), len(c))
+        left = np.repeat(a, n // len(a)).view(first).reshape(n, count).astype(np.int64)
+        right = np.repeat(b, n // len(b)).view(second).reshape(n, 4).astype(np.int64)
+        right = right[:, 2:] if high else right[:, :count]
+        total: Array = (left * right).sum(axis=1) + c
+        return total.astype(np.uint32)
+
+    u32 = TYPES["u32"]
+    return d.map(INT, u32, ins.operands[0], [d.get(o, u32) for o in ins.operands[1:]], dot)
+
+
 @handles("addc", "subc")
 def _carry_in(d: Decoder, ins: Instruction) -> Op:
     return _carry(d, ins, carry_in=True)

@@ -44,7 +44,12 @@ def tokenize(text: str) -> list[Token]:
                 break
             raise ParseError(f"unexpected character {text[position]!r} in PTX line {line}", ptx_line=line)
         kind = str(match.lastgroup)
-        if kind != "skip":
+        if kind == "name" and match.group().startswith(".") and match.group().count(".") > 1:
+            place = position  # directives written together, as in ".reg.b32"
+            for word in match.group()[1:].split("."):
+                tokens.append(Token(kind, f".{word}", line, place, place + len(word) + 1))
+                place += len(word) + 1
+        elif kind != "skip":
             tokens.append(Token(kind, match.group(), line, position, match.end()))
         line += text.count("\n", position, match.end())
         position = match.end()

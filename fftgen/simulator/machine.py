@@ -210,15 +210,24 @@ class Machine:
             base = self.base[self.block_of[::WARP]]
             self.warp_seen = np.repeat(base[:, None], len(base), axis=1)
 
-    def order_warps(self, waiting: list[int], arrived: list[tuple[int, int]], now: int) -> None:
-        """A barrier of some warps: ``waiting`` ones learn what all that ``arrived`` (warp, moment) did
-        before.
+    def knowledge(self, warp: int) -> Array:
+        """For every warp, up to when its accesses are ordered before what ``warp`` does now."""
+        self.track_lanes()
+        assert self.warp_seen is not None
+        row: Array = self.warp_seen[warp].copy()
+        return row
+
+    def order_warps(self, waiting: list[int], arrived: list[tuple[int, int, Array | None]], now: int) -> None:
+        """A barrier of some warps: ``waiting`` ones learn what all that arrived did before.
+
+        ``arrived`` holds (warp, moment, knowledge then); a warp that waited has learnt nothing since (None).
         """
         self.track_lanes()
         assert self.warp_seen is not None
         assert self.lane_seen is not None
-        known = self.warp_seen[[w for w, _ in arrived]].max(axis=0)
-        for warp, moment in arrived:
+        seen = self.warp_seen
+        known = np.max([seen[w] if k is None else k for w, _, k in arrived], axis=0)
+        for warp, moment, _ in arrived:
             known[warp] = max(known[warp], moment)
         for warp in waiting:
             self.warp_seen[warp] = np.maximum(self.warp_seen[warp], known)

@@ -15,8 +15,8 @@ from fftgen.simulator.faults import OutOfBounds
 from fftgen.simulator.half import values as half_values
 from fftgen.simulator.machine import WARP, Group, Machine
 from fftgen.simulator.ops import Get, Modifiers, Op, handles
+from fftgen.simulator.ordering import MANY_LANES
 from fftgen.simulator.rounding import canonical, f16_bits
-from fftgen.simulator.shadow import MANY_LANES
 from fftgen.simulator.syntax import Instruction, Operand, Vec
 from fftgen.simulator.types import TYPES, Array
 

@@ -7,7 +7,7 @@ import numpy as np
 from fftgen.simulator.decode import Decoder
 from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.ops import Modifiers, Op, handles
-from fftgen.simulator.shadow import ATOMIC
+from fftgen.simulator.ordering import ATOMIC
 from fftgen.simulator.syntax import Addr, Instruction, Operand, Sink, Sym, Vec
 from fftgen.simulator.types import TYPES, UNSIGNED, Array, Type
 
@@ -26,6 +26,7 @@ _HINTS = (
     "L2::256B",
 )
 _SPACES = ("global", "shared", "shared::cta", "local", "const", "param", "param::entry")
+_CALL = ", the arguments of a call: functions must be inlined (mark them __forceinline__)"
 _STRONG = ("relaxed", "acquire", "release", "volatile", "mmio")
 
 
@@ -135,7 +136,7 @@ def _store(d: Decoder, ins: Instruction) -> Op:
     strong, _hint = _access_modifiers(mods)
     mods.done()
     if space in ("param", "const"):
-        d.refuse(f"stores to .{space}")
+        d.refuse(f"stores to .{space}" + (_CALL if space == "param" else ""))
     raw = TYPES[f"b{kind.bits}"]
     sources = [d.get(item, raw, widen=True) for item in items]
     write = d.address(ins.operands[0])

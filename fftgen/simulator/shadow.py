@@ -20,16 +20,22 @@ import numpy as np
 
 from fftgen.simulator.faults import GlobalRace, SharedRace
 from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.ordering import (
+    ATOMIC,
+    MANY_BLOCKS,
+    MANY_LANES,
+    MANY_WARPS,
+    PENDING,
+    SEVERAL,
+    THREAD,
+    Log,
+    ordered,
+    ordered_exactly,
+)
 from fftgen.simulator.syntax import Instruction
 from fftgen.simulator.types import Array
 
-MANY_LANES = np.int32(1 << 26)
-MANY_WARPS = np.int32(1 << 27)
-MANY_BLOCKS = np.int32(1 << 28)
-ATOMIC = np.int32(1 << 29)
-PENDING = np.int32(1 << 30)
-_THREAD = np.int32((1 << 26) - 1)
-_NO_LANE = np.int32(~31 & ((1 << 26) - 1))
+_NO_LANE = np.int32(~31 & int(THREAD))
 
 
 class Shadow:
@@ -41,8 +47,9 @@ class Shadow:
         self.shared = shared
         self._arrays = tuple(np.zeros(padded, np.int32) for _ in range(4))
         self._rows: dict[int, tuple[Array, ...]] = {}
-        self.readers: list[tuple[int, Array, int, Array]] = []
-        """(moment, unit numbers, unit bytes, authors) of reads, kept where partial barriers are in use."""
+        self._plain: tuple[Array, Array] | None = None
+        """Moment and author of the last write that an atomic has covered since."""
+        self._log = Log()
 
     def rows(self, nbytes: int) -> tuple[Array, ...]:
         """(write moment, writer, read moment, reader), each as (units, nbytes)."""
@@ -87,8 +94,11 @@ class Shadow:
         clash = stored != code
         if clash.any():
             self._several(m, units, nbytes, code, ra)
-        if m.warp_seen is not None:
-            self.readers.append((now, units.astype(np.int64), nbytes, threads | int(marks)))
+        self._log.add(now, "read", units, nbytes, threads | int(marks), self._settled(m))
+
+    def _settled(self, m: Machine) -> int:
+        """Up to when everything is ordered for everyone: never, between blocks."""
+        return m.base_low if self.shared or not m.many_blocks else -1
 
     def _merge(self, m: Machine, threads: Array, before: Array, last: Array, code: Array) -> Array:
         """The author to record for bytes that were read before: one thread, a warp, or several."""
@@ -100,6 +110,7 @@ class Shadow:
         ordered = same_warp & (before <= m.warp_sync[threads][:, None])
         keep = ~fresh | ordered | ((last == code) & (before > m.start))
         spread = np.where(same_warp, code | MANY_LANES, code | MANY_WARPS)
+        spread = np.where(last & ATOMIC, spread, spread & ~ATOMIC)  # atomic only if all of them were
         merged = np.where(keep, code, spread)
         if not self.shared and m.many_blocks:  # what another block did stays unordered for good
             others = (before > 0) & self._elsewhere(m, before, last, blocks)
@@ -109,7 +120,7 @@ class Shadow:
     @staticmethod
     def _elsewhere(m: Machine, moments: Array, authors: Array, blocks: Array) -> Array:
         """Which accesses came from other blocks, those of earlier batches included."""
-        people = np.minimum(authors & _THREAD, m.size - 1)
+        people = np.minimum(authors & THREAD, m.size - 1)
         other: Array = (moments <= m.start) | (m.block_of[people] != blocks) | (authors & MANY_BLOCKS != 0)
         return other
 
@@ -120,9 +131,10 @@ class Shadow:
         ordered = units[order]
         starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
         codes = full[order]
-        flags = np.bitwise_or.reduceat(codes & ~_THREAD, starts, axis=0)
-        low = np.minimum.reduceat(codes & _THREAD, starts, axis=0)
-        high = np.maximum.reduceat(codes & _THREAD, starts, axis=0)
+        flags = np.bitwise_or.reduceat(codes & ~THREAD & ~ATOMIC, starts, axis=0)
+        flags |= np.bitwise_and.reduceat(codes & ATOMIC, starts, axis=0)
+        low = np.minimum.reduceat(codes & THREAD, starts, axis=0)
+        high = np.maximum.reduceat(codes & THREAD, starts, axis=0)
         flags |= np.where(low != high, np.where(low >> 5 == high >> 5, MANY_LANES, MANY_WARPS), np.int32(0))
         flags |= np.where(m.block_of[low] != m.block_of[high], MANY_BLOCKS, np.int32(0))
         ra[ordered[starts]] = low | flags
@@ -142,7 +154,11 @@ class Shadow:
         """
         wt, wa, rt, ra = self.rows(nbytes)
         many = not self.shared and m.many_blocks
-        for times, people, verb in ((wt, wa, "written"), (rt, ra, "read")):
+        summaries = [(wt, wa, "written"), (rt, ra, "read")]
+        if self._plain is not None and int(marks) & int(ATOMIC):
+            covered = (a.reshape(-1, nbytes) for a in self._plain)
+            summaries.append((*covered, "written"))  # type: ignore[arg-type]
+        for times, people, verb in summaries:
             moments = times.take(units, axis=0)
             if moments.max() > m.base_low or (many and moments.any()):
                 authors = people.take(units, axis=0)
@@ -169,7 +185,16 @@ class Shadow:
     ) -> None:
         """Atomics may meet: the author becomes all that did since the last barrier."""
         wt, wa, _, _ = self.rows(nbytes)
-        merged = self._merge(m, threads, wt.take(units, axis=0), wa.take(units, axis=0), code)
+        moments, authors = wt.take(units, axis=0), wa.take(units, axis=0)
+        plain = (authors & ATOMIC == 0) & (moments > 0)
+        if plain.any():
+            if self._plain is None:
+                self._plain = (np.zeros_like(self._arrays[0]), np.zeros_like(self._arrays[0]))
+            for kept, value in zip(self._plain, (moments, authors), strict=True):
+                rows = kept.reshape(-1, nbytes)
+                rows[units] = np.where(plain, value, rows[units])
+        self._log.add(now, "atomic", units, nbytes, code[:, 0], self._settled(m))
+        merged = self._merge(m, threads, np.where(plain, 0, moments), authors, code)
         wt[units] = now
         wa[units] = merged
         if (wa.take(units, axis=0) != merged).any():
@@ -192,7 +217,7 @@ class Shadow:
         """Stop if an earlier access (moments, authors) is not ordered before this one."""
         blocks = m.block_of[threads][:, None]
         bad = moments > m.base[blocks]
-        people = authors & _THREAD
+        people = authors & THREAD
         if not self.shared and m.many_blocks:
             bad |= (moments > 0) & self._elsewhere(m, moments, authors, blocks)
         if not bad.any():
@@ -210,57 +235,44 @@ class Shadow:
             bad &= authors & ATOMIC == 0
         if not bad.any():
             return
+        hidden = bool(int(marks) & int(MANY_LANES))
+        several = authors & SEVERAL != 0
         if m.warp_seen is not None:
-            bad &= ~self._partly_ordered(m, threads, units, nbytes, moments, authors, marks, bad, other_verb)
+            if not hidden:
+                bad &= several | ~ordered_exactly(m, threads, moments, people)
+            for i, j in np.argwhere(bad & (several | hidden)):
+                thread, byte = int(threads[i]), int(units[i]) * nbytes + int(j)
+                author, moment = int(authors[i, j]), int(moments[i, j])
+                event = self._unordered(m, thread, hidden, atomic, byte, moment, author, other_verb)
+                bad[i, j] = event is not None
             if not bad.any():
                 return
         i, j = (int(k) for k in np.argwhere(bad)[0])
-        self._race(
-            m,
-            ins,
-            int(threads[i]),
-            int(units[i]) * nbytes + j,
-            int(authors[i, j]),
-            int(moments[i, j]),
-            verb,
-            other_verb,
-        )
+        thread, byte = int(threads[i]), int(units[i]) * nbytes + j
+        author, moment = int(authors[i, j]), int(moments[i, j])
+        found = self._unordered(m, thread, hidden, atomic, byte, moment, author, other_verb)
+        moment, author = found if found is not None else (moment, author)
+        self._race(m, ins, thread, byte, author, moment, verb, other_verb)
 
-    def _partly_ordered(
+    def _unordered(
         self,
         m: Machine,
-        threads: Array,
-        units: Array,
-        nbytes: int,
-        moments: Array,
-        authors: Array,
-        marks: np.int32 | int,
-        bad: Array,
+        thread: int,
+        hidden: bool,
+        atomic: bool,
+        byte: int,
+        moment: int,
+        author: int,
         other_verb: str,
-    ) -> Array:
-        """Which suspects are ordered after all, by barriers of part of a block or of a warp."""
-        result = np.zeros(bad.shape, np.bool_)
-        own_lane_unknown = bool(int(marks) & int(MANY_LANES))
-        for i, j in np.argwhere(bad):
-            t = int(threads[i])
-            byte = int(units[i]) * nbytes + int(j)
-            author = int(authors[i, j])
-            if other_verb == "written" or not author & int(MANY_LANES | MANY_WARPS):
-                events = [(int(moments[i, j]), author)]
-            else:
-                events = self._readers_of(m, byte, t)
-            result[i, j] = all(m_ordered(m, t, own_lane_unknown, when, who) for when, who in events)
-        return result
-
-    def _readers_of(self, m: Machine, byte: int, thread: int) -> list[tuple[int, int]]:
-        base = int(m.base[m.block_of[thread]])
-        if self.readers and self.readers[0][0] <= m.base_low:
-            self.readers = [r for r in self.readers if r[0] > m.base_low]
-        found: list[tuple[int, int]] = []
-        for when, units, nbytes, people in self.readers:
-            if when > base:
-                found += [(when, int(p)) for p in people[units == byte // nbytes]]
-        return found
+    ) -> tuple[int, int] | None:
+        """The newest access behind a summary (moment, author) that nothing orders; None if all are."""
+        events = [(moment, author)]
+        if author & int(SEVERAL) and (other_verb == "read" or author & int(ATOMIC)):
+            events = list(self._log.events(byte, "read" if other_verb == "read" else "atomic"))
+        for when, who in events:
+            if not (atomic and who & int(ATOMIC)) and not ordered(m, thread, hidden, when, who):
+                return when, who
+        return None
 
     def _race(
         self,
@@ -274,8 +286,8 @@ class Shadow:
         other_verb: str,
     ) -> None:
         """Raise the fault, naming both instructions."""
-        exact = not author & int(MANY_LANES | MANY_WARPS)
-        other = m.describe(moment, author & int(_THREAD) if exact else None)
+        exact = not author & int(SEVERAL)
+        other = m.describe(moment, author & int(THREAD) if exact else None)
         if not exact:
             other += " by several threads"
         if self.shared:
@@ -296,24 +308,6 @@ class Shadow:
             buffer=self.name,
             other=other,
         )
-
-
-def m_ordered(m: Machine, thread: int, lane_unknown: bool, when: int, author: int) -> bool:
-    """Whether an access of ``author`` at a moment is ordered before what ``thread`` does now."""
-    who = author & int(_THREAD)
-    if when <= m.start:
-        return False
-    if when <= int(m.base[m.block_of[thread]]) and m.block_of[who] == m.block_of[thread]:
-        return True
-    if who == thread and not lane_unknown and not author & int(MANY_LANES | PENDING):
-        return True
-    if m.block_of[who] != m.block_of[thread] or m.lane_seen is None or m.warp_seen is None:
-        return False
-    if who >> 5 == thread >> 5:
-        if author & int(MANY_LANES) or lane_unknown:
-            return when <= int(m.warp_sync[thread])
-        return when <= int(m.lane_seen[thread, who & 31])
-    return when <= int(m.warp_seen[thread >> 5, who >> 5])
 
 
 def check_same_values(

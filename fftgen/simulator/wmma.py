@@ -17,7 +17,7 @@ from fftgen.simulator.faults import DivergedCollective, Misaligned
 from fftgen.simulator.machine import WARP, Group, Machine
 from fftgen.simulator.matrix import B32, TENSOR, accumulate, dimensions, gather, items, numbers
 from fftgen.simulator.ops import Get, Modifiers, Op, handles
-from fftgen.simulator.shadow import MANY_LANES
+from fftgen.simulator.ordering import MANY_LANES
 from fftgen.simulator.syntax import Instruction
 from fftgen.simulator.types import TYPES, UNSIGNED, Array
 
