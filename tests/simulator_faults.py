@@ -17,6 +17,26 @@ Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
 
 
+COPY = """
+  mul.wide.u32 %d0, %tx, 4;  add.u64 %d1, %x, %d0;  add.u64 %d2, %y, %d0;
+"""
+STORE = "st.global.u32 [%d2], %r0;"
+FLAT = "shl.b32 %r1, %tx, 2;  add.u32 %r1, %r1, %sm;"
+
+
+def same(arrays: Arrays) -> dict[str, Array]:
+    """The result of a kernel that copies x to y."""
+    return {"y": arrays["x"].ravel()[: arrays["y"].size].reshape(arrays["y"].shape)}
+
+
+def shorter(count: int, total: int = 64, width: int = 1) -> Callable[[np.random.Generator], dict[str, Any]]:
+    """Arguments with ``count`` elements to read and ``total`` to write, of ``width`` words each."""
+    return lambda rng: {
+        "x": ro(rng.integers(1, 2**32, count * width, np.uint64).astype(np.uint32)),
+        "y": out(total * width),
+    }
+
+
 def words(rng: np.random.Generator) -> dict[str, Any]:
     """The usual arguments: 64 random words to read, 64 words to write."""
     return {"x": ro(rng.integers(1, 2**32, 64, np.uint64).astype(np.uint32)), "y": out(64)}

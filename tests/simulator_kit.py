@@ -208,3 +208,12 @@ def check(
         raise AssertionError(
             f"{what}: {wrong.size} of {got.size} differ, first ({shown}): {got[i]:#x}, not {want[i]:#x}"
         )
+
+
+INDEX = "mul.wide.u32 %d0, %tx, 4;  add.u64 %d1, %x, %d0;  add.u64 %d2, %y, %d0;\n"
+SLOT = "shl.b32 %r1, %tx, 2;  add.u32 %r1, %r1, %sm;\n"
+
+
+def random_words(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, Any]:
+    """Random numbers below 2^31."""
+    return rng.integers(0, 2**31, shape).astype(np.uint32)

@@ -127,6 +127,15 @@ def test_bank_conflicts(what: str, name: str, size: int, offsets: Array, passes:
     assert shared(report, what) == (passes, LEAST[size])
 
 
+@pytest.mark.parametrize(("size", "cost"), [(4, (1, 1)), (8, (1, 1)), (16, (1, 1))])
+def test_bank_cost_of_five_lanes(size: int, cost: tuple[int, int]) -> None:
+    """Five lanes in a row: of 80 bytes at most, one wavefront whatever the width."""
+    kind, registers = ACCESS[size]
+    text = ptx(offsets_kernel(f"@%p1 st.shared.{kind} {{sm}}, {registers};"), "x o", shared=512)
+    report = launch(text, {"x": np.zeros(8), "o": ro((size * LANE).astype(np.int32))}).report
+    assert shared(report, "store") == cost
+
+
 MATRICES = [
     ("dense", 1, 16 * LANE, 1),
     ("dense", 2, 16 * LANE, 2),

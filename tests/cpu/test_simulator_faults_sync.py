@@ -173,13 +173,13 @@ ASYNC = [
       cp.async.wait_group 0; //-
       bar.sync 0;
       ld.shared.u32 %r3, [%r2]; //@
-      """ + STORE, want=reversed_x),
+      """ + STORE, want=reversed_x, race=True),
     Planted("no_wait_for_the_copy_over_old_data", FLIGHT, START + "st.shared.u32 [%r1], %tx;\n" + ISSUE + """
       cp.async.commit_group;
       cp.async.wait_group 0; //-
       bar.sync 0;
       ld.shared.u32 %r3, [%r2]; //@
-      """ + STORE, want=reversed_x),
+      """ + STORE, want=reversed_x, race=True),
     Planted("wait_counts_one_group_too_many", FLIGHT, START + """
       cp.async.ca.shared.global [%r1+256], [%d1], 4;
       cp.async.commit_group;
@@ -189,7 +189,7 @@ ASYNC = [
       cp.async.wait_group 1; //+
       bar.sync 0;
       ld.shared.u32 %r3, [%r2]; //@
-      """ + STORE, shared=512, want=reversed_x),
+      """ + STORE, shared=512, want=reversed_x, race=True),
     Planted("copy_left_out_of_the_group", FLIGHT, START + """
       cp.async.commit_group; //+
       """ + ISSUE + """
@@ -197,12 +197,12 @@ ASYNC = [
       cp.async.wait_group 0;
       bar.sync 0;
       ld.shared.u32 %r3, [%r2]; //@
-      """ + STORE, want=reversed_x),
+      """ + STORE, want=reversed_x, race=True),
     Planted("waited_for_but_no_barrier", FLIGHT, START + ISSUE + """
-      cp.async.wait_all;
+      cp.async.wait_all; //@
       bar.sync 0; //-
       ld.shared.u32 %r3, [%r2]; //@
-      """ + STORE, want=reversed_x),
+      """ + STORE, want=reversed_x, race=True),
     Planted("only_one_warp_waits", FLIGHT, START + ISSUE + """
       cp.async.commit_group;
       setp.eq.u32 %p1, %warp, 0;  @!%p1 bra OVER;
@@ -211,14 +211,14 @@ ASYNC = [
       cp.async.wait_group 0; //-
       bar.sync 0;
       ld.shared.u32 %r3, [%r2]; //@
-      """ + STORE, want=reversed_x),
+      """ + STORE, want=reversed_x, race=True),
     Planted("barrier_before_the_wait", FLIGHT, START + ISSUE + """
       cp.async.commit_group;
       bar.sync 0; //+
-      cp.async.wait_group 0;
+      cp.async.wait_group 0; //@
       bar.sync 0; //-
       ld.shared.u32 %r3, [%r2]; //@
-      """ + STORE, want=reversed_x),
+      """ + STORE, want=reversed_x, race=True),
     Planted("plain_store_under_a_copy_in_flight", "SharedRace", START + ISSUE + """
       cp.async.commit_group;
       cp.async.wait_all; //-
@@ -226,7 +226,7 @@ ASYNC = [
       cp.async.wait_all;
       bar.sync 0;
       ld.shared.u32 %r3, [%r2];
-      """ + STORE, want=lambda a: {"y": np.arange(64)[::-1]}),
+      """ + STORE, want=lambda a: {"y": np.arange(64)[::-1]}, race=True),
     Planted("copy_into_a_buffer_still_being_read", "SharedRace", START + MINE + """
       st.shared.u32 [%r1], %r0;
       bar.sync 0;
@@ -252,7 +252,7 @@ ASYNC = [
       add.u32 %r3, %r3, %r5;  mov.u32 %r6, %r7;
       bar.sync 0;
       add.u32 %r4, %r4, 1;  setp.lt.u32 %p1, %r4, 4;  @%p1 bra NEXT;
-      """ + STORE, args=rows(4), want=sums, shared=512),
+      """ + STORE, args=rows(4), want=sums, shared=512, race=True),
 ]  # fmt: skip
 
 BLOCKS = """
