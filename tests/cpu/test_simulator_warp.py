@@ -73,6 +73,27 @@ def test_shuffle_among_the_named_half_only(rng: np.random.Generator) -> None:
     check(got, values[source], "halves", lane=LANES)
 
 
+def test_teams_of_lanes_at_one_instruction(rng: np.random.Generator) -> None:
+    """Every eight lanes name each other only: four teams meet at one instruction and do not mix."""
+    a = rng.integers(0, 3, 64).astype(np.uint32)
+    code = """
+      mov.u32 %r0, %laneid;  and.b32 %r1, %r0, 24;  mov.u32 %r2, 0xff;  shl.b32 %r2, %r2, %r1;
+      redux.sync.add.u32 %d, %a, %r2;  setp.eq.u32 %p1, %a, 1;
+      vote.sync.ballot.b32 %e, %p1, %r2;  vote.sync.all.pred %p2, %p1, %r2;  selp.u32 %f, 1, 0, %p2;
+      match.any.sync.b32 %g, %a, %r2;  shfl.sync.bfly.b32 %h, %a, 7, 31, %r2;  bar.warp.sync %r2;"""
+    a[:8] = 1
+    got = lanes(code, {"a": a}, dict.fromkeys("defgh", np.uint32))
+    for team in range(8):
+        mine, shift = a[8 * team : 8 * team + 8], 8 * (team % 4)
+        here = {name: value[8 * team : 8 * team + 8] for name, value in got.items()}
+        assert (here["d"] == mine.sum()).all()
+        assert (here["e"] == sum(1 << shift + i for i in range(8) if mine[i] == 1)).all()
+        assert (here["f"] == (mine == 1).all()).all()
+        same = [sum(1 << shift + j for j in range(8) if mine[j] == mine[i]) for i in range(8)]
+        assert here["g"].tolist() == same
+        assert np.array_equal(here["h"], mine[::-1])
+
+
 def test_vote_and_ballot(rng: np.random.Generator) -> None:
     for trial in range(4):
         a = [np.zeros(64), np.ones(64), rng.integers(0, 2, 64), np.r_[np.ones(32), rng.integers(0, 2, 32)]][
