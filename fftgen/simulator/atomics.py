@@ -74,8 +74,8 @@ def _atomic(d: Decoder, ins: Instruction) -> Op:
     mods = Modifiers(ins)
     kind = mods.type()
     name = mods.need(*_OPERATIONS)
-    mods.take("relaxed", "acquire", "release", "acq_rel")
-    mods.take("cta", "cluster", "gpu", "sys")
+    semantics = mods.take("relaxed", "acquire", "release", "acq_rel")
+    scope = mods.take("cta", "cluster", "gpu", "sys")
     space = (mods.take("global", "shared", "shared::cta") or "generic").split("::")[0]
     hint = mods.flag("L2::cache_hint")
     mods.flag("noftz")
@@ -113,6 +113,10 @@ def _atomic(d: Decoder, ins: Instruction) -> Op:
         before = np.empty((g.n, count), dtype)
         for region, group, chosen, offsets in m.spaces.resolve(m, g, ins, space, addresses, size * count):
             _check(m, group, ins, region, offsets, size * count, now, pc)
+            if semantics in ("release", "acq_rel"):
+                m.releases.fence(group.threads, scope != "cta", now)
+            if m.releases.active:
+                meet(m, group, region, offsets, reads=bool(puts), writes=True)
             places = np.arange(g.n) if chosen is None else chosen
             target = region.units(size, count)
             own = target.view(dtype) if dtype != UNSIGNED[kind.bits] else target
@@ -128,6 +132,13 @@ def _atomic(d: Decoder, ins: Instruction) -> Op:
             put(m, g, before[:, j].copy())
 
     return d.op(f"atomic {space}", run)
+
+
+def meet(m: Machine, g: Group, region: Region, offsets: Array, *, reads: bool, writes: bool) -> None:
+    """Tell race detection that atomic accesses may carry order from thread to thread."""
+    if region.kind in ("shared", "global"):
+        places = [(region.name, int(offset)) for offset in offsets]
+        m.releases.meet(g.threads, places, region.kind == "shared", reads=reads, writes=writes)
 
 
 def _items(operand: Operand) -> list[Operand]:

@@ -63,7 +63,7 @@ def _trap(d: Decoder, ins: Instruction) -> Op:
 
 @handles("nanosleep", "membar", "fence", "pmevent")
 def _nothing(d: Decoder, ins: Instruction) -> Op:
-    """Memory is sequentially consistent here, so that fences order nothing that is not ordered already."""
+    """Memory is sequentially consistent here: fences change no value, but race detection follows them."""
     mods = Modifiers(ins)
     name = ins.parts[0]
     if name == "nanosleep":
@@ -75,15 +75,19 @@ def _nothing(d: Decoder, ins: Instruction) -> Op:
             read(m, g)
 
         return d.op(CONTROL, run)
+    if name == "pmevent":
+        mods.done()
+        return d.op(CONTROL, lambda m, g: None)
     if name == "membar":
-        mods.need("gl", "cta", "sys")
-    elif name == "fence":
+        scope = mods.need("gl", "cta", "sys")
+    else:
         if "proxy" in mods.parts or any(p.startswith("proxy") or "mbarrier" in p for p in mods.parts):
             d.refuse("proxy fences")
         mods.take("sc", "acq_rel", "acquire", "release")
-        mods.need("cta", "cluster", "gpu", "sys")
+        scope = mods.need("cta", "cluster", "gpu", "sys")
     mods.done()
-    return d.op("fence", lambda m, g: None)
+    pc = d.pc
+    return d.op("fence", lambda m, g: m.releases.fence(g.threads, scope != "cta", m.tick(pc)))
 
 
 @handles("call")

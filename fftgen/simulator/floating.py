@@ -178,6 +178,12 @@ def _directed(near: Array, error_sign: Array, mode: str) -> Array:
     return np.where(away, np.nextafter(near, np.float32(0)), near)
 
 
+def _excess(near: Array, error: Array, finite: Array) -> Array:
+    """The sign of exact minus near; an infinity that stands for a finite quotient is too large."""
+    overflow = np.isinf(near) & finite
+    return np.where(np.isfinite(near), error, np.where(overflow, -np.sign(near), 0.0))
+
+
 def _divide(mode: str, kind: Type) -> Function:
     if mode == "rn" or kind.bits == 64:
         return np.divide
@@ -185,7 +191,7 @@ def _divide(mode: str, kind: Type) -> Function:
     def divide(a: Array, b: Array) -> Array:
         near = a / b
         error = (a.astype(_F64) - near.astype(_F64) * b) * np.sign(b)
-        return _directed(near, np.where(np.isfinite(near), error, 0), mode)
+        return _directed(near, _excess(near, error, np.isfinite(a) & (b != 0)), mode)
 
     return divide
 
@@ -270,7 +276,7 @@ def _function(d: Decoder, ins: Instruction) -> Op:
         else:
             near = np.sqrt(a)
             error = a.astype(_F64) - near.astype(_F64) * near
-        return _directed(near, np.where(np.isfinite(near), error, 0), rounding)
+        return _directed(near, _excess(near, error, np.isfinite(a) & (a != 0)), rounding)
 
     return d.simple(SPECIAL, kind, finish(directed, kind, ftz, False), 1)
 
@@ -295,7 +301,7 @@ def _testp(d: Decoder, ins: Instruction) -> Op:
         "infinite": np.isinf,
         "number": lambda a: ~np.isnan(a),
         "notanumber": np.isnan,
-        "normal": lambda a: np.isfinite(a) & (np.abs(a) >= least),
+        "normal": lambda a: np.isfinite(a) & ((np.abs(a) >= least) | (a == 0)),  # zeros count as normal
         "subnormal": lambda a: (np.abs(a) < least) & (a != 0),
     }
     return d.map("compare", TYPES["pred"], ins.operands[0], [d.get(ins.operands[1], kind)], tests[test])

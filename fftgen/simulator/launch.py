@@ -106,6 +106,7 @@ def simulate(
             m.spaces, m.counts, m.symbols = spaces, counts, spaces.symbols
             m.copies = AsyncCopies(m)
             Scheduler(m, kernel.ops, kernel.leaders, max_steps).run()
+            m.releases.close()
     return Report.of(module, kernel_entry, kernel.ops, counts, len(chosen), threads)
 
 

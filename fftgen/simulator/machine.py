@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from fftgen.simulator.faults import Dim3, SimulationError
+from fftgen.simulator.release import Releases
 from fftgen.simulator.syntax import Entry, Instruction, Module
 from fftgen.simulator.types import Array, DTypeLike
 
@@ -88,6 +89,11 @@ class History:
     def __init__(self) -> None:
         self.clock_pc: list[int] = [-1, -1]
         self.batches: list[tuple[int, list[Dim3]]] = []
+        self.published: dict[tuple[str, int], dict[int, Array]] = {}
+
+    def start_of(self, moment: int) -> int:
+        """When the batch began that was running at a moment."""
+        return next(start for start, _ in reversed(self.batches) if moment > start)
 
     def blocks_at(self, moment: int) -> list[Dim3]:
         """The blocks that were running at a moment."""
@@ -152,6 +158,7 @@ class Machine:
         self.spaces: Spaces
         self.counts: Counts
         self.copies: AsyncCopies
+        self.releases = Releases(self, history)
         self.cache: dict[Any, Any] = {}
 
     def everyone(self) -> Group:
@@ -181,6 +188,9 @@ class Machine:
         """All that these blocks did up to ``now`` is ordered before what they do next."""
         self.base[blocks] = now
         self.base_low = int(self.base.min())
+        if self.releases.active:
+            for block in np.arange(len(self.blocks))[blocks]:
+                self.releases.joined(self.warp_numbers[block * self.block_warps :][: self.block_warps])
 
     def order_lanes(self, group: Group, masks: Array, now: int) -> None:
         """``bar.warp.sync``: what the named lanes did is ordered before what they do next."""
@@ -229,6 +239,8 @@ class Machine:
         known = np.max([seen[w] if k is None else k for w, _, k in arrived], axis=0)
         for warp, moment, _ in arrived:
             known[warp] = max(known[warp], moment)
+        if self.releases.active:
+            self.releases.joined(np.array(waiting, np.int64))
         for warp in waiting:
             self.warp_seen[warp] = np.maximum(self.warp_seen[warp], known)
             lanes = slice(warp * WARP, warp * WARP + WARP)

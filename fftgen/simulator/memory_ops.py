@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fftgen.simulator.atomics import meet
 from fftgen.simulator.decode import Decoder
 from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.ops import Modifiers, Op, handles
@@ -48,18 +49,18 @@ def _shape(d: Decoder, mods: Modifiers, operand: Operand) -> tuple[Type, list[Op
     return kind, items
 
 
-def _access_modifiers(mods: Modifiers) -> tuple[bool, bool]:
-    """Takes what changes no value. Returns (strong: ordered with atomics, hint: one more operand)."""
-    strong = mods.take(*_STRONG) is not None
+def _access_modifiers(mods: Modifiers) -> tuple[str | None, str | None, bool]:
+    """Takes what changes no value. Returns (semantics of a strong access, scope, hint: one more operand)."""
+    strong = mods.take(*_STRONG)
     mods.flag("weak")
-    mods.take("cta", "cluster", "gpu", "sys")
+    scope = mods.take("cta", "cluster", "gpu", "sys")
     mods.take(*_CACHE)
     mods.take(*_HINTS)
     mods.take(*_HINTS)
     mods.take(*_HINTS)
     hint = mods.flag("L2::cache_hint")
     mods.flag("unified")
-    return strong, hint
+    return strong, scope, hint
 
 
 @handles("ld", "ldu")
@@ -68,7 +69,7 @@ def _load(d: Decoder, ins: Instruction) -> Op:
     kind, items = _shape(d, mods, ins.operands[0])
     space = state_space(mods)
     invariant = mods.flag("nc")
-    strong, _hint = _access_modifiers(mods)
+    strong, _scope, _hint = _access_modifiers(mods)
     mods.done()
     raw = kind if kind.kind in "us" else TYPES[f"b{kind.bits}"]
     puts = [d.put(item, raw, widen=True) for item in items]
@@ -89,6 +90,8 @@ def _load(d: Decoder, ins: Instruction) -> Op:
         values = np.empty((g.n, count), own) if len(parts) > 1 else None
         for region, group, chosen, offsets in parts:
             m.spaces.load(m, group, ins, pc, region, offsets, nbytes, now, marks=marks, invariant=invariant)
+            if strong and m.releases.active:
+                meet(m, group, region, offsets, reads=True, writes=False)
             found = region.units(part, count).take(offsets // nbytes, axis=0)
             if values is None or chosen is None:
                 values = found
@@ -133,7 +136,7 @@ def _store(d: Decoder, ins: Instruction) -> Op:
     mods = Modifiers(ins)
     kind, items = _shape(d, mods, ins.operands[1])
     space = state_space(mods)
-    strong, _hint = _access_modifiers(mods)
+    strong, scope, _hint = _access_modifiers(mods)
     mods.done()
     if space in ("param", "const"):
         d.refuse(f"stores to .{space}" + (_CALL if space == "param" else ""))
@@ -153,6 +156,10 @@ def _store(d: Decoder, ins: Instruction) -> Op:
             values[:, i] = source(m, g)
         for region, group, chosen, offsets in m.spaces.resolve(m, g, ins, space, addresses, nbytes):
             part_values = values if chosen is None else values[chosen]
+            if strong == "release":
+                m.releases.fence(group.threads, scope != "cta", now)
+            if strong and m.releases.active:
+                meet(m, group, region, offsets, reads=False, writes=True)
             m.spaces.store(m, group, ins, pc, region, offsets, nbytes, now, part_values, marks=marks)
 
     return d.op(f"store {space}", run)

@@ -54,11 +54,13 @@ class Log:
 def ordered(m: Machine, thread: int, lane_unknown: bool, when: int, author: int) -> bool:
     """Whether an access of ``author`` at a moment comes before what ``thread`` does now."""
     who = author & int(THREAD)
+    hidden = lane_unknown or bool(author & int(MANY_LANES))
+    if m.releases.active and m.releases.ordered(thread, when, who, hidden):
+        return True
     if when <= m.start or m.block_of[who] != m.block_of[thread]:
         return False
     if when <= int(m.base[m.block_of[thread]]):
         return True
-    hidden = lane_unknown or bool(author & int(MANY_LANES))
     if who == thread and not hidden and not author & int(PENDING):
         return True
     if who >> 5 != thread >> 5:
@@ -69,15 +71,15 @@ def ordered(m: Machine, thread: int, lane_unknown: bool, when: int, author: int)
 
 
 def ordered_exactly(m: Machine, threads: Array, moments: Array, people: Array) -> Array:
-    """The same for arrays (threads, bytes) of single authors in one block, where partial barriers are in
-    use.
-    """
-    assert m.lane_seen is not None
-    assert m.warp_seen is not None
+    """The same for arrays (threads, bytes) of single authors, but for those of earlier batches of blocks."""
     mine = threads[:, None]
     people = np.minimum(people, m.size - 1)
-    same_warp = mine >> 5 == people >> 5
-    known = np.where(same_warp, m.lane_seen[mine, people & 31], m.warp_seen[mine >> 5, people >> 5])
-    inside = (moments > m.start) & (m.block_of[people] == m.block_of[mine])
-    result: Array = inside & (moments <= known)
+    now = moments > m.start
+    result: Array = np.zeros(moments.shape, np.bool_)
+    if m.releases.seen is not None:
+        result = now & (moments <= m.releases.seen[mine >> 5, people])
+    if m.lane_seen is not None and m.warp_seen is not None:
+        same_warp = mine >> 5 == people >> 5
+        known = np.where(same_warp, m.lane_seen[mine, people & 31], m.warp_seen[mine >> 5, people >> 5])
+        result |= now & (m.block_of[people] == m.block_of[mine]) & (moments <= known)
     return result

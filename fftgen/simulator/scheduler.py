@@ -17,7 +17,7 @@ from fftgen.simulator.machine import FULL_MASK, Group, Machine
 from fftgen.simulator.ops import BARRIER, BRANCH, EXIT, PLAIN, SYNC, Op
 from fftgen.simulator.types import Array
 
-_SPIN_LIMIT = 4096
+_SPIN_LIMIT = 256
 
 Run = Callable[[Machine, Group], None]
 

@@ -237,10 +237,10 @@ class Shadow:
             return
         hidden = bool(int(marks) & int(MANY_LANES))
         several = authors & SEVERAL != 0
-        if m.warp_seen is not None:
+        if m.warp_seen is not None or m.releases.active:
             if not hidden:
                 bad &= several | ~ordered_exactly(m, threads, moments, people)
-            for i, j in np.argwhere(bad & (several | hidden)):
+            for i, j in np.argwhere(bad & (several | hidden | (moments <= m.start))):
                 thread, byte = int(threads[i]), int(units[i]) * nbytes + int(j)
                 author, moment = int(authors[i, j]), int(moments[i, j])
                 event = self._unordered(m, thread, hidden, atomic, byte, moment, author, other_verb)
