@@ -76,11 +76,10 @@ def perhaps_unwritten(entry: Entry) -> tuple[list[frozenset[int]], frozenset[int
     everything = (1 << len(entry.registers)) - 1
     entering = dict.fromkeys(starts, everything)
     writes = [_writes(i) for i in code]
-    copies = [_copy_source(i) for i in code]
+    copies = [_copy_sources(i) for i in code]
 
     def through(known: int, pc: int) -> int:
-        source = copies[pc]
-        if source is not None and not known >> source & 1:
+        if copies[pc] & ~known:
             return known if code[pc].guard is not None else known & ~writes[pc]
         return known if code[pc].guard is not None else known | writes[pc]
 
@@ -113,11 +112,9 @@ def perhaps_unwritten(entry: Entry) -> tuple[list[frozenset[int]], frozenset[int
     return maybe, frozenset(_bits(total))
 
 
-def _copy_source(ins: Instruction) -> int | None:
-    """The register that a plain mov copies."""
-    if ins.parts[0] == "mov" and isinstance(ins.operands[1], Reg) and isinstance(ins.operands[0], Reg):
-        return ins.operands[1].index
-    return None
+def _copy_sources(ins: Instruction) -> int:
+    """The registers that a mov copies, packs or unpacks: what is unwritten in them stays so."""
+    return _reads(ins) if ins.parts[0] == "mov" and ins.guard is None else 0
 
 
 def _successors(entry: Entry, pc: int) -> list[int]:

@@ -162,14 +162,14 @@ class Decoder:
 
     def _checked(self, reg: Reg, read: Get) -> Get:
         """Reads a register that may not have been written: looks at the marks of its threads first."""
-        index, instruction = reg.index, self.instruction
+        index, instruction, full = reg.index, self.instruction, whole(reg)
 
         def checked(m: Machine, g: Group) -> Array:
             marks = m.defined.get(index)
-            good = marks is not None and bool((marks if g.idx is None else marks[g.idx]).all())
+            good = marks is not None and bool(((marks if g.idx is None else marks[g.idx]) == full).all())
             if not good:
                 threads = g.threads
-                bad = threads[0] if marks is None else threads[~marks[threads]][0]
+                bad = threads[0] if marks is None else threads[marks[threads] != full][0]
                 m.fault(
                     UninitializedRead,
                     instruction,
@@ -219,9 +219,11 @@ class Decoder:
         if index not in self.tracked:
             return write
 
+        full = whole(operand)
+
         def write_marked(m: Machine, g: Group, values: Array) -> None:
             write(m, g, values)
-            mark(m, g, index, True)
+            mark(m, g, index, full)
 
         return write_marked
 
@@ -310,11 +312,16 @@ class Decoder:
         unknown(self.instruction, why)
 
 
-def mark(m: Machine, g: Group, index: int, values: Array | bool) -> None:
+def whole(reg: Reg) -> int:
+    """The marks of a register of which every byte is written: one bit a byte."""
+    return (1 << max(reg.type.bits // 8, 1)) - 1
+
+
+def mark(m: Machine, g: Group, index: int, values: Array | int) -> None:
     """Set the written-marks of a register for the threads of a group."""
     marks = m.defined.get(index)
     if marks is None:
-        marks = m.defined[index] = np.zeros(m.size, np.bool_)
+        marks = m.defined[index] = np.zeros(m.size, np.uint8)
     marks[g.idx if g.idx is not None else slice(None)] = values
 
 

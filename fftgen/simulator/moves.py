@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fftgen.simulator.decode import Decoder, mark
+from fftgen.simulator.decode import Decoder, mark, whole
 from fftgen.simulator.machine import Group, Machine
-from fftgen.simulator.ops import Modifiers, Op, handles
+from fftgen.simulator.ops import Modifiers, Op, Run, handles
 from fftgen.simulator.syntax import Imm, Instruction, Operand, Reg, Sym, Vec
-from fftgen.simulator.types import TYPES, Array
+from fftgen.simulator.types import TYPES, Array, Type
 
 LOGIC = "logic"
 MOVE = "move"
@@ -76,28 +76,25 @@ def _permute(d: Decoder, ins: Instruction) -> Op:
 
 @handles("mov")
 def _mov(d: Decoder, ins: Instruction) -> Op:
-    """A copy may carry an unwritten value along (compilers emit such copies): only its use is a fault."""
+    """A copy may carry unwritten bytes along (compilers pack and unpack them): only their use is a fault."""
     mods = Modifiers(ins)
     kind = mods.type()
     mods.done()
     d.arity(2)
-    destination, source = ins.operands
+    unwritten, d.maybe[d.pc] = d.maybe[d.pc], frozenset()
+    op = _copy(d, kind, *ins.operands)
+    d.maybe[d.pc] = unwritten
+    if unwritten:
+        assert op.run is not None
+        op.run = _carry(op.run, kind, unwritten, *ins.operands)
+    return op
+
+
+def _copy(d: Decoder, kind: Type, destination: Operand, source: Operand) -> Op:
     if isinstance(source, Vec):
         return _pack(d, kind.bits, destination, source)
     if isinstance(destination, Vec):
         return _unpack(d, kind.bits, destination, source)
-    if isinstance(source, Reg) and source.index in d.maybe[d.pc] and isinstance(destination, Reg):
-        was, to = source.index, destination.index
-        kept, d.maybe[d.pc] = d.maybe[d.pc], frozenset()
-        read, put = d.get(source, kind), d.put(destination, kind)
-        d.maybe[d.pc] = kept
-
-        def run(m: Machine, g: Group) -> None:
-            put(m, g, read(m, g))
-            marks = m.defined.get(was)
-            mark(m, g, to, False if marks is None else marks[g.threads])
-
-        return d.op(MOVE, run)
     if isinstance(source, Sym):
         variable = source.name
         known = (
@@ -108,19 +105,42 @@ def _mov(d: Decoder, ins: Instruction) -> Op:
     return d.map(MOVE, kind, destination, [d.get(source, kind)], lambda a: a)
 
 
+def _carry(run: Run, kind: Type, unwritten: frozenset[int], destination: Operand, source: Operand) -> Run:
+    """Copy the marks of the bytes together with the bytes."""
+    size = max(kind.bits // 8, 1)
+
+    def places(operand: Operand) -> list[tuple[Operand, int]]:
+        items = operand.items if isinstance(operand, Vec) else (operand,)
+        return [(item, i * size // len(items)) for i, item in enumerate(items)]
+
+    def carrying(m: Machine, g: Group) -> None:
+        together = np.full(g.n, 255, np.uint8)
+        for item, start in places(source):
+            if isinstance(item, Reg) and item.index in unwritten:
+                marks = m.defined.get(item.index)
+                missing = np.uint8(whole(item)) & ~(marks[g.threads] if marks is not None else np.uint8(0))
+                together &= ~np.left_shift(missing, np.uint8(start), dtype=np.uint8)
+        run(m, g)
+        for item, start in places(destination):
+            if isinstance(item, Reg):
+                mark(m, g, item.index, (together >> np.uint8(start)) & np.uint8(whole(item)))
+
+    return carrying
+
+
 def _pack(d: Decoder, bits: int, destination: Operand, source: Vec) -> Op:
     part = bits // len(source.items)
     kind = TYPES[f"b{part}"]
-    whole = TYPES[f"b{bits}"]
+    packed = TYPES[f"b{bits}"]
     sources = [d.get(item, kind) for item in source.items]
-    put = d.put(destination, whole)
+    put = d.put(destination, packed)
     count = len(sources)
 
     def run(m: Machine, g: Group) -> None:
         parts = np.empty((g.n, count), kind.dtype)
         for i, read in enumerate(sources):
             parts[:, i] = read(m, g)
-        put(m, g, parts.view(whole.dtype).reshape(-1))
+        put(m, g, parts.view(packed.dtype).reshape(-1))
 
     return d.op(MOVE, run)
 
