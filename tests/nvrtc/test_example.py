@@ -1,0 +1,118 @@
+"""examples/reverb.py: a recording through a built artifact, on the CPU path and through the kernels."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from command_line import why_not
+
+from fftgen import api
+
+wavfile = pytest.importorskip("scipy.io.wavfile")
+signal = pytest.importorskip("scipy.signal")
+pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "reverb.py"
+RATE = 8000
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact, a stereo recording, and rooms that fit it or do not."""
+    directory = tmp_path_factory.mktemp("reverb")
+    api.build(1024, "fp16", targets=["sm_80"], path=directory / "conv.fftgen")
+    generator = np.random.default_rng(1)
+    envelope = np.sin(np.linspace(0, 7, 2500)) ** 2
+    sound = generator.standard_normal((2500, 2)) * envelope[:, None] * 6000
+    wavfile.write(directory / "stereo.wav", RATE, sound.astype(np.int16))
+    room = generator.standard_normal(300) * np.exp(-np.arange(300) / 50)
+    wavfile.write(directory / "room.wav", RATE, (room * 0.1).astype(np.float32))
+    wavfile.write(directory / "fast.wav", 2 * RATE, np.ones(10, np.float32))
+    wavfile.write(directory / "three.wav", RATE, np.ones((10, 3), np.float32))
+    wavfile.write(directory / "empty.wav", RATE, np.zeros(0, np.int16))
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+
+
+def run(*arguments: str) -> Result:
+    """The example's command inside this process: PyTorch and SciPy take seconds to start."""
+    main = runpy.run_path(str(EXAMPLE))["main"]
+    result: Result = CliRunner().invoke(main, arguments)
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    return result
+
+
+def samples(path: Path) -> Any:
+    return wavfile.read(path)[1].astype(np.float64).T
+
+
+@pytest.mark.parametrize("simulate", [(), ("--simulate", "sm_80")], ids=["torch", "kernels"])
+def test_a_recording_in_a_room_agrees_with_scipy(place: Path, simulate: tuple[str, ...]) -> None:
+    done = run(
+        "stereo.wav",
+        "--artifact",
+        "conv.fftgen",
+        "--impulse",
+        "room.wav",
+        "-o",
+        "wet.wav",
+        "--plot",
+        "wet.png",
+        *simulate,
+    )
+    assert done.exit_code == 0, done.output
+    path = "kernels for sm_80 in the simulator" if simulate else "(CUDA kernels|torch.fft on the CPU)"
+    assert re.search(path + r" against SciPy: relative error \d\.\d+e-0[45] \(allowed", done.output)
+    exact = signal.oaconvolve(samples(place / "stereo.wav"), samples(place / "room.wav")[None], axes=-1)
+    wet = samples(place / "wet.wav")
+    assert wet.shape == exact.shape == (2, 2799)
+    assert np.linalg.norm(wet - exact) < 2e-3 * np.linalg.norm(exact)  # 16-bit PCM included
+    assert (place / "wet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_counters_of_the_kernels_are_shown(place: Path) -> None:
+    done = run("stereo.wav", "--artifact", "conv.fftgen", "--seconds", "0.05", "--simulate", "--counters")
+    assert done.exit_code == 1  # sm_90 by default: the file has code of sm_80 only
+    assert "has no code for sm_90" in done.output
+    done = run(
+        "stereo.wav",
+        "--artifact",
+        "conv.fftgen",
+        "--seconds",
+        "0.05",
+        "--simulate",
+        "sm_80",
+        "--counters",
+    )
+    assert done.exit_code == 0, done.output
+    assert "wmma.m16n16k16.f32.f16" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none.wav",), "none.wav cannot be read as a WAV file"),
+        (("conv.fftgen",), "conv.fftgen cannot be read as a WAV file"),
+        (("empty.wav",), "empty.wav holds no samples"),
+        (("stereo.wav", "--artifact", "none.fftgen"), "artifact none.fftgen cannot be read"),
+        (("stereo.wav", "--seconds", "1"), "the room has 8000 taps, conv.fftgen takes 1024 samples"),
+        (("stereo.wav", "--impulse", "fast.wav"), "16000 samples per second, the recording 8000: resample"),
+        (("stereo.wav", "--impulse", "three.wav"), "three.wav has 3 channels, the recording 2"),
+    ],
+)
+def test_what_does_not_fit_is_said(place: Path, arguments: tuple[str, ...], message: str) -> None:
+    done = run(*arguments, *(() if "--artifact" in arguments else ("--artifact", "conv.fftgen")))
+    assert done.exit_code == 1
+    assert message in done.output
+    assert "Traceback" not in done.output
