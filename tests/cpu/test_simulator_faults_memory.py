@@ -136,6 +136,7 @@ class TestPlanted:
     "mma.sync.aligned.m16n8k8.row.row.f16.f16.f16.f16 {%r0, %r1}, {%r2, %r3}, {%r4}, {%r5, %r6};",
     "shfl.sync.sideways.b32 %r1, %tx, 1, 31, -1;",
     "cvt.rn.f17.f32 %h1, %f1;",
+    "setp.lt.b32 %p1, %tx, %bx;",
 ])  # fmt: skip
 def test_unknown_instruction_is_named(line: str) -> None:
     """Unknown opcodes, modifiers and types stop the run; none is skipped or guessed."""
@@ -190,3 +191,11 @@ def test_wrong_ldmatrix_transposition_shows_in_the_result(rng: np.random.Generat
 def test_unknown_entry_is_refused(entry: str) -> None:
     with pytest.raises(SimulationError, match="entry"):
         launch(ptx("st.global.u32 [%y], %tx;", "y"), {"y": out(1)}, block=1, entry=entry)
+
+
+@pytest.mark.parametrize(
+    ("grid", "block"), [((1, 0, 1), (32, 1, 1)), ((1, 1, 1), (32, 0, 1)), ((1, 1, 1), (1024, 2, 1))]
+)
+def test_impossible_launch_is_refused(grid: tuple[int, ...], block: tuple[int, ...]) -> None:
+    with pytest.raises(SimulationError):
+        launch(ptx("st.global.u32 [%y], %tx;", "y"), {"y": out(1)}, grid=grid, block=block)

@@ -370,6 +370,21 @@ def test_atomics_return_the_value_before(rng: np.random.Generator) -> None:
     assert s[3:].view(np.float32)[0] == 32.0
 
 
+def test_atomics_on_several_words_at_once(rng: np.random.Generator) -> None:
+    """Lanes that share a word take turns on it, whatever the other lanes do on theirs."""
+    which = rng.integers(0, 5, 64).astype(np.uint32)
+    body = f"""
+      {INDEX4} add.u64 %d1, %y, %d0;  add.u64 %d2, %n, %d0;  ld.global.u32 %r1, [%d2];
+      mul.wide.u32 %d3, %r1, 4;  add.u64 %d4, %s, %d3;
+      atom.global.add.u32 %r0, [%d4], 1;  st.global.u32 [%d1], %r0;"""
+    s = np.arange(0, 5000, 1000, dtype=np.uint32)
+    got = launch(ptx(body, "n s y"), {"n": ro(which), "s": s, "y": out(64)}, block=64)["y"]
+    for word in range(5):
+        tickets = sorted(got[which == word].tolist())
+        assert tickets == list(range(1000 * word, 1000 * word + len(tickets)))
+        assert s[word] == 1000 * word + len(tickets)
+
+
 @pytest.mark.parametrize(
     "op", ["atom.global.add.noftz.f16x2", "red.global.add.noftz.bf16x2", "red.global.add.f64"]
 )
