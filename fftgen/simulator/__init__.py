@@ -1,7 +1,30 @@
 """A functional simulator of PTX on the CPU, stricter than a GPU and counting what a kernel does.
 
-``parse`` reads PTX, ``DeviceMemory`` holds the buffers, ``simulate`` runs a kernel and returns a Report,
-or raises the SimulationError that names the first fault.
+``parse`` reads PTX, ``DeviceMemory`` holds the buffers, ``simulate`` runs a kernel and returns a Report, or
+raises the SimulationError that names the first fault.
+
+The way of a launch: lexer, parser, declarations and body make a Module of frozen syntax; dataflow finds
+the registers whose initialisation is in doubt; decode and the instruction families (integer, bits, moves,
+floating, half, convert, compare, memory_ops, atomics, async_copy, collectives, matrix, wmma, control)
+turn instructions into closures over arrays; scheduler and barriers run the threads of a machine; spaces,
+shadow, ordering and release check every access; counters, traffic and report count. A family adds
+instructions with ``@handles``; clusters and bulk copies would be families of their own, with their
+barriers beside barriers.py.
+
+What is modelled, and how far:
+
+- Blocks run in batches of some 4096 threads, in lockstep where they can. A block that waits for one of
+  a later batch (a grid barrier) ends in a Deadlock.
+- Threads that have exited do not count at block barriers, as on hardware. In the mask of a ``.sync``
+  instruction they are a fault: the ISA lets some of them pass, the simulator does not.
+- Matrix products are exact, summed in float64 and rounded once. ``approx`` functions are rounded to
+  nearest.
+- Races are found by happens-before: program order, barriers of all kinds, ``bar.warp.sync``, and fences
+  with atomics. Lanes of one warp are not ordered by running together, and matrix loads and stores
+  belong to no lane in particular. What a thread acquires through memory counts for its warp.
+- Base addresses of ``wmma`` tiles are aligned as the ISA says (to the fragment), their lines to 16
+  bytes, which is what the CUDA interface promises to accept.
+- Calls are refused: device functions must be inlined. Module variables start afresh at every launch.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def simulate(
     shared_bytes: int = 0,
     blocks: Sequence[Sequence[int]] | None = None,
     seed: int = 0,
-    max_steps: int = 50_000_000,
+    max_steps: int = 4_000_000,
 ) -> Report:
     """Run a kernel for all blocks of a grid, or for the ``blocks`` named, and count what it does.
 
