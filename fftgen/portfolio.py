@@ -3,7 +3,7 @@ as a diff of kernels.
 
 For each one: the source as the compiler gets it, and its plan. An index says what every problem's kernels
 take on two architectures. Nothing depends on where, when or for whom it is written; the resources depend
-on the compiler, whose release the index names.
+on the compiler, whose release the index names. What running them showed is in evidence.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from fftgen.render import command, render
 from fftgen.targets import target as find_target
 
 INDEX = "index.json"
-TABLE = "README.md"
 MEASURED = ("sm_80", "sm_90")  # the architectures of the index
 
 # Lengths by what they exercise: a warp's tile (256, 1024), a block (4096 to 32768), device memory (from
@@ -82,7 +81,7 @@ def sources() -> dict[str, str]:
     for member in MEMBERS:
         plan = member.plan
         found[f"{member.stem}.cu"] = render(plan).text
-        found[f"{member.stem}.plan.json"] = _json(
+        found[f"{member.stem}.plan.json"] = as_json(
             {"line": str(plan), "digest": plan.digest, "command": command(plan), "plan": asdict(plan)}
         )
     return found
@@ -121,24 +120,9 @@ def _module(built: Built) -> dict[str, Any]:
     }
 
 
-def files(cache: Cache | None = None, done: Callable[[Built], None] | None = None) -> dict[str, str]:
-    """Everything in the directory: sources, plans and the index in both its forms."""
-    facts = index(cache, done)
-    return {**sources(), INDEX: _json(facts), TABLE: table(facts)}
-
-
-def table(facts: dict[str, Any]) -> str:
-    """The index for people."""
+def table(facts: dict[str, Any]) -> list[str]:
+    """The index as lines of a table."""
     lines = [
-        "# What the generator wrote",
-        "",
-        "Rendered sources and plans of a small portfolio. Do not edit: `fftgen portfolio` writes them again,",
-        "`fftgen portfolio --check` says whether they are what it would write. `*.cu` is what the compiler",
-        "gets (its headers are in `fftgen/templates/device/`), `*.plan.json` the plan it was rendered from.",
-        "",
-        f"Resources per kernel, as {facts['compiler']} reports them (registers per thread; spilled bytes,",
-        "stores and loads, per thread; dynamic shared memory in bytes per block):",
-        "",
         "| problem | target | plan | kernel | threads | registers | spilled | shared |",
         "| --- | --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
@@ -150,8 +134,8 @@ def table(facts: dict[str, Any]) -> str:
                 f"| {kernel['spill_bytes']} | {kernel['shared_bytes']} |"
             )
             head = "| | | "
-    return "\n".join(lines) + "\n"
+    return lines
 
 
-def _json(value: dict[str, Any]) -> str:
+def as_json(value: dict[str, Any]) -> str:
     return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

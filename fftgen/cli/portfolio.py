@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,7 +17,7 @@ from fftgen.durable import replace_file
 from fftgen.errors import InputError
 from fftgen.pipeline import Built
 
-ENDS = (".cu", ".plan.json")  # what this command owns in the directory, beside the index
+ENDS = (".cu", ".plan.json")  # what this command owns in the directory, beside what it writes
 
 
 @click.command("portfolio")
@@ -27,13 +30,62 @@ ENDS = (".cu", ".plan.json")  # what this command owns in the directory, beside 
     help="Directory.",
 )
 @click.option("--check", is_flag=True, help="Write nothing; exit with 1 if anything differs.")
+@click.option(
+    "--verify", is_flag=True, help="Run every kernel on the CPU and write what it showed (minutes)."
+)
+@click.option("--seed", type=int, help="With --verify: draws the inputs. Default: a new one, written down.")
 @common
 @click.pass_context
-def command(ctx: click.Context, output: Path, check: bool, as_json: bool, verbose: bool) -> None:
+def command(
+    ctx: click.Context,
+    output: Path,
+    check: bool,
+    verify: bool,
+    seed: int | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
     """Write the sources, plans and resources of a small portfolio of kernels.
 
     They are committed, so that a change to the planner or to a template is reviewed as a diff of kernels.
     """
+    from fftgen import evidence  # PyTorch: a second that `fftgen --help` should not take
+
+    if check and verify:
+        raise InputError("--check writes nothing and --verify does: one of them")
+    facts = _index()
+    found: dict[str, Any] | None
+    if verify:
+        seed = secrets.randbelow(2**31) if seed is None else seed
+        found = evidence.evidence(seed, progress=lambda member: click.echo(f"verifying {member}", err=True))
+    else:
+        found = _kept(output / evidence.VERIFIED)
+    wanted = evidence.files(facts, found)
+    outdated = evidence.stale(found) if found else [m.stem for m in portfolio.MEMBERS]
+    present = {p.name for p in output.glob("*") if p.name in wanted or p.name.endswith(ENDS)}
+    surplus = sorted(present - wanted.keys())
+    changed = sorted(n for n, text in wanted.items() if n not in present or (output / n).read_text() != text)
+    if not check:
+        _write(output, {name: wanted[name] for name in changed}, surplus)
+    if as_json:
+        report = {"files": len(wanted), "changed": changed, "removed": surplus, "outdated": outdated}
+        print_json({"directory": str(output), **report})
+    else:
+        for name in changed:
+            click.echo(f"{'differs' if check else 'wrote'} {output / name}")
+        for name in surplus:
+            click.echo(f"{'does not belong' if check else 'removed'} {output / name}")
+        for stem in outdated:
+            click.echo(f"not verified as it is: {stem} (--verify)")
+        click.echo(f"{plural(len(wanted), 'file')}, {len(changed)} changed, {len(surplus)} removed")
+    failed = [m["member"] for m in found["modules"] if not m["passed"]] if found else []
+    for stem in failed:
+        click.echo(f"error: {stem} is not as exact as it must be", err=True)
+    if failed or (check and (changed or surplus or outdated)):
+        ctx.exit(1)
+
+
+def _index() -> dict[str, Any]:
     lock = threading.Lock()
     jobs = len(portfolio.PROBLEMS) * len(portfolio.MEASURED)
     with click.progressbar(length=jobs, label=f"building {plural(jobs, 'module')}", file=sys.stderr) as bar:
@@ -42,30 +94,26 @@ def command(ctx: click.Context, output: Path, check: bool, as_json: bool, verbos
             with lock:
                 bar.update(1)
 
-        wanted = portfolio.files(done=step)
-    present = {p.name for p in output.glob("*") if p.name in wanted or p.name.endswith(ENDS)}
-    stale = sorted(present - wanted.keys())
-    changed = sorted(n for n, text in wanted.items() if n not in present or (output / n).read_text() != text)
-    if not check:
-        _write(output, {name: wanted[name] for name in changed}, stale)
-    if as_json:
-        print_json({"directory": str(output), "files": len(wanted), "changed": changed, "removed": stale})
-    else:
-        for name in changed:
-            click.echo(f"{'differs' if check else 'wrote'} {output / name}")
-        for name in stale:
-            click.echo(f"{'does not belong' if check else 'removed'} {output / name}")
-        click.echo(f"{plural(len(wanted), 'file')}, {len(changed)} changed, {len(stale)} removed")
-    if check and (changed or stale):
-        ctx.exit(1)
+        return portfolio.index(done=step)
 
 
-def _write(output: Path, texts: dict[str, str], stale: list[str]) -> None:
+def _kept(path: Path) -> dict[str, Any] | None:
+    """The evidence that is there."""
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): remove it, or write it with --verify") from error
+    return found
+
+
+def _write(output: Path, texts: dict[str, str], surplus: list[str]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             replace_file(output / name, text.encode())
-        for name in stale:
+        for name in surplus:
             (output / name).unlink()
     except OSError as error:
         raise InputError(f"{output} cannot be written ({error}): name a writable directory") from error

@@ -50,6 +50,7 @@ ORDER = (
     "verify",
     "api",
     "portfolio",
+    "evidence",
     "doctor",
     "cli",
     "__main__",
