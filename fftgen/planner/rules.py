@@ -6,16 +6,14 @@ from dataclasses import dataclass
 
 from fftgen.dtypes import dtype
 from fftgen.planner.plan import TILE, Kernel, Stage
-from fftgen.planner.tables import matrix_bytes
+from fftgen.planner.tables import matrix_bytes, spread_pitch
 from fftgen.targets import Target
 
-# A warp converts one 16x16 accumulator pair at a time: two fp32 planes with rows 20 floats apart, so
-# that eight lanes reading 16 bytes of eight rows meet eight different groups of banks.
-STAGING_PITCH = 20
+# A warp converts one 16x16 accumulator pair at a time: two fp32 planes with rows 24 floats apart. Rows of
+# an fp32 fragment start on 32 bytes; an odd multiple of that leaves a conflict of two rows, the least.
+STAGING_PITCH = 24
 STAGING_BYTES = 2 * TILE * STAGING_PITCH * 4
-COLUMN_PITCH = 24  # rows of a column tile: 48 bytes apart, conflict-free for eight rows
-ROW_PAD = 16  # keeps 32-byte alignment of tiles and moves neighbouring rows to other banks
-TILE_PADS = (8, 0)
+COLUMN_PITCH = TILE
 MATRICES_SHARED_BYTES = 48 * 1024
 MAX_TILE = 4096  # elements of a tile that one warp owns
 MAX_WARP_RADIX = 96  # a warp holds the operands of one row or column strip in registers
@@ -81,9 +79,9 @@ def inner_kernel(
     matrices = _matrices(tuple((s.radix, s.scale, first_weighted and i == 0) for i, s in enumerate(stages)))
     needed = 0
     for matrices_shared in (True, False):
-        for pad in TILE_PADS:
-            pitch = columns + pad
-            row = rows * pitch + (ROW_PAD if block > 1 and pad else 0)
+        for spread in (True, False):
+            pitch = spread_pitch(columns) if spread else columns
+            row = spread_pitch(rows * pitch) if block > 1 and spread else rows * pitch
             plane = block * row
             transforms = 1 if block > 1 else warps
             data = 4 * plane * transforms

@@ -10,13 +10,21 @@ from fftgen.planner.plan import Plan, Stage, Table
 from fftgen.planner.twiddle import dft_turns, evaluate, twiddle_turns
 
 ALIGNMENT = 256
-MATRIX_PAD = 8  # elements added to a matrix row: 16 bytes, so that eight rows hit different banks
 SINGLE_LEVEL_BYTES = 16 * 1024  # a twiddle table up to this size stays in the L1 cache as it is
+
+
+def spread_pitch(columns: int) -> int:
+    """Distance of rows, in elements, from a multiple of 16 ``columns``, that spreads rows over the banks.
+
+    Rows of a WMMA operand start on 32 bytes (PTX ISA, "Matrix Storage for WMMA": aligned at the size of
+    the fragment), so at best four rows fall on different banks: an odd multiple of 32 bytes.
+    """
+    return columns if columns % 32 else columns + 16
 
 
 def matrix_pitch(radix: int) -> int:
     """Distance of two rows of a stored DFT matrix, in elements."""
-    return radix + MATRIX_PAD
+    return spread_pitch(radix)
 
 
 def matrix_bytes(radix: int) -> int:

@@ -43,19 +43,20 @@ __device__ __forceinline__ void widen(const Vector<T>& x, float (&y)[VECTOR]) {
 template <typename T>
 __device__ __forceinline__ Vector<T> zeros() {
     Vector<T> y;
-#pragma unroll
-    for (int i = 0; i < VECTOR; ++i) y.v[i] = T(0.0f);
+    *reinterpret_cast<uint4*>(&y) = uint4{0, 0, 0, 0};
     return y;
 }
 
 template <typename T>
 __device__ __forceinline__ Vector<T> load_vector(const T* from) {
-    return *reinterpret_cast<const Vector<T>*>(from);
+    Vector<T> x;
+    *reinterpret_cast<uint4*>(&x) = *reinterpret_cast<const uint4*>(from);
+    return x;
 }
 
 template <typename T>
 __device__ __forceinline__ void store_vector(T* to, const Vector<T>& x) {
-    *reinterpret_cast<Vector<T>*>(to) = x;
+    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&x);
 }
 
 }  // namespace fftgen

@@ -48,12 +48,12 @@ FFTGEN_LOAD(b, row, row_major)
 FFTGEN_LOAD(b, col, col_major)
 #undef FFTGEN_LOAD
 
-constexpr int STAGING_PITCH = 20;  // floats between rows: eight rows read 16 bytes from different banks
+constexpr int STAGING_PITCH = 24;  // floats between rows, which start on 32 bytes
 
-// A DFT matrix as three planes with rows R + 8 elements apart.
+// A DFT matrix as three planes; rows are an odd multiple of 16 elements apart, to spread over the banks.
 template <typename T, int R, Space SPACE>
 struct Dft {
-    static constexpr int PITCH = R + 8;
+    static constexpr int PITCH = R % 32 ? R : R + 16;
     static constexpr int ELEMENTS = 3 * R * PITCH;
     const T* re;
 
