@@ -1,0 +1,163 @@
+"""The committed kernels in ``generated/``: as the generator writes them, without spills, on tensor cores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import answer, fftgen, why_not
+
+from fftgen import evidence, nvrtc, portfolio, sass, toolkit
+from fftgen.bundle import build_all
+from fftgen.cache import Cache
+from fftgen.planner.plan import Plan
+from fftgen.targets import TARGETS
+
+DIRECTORY = Path(__file__).parents[2] / "generated"
+AGAIN = "run `fftgen portfolio` and review the diff"
+
+needs_compiler = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Compiled here and now."""
+    return portfolio.index(Cache(tmp_path_factory.mktemp("cache")))
+
+
+def committed(name: str = portfolio.INDEX) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((DIRECTORY / name).read_text())
+    return found
+
+
+def test_the_portfolio_covers_what_there_is() -> None:
+    plans = [m.plan for m in portfolio.MEMBERS]
+    assert {p.problem.mode for p in plans} == {"causal", "circular"}
+    assert {p.problem.dtype for p in plans} == {"bf16", "fp16"}
+    assert {p.memory_class for p in plans} == {"block", "device"}
+    assert {p.packing for p in plans} == {"right-angle", "batch-pair"}
+    assert {p.order for p in plans} == {2, 3, 4}
+    assert any(p.fold for p in plans)
+    assert {256, 1024, 4096, 20480, 32768, 65536, 1048576} <= {p.problem.length for p in plans}
+
+
+def test_sources_and_plans_are_what_the_generator_writes() -> None:
+    for name, text in portfolio.sources().items():
+        assert (DIRECTORY / name).is_file(), f"{name} is missing: {AGAIN}"
+        assert (DIRECTORY / name).read_text() == text, f"{name} differs: {AGAIN}"
+
+
+def test_nothing_else_lies_among_them() -> None:
+    known = {*portfolio.sources(), portfolio.INDEX, evidence.PAGE, evidence.VERIFIED}
+    built = {p.name for p in DIRECTORY.iterdir() if p.suffix == ".fftgen"}  # ignored by git
+    assert {p.name for p in DIRECTORY.iterdir()} - built == known
+
+
+def test_plans_can_be_read_back() -> None:
+    for member in portfolio.MEMBERS:
+        document = json.loads((DIRECTORY / f"{member.stem}.plan.json").read_text())
+        plan = Plan.from_json(json.dumps(document["plan"]))
+        assert plan == member.plan
+        assert (document["digest"], document["line"]) == (plan.digest, str(plan))
+
+
+def test_the_page_shows_index_and_evidence() -> None:
+    page = evidence.page(committed(), committed(evidence.VERIFIED))
+    assert (DIRECTORY / evidence.PAGE).read_text() == page, AGAIN
+
+
+def test_every_kernel_was_verified_as_it_is() -> None:
+    found = committed(evidence.VERIFIED)
+    assert evidence.stale(found) == [], "run `fftgen portfolio --verify`"
+    assert [m["member"] for m in found["modules"]] == [m.stem for m in portfolio.MEMBERS]
+    for module in found["modules"]:
+        assert module["passed"]
+        assert module["cases"]
+        for case in module["cases"]:
+            assert 0 < case["error"] <= case["error_bound"]
+            assert 0 < case["worst_row"] <= case["worst_row_bound"]
+
+
+@needs_compiler
+def test_the_evidence_can_be_repeated() -> None:
+    """The smallest and the longest kernels again: the same counters, errors within their last digits."""
+    found = committed(evidence.VERIFIED)
+    if found["compiler"] != f"nvrtc {nvrtc.build()}":
+        pytest.skip(f"the evidence is about {found['compiler']}, here is nvrtc {nvrtc.build()}")
+    for member in (portfolio.MEMBERS[0], portfolio.MEMBERS[len(portfolio.PROBLEMS) - 1]):
+        (kept,) = [m for m in found["modules"] if m["member"] == member.stem]
+        again = evidence.examine(member, found["seed"], Cache(None))
+        for case, kept_case in zip(again["cases"], kept["cases"], strict=True):
+            assert case["kernels"] == kept_case["kernels"]
+            assert case["error"] == pytest.approx(kept_case["error"], rel=0.02)
+            assert case["case"] == kept_case["case"]
+
+
+def test_evidence_about_another_source_is_noticed() -> None:
+    found = committed(evidence.VERIFIED)
+    found["modules"][0]["source_sha256"] = "0" * 64
+    del found["modules"][-1]
+    assert evidence.stale(found) == [portfolio.MEMBERS[0].stem, portfolio.MEMBERS[-1].stem]
+
+
+def test_the_index_is_about_these_plans() -> None:
+    expected = [
+        (str(portfolio.Member(p, t).plan).split(" | ")[1], portfolio.Member(p, t).plan.digest)
+        for p in portfolio.PROBLEMS
+        for t in portfolio.MEASURED
+    ]
+    assert [(m["plan"], m["digest"]) for m in committed()["modules"]] == expected, AGAIN
+
+
+@needs_compiler
+def test_resources_are_what_the_compiler_reports(index: dict[str, Any]) -> None:
+    if committed()["compiler"] != index["compiler"]:
+        pytest.skip(f"the index was made by {committed()['compiler']}, here is {index['compiler']}")
+    assert committed() == index, AGAIN
+
+
+@needs_compiler
+def test_no_kernel_spills(index: dict[str, Any]) -> None:
+    kernels = [(m, k) for m in index["modules"] for k in m["kernels"]]
+    assert len(kernels) > 2 * len(portfolio.PROBLEMS)
+    assert {m["target"] for m, _ in kernels} == {"sm_80", "sm_90"}
+    spilling = [f"{m['problem']} {m['target']} {k['name']}" for m, k in kernels if k["spill_bytes"]]
+    assert spilling == []
+
+
+@needs_compiler
+@pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_every_stage_runs_on_tensor_cores(target: str) -> None:
+    for built in build_all([(p, TARGETS[target]) for p in portfolio.PROBLEMS]):
+        mix = sass.instruction_mix(sass.disassemble(built.cubin))
+        assert set(mix) == set(built.entries)
+        for kernel in built.plan.kernels:
+            if kernel.role != "fold":
+                assert mix[built.plan.entry(kernel)]["HMMA"] > 0, built.plan.entry(kernel)
+
+
+@needs_compiler
+def test_a_changed_kernel_is_noticed(tmp_path: Path) -> None:
+    for path in DIRECTORY.iterdir():
+        if path.suffix != ".fftgen":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert fftgen("portfolio", "-o", tmp_path, "--check").exit_code == 0
+    changed, lost = tmp_path / "causal-4096-bf16-sm_90.cu", tmp_path / "index.json"
+    changed.write_text(changed.read_text() + "\n")
+    lost.unlink()
+    (tmp_path / "causal-8-bf16-sm_90.cu").write_text("")
+    (tmp_path / "fftconv-8-bf16.fftgen").write_text("")
+    result = fftgen("portfolio", "-o", tmp_path, "--check")
+    assert result.exit_code == 1
+    assert f"differs {changed}" in result.stdout
+    again = answer("portfolio", "-o", tmp_path)
+    assert again["changed"] == ["causal-4096-bf16-sm_90.cu", "index.json"]
+    assert again["removed"] == ["causal-8-bf16-sm_90.cu"]
+    assert (tmp_path / "fftconv-8-bf16.fftgen").exists()
+    (tmp_path / evidence.VERIFIED).unlink()
+    unverified = fftgen("portfolio", "-o", tmp_path, "--check", "--json")
+    assert unverified.exit_code == 1
+    assert json.loads(unverified.stdout)["outdated"] == [m.stem for m in portfolio.MEMBERS]

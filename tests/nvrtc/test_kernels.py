@@ -1,0 +1,213 @@
+"""Ring 3: the PTX that NVRTC makes of rendered sources, run in the simulator, against float64.
+
+Every call goes the way of a call on a GPU (launches, argument blocks, tables, spectrum, workspace), with
+poisoned outputs, race and initialisation checks on. References come from tests/reference.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from reference import convolve
+from tolerance import check
+
+from fftgen import emulate, sampled
+from fftgen.cache import Cache
+from fftgen.launch import ARGS_BYTES
+from fftgen.pipeline import Built, build_plan
+from fftgen.planner import search
+from fftgen.planner.cost import tensor_ops
+from fftgen.planner.plan import Plan
+from fftgen.problem import Problem
+
+TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@lru_cache(maxsize=8)
+def built(plan: Plan) -> tuple[Built, str]:
+    module = build_plan(plan, Cache(None))
+    return module, emulate.line_ptx(module)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path))
+
+
+def run(
+    plan: Plan,
+    rng: np.random.Generator,
+    *,
+    batch: int = 1,
+    channels: int = 1,
+    length: int | None = None,
+    taps: int | None = None,
+    options: tuple[str, ...] = (),
+) -> emulate.Simulated:
+    """One call on fresh random inputs, checked; returns the simulated device with its counters."""
+    module, ptx = built(plan)
+    p = plan.problem
+    length, taps = length or p.length, taps or p.length
+    dtype = TORCH[p.dtype]
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(rng.standard_normal(shape))
+
+    shape = (batch, channels, length)
+    u = draw(*shape).to(dtype)
+    k = (draw(channels, taps) * torch.exp(-8 * torch.arange(taps) / taps)).float()
+    given: dict[str, torch.Tensor | None] = {
+        "in_gate": draw(*shape).to(dtype) if "in_gate" in options else None,
+        "out_gate": draw(*shape).to(dtype) if "out_gate" in options else None,
+        "skip": draw(channels).float() if "skip" in options else None,
+    }
+    y, simulated = emulate.convolve(module, u, k, ptx=ptx, seed=int(rng.integers(2**31)), **given)
+    exact = convolve(
+        u.double(),
+        k.double(),
+        mode=p.mode,
+        length=p.length,
+        **{name: None if x is None else x.double().numpy() for name, x in given.items()},
+    )
+    check(y.double().numpy(), exact, p.dtype, plan.order)
+    return simulated
+
+
+def plan_for(mode: str, length: int, dtype: str, target: str = "sm_90") -> Plan:
+    return search.plan(Problem(mode, length, dtype), target)
+
+
+POWERS = [2**e for e in range(8, 16)]
+
+
+@pytest.mark.parametrize("length", POWERS)
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_powers_of_two(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
+    plan = plan_for(mode, length, dtype)
+    assert plan.memory_class == "block"
+    batch = 1 if length > 8192 else 3
+    run(plan, rng, batch=batch, channels=1 if length > 8192 else 2)
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 100, 257, 1000, 1026, 5000, 5120, 12_288, 20_000, 20_480])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_other_lengths(mode: str, length: int, rng: np.random.Generator) -> None:
+    run(plan_for(mode, length, "bf16"), rng, batch=2 if length < 10_000 else 1)
+
+
+OPTIONS = [c for n in range(4) for c in itertools.combinations(("in_gate", "out_gate", "skip"), n)]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids="+".join)
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize("length", [512, 4096])
+def test_every_combination_of_options(
+    mode: str, length: int, options: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    run(plan_for(mode, length, "bf16"), rng, batch=3, options=options)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize(("mode", "length"), [("causal", 256), ("circular", 256), ("circular", 4096)])
+def test_odd_batches_and_channels(
+    mode: str, length: int, batch: int, channels: int, rng: np.random.Generator
+) -> None:
+    run(plan_for(mode, length, "fp16"), rng, batch=batch, channels=channels, options=("in_gate",))
+
+
+@pytest.mark.parametrize(
+    ("length", "taps"), [(4096, 1), (4096, 100), (2049, 4096), (1, 4096), (7, 9), (4095, 33)]
+)
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_short_inputs_and_filters(mode: str, length: int, taps: int, rng: np.random.Generator) -> None:
+    """Rows that are zero are skipped, ragged ends are neither read nor written."""
+    run(plan_for(mode, 4096, "bf16"), rng, batch=2, length=length, taps=taps, options=("in_gate", "out_gate"))
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_100", "sm_120", "compute_80"])
+@pytest.mark.parametrize(("mode", "length"), [("causal", 16_384), ("circular", 8192), ("circular", 1009)])
+def test_every_target(target: str, mode: str, length: int, rng: np.random.Generator) -> None:
+    run(plan_for(mode, length, "fp16", target), rng, options=("out_gate", "skip"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "length", "dtype", "target"),
+    [
+        ("causal", 65_536, "bf16", "sm_90"),
+        ("circular", 65_536, "fp16", "sm_90"),
+        ("causal", 100_000, "bf16", "sm_90"),
+        ("circular", 65_521, "bf16", "sm_90"),
+        ("causal", 32_768, "fp16", "sm_86"),
+        ("circular", 65_536, "fp16", "sm_75"),  # two device stages
+        ("circular", 30_011, "fp16", "sm_75"),  # folded in the device class
+    ],
+)
+def test_the_device_class(mode: str, length: int, dtype: str, target: str, rng: np.random.Generator) -> None:
+    plan = plan_for(mode, length, dtype, target)
+    assert plan.memory_class == "device"
+    run(plan, rng, batch=1 if mode == "causal" else 2, options=("in_gate", "out_gate", "skip"))
+
+
+def test_chunks_reuse_the_workspace(rng: np.random.Generator) -> None:
+    """Five transforms through a workspace of two: three chunks, odd at the end, across channels."""
+    plan = search.with_shape(Problem("causal", 4096, "bf16"), "sm_90", (16, 16, 16), 1)
+    small = type(plan)(**{**vars(plan), "chunk_bytes": 2 * 4 * 4096} | {})
+    simulated = run(small, rng, batch=5, channels=1, options=("skip",))
+    assert len(simulated.reports) == 3
+
+
+@pytest.mark.parametrize("length", [131_072, 1_048_576, 4_194_304])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_long_transforms_on_sampled_blocks(mode: str, length: int) -> None:
+    dtype = "bf16" if mode == "causal" else "fp16"
+    module, ptx = built(plan_for(mode, length, dtype))
+    samples = list(sampled.check_launches(module, ptx, seed=length))
+    assert len(samples) == len(module.plan.kernels)
+    for sample in samples:
+        assert sample.accuracy.passed, f"{sample.description}: {sample.accuracy}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "length"),
+    [
+        ("causal", 256),
+        ("circular", 1024),
+        ("causal", 4096),
+        ("circular", 20_480),
+        ("causal", 65_536),
+        ("circular", 1009),
+    ],
+)
+def test_tensor_core_work_is_what_the_planner_counts(
+    mode: str, length: int, rng: np.random.Generator
+) -> None:
+    plan = plan_for(mode, length, "bf16")
+    batch = 2 * plan.rows_per_item
+    simulated = run(plan, rng, batch=batch)
+    counted = sum(sum(r.counters.tensor.values()) for r in simulated.reports.values())
+    assert counted == 2 * tensor_ops(plan)
+
+
+def test_the_argument_block_is_the_structure_the_kernels_read() -> None:
+    """``sizeof(Args)`` and the offset of its last field, as NVRTC sees them."""
+    _, ptx = built(plan_for("causal", 256, "fp16"))
+    declared = ptx.split(".entry")[1].split(")")[0]
+    assert f"[{ARGS_BYTES}]" in declared, declared
+    assert ARGS_BYTES % ctypes.sizeof(ctypes.c_uint64) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("length", [*POWERS, 65_536, 131_072])
+def test_sweep(mode: str, length: int, dtype: str, target: str, rng: np.random.Generator) -> None:
+    run(plan_for(mode, length, dtype, target), rng, batch=3, options=("in_gate", "out_gate", "skip"))
