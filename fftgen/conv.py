@@ -243,8 +243,8 @@ class Conv:
         if u.numel() == 0:
             return torch.empty_like(u)
         loaded = self.on(u.device, self.served(u.shape[-1], k.shape[-1]))
-        made = spectrum(loaded.executable.plan, k)
-        return self.launch(loaded, u, made.planes, made.scale, in_gate, out_gate, skip)
+        made = spectrum(loaded.executable.plan, k, skip)
+        return self.launch(loaded, u, made.planes, made.scale, in_gate, out_gate)
 
     def launch(
         self,
@@ -254,7 +254,6 @@ class Conv:
         scale: Tensor,
         in_gate: Tensor | None,
         out_gate: Tensor | None,
-        skip: Tensor | None,
     ) -> Tensor:
         """The kernels of a call, on the current stream of u's device."""
         stream = torch.cuda.current_stream(u.device).cuda_stream
@@ -267,7 +266,6 @@ class Conv:
             scale,
             signals[1],
             signals[2],
-            None if skip is None else skip.to(torch.float32).contiguous(),
         )
 
 

@@ -105,7 +105,7 @@ def convolve(
     """
     simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
     table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
-    made = spectrum(built.plan, k)
+    made = spectrum(built.plan, k, skip)
     signals = [time_contiguous(x) for x in (u, in_gate, out_gate)]
     assert signals[0] is not None
     y = Executable(built.plan, table)(
@@ -115,7 +115,6 @@ def convolve(
         made.scale,
         signals[1],
         signals[2],
-        None if skip is None else skip.to(torch.float32).contiguous(),
         address=simulated.address,
     )
     missing = simulated.unwritten("y")

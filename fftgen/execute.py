@@ -18,6 +18,7 @@ from fftgen.dtypes import dtype
 from fftgen.errors import InputError
 from fftgen.launch import ABSENT, Call, Launcher, Signal, run
 from fftgen.planner.launch import Launch, launches, workspace_elements
+from fftgen.planner.order import spectrum_digits
 from fftgen.planner.plan import Plan
 
 Address = Callable[[str, Tensor], int]
@@ -27,9 +28,10 @@ Address = Callable[[str, Tensor], int]
 class Spectrum:
     """A filter's spectrum as the kernels of one plan read it.
 
-    ``planes`` (H, 2, N) in the storage dtype: real and imaginary plane in Monarch order, every channel
-    multiplied by a power of two that brings its largest modulus into [1/2, 1). ``scale`` (H, 2) fp32:
-    that power, and the factor that undoes it together with 1/N. ``digest`` names the plan.
+    ``planes`` (H, 2, N), 2 N numbers a channel in the operands' type and in the order that the plan's
+    kernels read (planner/order.py), every channel multiplied by a power of two that brings its largest
+    modulus into [1/2, 1). ``scale`` (H, 2) fp32: that power, and the factor that undoes it together with
+    1/N. ``digest`` names the plan.
     """
 
     planes: Tensor
@@ -49,12 +51,12 @@ def _weights(transform: int, device: torch.device) -> Tensor:
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(device)
 
 
-def monarch_order(spectrum: Tensor, factors: Sequence[int]) -> Tensor:
-    """(..., N) in natural order to Monarch order: position (k_1, ..., k_p) holds k_1 + N_1 k_2 + ..."""
-    lead = spectrum.dim() - 1
-    digits = spectrum.reshape(*spectrum.shape[:-1], *reversed(factors))
-    order = (*range(lead), *reversed(range(lead, lead + len(factors))))
-    return digits.permute(order).reshape(*spectrum.shape)
+def stored_order(natural: Tensor, digits: Sequence[tuple[int, int]]) -> Tensor:
+    """(H, N, 2) real and imaginary parts by frequency to (H, 2 N) as the digits say (planner/order.py)."""
+    slowest = sorted(range(len(digits)), key=lambda i: -digits[i][1])
+    places = [slowest.index(i) for i in range(len(digits))]
+    spread = natural.reshape(-1, *(digits[i][0] for i in slowest))
+    return spread.permute(0, *(1 + p for p in places)).reshape(natural.shape[0], -1)
 
 
 def storage(plan: Plan) -> torch.dtype:
@@ -62,22 +64,54 @@ def storage(plan: Plan) -> torch.dtype:
     return torch.bfloat16 if dtype(plan.problem.dtype).name == "bf16" else torch.float16
 
 
-def spectrum(plan: Plan, k: Tensor) -> Spectrum:
-    """Transform a filter (H, Lk), Lk at most the plan's length, on its own device, in fp32."""
+def operand(plan: Plan) -> torch.dtype:
+    """The torch dtype of a plan's matrix operands and spectrum."""
+    return torch.float16 if plan.compute_format == "scaled-fp16" else storage(plan)
+
+
+def with_skip(plan: Plan, planes: Tensor, scale: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+    """A prepared spectrum with a skip term (H,): every frequency grows by D, in the spectrum's own scale.
+
+    Where that leaves the range of the operands' type, a channel takes another power of two.
+    """
+    digits = spectrum_digits(plan)
+    place = next(i for i, (extent, stride) in enumerate(digits) if stride == 1)
+    spread = planes.reshape(-1, *(extent for extent, _ in digits)).to(torch.float32)
+    term = skip.detach().to(torch.float32) * scale[:, 0]
+    _, exponent = torch.frexp(1 + term.abs())
+    one = torch.ones_like(term)
+    down = torch.ldexp(one, 1 - exponent.clamp(1, 126))  # 1 while |D| < 1 in the spectrum's scale
+
+    def fit(x: Tensor) -> Tensor:
+        return x.reshape(-1, *(1 for _ in digits[1:]))
+
+    spread = spread * down.reshape(-1, *(1 for _ in digits))
+    spread.select(place + 1, 0).add_(fit(term * down))
+    moved = torch.stack([scale[:, 0] * down, scale[:, 1] / down], dim=-1)
+    return spread.reshape(planes.shape).to(planes.dtype), moved
+
+
+def spectrum(plan: Plan, k: Tensor, skip: Tensor | None = None) -> Spectrum:
+    """Transform a filter (H, Lk), Lk at most the plan's length, on its own device, in fp32.
+
+    A skip term (H,) joins the first tap: ``conv(u, k) + D u`` is ``conv(u, k + D delta)``.
+    """
     n = plan.transform
     taps = k.detach().to(torch.float32)
+    if skip is not None:
+        taps = torch.cat([taps[:, :1] + skip.detach().to(torch.float32)[:, None], taps[:, 1:]], dim=1)
     if plan.real_input:
         padded = torch.nn.functional.pad(taps, (0, n - taps.shape[-1]))
         natural = torch.fft.fft(padded * _weights(n, k.device))
     else:
         natural = torch.fft.fft(taps, n=n)
-    ordered = monarch_order(natural, plan.factors)
-    largest = ordered.abs().amax(dim=-1)
+    largest = natural.abs().amax(dim=-1)
     _, exponent = torch.frexp(largest)
     exponent = torch.where((largest > 0) & largest.isfinite(), exponent, 0).clamp(-126, 126)
     one = torch.ones_like(largest)
     up, down = torch.ldexp(one, -exponent), torch.ldexp(one, exponent)
-    planes = torch.view_as_real(ordered * up[:, None]).movedim(-1, 1).to(storage(plan)).contiguous()
+    parts = torch.view_as_real(natural * up[:, None]).to(operand(plan))
+    planes = stored_order(parts, spectrum_digits(plan)).reshape(-1, 2, n)
     scale = torch.stack([up, down * plan.residual], dim=-1).contiguous()
     return Spectrum(planes, scale, plan.digest, int(k.shape[-1]))
 
@@ -92,8 +126,10 @@ def _signal(name: str, x: Tensor | None, address: Address) -> Signal:
 
 
 def _aligned(x: Tensor | None) -> bool:
-    """Every row starts on 16 bytes."""
-    return x is None or (x.data_ptr() % 16 == 0 and x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0)
+    """Every row starts on 16 bytes and is a whole number of 16-byte pieces."""
+    return x is None or (
+        x.data_ptr() % 16 == 0 and x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0 and x.shape[-1] % 8 == 0
+    )
 
 
 class Executable:
@@ -123,13 +159,12 @@ class Executable:
         scale: Tensor,
         in_gate: Tensor | None = None,
         out_gate: Tensor | None = None,
-        skip: Tensor | None = None,
         address: Address = lambda _, x: x.data_ptr(),
     ) -> Tensor:
         """Run the kernels and return a new (B, H, L).
 
-        u, gates (B, H, L) with time contiguous; skip (H,) fp32; ``address`` maps a name and a tensor to
-        what the kernels see.
+        u, gates (B, H, L) with time contiguous; ``address`` maps a name and a tensor to what the kernels
+        see.
         """
         batch, channels, length = u.shape
         if batch * channels >= 2**31:
@@ -150,7 +185,6 @@ class Executable:
             tables=address("tables", self.tables),
             in_gate=_signal("in_gate", in_gate, address),
             out_gate=_signal("out_gate", out_gate, address),
-            skip=0 if skip is None else address("skip", skip),
             workspace=0 if workspace is None else address("workspace", workspace),
             vector=_aligned(u) and _aligned(y) and _aligned(in_gate) and _aligned(out_gate),
         )

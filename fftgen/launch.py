@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 from fftgen.planner.launch import Launch, items_per_channel
 from fftgen.planner.plan import Plan
 
-# Four signals (address, batch stride, channel stride), five addresses, eight 32-bit numbers.
-_ARGS = struct.Struct("<" + 4 * "Qqq" + "5Q" + "8i")
+# Four signals (address, batch stride, channel stride), four addresses, eight 32-bit numbers.
+_ARGS = struct.Struct("<" + 4 * "Qqq" + "4Q" + "8i")
 ARGS_BYTES = _ARGS.size
 
 
@@ -43,7 +43,6 @@ class Call:
     tables: int
     in_gate: Signal = ABSENT
     out_gate: Signal = ABSENT
-    skip: int = 0
     workspace: int = 0
     vector: bool = False
 
@@ -64,7 +63,6 @@ def argument_block(plan: Plan, call: Call, launch: Launch) -> bytes:
         *call.y,
         call.spectrum,
         call.scale,
-        call.skip,
         call.tables,
         call.workspace,
         launch.first,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fftgen.conv import CPU_DIGEST, registered
+from fftgen.execute import with_skip
 
 _torch_library: Any = torch.library  # its classes carry no annotations
 _LIBRARY = _torch_library.Library("fftgen", "DEF")
@@ -48,7 +49,10 @@ def _prepared_cuda(
     conv = registered(handle)
     if u.numel() == 0:
         return torch.empty_like(u)
-    return conv.launch(conv.loaded_for(digest, u), u, planes, scale, in_gate, out_gate, skip)
+    loaded = conv.loaded_for(digest, u)
+    if skip is not None:
+        planes, scale = with_skip(loaded.executable.plan, planes, scale, skip)
+    return conv.launch(loaded, u, planes, scale, in_gate, out_gate)
 
 
 def _prepared_cpu(

@@ -10,13 +10,13 @@ import jinja2
 
 from fftgen import __version__
 from fftgen.dtypes import dtype
+from fftgen.planner import fragments
 from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.planner.tables import matrix_bytes
 from fftgen.source import Source
 
-HEADERS = ("types", "signal", "tables")
-KERNEL_TEMPLATES = {
+WMMA_TEMPLATES = {
     "convolve": "inner.j2",
     "rows": "inner.j2",
     "columns": "columns.j2",
@@ -81,26 +81,48 @@ def _unique(matrices: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def render(plan: Plan) -> Source:
     """The source of all kernels of a plan: the same bytes for the same plan."""
-    body = next(k for k in plan.kernels if k.role in ("convolve", "rows"))
-    matrices = _matrices(plan, body)
-    names = {number: plan.table("dft", number).name for number in range(1, plan.order + 1)}
-    block = next((i for i, s in enumerate(plan.stages, 1) if s.place == "block"), 0)
+    mma = plan.engine == "mma"
     text = (
         _environment()
-        .get_template("convolution.cu.j2")
+        .get_template("mma.cu.j2" if mma else "convolution.cu.j2")
         .render(
             plan=plan,
             version=__version__,
             command=command(plan),
             summary=summary(plan),
             ctype=dtype(plan.problem.dtype).ctype,
-            dft_tables=list({t.name: t for t in plan.tables if t.kind == "dft"}.values()),
-            kernel_templates=KERNEL_TEMPLATES,
-            matrices=_unique(matrices),
-            stage_matrices=matrices,
-            matrix_names=names,
-            block_stage=block,
+            **(_mma_names(plan) if mma else _wmma_names(plan)),
         )
     )
-    headers = {f"fftgen/{name}.cuh": header(name) for name in (*HEADERS, plan.engine)}
+    used = ["types", "signal", *_headers(plan)]
+    headers = {f"fftgen/{name}.cuh": header(name) for name in used}
     return Source(f"{plan.name}.cu", text, headers, tuple(plan.entry(k) for k in plan.kernels))
+
+
+def _headers(plan: Plan) -> tuple[str, ...]:
+    """The device headers of a plan beside those that all take."""
+    if plan.engine == "wmma":
+        return ("tables", "wmma")
+    return ("mma", "chain", "columns") if plan.block_stage else ("mma", "chain", "columns", "warp")
+
+
+def _mma_names(plan: Plan) -> dict[str, Any]:
+    real, width = plan.real_input, plan.body.columns
+    return {
+        "kernel_templates": {"convolve": "mma_block.j2" if plan.block_stage else "mma_warp.j2"},
+        "shared_tables": fragments.shared_bytes(plan.stages, real, width),
+    }
+
+
+def _wmma_names(plan: Plan) -> dict[str, Any]:
+    matrices = _matrices(plan, plan.body)
+    names = {number: plan.table("dft", number).name for number in range(1, plan.order + 1)}
+    block = next((i for i, s in enumerate(plan.stages, 1) if s.place == "block"), 0)
+    return {
+        "dft_tables": list({t.name: t for t in plan.tables if t.kind == "dft"}.values()),
+        "kernel_templates": WMMA_TEMPLATES,
+        "matrices": _unique(matrices),
+        "stage_matrices": matrices,
+        "matrix_names": names,
+        "block_stage": block,
+    }

@@ -68,7 +68,7 @@ def check_launches(
     wide = {name: decode(b, kind).astype(np.float64) for name, b in bits.items()}
     taps = (rng.standard_normal((1, length)) * np.exp(-8 * np.arange(length) / length)).astype(np.float32)
     skip = rng.standard_normal(1).astype(np.float32)
-    made = spectrum(plan, torch.from_numpy(taps))
+    made = spectrum(plan, torch.from_numpy(taps), torch.from_numpy(skip))
     states = interpret.workspace_states(plan, wide["u"], taps, in_gate=wide["in_gate"], skip=skip)
     exact = interpret.convolve(
         plan, wide["u"], taps, in_gate=wide["in_gate"], out_gate=wide["out_gate"], skip=skip, rounded=False
@@ -78,7 +78,6 @@ def check_launches(
         **bits,
         "spectrum": made.planes.view(torch.int16).numpy(),
         "scale": made.scale.numpy(),
-        "skip": skip,
         "tables": np.frombuffer(built.tables, np.uint8).copy(),
     }
     before: Bits | None = None
@@ -141,7 +140,6 @@ def _arguments(built: Built, launch: Launch, at: dict[str, int], rows: int, leng
         spectrum=at["spectrum"],
         scale=at["scale"],
         tables=at["tables"],
-        skip=at["skip"],
         workspace=at["workspace"],
         vector=length % 8 == 0,
         **signal,

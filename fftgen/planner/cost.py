@@ -87,6 +87,8 @@ def cost(plan: Plan, target: Target) -> Cost:
     device = device_bytes(plan)
     workspace = workspace_bytes(plan)
     passes = 2 * plan.order
+    if plan.engine == "mma":
+        return _mma_cost(plan, target, ops, device)
     shared = passes * n * (STAGING_TRAFFIC + OPERAND_TRAFFIC)
     sms, clock = target.multiprocessors, target.clock
     # A matrix unit reaches its rate only when enough warps hide the latency of what feeds it.
@@ -100,3 +102,25 @@ def cost(plan: Plan, target: Target) -> Cost:
         "issue slots": instructions / (4 * sms * clock) / fill,
     }
     return Cost(ops, device, workspace, shared, seconds)
+
+
+def _mma_cost(plan: Plan, target: Target, ops: int, device: int) -> Cost:
+    """The register chain: what crosses shared memory is the exchange and the tables."""
+    pieces = plan.transform / 128  # of 128 complex elements, one matrix result of a warp
+    kernel = plan.body
+    exchange = 2 * 8 * plan.transform if plan.block_stage else 4 * plan.transform * plan.rows_per_item
+    tables = sum(t.nbytes for t in plan.tables if not t.name.startswith("outer"))
+    shares = kernel.group * (1 if plan.block_stage else 1)
+    reads = tables * max(1.0, plan.transform / (plan.factors[-1] * plan.factors[-2])) / shares
+    shared = exchange + reads
+    twists = 2 * plan.order - 1
+    instructions = 2 * ops + pieces * (8 * twists + 30 * plan.rows_per_item + 20)
+    fill = min(1.0, occupancy(plan, target) / 16)
+    chip = target.multiprocessors * target.clock
+    seconds = {
+        "device memory": device / target.bandwidth,
+        "shared memory": shared / (128 * chip) / fill,
+        "tensor cores": 2 * TILE**3 * ops / target.tensor_rate / fill,
+        "instructions": instructions / (4 * chip) / fill,
+    }
+    return Cost(ops, device, 0, int(shared), seconds)

@@ -6,7 +6,7 @@ every stage's result and the spectrum to the storage type; products, twiddles an
 
     z = pack(in_gate * u)                              right-angle: real rows; batch-pair: two rows
     for s = 1..p:   z = T_s * (F_s z)                  F_s along digit s, scaled by 2**-scale
-    z = z * (K + D * 2**e)                             Monarch order, K scaled by 2**e
+    z = z * K                                          Monarch order, K scaled by 2**e, skip term inside
     for s = p..1:   z = F_s^H (conj(T_s) * z)
     y = out_gate * (residual * 2**-e) * unpack(z)
 """
@@ -132,9 +132,7 @@ def convolve(
     x = machine.store_real(signal)
     if gate_in is not None:
         x = machine.store_real(machine.wide(x) * machine.wide(machine.store_real(gate_in)))
-    filters, exponent = spectrum(plan, taps, rounded=rounded)
-    if direct is not None:
-        filters = filters + machine.wide(np.ldexp(direct, exponent))[:, None]
+    filters, exponent = spectrum(plan, _with_skip(taps, direct), rounded=rounded)
     z = _forward(machine, _pack(plan, machine.wide(x)))
     z = _inverse(machine, machine.store(z * filters))
     y = _unpack(plan, machine, z, *signal.shape[::2])
@@ -159,9 +157,7 @@ def workspace_states(
     signal, taps = np.asarray(u, np.float64), np.asarray(k, np.float64)
     gate_in, _, direct = _checked(plan, signal, taps, in_gate, None, skip)
     machine = Exact(plan)
-    filters, exponent = spectrum(plan, taps, rounded=False)
-    if direct is not None:
-        filters = filters + np.ldexp(direct, exponent)[:, None]
+    filters, _ = spectrum(plan, _with_skip(taps, direct), rounded=False)
     inward: list[Complex] = []
     outward: list[Complex] = []
     packed = _pack(plan, signal if gate_in is None else signal * gate_in)
@@ -222,6 +218,15 @@ def _checked(
 
     gates = optional("in_gate", in_gate, u.shape), optional("out_gate", out_gate, u.shape)
     return (*gates, optional("skip", skip, u.shape[1:2]))
+
+
+def _with_skip(taps: Real, skip: Real | None) -> Real:
+    """conv(u, k) + D u is conv(u, k + D delta)."""
+    if skip is None:
+        return taps
+    joined = taps.copy()
+    joined[:, 0] += skip
+    return joined
 
 
 def _pack(plan: Plan, x: Real) -> Real | Complex:

@@ -8,6 +8,9 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
+from fftgen.planner import fragments
+from fftgen.planner.plan import Plan
+
 
 def monarch_permutation(factors: Sequence[int]) -> npt.NDArray[np.int64]:
     """The frequency at each position of a spectrum in Monarch order, int64 ``(N,)``.
@@ -18,3 +21,28 @@ def monarch_permutation(factors: Sequence[int]) -> npt.NDArray[np.int64]:
     """
     natural = np.arange(prod(factors), dtype=np.int64).reshape(tuple(reversed(factors)))
     return np.ascontiguousarray(natural.transpose()).reshape(-1)
+
+
+def spectrum_digits(plan: Plan) -> tuple[tuple[int, int], ...]:
+    """How the kernels of a plan read a channel's spectrum: digits (extent, stride), the slowest first.
+
+    The place of a number, read in this mixed radix, gives digits that, times their strides, add up to the
+    number's index in the natural spectrum as real numbers: 2 k for the real part of frequency k, 2 k + 1
+    for the imaginary part.
+    """
+    if plan.engine == "mma":
+        return fragments.spectrum_digits(plan)
+    found = [(2, 1)]  # plane by plane
+    stride = 2
+    for radix in plan.factors:
+        found.append((radix, stride))
+        stride *= radix
+    return tuple(found)
+
+
+def spectrum_index(plan: Plan) -> npt.NDArray[np.int64]:
+    """The index in the natural spectrum of every number of a stored one, int64 ``(2 N,)``."""
+    index = np.zeros(1, np.int64)
+    for extent, stride in spectrum_digits(plan):
+        index = (index[:, None] + stride * np.arange(extent)).reshape(-1)
+    return index

@@ -15,7 +15,7 @@ from typing import Any
 from fftgen.errors import ArtifactError, InternalError
 from fftgen.problem import Problem
 
-SCHEMA = 1
+SCHEMA = 2
 TILE = 16  # rows and columns of a matrix instruction's tile
 
 
@@ -41,8 +41,9 @@ class Stage:
 class Table:
     """A constant array inside the plan's table block: ``shape`` elements of ``element`` at ``offset`` bytes.
 
-    kind "dft": three planes (real, imaginary, minus imaginary) of radix x pitch 16-bit numbers;
-    kind "high"/"low": rows of complex fp32 (interleaved) twiddles.
+    Engine "wmma": kind "dft": three planes (real, imaginary, minus imaginary) of radix x pitch 16-bit
+    numbers; kind "high"/"low": rows of complex fp32 (interleaved) twiddles. Engine "mma": fp16 in the order
+    of its operands' registers, kinds as in fragments.py.
     """
 
     name: str
@@ -65,6 +66,10 @@ class Kernel:
     ``pitch`` is the distance of tile rows in shared memory, ``row`` the distance of block rows (elements).
     Offsets are in bytes from the start of dynamic shared memory; ``matrices_at`` < 0: the DFT matrices
     stay in device memory.
+
+    Engine "mma": ``columns`` that a thread loads side by side in the outer stage (V), ``group`` of rows or
+    transforms that a warp takes through the inner stages at a time. ``pitch`` is then the distance of block
+    rows in 16-byte pieces, ``staging_at`` where warps exchange their peaks.
     """
 
     role: str
@@ -78,6 +83,8 @@ class Kernel:
     staging_at: int
     matrices_at: int
     shared_bytes: int
+    columns: int = 0
+    group: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,16 @@ class Plan:
     def inner(self) -> tuple[Stage, ...]:
         """The stages that run inside one kernel: [block stage,] tile rows, tile columns."""
         return tuple(s for s in self.stages if s.place != "device")
+
+    @property
+    def body(self) -> Kernel:
+        """The kernel that runs the inner stages."""
+        return next(k for k in self.kernels if k.role in ("convolve", "rows"))
+
+    @property
+    def block_stage(self) -> bool:
+        """The inner stages start with columns of a block's shared memory."""
+        return len(self.inner) > 2
 
     @property
     def row_length(self) -> int:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import islice
 
 from fftgen.errors import NoPlanError
+from fftgen.planner import fragments, mma_rules
 from fftgen.planner.cost import Cost, cost
 from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
 from fftgen.planner.plan import Kernel, Plan, Stage
@@ -18,6 +19,7 @@ from fftgen.problem import MAX_LENGTH, Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
+ENGINES = ("mma", "wmma")
 LENGTHS_TRIED = 12
 CHUNK_LIMIT = 32 * 1024 * 1024
 
@@ -28,13 +30,14 @@ class Candidate:
 
     transform: int
     shape: Shape
+    engine: str
     plan: Plan | None
     cost: Cost | None
     reason: str = ""
 
     def __str__(self) -> str:
         factors = "·".join(map(str, self.shape.factors))
-        head = f"N={self.transform} = {factors}, {self.shape.device} device stage(s)"
+        head = f"N={self.transform} = {factors}, {self.shape.device} device stage(s), {self.engine}"
         if self.plan is None or self.cost is None:
             return f"{head}: no: {self.reason}"
         times = ", ".join(f"{name} {1e9 * s:.2f}" for name, s in self.cost.seconds.items())
@@ -106,22 +109,45 @@ def _kernels(
     return tuple(kernels)
 
 
+def _layouts(
+    engine: str, shape: Shape, stages: tuple[Stage, ...], right_angle: bool, fold: bool, target: Target
+) -> Iterator[tuple[Kernel, ...] | str]:
+    """Every layout of a shape's kernels on an engine, and reasons against others."""
+    if engine == "mma":
+        for kernel in mma_rules.kernels(stages, right_angle, target):
+            yield kernel if isinstance(kernel, str) else (kernel,)
+    else:
+        for warps in WARPS:
+            yield _kernels(shape, stages, right_angle, fold, warps, target)
+
+
+def _legal(engine: str, shape: Shape, fold: bool, target: Target) -> str | None:
+    if engine == "mma":
+        return mma_rules.supports(target) or mma_rules.shape_is_legal(shape, fold)
+    return shape_is_legal(shape)
+
+
+def _memory_class(engine: str, shape: Shape) -> str:
+    if shape.device:
+        return "device"
+    return "warp" if engine == "mma" and len(shape.inner) == 2 else "block"
+
+
 def candidate(
     problem: Problem, target: Target, transform: int, shape: Shape, fold: int, engine: str = "wmma"
 ) -> Candidate:
-    """Judge one shape: the cheapest number of warps that is legal, or why none is."""
-    reason = supports_dtype(problem.dtype, target) or shape_is_legal(shape)
+    """Judge one shape on one engine: the cheapest layout that is legal, or why none is."""
+    reason = supports_dtype(problem.dtype, target) or _legal(engine, shape, bool(fold), target)
     if not reason and (
         transform < problem.length or (not problem.causal and not fold and transform != problem.length)
     ):
         reason = f"a transform of {transform} does not serve {problem.mode} length {problem.length}"
     if reason:
-        return Candidate(transform, shape, None, None, reason)
+        return Candidate(transform, shape, engine, None, None, reason)
     right_angle = problem.causal or bool(fold)
     stages = _stages(shape)
     best: Candidate | None = None
-    for warps in WARPS:
-        kernels = _kernels(shape, stages, right_angle, bool(fold), warps, target)
+    for kernels in _layouts(engine, shape, stages, right_angle, bool(fold), target):
         if isinstance(kernels, str):
             reason = reason or kernels
             continue
@@ -130,19 +156,21 @@ def candidate(
             target=target.name,
             transform=transform,
             packing="right-angle" if right_angle else "batch-pair",
-            memory_class="device" if shape.device else "block",
+            memory_class=_memory_class(engine, shape),
             engine=engine,
-            compute_format=f"{problem.dtype}-fp32",
+            compute_format="scaled-fp16" if engine == "mma" else f"{problem.dtype}-fp32",
             fold=fold,
             stages=stages,
             kernels=kernels,
-            tables=layout(stages, right_angle),
+            tables=fragments.layout(stages, right_angle, kernels[0].columns)
+            if engine == "mma"
+            else layout(stages, right_angle),
             chunk_bytes=max(4 * transform, min(target.l2_bytes // 2, CHUNK_LIMIT)) if shape.device else 0,
         )
         price = cost(plan, target)
         if best is None or best.cost is None or price.time < best.cost.time:
-            best = Candidate(transform, shape, plan, price)
-    return best or Candidate(transform, shape, None, None, reason or "no number of warps fits")
+            best = Candidate(transform, shape, engine, plan, price)
+    return best or Candidate(transform, shape, engine, None, None, reason or "no number of warps fits")
 
 
 def search(problem: Problem, target: Target, transform: int | None = None) -> tuple[Candidate, ...]:
@@ -155,7 +183,12 @@ def search(problem: Problem, target: Target, transform: int | None = None) -> tu
     if transform is not None:
         tried = (transform,)
         fold = 0 if problem.causal or transform == problem.length else problem.length
-    found = [candidate(problem, target, n, shape, fold) for n in tried for shape in shapes(n)]
+    found = [
+        candidate(problem, target, n, shape, fold, engine)
+        for n in tried
+        for shape in shapes(n)
+        for engine in ENGINES
+    ]
     return tuple(sorted(found, key=_rank))
 
 
@@ -178,12 +211,14 @@ def plan(problem: Problem, target: str | Target) -> Plan:
     return candidates[0].plan
 
 
-def with_shape(problem: Problem, target: str | Target, factors: tuple[int, ...], device: int) -> Plan:
+def with_shape(
+    problem: Problem, target: str | Target, factors: tuple[int, ...], device: int, engine: str = "wmma"
+) -> Plan:
     """The plan for given radices: for tests and tuning. Raises NoPlanError with the rule it breaks."""
     chip = find_target(target)
     n = math.prod(factors)
     fold = 0 if problem.causal or n == problem.length else problem.length
-    found = candidate(problem, chip, n, Shape(factors, device), fold)
+    found = candidate(problem, chip, n, Shape(factors, device), fold, engine)
     if found.plan is None:
         raise NoPlanError(f"factors {factors} do not fit {chip.name}: {found.reason}")
     return found.plan

@@ -29,7 +29,6 @@ struct Args {
     Signal<T> y;
     const T* spectrum;             // (channels, 2, N): real and imaginary plane, Monarch order
     const float2* scale;           // (channels): what the spectrum was multiplied by; what undoes it and 1/N
-    const float* skip;             // (channels) or nullptr
     const unsigned char* tables;   // the plan's constants
     T* workspace;                  // (items, 2, N) or nullptr
     int first;                     // first transform of this launch; transforms count channel by channel
@@ -38,13 +37,14 @@ struct Args {
     int batch;
     int length;                    // time steps of u and y
     int run;                       // consecutive pieces of work of one worker
-    int vector;                    // 1: every row starts on 16 bytes
+    int vector;                    // 1: every row starts on 16 bytes and length is a multiple of eight
     int reserved;
 };
 
 // One real row, gated on the way in.
 template <typename T>
 struct RealSource {
+    using Number = T;
     const T* u;
     const T* gate;
     int length;
@@ -72,6 +72,41 @@ struct RealSource {
     }
 
     __device__ __forceinline__ void load(int n, Vector<T>& re, Vector<T>&) const { re = real(n); }
+    __device__ __forceinline__ void close() { length = 0; }
+
+    // V consecutive numbers in fp32, the product with the gate unrounded; `peak` grows to their largest.
+    // SHARED: the row is a copy in shared memory. Rows are aligned, their length is a multiple of V.
+    template <int V, bool SHARED, bool GATED>
+    __device__ __forceinline__ void wide(int n, float (&x)[V], Peak<T>& peak) const {
+        unsigned w[V / 2] = {}, g[V / 2] = {};
+        if (n < length) {
+            load_words<SHARED>(u + n, w);
+            if constexpr (GATED) load_words<SHARED>(gate + n, g);
+        }
+#pragma unroll
+        for (int i = 0; i < V / 2; ++i) {
+            Word<T>::widen(w[i], x[2 * i], x[2 * i + 1]);
+            if constexpr (GATED) {
+                float low, high;
+                Word<T>::widen(g[i], low, high);
+                x[2 * i] *= low, x[2 * i + 1] *= high;
+                peak.add(x[2 * i]), peak.add(x[2 * i + 1]);
+            } else {
+                peak.add_word(w[i]);
+            }
+        }
+    }
+
+    // A copy of the first N numbers and their gates in shared memory, for rows that start anywhere.
+    template <int N>
+    __device__ __forceinline__ RealSource staged(void* memory, int thread, int threads) const {
+        T* const copy = reinterpret_cast<T*>(memory);
+        for (int n = thread; n < N; n += threads) {
+            copy[n] = n < length ? u[n] : T(0.0f);
+            if (gate != nullptr) copy[N + n] = n < length ? gate[n] : T(0.0f);
+        }
+        return {copy, gate == nullptr ? nullptr : copy + N, N, true};
+    }
 };
 
 // Two batch rows as real and imaginary part; the partner of an odd last row is zero.
@@ -83,6 +118,7 @@ struct PairSource {
         re = even.real(n);
         im = odd.u == nullptr ? zeros<T>() : odd.real(n);
     }
+    __device__ __forceinline__ void close() { even.close(), odd.close(); }
 };
 
 // Planes in the workspace.
@@ -110,38 +146,56 @@ struct RealSink {
     int length;
     bool vector;
 
-    __device__ __forceinline__ void real(int n, const float (&x)[VECTOR]) const {
-        float out[VECTOR];
+    // V consecutive numbers.
+    template <int V>
+    __device__ __forceinline__ void real(int n, const float (&x)[V]) const {
+        if (n >= length) return;
+        float out[V];
 #pragma unroll
-        for (int i = 0; i < VECTOR; ++i) out[i] = x[i] * scale;
-        if (gate != nullptr) {
-            const Vector<T> g = RealSource<T>{gate, nullptr, length, vector}.row(gate, n);
+        for (int i = 0; i < V; ++i) out[i] = x[i] * scale;
+        if (vector) {
+            if (gate != nullptr) {
+                unsigned g[V / 2];
+                load_words<false>(gate + n, g);
 #pragma unroll
-            for (int i = 0; i < VECTOR; ++i) out[i] *= widen(g.v[i]);
-        }
-        const Vector<T> packed = narrow<T>(out);
-        if (vector && n + VECTOR <= length) {
-            store_vector(y + n, packed);
+                for (int i = 0; i < V / 2; ++i) {
+                    float low, high;
+                    Word<T>::widen(g[i], low, high);
+                    out[2 * i] *= low, out[2 * i + 1] *= high;
+                }
+            }
+            T packed[V];
+#pragma unroll
+            for (int i = 0; i < V; i += 2) narrow_pair(packed + i, out[i], out[i + 1]);
+            store_words<V>(y + n, packed);
         } else {
 #pragma unroll
-            for (int i = 0; i < VECTOR; ++i)
-                if (n + i < length) y[n + i] = packed.v[i];
+            for (int i = 0; i < V; ++i)
+                if (n + i < length) {
+                    T pair[2];
+                    narrow_pair(pair, gate == nullptr ? out[i] : out[i] * widen(gate[n + i]), 0.0f);
+                    y[n + i] = pair[0];
+                }
         }
     }
 
-    __device__ __forceinline__ void store(int n, const float (&re)[VECTOR], const float (&)[VECTOR]) const {
+    template <int V>
+    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&)[V]) const {
         real(n, re);
     }
+    __device__ __forceinline__ void close() { length = 0; }
 };
 
 template <typename T>
 struct PairSink {
     RealSink<T> even, odd;
 
-    __device__ __forceinline__ void store(int n, const float (&re)[VECTOR], const float (&im)[VECTOR]) const {
+    template <int V>
+    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&im)[V]) const {
         even.real(n, re);
         if (odd.y != nullptr) odd.real(n, im);
     }
+    __device__ __forceinline__ void close() { even.close(), odd.close(); }
 };
 
 template <typename T>
@@ -155,7 +209,7 @@ __device__ __forceinline__ PairSource<T> pair_source(const Args<T>& a, int b, in
     if (b + 1 < a.batch)
         pair.odd = real_source(a, b + 1, h);
     else
-        pair.odd.u = nullptr;
+        pair.odd.u = nullptr, pair.odd.close();
     return pair;
 }
 

@@ -39,19 +39,17 @@ struct Twiddle {
     }
 };
 
-// One channel's spectrum. A skip term D adds D times the identity: every frequency grows by D, in the
-// spectrum's own scale.
+// One channel's spectrum.
 template <typename T>
 struct Spectrum {
     const T* re;
     const T* im;
-    float skip;
 
     __device__ __forceinline__ void apply(float (&x)[VECTOR], float (&y)[VECTOR], int at) const {
         const Vector<T> kr = load_vector(re + at);
         const Vector<T> ki = load_vector(im + at);
 #pragma unroll
-        for (int i = 0; i < VECTOR; ++i) multiply<false>(x[i], y[i], widen(kr.v[i]) + skip, widen(ki.v[i]));
+        for (int i = 0; i < VECTOR; ++i) multiply<false>(x[i], y[i], widen(kr.v[i]), widen(ki.v[i]));
     }
 };
 

@@ -40,6 +40,89 @@ __device__ __forceinline__ void widen(const Vector<T>& x, float (&y)[VECTOR]) {
     for (int i = 0; i < VECTOR; ++i) y[i] = widen(x.v[i]);
 }
 
+// Two neighbouring numbers of a row in one 32-bit word.
+template <typename T>
+struct Word;
+
+template <>
+struct Word<__half> {
+    static __device__ __forceinline__ void widen(unsigned x, float& low, float& high) {
+        const float2 y = __half22float2(*reinterpret_cast<const __half2*>(&x));
+        low = y.x, high = y.y;
+    }
+    // The larger absolute value of each half; a NaN is larger than all.
+    static __device__ __forceinline__ unsigned peak(unsigned most, unsigned x) {
+        unsigned y;
+        asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(most), "r"(x & 0x7fff7fffu));
+        return y;
+    }
+};
+
+template <>
+struct Word<__nv_bfloat16> {
+    static __device__ __forceinline__ void widen(unsigned x, float& low, float& high) {
+        low = __uint_as_float(x << 16), high = __uint_as_float(x & 0xffff0000u);
+    }
+    static __device__ __forceinline__ unsigned peak(unsigned most, unsigned x) {
+        unsigned y;
+        asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(most), "r"(x & 0x7fff7fffu));
+        return y;
+    }
+};
+
+// The largest absolute value of numbers that came in words, and of others as the bits of fp32: as integers
+// these compare as the numbers do, and a NaN is the largest.
+template <typename T>
+struct Peak {
+    unsigned word = 0, single = 0;
+
+    __device__ __forceinline__ void add_word(unsigned x) { word = Word<T>::peak(word, x); }
+    __device__ __forceinline__ void add(float x) { single = max(single, __float_as_uint(x) & 0x7fffffffu); }
+    __device__ __forceinline__ unsigned bits() const {
+        float low, high;
+        Word<T>::widen(word, low, high);
+        return max(single, max(__float_as_uint(low), __float_as_uint(high)));
+    }
+};
+
+// Words that start on their own size. Those of a tensor are read once and need not stay in the L1 cache.
+template <bool SHARED>
+__device__ __forceinline__ void load_words(const void* from, unsigned (&w)[4]) {
+    if constexpr (SHARED) {
+        const uint4 x = *reinterpret_cast<const uint4*>(from);
+        w[0] = x.x, w[1] = x.y, w[2] = x.z, w[3] = x.w;
+    } else {
+        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+                     : "l"(from));
+    }
+}
+template <bool SHARED>
+__device__ __forceinline__ void load_words(const void* from, unsigned (&w)[2]) {
+    if constexpr (SHARED) {
+        const uint2 x = *reinterpret_cast<const uint2*>(from);
+        w[0] = x.x, w[1] = x.y;
+    } else {
+        asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(w[0]), "=r"(w[1]) : "l"(from));
+    }
+}
+template <bool SHARED>
+__device__ __forceinline__ void load_words(const void* from, unsigned (&w)[1]) {
+    if constexpr (SHARED)
+        w[0] = *reinterpret_cast<const unsigned*>(from);
+    else
+        asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(w[0]) : "l"(from));
+}
+
+template <int V, typename T>
+__device__ __forceinline__ void store_words(T* to, const T (&x)[V]) {
+    const unsigned* const w = reinterpret_cast<const unsigned*>(x);
+    if constexpr (V == 8)
+        *reinterpret_cast<uint4*>(to) = uint4{w[0], w[1], w[2], w[3]};
+    else
+        *reinterpret_cast<uint2*>(to) = uint2{w[0], w[1]};
+}
+
 template <typename T>
 __device__ __forceinline__ Vector<T> zeros() {
     Vector<T> y;

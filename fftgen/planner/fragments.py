@@ -1,0 +1,263 @@
+"""Tables of the "mma" engine: matrices, twiddles and spectrum in the order of its operands' registers.
+
+One 16 x 16 tile and plane is 32 lanes x 4 registers x 2 numbers, 512 bytes. What a row or column of a tile
+stands for is an *order*, an integer array from place to logical index; the orders below make loads and
+stores of the kernels 16 bytes wide (templates/device/columns.cuh, chain.cuh):
+
+    tau    columns inside a row of shared memory, as the outer stage stores pairs V columns apart
+    rho    rows of an inner matrix with 16 columns: places g, g + 8 are rows 2g, 2g + 1
+    pi     columns of the result that a warp writes straight to the tensor: eight or four in a row a thread
+
+Source of the register layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fftgen.dtypes import FP16, encode
+from fftgen.planner import twiddle
+from fftgen.planner.plan import TILE, Plan, Stage, Table
+
+Indices = npt.NDArray[np.int64]
+Complex = npt.NDArray[np.complex128]
+
+TILE_BYTES = 512  # of one plane of a tile
+ALIGNMENT = 512
+
+_LANE = np.arange(32).reshape(32, 1, 1)
+_REGISTER = np.arange(4).reshape(1, 4, 1)
+_HALF = np.arange(2).reshape(1, 1, 2)
+_G, _T = _LANE // 4, _LANE % 4
+# Left operand and pair of results: (row, column) at [lane, register, half].
+_LEFT = np.broadcast_arrays(_G + 8 * (_REGISTER % 2), 2 * _T + _HALF + 8 * (_REGISTER // 2))
+# Pair of right operands: (row, column).
+_RIGHT = np.broadcast_arrays(2 * _T + _HALF + 8 * (_REGISTER % 2), _G + 8 * (_REGISTER // 2))
+
+
+def _tiles(places: list[npt.NDArray[np.int64]], rows: Indices, columns: Indices) -> tuple[Indices, Indices]:
+    """Logical row and column at [row tile, column tile, lane, register, half]."""
+    high = rows.reshape(-1, TILE)[:, None]
+    wide = columns.reshape(-1, TILE)[None, :]
+    r = np.broadcast_to(high, (*np.broadcast_shapes(high.shape[:2], wide.shape[:2]), TILE))
+    c = np.broadcast_to(wide, r.shape)
+    return r[:, :, places[0]], c[:, :, places[1]]
+
+
+def _inside(width: int) -> Indices:
+    """tau over 2 V columns: place 2 j + b of each run of 2 V is column j + V b, V = ``width``."""
+    place = np.arange(2 * width)
+    return np.asarray(place // 2 + width * (place % 2), np.int64)
+
+
+def column_order(plan: Plan, count: int) -> Indices:
+    """tau: the column at each place of a row of shared memory (identity where there is no outer stage)."""
+    kernel = plan.body
+    if not plan.block_stage:
+        return np.arange(count)
+    run = _inside(kernel.columns)
+    return np.asarray((np.arange(0, count, len(run))[:, None] + run).reshape(-1), np.int64)
+
+
+def row_order(plan: Plan) -> Indices:
+    """rho: the row of the first inner matrix at each place."""
+    rows, columns = plan.factors[-2:]
+    place = np.arange(rows)
+    if plan.block_stage and columns == TILE:
+        return np.asarray(place // TILE * TILE + 2 * (place % 8) + place % TILE // 8, np.int64)
+    return place
+
+
+def result_order(plan: Plan) -> Indices:
+    """pi: the column of the result at each place of the last inverse matrix's rows."""
+    columns = plan.factors[-1]
+    place = np.arange(columns)
+    if plan.block_stage:
+        return place
+    tile, inside = place // 8, place % 8
+    if columns == TILE:
+        return np.asarray(4 * (inside // 2) + 2 * tile + inside % 2, np.int64)
+    run, part = tile // 4, tile % 4
+    return np.asarray(32 * run + 8 * (inside // 2) + 2 * part + inside % 2, np.int64)
+
+
+def piece_columns(plan: Plan) -> Indices:
+    """The column of a row at [piece iteration, lane, register, half] as the chain's results are stored.
+
+    A thread stores pieces of 16 bytes; place 2 j + b of piece t of 32 columns is column 8 j + 2 t + b.
+    """
+    rows, columns = plan.factors[-2:]
+    per = columns // TILE  # pieces a thread stores of a row tile
+    m, it = (x.reshape(-1, 1, 1, 1) for x in np.divmod(np.arange(rows // TILE * per), per))
+    if columns == TILE:
+        run = 8 * m + _G
+    else:
+        i, half = it // (per // 2), it % (per // 2)
+        run = (TILE * m + _G + 8 * i) * (per // 2) + half
+    return np.asarray(32 * run + 8 * _REGISTER + 2 * _T + _HALF, np.int64)
+
+
+def _planes(values: Complex, axis: int, count: int) -> npt.NDArray[np.uint16]:
+    """Planes re, im and, with three, -im along a new axis; (re, -im) when ``count`` is -2."""
+    chosen = {2: (values.real, values.imag), 3: (values.real, values.imag, -values.imag)}
+    parts = (values.real, -values.imag) if count == -2 else chosen[count]
+    return encode(np.stack(parts, axis=axis), FP16)
+
+
+def _matrix(plan: Plan, number: int, k: Indices, n: Indices) -> Complex:
+    """Entries (k, n) of the scaled DFT matrix of a stage."""
+    turns = twiddle.dft_turns(plan.factors, number, plan.real_input)
+    return twiddle.evaluate(turns, k, n) * 2.0 ** -plan.stages[number - 1].scale
+
+
+def _twiddle(plan: Plan, number: int, k: Indices, r: Indices) -> Complex:
+    return twiddle.evaluate(twiddle.twiddle_turns(plan.factors, number, plan.real_input), k, r)
+
+
+@dataclass(frozen=True)
+class _Spec:
+    """A table before it has a place: name, stage, shape with planes, and whether a block keeps a copy."""
+
+    name: str
+    stage: int
+    shape: tuple[int, ...]
+    shared: bool
+
+
+def _outer(radix: int, rest: int, width: int) -> _Spec:
+    """Twiddles of the outer stage as its results lie: [strip, row tile, row half, piece, plane, lane, ...].
+
+    A thread's 2 V columns are V / 4 pieces of 16 bytes; with V = 2 both planes of half a piece share them.
+    """
+    strips, tiles = rest // (8 * width), radix // TILE
+    if width == 2:
+        return _Spec("outer", 1, (strips, tiles, 2, 32, 2, 2, 2), False)
+    return _Spec("outer", 1, (strips, tiles, 2, width // 4, 2, 32, 4, 2), False)
+
+
+def _specs(stages: tuple[Stage, ...], real: bool, width: int) -> list[_Spec]:
+    """All tables of a plan whose first stage is a block stage (width > 0) or a warp's own (0)."""
+    tile = (32, 4, 2)
+    a, p = len(stages) - 1, len(stages)
+    rows, columns = stages[-2].radix // TILE, stages[-1].radix // TILE
+    planes = 2 if real and not width else 3
+    found = [
+        _Spec("first", a, (rows, rows, planes, *tile), True),
+        _Spec("twiddle", a, (rows, columns, 2, *tile), True),
+        _Spec("last", p, (columns, columns, 3, *tile), True),
+        _Spec("last_inverse", p, (columns, columns, 3, *tile), True),
+        _Spec("twiddle_inverse", a, (columns, rows, 2, *tile), True),
+        _Spec("first_inverse", a, (rows, rows, planes, *tile), True),
+    ]
+    if width:
+        outer, rest = stages[0].radix // TILE, stages[0].rest
+        planes = 2 if real else 3
+        found += [
+            _Spec("columns", 1, (outer, outer, planes, *tile), True),
+            _Spec("columns_inverse", 1, (outer, outer, planes, *tile), True),
+            _outer(stages[0].radix, rest, width),
+            _Spec("outer_inverse", 1, (stages[0].radix, rest // 256, 2, *tile), False),
+        ]
+    return found
+
+
+def layout(stages: tuple[Stage, ...], real: bool, width: int) -> tuple[Table, ...]:
+    """Where each table lies: those that a block copies to shared memory first, then the others."""
+    tables: list[Table] = []
+    offset = 0
+    for spec in sorted(_specs(stages, real, width), key=lambda s: not s.shared):
+        nbytes = 2 * int(np.prod(spec.shape))
+        tables.append(Table(spec.name, spec.stage, spec.name, spec.shape, "fp16", offset, nbytes))
+        offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return tuple(tables)
+
+
+def shared_bytes(stages: tuple[Stage, ...], real: bool, width: int) -> int:
+    """Bytes of the tables that a block copies to shared memory."""
+    return sum(2 * int(np.prod(s.shape)) for s in _specs(stages, real, width) if s.shared)
+
+
+def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
+    """The values of a table, fp16 bit patterns in its shape."""
+    rows, columns = plan.factors[-2:]
+    a, p = plan.order - 1, plan.order
+    rho, pi, tau = row_order(plan), result_order(plan), column_order(plan, columns)
+    natural = np.arange(columns)
+    real = plan.real_input and not plan.block_stage
+    if table.kind == "first":
+        k, n = _tiles(_LEFT, rho, rho)
+        return _planes(_matrix(plan, a, k, n), 2, 2 if real else 3)
+    if table.kind == "first_inverse":
+        n, k = _tiles(_LEFT, rho, rho)
+        return _planes(_matrix(plan, a, k, n).conj(), 2, -2 if real else 3)
+    if table.kind == "last":
+        n, k = _tiles(_RIGHT, tau, natural)
+        return _planes(_matrix(plan, p, k, n), 2, 3)
+    if table.kind == "last_inverse":
+        n, k = _tiles(_LEFT, pi, natural)
+        return _planes(_matrix(plan, p, k, n).conj(), 2, 3)
+    if table.kind == "twiddle":
+        k, r = _tiles(_LEFT, rho, tau)
+        return _planes(_twiddle(plan, a, k, r), 2, 2)
+    if table.kind == "twiddle_inverse":
+        r, k = _tiles(_LEFT, pi, rho)
+        return _planes(_twiddle(plan, a, k, r), 2, 2)
+    outer = np.arange(plan.factors[0])
+    if table.kind == "columns":
+        k, n = _tiles(_LEFT, outer, outer)
+        return _planes(_matrix(plan, 1, k, n), 2, 2 if plan.real_input else 3)
+    if table.kind == "columns_inverse":
+        n, k = _tiles(_LEFT, outer, outer)
+        return _planes(_matrix(plan, 1, k, n).conj(), 2, -2 if plan.real_input else 3)
+    if table.kind == "outer":
+        width = plan.body.columns
+        strips, tiles, parts = *table.shape[:2], width // 4
+        if width == 2:
+            strip, m, i = (x[..., None, None, None] for x in np.ogrid[:strips, :tiles, :2])
+            k = TILE * m + 8 * i + _G
+            r = 16 * strip + 4 * _T + np.arange(2).reshape(1, 2, 1) + 2 * _HALF
+            return _planes(_twiddle(plan, 1, *np.broadcast_arrays(k, r)), 4, 2)
+        strip, m, i, h = np.ogrid[:strips, :tiles, :2, :parts]
+        strip, m, i, h = (x[..., None, None, None] for x in (strip, m, i, h))
+        k = TILE * m + 8 * i + _G
+        r = 8 * width * strip + 2 * width * _T + 4 * h + _REGISTER + width * _HALF
+        return _planes(_twiddle(plan, 1, *np.broadcast_arrays(k, r)), 4, 2)
+    k = outer.reshape(-1, 1, 1, 1, 1)
+    return _planes(_twiddle(plan, 1, *np.broadcast_arrays(k, piece_columns(plan)[None])), 2, 2)
+
+
+def spectrum_digits(plan: Plan) -> tuple[tuple[int, int], ...]:
+    """How a channel's spectrum lies in memory: digits (extent, stride), the slowest first.
+
+    A number's place is read in this mixed radix; the digits times their strides add up to its index in the
+    natural spectrum as real numbers, 2 k + part. Tiles of the chain's middle, real plane before imaginary:
+    [row of the block, row tile, column tile, plane, g, t, column half, row half, pair].
+    """
+    rows, columns = plan.factors[-2:]
+    before = plan.transform // (rows * columns)
+    row, column = 2 * before, 2 * before * rows  # strides of the digits k2 and k3
+    paired = plan.block_stage and columns == TILE
+    return (
+        *outer_digits(plan),
+        (rows // TILE, TILE * row),
+        (columns // TILE, TILE * column),
+        (2, 1),
+        (8, 2 * row if paired else row),
+        (4, 2 * column),
+        (2, 8 * column),
+        (2, row if paired else 8 * row),
+        (2, column),
+    )
+
+
+def outer_digits(plan: Plan) -> tuple[tuple[int, int], ...]:
+    """Digits of the rows of a transform: the frequency digits of the stages before the last two."""
+    found = []
+    stride = 2
+    for radix in plan.factors[:-2]:
+        found.append((radix, stride))
+        stride *= radix
+    return tuple(found)

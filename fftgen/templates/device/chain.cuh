@@ -1,0 +1,172 @@
+// The register chain (design 2.3): A x P points of one transform, or of several, forward, filtered and back,
+// without leaving the registers of a warp. Each step contracts the columns of what the step before left:
+//
+//   X[k2, n3] = T(k2, n3) sum_n2 F[k2, n2] x[n2, n3]      matrix from the left
+//   Z[k2, k3] = K(k2, k3) sum_n3 X[k2, n3] F[n3, k3]      matrix from the right
+//   W[n3, k2] = T*(k2, n3) sum_k3 F*[n3, k3] Z[k2, k3]    matrix from the left, on the transpose of Z
+//   x[n2, n3] = sum_k2 F*[n2, k2] W[n3, k2]               matrix from the left, on the transpose of W
+//
+// Results read as their own transpose, so that no step moves a number. Tables say which row or column a
+// place stands for: the planner orders them so that loads and stores are 16 bytes wide.
+#pragma once
+
+#include "fftgen/mma.cuh"
+
+namespace fftgen {
+
+struct InnerTables {
+    const uint4 *first, *twiddle, *last, *last_inverse, *twiddle_inverse, *first_inverse;
+};
+
+template <bool CONJUGATE>
+__device__ __forceinline__ void twist_tile(Tile* re, Tile* im, const Fragment& wr, const Fragment& wi) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) twist<CONJUGATE>(re[i / 2].v[i % 2], im[i / 2].v[i % 2], wr.r[i], wi.r[i]);
+}
+
+// REAL: x has no imaginary part going in, and none is wanted coming out. WIDE: results come in fp32, as they
+// do for A above 16.
+//   load(g, k, n, re, im)    rows 16 k .. + 15, columns 16 n .. + 15 of transform g as two right operands
+//   filter(g, m, n, kr, ki)  the tile m, n of the spectrum
+//   emit(g, m, re, im)       rows 16 m .. + 15 of the result, as P / 8 results of eight columns
+template <int A, int P, int G, bool REAL, bool WIDE, typename Load, typename Filter, typename Emit>
+__device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load load, Filter filter, Emit emit) {
+    constexpr int ROWS = A / TILE, COLUMNS = P / TILE;  // tiles
+    using Out = Result<WIDE || (A > TILE)>;
+    Pack xr[G][ROWS][COLUMNS][4], xi[G][ROWS][COLUMNS][4];
+#pragma unroll
+    for (int g = 0; g < G; ++g)
+#pragma unroll
+        for (int k = 0; k < ROWS; ++k)
+#pragma unroll
+            for (int n = 0; n < COLUMNS; ++n) load(g, k, n, xr[g][k][n], xi[g][k][n]);
+    __syncwarp();  // every lane has read before any writes in place
+
+    Tile yr[G][ROWS][2 * COLUMNS], yi[G][ROWS][2 * COLUMNS];
+#pragma unroll
+    for (int m = 0; m < ROWS; ++m) {
+        Sum<A> re[G][2 * COLUMNS], im[G][2 * COLUMNS];
+#pragma unroll
+        for (int k = 0; k < ROWS; ++k) {
+            const Planes3<!REAL> f(tables.first, m * ROWS + k, lane);
+#pragma unroll
+            for (int g = 0; g < G; ++g)
+#pragma unroll
+                for (int n = 0; n < 2 * COLUMNS; ++n) {
+                    Sum<A> &dr = re[g][n], &di = im[g][n];
+                    if (k == 0) dr.clear(), di.clear();
+                    const Pack* const r = &xr[g][k][n / 2][n % 2 * 2];
+                    const Pack* const i = &xi[g][k][n / 2][n % 2 * 2];
+                    if constexpr (REAL)
+                        dr.add(f.re, r[0], r[1]), di.add(f.im, r[0], r[1]);
+                    else
+                        multiply(dr, di, f, r[0], r[1], i[0], i[1]);
+                }
+        }
+#pragma unroll
+        for (int n = 0; n < COLUMNS; ++n) {
+            const Planes3<false> w(tables.twiddle, m * COLUMNS + n, lane);
+#pragma unroll
+            for (int g = 0; g < G; ++g) {
+#pragma unroll
+                for (int j = 2 * n; j < 2 * n + 2; ++j) yr[g][m][j] = narrow(re[g][j]), yi[g][m][j] = narrow(im[g][j]);
+                twist_tile<false>(&yr[g][m][2 * n], &yi[g][m][2 * n], w.re, w.im);
+            }
+        }
+    }
+
+    Tile zr[G][ROWS][2 * COLUMNS], zi[G][ROWS][2 * COLUMNS];
+#pragma unroll
+    for (int n = 0; n < COLUMNS; ++n) {
+        Tile re[G][ROWS][2], im[G][ROWS][2];  // registers are scarcest in the middle: fp32 sums do not fit
+#pragma unroll
+        for (int k = 0; k < COLUMNS; ++k) {
+            const Planes3<true> f(tables.last, k * COLUMNS + n, lane);
+#pragma unroll
+            for (int g = 0; g < G; ++g)
+#pragma unroll
+                for (int m = 0; m < ROWS; ++m) {
+                    const Tile* const r = &yr[g][m][2 * k];
+                    const Tile* const i = &yi[g][m][2 * k];
+                    const Fragment ar{r[0].v[0], r[0].v[1], r[1].v[0], r[1].v[1]};
+                    const Fragment ai{i[0].v[0], i[0].v[1], i[1].v[0], i[1].v[1]};
+#pragma unroll
+                    for (int j = 0; j < 2; ++j) {
+                        Tile &dr = re[g][m][j], &di = im[g][m][j];
+                        if (k == 0) dr.clear(), di.clear();
+                        dr.add(ar, f.re.r[2 * j], f.re.r[2 * j + 1]);
+                        di.add(ar, f.im.r[2 * j], f.im.r[2 * j + 1]);
+                        dr.add(ai, f.neg.r[2 * j], f.neg.r[2 * j + 1]);
+                        di.add(ai, f.re.r[2 * j], f.re.r[2 * j + 1]);
+                    }
+                }
+        }
+#pragma unroll
+        for (int g = 0; g < G; ++g)
+#pragma unroll
+            for (int m = 0; m < ROWS; ++m) {
+                Fragment kr, ki;
+                filter(g, m, n, kr, ki);
+#pragma unroll
+                for (int j = 0; j < 2; ++j)
+                    zr[g][m][2 * n + j] = re[g][m][j], zi[g][m][2 * n + j] = im[g][m][j];
+                twist_tile<false>(&zr[g][m][2 * n], &zi[g][m][2 * n], kr, ki);
+            }
+    }
+
+    Tile wr[G][COLUMNS][2 * ROWS], wi[G][COLUMNS][2 * ROWS];
+#pragma unroll
+    for (int m = 0; m < COLUMNS; ++m) {
+        Tile re[G][2 * ROWS], im[G][2 * ROWS];
+#pragma unroll
+        for (int k = 0; k < COLUMNS; ++k) {
+            const Planes3<true> f(tables.last_inverse, m * COLUMNS + k, lane);
+#pragma unroll
+            for (int g = 0; g < G; ++g)
+#pragma unroll
+                for (int n = 0; n < 2 * ROWS; ++n) {
+                    Tile &dr = re[g][n], &di = im[g][n];
+                    if (k == 0) dr.clear(), di.clear();
+                    const Tile* const r = &zr[g][n / 2][2 * k];
+                    const Tile* const i = &zi[g][n / 2][2 * k];
+                    multiply(dr, di, f, r[0].v[n % 2], r[1].v[n % 2], i[0].v[n % 2], i[1].v[n % 2]);
+                }
+        }
+#pragma unroll
+        for (int n = 0; n < ROWS; ++n) {
+            const Planes3<false> w(tables.twiddle_inverse, m * ROWS + n, lane);
+#pragma unroll
+            for (int g = 0; g < G; ++g) {
+#pragma unroll
+                for (int j = 2 * n; j < 2 * n + 2; ++j) wr[g][m][j] = re[g][j], wi[g][m][j] = im[g][j];
+                twist_tile<true>(&wr[g][m][2 * n], &wi[g][m][2 * n], w.re, w.im);
+            }
+        }
+    }
+
+#pragma unroll
+    for (int m = 0; m < ROWS; ++m) {
+        Out vr[G][2 * COLUMNS], vi[G][2 * COLUMNS];
+#pragma unroll
+        for (int k = 0; k < ROWS; ++k) {
+            const Planes3<!REAL> f(tables.first_inverse, m * ROWS + k, lane);
+#pragma unroll
+            for (int g = 0; g < G; ++g)
+#pragma unroll
+                for (int n = 0; n < 2 * COLUMNS; ++n) {
+                    Out &dr = vr[g][n], &di = vi[g][n];
+                    if (k == 0) dr.clear(), di.clear();
+                    const Tile* const r = &wr[g][n / 2][2 * k];
+                    const Tile* const i = &wi[g][n / 2][2 * k];
+                    if constexpr (REAL)  // the planes are (re, -im)
+                        dr.add(f.re, r[0].v[n % 2], r[1].v[n % 2]), dr.add(f.im, i[0].v[n % 2], i[1].v[n % 2]);
+                    else
+                        multiply(dr, di, f, r[0].v[n % 2], r[1].v[n % 2], i[0].v[n % 2], i[1].v[n % 2]);
+                }
+        }
+#pragma unroll
+        for (int g = 0; g < G; ++g) emit(g, m, vr[g], vi[g]);
+    }
+}
+
+}  // namespace fftgen

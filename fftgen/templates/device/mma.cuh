@@ -1,0 +1,154 @@
+// Tile engine "mma": instructions, operands and tables (PTX ISA, "Matrix Fragments for mma.m16n8k16 with
+// floating point type"). Numbers are fp16, two to a register. With lane = 4 g + t, a result of 16 x 8 holds
+// rows g, g + 8 and columns 2t, 2t + 1 of a thread; two of them, side by side, are a left operand as they
+// stand, and their transpose is a right operand as it stands. Tables lie in that order in memory, 16 bytes
+// a lane and 512 bytes a tile and plane.
+#pragma once
+
+#include "fftgen/types.cuh"
+
+namespace fftgen {
+
+using Pack = unsigned;  // two fp16 numbers
+
+__device__ __forceinline__ Pack pack(float low, float high) {
+    Pack y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
+    return y;
+}
+__device__ __forceinline__ Pack mul2(Pack a, Pack b) {
+    Pack y;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ Pack fma2(Pack a, Pack b, Pack c) {
+    Pack y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+__device__ __forceinline__ Pack neg2(Pack a) {  // becomes a modifier of the instruction that takes it
+    Pack y;
+    asm("neg.f16x2 %0, %1;" : "=r"(y) : "r"(a));
+    return y;
+}
+
+// (re, im) *= (wr, wi), or its conjugate.
+template <bool CONJUGATE>
+__device__ __forceinline__ void twist(Pack& re, Pack& im, Pack wr, Pack wi) {
+    const Pack a = mul2(im, wi);
+    const Pack b = mul2(re, wi);
+    re = fma2(re, wr, CONJUGATE ? a : neg2(a));
+    im = fma2(im, wr, CONJUGATE ? neg2(b) : b);
+}
+
+// One plane of a 16 x 16 tile: a left operand, two right operands {0, 1}, {2, 3}, or two results.
+struct Fragment {
+    Pack r[4];
+};
+
+__device__ __forceinline__ Fragment fragment(const uint4* table, int tile, int lane) {
+    const uint4 x = table[tile * LANES + lane];
+    return {x.x, x.y, x.z, x.w};
+}
+
+// A result of 16 x 8: fp16, or fp32 where it leaves the chain.
+template <bool WIDE>
+struct Result;
+template <>
+struct Result<false> {
+    Pack v[2];
+    __device__ __forceinline__ void clear() { v[0] = v[1] = 0; }
+    __device__ __forceinline__ void add(const Fragment& a, Pack b0, Pack b1) {  // += a (16 x 16) b (16 x 8)
+        asm("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%0, %1}, {%2, %3, %4, %5}, {%6, %7}, {%0, %1};"
+            : "+r"(v[0]), "+r"(v[1])
+            : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b0), "r"(b1));
+    }
+};
+template <>
+struct Result<true> {
+    float v[4];
+    __device__ __forceinline__ void clear() { v[0] = v[1] = v[2] = v[3] = 0.0f; }
+    __device__ __forceinline__ void add(const Fragment& a, Pack b0, Pack b1) {
+        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(v[0]), "+f"(v[1]), "+f"(v[2]), "+f"(v[3])
+            : "r"(a.r[0]), "r"(a.r[1]), "r"(a.r[2]), "r"(a.r[3]), "r"(b0), "r"(b1));
+    }
+};
+
+using Tile = Result<false>;
+
+__device__ __forceinline__ Tile narrow(const Tile& x) { return x; }
+__device__ __forceinline__ Tile narrow(const Result<true>& x) { return {{pack(x.v[0], x.v[1]), pack(x.v[2], x.v[3])}}; }
+
+// Sums of more than two products lose less when they are rounded once: fp32 for radices above 16.
+template <int RADIX>
+using Sum = Result<(RADIX > TILE)>;
+
+// What a matrix tile brings: the planes of F and, where complex numbers meet complex numbers, -im F.
+template <bool COMPLEX>
+struct Planes3 {
+    Fragment re, im, neg;
+
+    __device__ __forceinline__ Planes3(const uint4* table, int tile, int lane) {
+        constexpr int PLANES = COMPLEX ? 3 : 2;
+        re = fragment(table, tile * PLANES, lane);
+        im = fragment(table, tile * PLANES + 1, lane);
+        if constexpr (COMPLEX) neg = fragment(table, tile * PLANES + 2, lane);
+    }
+};
+
+// (zr, zi) += F (xr, xi), both operands complex.
+template <typename R>
+__device__ __forceinline__ void multiply(R& zr, R& zi, const Planes3<true>& f, Pack r0, Pack r1, Pack i0, Pack i1) {
+    zr.add(f.re, r0, r1);
+    zi.add(f.re, i0, i1);
+    zr.add(f.neg, i0, i1);
+    zi.add(f.im, r0, r1);
+}
+
+// threadIdx.x, asked anew: addresses that depend on it are then computed where they are used, and do not wait
+// in registers through the other phases of a loop.
+__device__ __forceinline__ unsigned thread_index() {
+    unsigned x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
+
+__device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+
+// Two right operands (16 x 8 each) from 16-byte pieces of rows in shared memory, transposed on the way: lane
+// i hands in the address of row i % 16, piece i / 16.
+__device__ __forceinline__ void load_right(Pack (&x)[4], unsigned address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+__device__ __forceinline__ unsigned warp_max(unsigned x) {
+    unsigned y;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
+    return y;
+}
+
+// The power of two that brings numbers up to a peak (bits of fp32) into [1, 2), and what undoes it (design
+// 1.8). What is not finite comes out as NaN, whatever became of it in between.
+struct Power {
+    unsigned exponent;  // of the peak, biased, where both powers exist
+    bool finite;
+
+    __device__ __forceinline__ explicit Power(unsigned peak)
+        : exponent(min(max(peak >> 23, 1u), 253u)), finite(peak < 0x7f800000u) {}
+
+    __device__ __forceinline__ float up() const { return __uint_as_float((254u - exponent) << 23); }
+    __device__ __forceinline__ float down() const { return __uint_as_float(finite ? exponent << 23 : 0x7fc00000u); }
+    // Twice what takes numbers from this power to a larger one: at most 1.
+    __device__ __forceinline__ Pack to(const Power& larger) const {
+        const unsigned less = larger.exponent - exponent;
+        const float ratio = __uint_as_float((127u - min(less, 127u)) << 23);
+        return pack(ratio, ratio);
+    }
+};
+
+}  // namespace fftgen

@@ -1,0 +1,63 @@
+// A warp's own transforms: rows of a tensor through shared memory into right operands, and results back.
+#pragma once
+
+#include "fftgen/columns.cuh"
+
+namespace fftgen {
+
+// N numbers of one row, gated: eight neighbours to a lane.
+template <int N, typename T>
+struct Block {
+    static constexpr int STEPS = N / (LANES * VECTOR);
+    float x[STEPS][VECTOR];
+    Peak<T> peak;
+
+    template <bool SHARED>
+    __device__ __forceinline__ void fetch(const RealSource<T>& source, int lane) {
+        if (source.gate == nullptr) {
+#pragma unroll
+            for (int i = 0; i < STEPS; ++i)
+                source.template wide<VECTOR, SHARED, false>((i * LANES + lane) * VECTOR, x[i], peak);
+        } else {
+#pragma unroll
+            for (int i = 0; i < STEPS; ++i)
+                source.template wide<VECTOR, SHARED, true>((i * LANES + lane) * VECTOR, x[i], peak);
+        }
+    }
+
+    // Scaled, into shared memory; zeros in place of a row that is not finite. Returns what undoes the scaling.
+    __device__ __forceinline__ float store(uint4* to, int lane) const {
+        const Power power(warp_max(peak.bits()));
+        const float up = power.up();
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i) {
+            const uint4 y{pack(x[i][0] * up, x[i][1] * up), pack(x[i][2] * up, x[i][3] * up),
+                          pack(x[i][4] * up, x[i][5] * up), pack(x[i][6] * up, x[i][7] * up)};
+            to[place<8>(i * LANES + lane, 0)] = power.finite ? y : uint4{0, 0, 0, 0};
+        }
+        return power.down();
+    }
+};
+
+// Rows 16 m .. + 15 of P columns: the planner ordered them so that a thread has neighbours (fragments.py, pi).
+template <int P, typename Sink>
+__device__ __forceinline__ void emit_rows(
+    const Sink& sink, int m, int lane, const Result<true>* re, const Result<true>* im) {
+    constexpr int RUN = P == TILE ? 4 : 8;  // neighbours
+    const int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int c = 0; c < P / (4 * RUN); ++c) {
+            float a[RUN], b[RUN];
+#pragma unroll
+            for (int j = 0; j < RUN; ++j) {
+                a[j] = re[c * (RUN / 2) + j / 2].v[2 * i + j % 2];
+                b[j] = im[c * (RUN / 2) + j / 2].v[2 * i + j % 2];
+            }
+            sink.store((TILE * m + 8 * i + g) * P + 4 * RUN * c + RUN * t, a, b);
+        }
+    }
+}
+
+}  // namespace fftgen
