@@ -24,6 +24,7 @@ from fftgen.simulator import parse as parse_ptx
 
 Blocks = Sequence[tuple[int, int, int]]
 WRITTEN = ("y", "workspace")
+GROWN = ("peaks",)  # start as zeros, and are read and written
 
 
 def line_ptx(built: Built) -> str:
@@ -60,11 +61,11 @@ class Simulated:
     def address(self, name: str, x: Tensor) -> int:
         """Binds a tensor under a name; the address is the simulator's, not the host's."""
         self._tensors[name] = x  # keeps the memory alive
-        writable = name in WRITTEN
+        fresh = name in WRITTEN
         memory = _bytes(x)
-        if writable:
+        if fresh:
             memory.fill(0xFF)  # a NaN in both storage types
-        return self.memory.bind(name, memory, writable=writable, initialized=not writable)
+        return self.memory.bind(name, memory, writable=fresh or name in GROWN, initialized=not fresh)
 
     def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
         if len(params) != ARGS_BYTES:

@@ -17,7 +17,7 @@ from torch import Tensor
 from fftgen.dtypes import dtype
 from fftgen.errors import InputError
 from fftgen.launch import ABSENT, Call, Launcher, Signal, run
-from fftgen.planner.launch import Launch, launches, workspace_elements
+from fftgen.planner.launch import Launch, items_per_channel, launches, workspace_elements
 from fftgen.planner.order import spectrum_digits
 from fftgen.planner.plan import Plan
 
@@ -174,6 +174,10 @@ class Executable:
         elements = workspace_elements(self.plan, batch, channels)
         if elements:
             workspace = torch.empty(elements, dtype=u.dtype, device=u.device)
+        peaks = None
+        if any(kernel.role == "peaks" for kernel in self.plan.kernels):  # one number a row, grown by atomics
+            rows = items_per_channel(self.plan, batch) * channels * self.plan.rows_per_item
+            peaks = torch.zeros(rows, dtype=torch.int32, device=u.device)
         call = Call(
             batch=batch,
             channels=channels,
@@ -186,6 +190,7 @@ class Executable:
             in_gate=_signal("in_gate", in_gate, address),
             out_gate=_signal("out_gate", out_gate, address),
             workspace=0 if workspace is None else address("workspace", workspace),
+            peaks=0 if peaks is None else address("peaks", peaks),
             vector=_aligned(u) and _aligned(y) and _aligned(in_gate) and _aligned(out_gate),
         )
         run(self.plan, call, self.launches(batch, channels, length), launcher)

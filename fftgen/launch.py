@@ -13,8 +13,8 @@ from typing import NamedTuple, Protocol
 from fftgen.planner.launch import Launch, items_per_channel
 from fftgen.planner.plan import Plan
 
-# Four signals (address, batch stride, channel stride), four addresses, eight 32-bit numbers.
-_ARGS = struct.Struct("<" + 4 * "Qqq" + "4Q" + "8i")
+# Four signals (address, batch stride, channel stride), five addresses, eight 32-bit numbers.
+_ARGS = struct.Struct("<" + 4 * "Qqq" + "5Q" + "8i")
 ARGS_BYTES = _ARGS.size
 
 
@@ -44,6 +44,7 @@ class Call:
     in_gate: Signal = ABSENT
     out_gate: Signal = ABSENT
     workspace: int = 0
+    peaks: int = 0
     vector: bool = False
 
 
@@ -65,6 +66,7 @@ def argument_block(plan: Plan, call: Call, launch: Launch) -> bytes:
         call.scale,
         call.tables,
         call.workspace,
+        call.peaks,
         launch.first,
         launch.items,
         items_per_channel(plan, call.batch),

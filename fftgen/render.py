@@ -23,6 +23,11 @@ WMMA_TEMPLATES = {
     "columns_inverse": "columns_inverse.j2",
     "fold": "fold.j2",
 }
+MMA_TEMPLATES = {
+    "peaks": "mma_peaks.j2",
+    "columns": "mma_columns.j2",
+    "columns_inverse": "mma_columns_inverse.j2",
+}
 
 
 def command(plan: Plan) -> str:
@@ -103,14 +108,17 @@ def _headers(plan: Plan) -> tuple[str, ...]:
     """The device headers of a plan beside those that all take."""
     if plan.engine == "wmma":
         return ("tables", "wmma")
-    return ("mma", "chain", "columns") if plan.block_stage else ("mma", "chain", "columns", "warp")
+    body = () if plan.block_stage else ("warp",)
+    return ("mma", "chain", "columns", *body, *(("device",) if plan.device_stages else ()))
 
 
 def _mma_names(plan: Plan) -> dict[str, Any]:
-    real, width = plan.real_input, plan.body.columns
+    body = "mma_block.j2" if plan.block_stage else "mma_warp.j2"
+    shared = [t for t in plan.tables if t.name in fragments.SHARED]
     return {
-        "kernel_templates": {"convolve": "mma_block.j2" if plan.block_stage else "mma_warp.j2"},
-        "shared_tables": fragments.shared_bytes(plan.stages, real, width),
+        "kernel_templates": {"convolve": body, "rows": body, **MMA_TEMPLATES},
+        "headers": _headers(plan)[2:],
+        "shared_tables": max(t.offset + t.nbytes for t in shared),
     }
 
 

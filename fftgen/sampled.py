@@ -17,13 +17,14 @@ import numpy.typing as npt
 import torch
 
 from fftgen.accuracy import Accuracy, compare
-from fftgen.dtypes import DType, decode, dtype, encode
+from fftgen.dtypes import FP16, DType, decode, dtype, encode
 from fftgen.errors import InternalError
 from fftgen.execute import spectrum
 from fftgen.launch import Call, Signal, argument_block
 from fftgen.pipeline import Built
 from fftgen.planner import interpret
 from fftgen.planner.launch import Launch, launches
+from fftgen.planner.order import stored_places
 from fftgen.simulator import DeviceMemory, Report, parse, simulate
 
 SAMPLES = 3
@@ -69,7 +70,12 @@ def check_launches(
     taps = (rng.standard_normal((1, length)) * np.exp(-8 * np.arange(length) / length)).astype(np.float32)
     skip = rng.standard_normal(1).astype(np.float32)
     made = spectrum(plan, torch.from_numpy(taps), torch.from_numpy(skip))
-    states = interpret.workspace_states(plan, wide["u"], taps, in_gate=wide["in_gate"], skip=skip)
+    gated = wide["u"] * wide["in_gate"]
+    largest = np.abs(gated).max(axis=(1, 2))
+    scaled = plan.compute_format == "scaled-fp16"  # rows enter divided by the power of two of their peak
+    powers = 2.0 ** np.floor(np.log2(largest)) if scaled else np.ones(rows)
+    states = interpret.workspace_states(plan, gated / powers[:, None, None], taps, skip=skip)
+    held = FP16 if scaled else kind  # what the workspace holds
     exact = interpret.convolve(
         plan, wide["u"], taps, in_gate=wide["in_gate"], out_gate=wide["out_gate"], skip=skip, rounded=False
     )
@@ -80,10 +86,13 @@ def check_launches(
         "scale": made.scale.numpy(),
         "tables": np.frombuffer(built.tables, np.uint8).copy(),
     }
+    peaks = largest.astype(np.float32).view(np.uint32)
     before: Bits | None = None
     for launch in launches(plan, rows, 1, length):
         role = (launch.kernel.role, launch.kernel.stage)
         blocks = _sample(launch.grid, rng)
+        if role == ("peaks", 0):  # all of them: every block adds to one number
+            blocks = [(b, 0, 0) for b in range(launch.grid)]
         description = (
             f"{launch.entry.removeprefix(plan.name + '_')}: blocks {[b[0] for b in blocks]} of {launch.grid}"
         )
@@ -96,6 +105,8 @@ def check_launches(
         workspace = np.full((1, 2, plan.transform), POISON) if before is None else before.copy()
         at["y"] = memory.bind("y", y, writable=True, initialized=False)
         at["workspace"] = memory.bind("workspace", workspace, writable=True, initialized=before is not None)
+        found = np.zeros_like(peaks) if role == ("peaks", 0) else peaks.copy()
+        at["peaks"] = memory.bind("peaks", found, writable=True)
         report = simulate(
             module,
             launch.entry,
@@ -107,19 +118,26 @@ def check_launches(
             blocks=blocks,
             seed=seed,
         )
+        if role == ("peaks", 0):
+            if not np.array_equal(found, peaks):
+                raise InternalError(f"{description}: peaks {found} instead of {peaks}")
+            continue
         to_output = role == ("fold", 0) or (role == ("columns_inverse", 1) and not plan.fold)
         if to_output:
             written, after, target = y != POISON, y, exact
         else:
             after = workspace
             written = after != (np.full_like(after, POISON) if before is None else before)
-            target = _unpacked(states[role])
-            before = _planes(states[role], kind)
+            state = states[role]
+            if scaled and role == ("columns", 1):
+                state = state[..., stored_places(plan)]
+            target = _unpacked(state)
+            before = _planes(state, held)
         share = np.count_nonzero(written) / written.size
         if share < 0.9 * (len(blocks) - 1) / launch.grid:
             raise InternalError(f"{description}: only {share:.2%} of the output was written")
         accuracy = compare(
-            decode(after[written], kind).astype(np.float64)[None],
+            decode(after[written], kind if to_output else held).astype(np.float64)[None],
             target[written][None],
             kind.name,
             plan.order,
@@ -141,6 +159,7 @@ def _arguments(built: Built, launch: Launch, at: dict[str, int], rows: int, leng
         scale=at["scale"],
         tables=at["tables"],
         workspace=at["workspace"],
+        peaks=at["peaks"],
         vector=length % 8 == 0,
         **signal,
     )

@@ -25,8 +25,10 @@ from fftgen.planner.plan import TILE, Plan, Stage, Table
 Indices = npt.NDArray[np.int64]
 Complex = npt.NDArray[np.complex128]
 
-TILE_BYTES = 512  # of one plane of a tile
 ALIGNMENT = 512
+SHARED = frozenset(  # tables that a block copies to shared memory; they lie first
+    {"first", "twiddle", "last", "last_inverse", "twiddle_inverse", "first_inverse", "columns", "columns_inverse"}
+)
 
 _LANE = np.arange(32).reshape(32, 1, 1)
 _REGISTER = np.arange(4).reshape(1, 4, 1)
@@ -53,13 +55,22 @@ def _inside(width: int) -> Indices:
     return np.asarray(place // 2 + width * (place % 2), np.int64)
 
 
-def column_order(plan: Plan, count: int) -> Indices:
-    """tau: the column at each place of a row of shared memory (identity where there is no outer stage)."""
-    kernel = plan.body
-    if not plan.block_stage:
-        return np.arange(count)
-    run = _inside(kernel.columns)
+def _runs(count: int, run: Indices) -> Indices:
+    """An order that repeats every ``len(run)`` places."""
     return np.asarray((np.arange(0, count, len(run))[:, None] + run).reshape(-1), np.int64)
+
+
+def workspace_order(plan: Plan, count: int) -> Indices:
+    """The column at each place of a row of the workspace (or of the tensor: identity)."""
+    if not plan.device_stages:
+        return np.arange(count)
+    return _runs(count, _inside(plan.kernel("columns", 1).columns))
+
+
+def column_order(plan: Plan, count: int) -> Indices:
+    """tau: the column at each place of a row that a warp takes through the chain."""
+    order = workspace_order(plan, count)
+    return order[_runs(count, _inside(plan.body.columns))] if plan.block_stage else order
 
 
 def row_order(plan: Plan) -> Indices:
@@ -119,114 +130,165 @@ def _twiddle(plan: Plan, number: int, k: Indices, r: Indices) -> Complex:
 
 @dataclass(frozen=True)
 class _Spec:
-    """A table before it has a place: name, stage, shape with planes, and whether a block keeps a copy."""
+    """A table before it has a place: name, stage, and shape with planes."""
 
     name: str
     stage: int
     shape: tuple[int, ...]
-    shared: bool
+
+    @property
+    def shared(self) -> bool:
+        return self.name in SHARED
 
 
-def _outer(radix: int, rest: int, width: int) -> _Spec:
-    """Twiddles of the outer stage as its results lie: [strip, row tile, row half, piece, plane, lane, ...].
+_LANES = (32, 4, 2)  # lanes, registers, numbers
+
+
+def _outer(radix: int, columns: int, width: int) -> tuple[int, ...]:
+    """Twiddles as the results of columns lie: [strip, row tile, row half, piece, plane, lane, ...].
 
     A thread's 2 V columns are V / 4 pieces of 16 bytes; with V = 2 both planes of half a piece share them.
     """
-    strips, tiles = rest // (8 * width), radix // TILE
+    strips, tiles = columns // (8 * width), radix // TILE
     if width == 2:
-        return _Spec("outer", 1, (strips, tiles, 2, 32, 2, 2, 2), False)
-    return _Spec("outer", 1, (strips, tiles, 2, width // 4, 2, 32, 4, 2), False)
+        return (strips, tiles, 2, 32, 2, 2, 2)
+    return (strips, tiles, 2, width // 4, 2, *_LANES)
 
 
-def _specs(stages: tuple[Stage, ...], real: bool, width: int) -> list[_Spec]:
-    """All tables of a plan whose first stage is a block stage (width > 0) or a warp's own (0)."""
-    tile = (32, 4, 2)
+def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int) -> list[_Spec]:
+    """All tables of a plan.
+
+    ``width``: columns of a thread in the block stage, 0 without one; ``device_width``: in the device stage.
+    """
+    device = 1 if device_width else 0
     a, p = len(stages) - 1, len(stages)
     rows, columns = stages[-2].radix // TILE, stages[-1].radix // TILE
-    planes = 2 if real and not width else 3
+    planes = 2 if real and a == 1 else 3
     found = [
-        _Spec("first", a, (rows, rows, planes, *tile), True),
-        _Spec("twiddle", a, (rows, columns, 2, *tile), True),
-        _Spec("last", p, (columns, columns, 3, *tile), True),
-        _Spec("last_inverse", p, (columns, columns, 3, *tile), True),
-        _Spec("twiddle_inverse", a, (columns, rows, 2, *tile), True),
-        _Spec("first_inverse", a, (rows, rows, planes, *tile), True),
+        _Spec("first", a, (rows, rows, planes, *_LANES)),
+        _Spec("twiddle", a, (rows, columns, 2, *_LANES)),
+        _Spec("last", p, (columns, columns, 3, *_LANES)),
+        _Spec("last_inverse", p, (columns, columns, 3, *_LANES)),
+        _Spec("twiddle_inverse", a, (columns, rows, 2, *_LANES)),
+        _Spec("first_inverse", a, (rows, rows, planes, *_LANES)),
     ]
     if width:
-        outer, rest = stages[0].radix // TILE, stages[0].rest
-        planes = 2 if real else 3
+        number = device + 1
+        stage = stages[device]
+        outer = stage.radix // TILE
+        planes = 2 if real and number == 1 else 3
         found += [
-            _Spec("columns", 1, (outer, outer, planes, *tile), True),
-            _Spec("columns_inverse", 1, (outer, outer, planes, *tile), True),
-            _outer(stages[0].radix, rest, width),
-            _Spec("outer_inverse", 1, (stages[0].radix, rest // 256, 2, *tile), False),
+            _Spec("columns", number, (outer, outer, planes, *_LANES)),
+            _Spec("columns_inverse", number, (outer, outer, planes, *_LANES)),
+            _Spec("outer", number, _outer(stage.radix, stage.rest, width)),
+            _Spec("outer_inverse", number, (stage.radix, stage.rest // 256, 2, *_LANES)),
+        ]
+    if device:
+        stage = stages[0]
+        outer, high = stage.radix // TILE, stage.rest // stage.split
+        planes = 2 if real else 3
+        strips = stage.split // (8 * device_width)
+        found += [
+            _Spec("device", 1, (outer, outer, planes, *_LANES)),
+            _Spec("device_inverse", 1, (outer, outer, planes, *_LANES)),
+            _Spec("low", 1, _outer(stage.radix, stage.split, device_width)),
+            _Spec("high", 1, (high, stage.radix, 2, 2)),
+            _Spec("low_inverse", 1, (strips, outer, device_width // 2, 2, 32, 2, 2, 2)),
+            _Spec("high_inverse", 1, (high, outer, 4, 2, 2, 2)),
         ]
     return found
 
 
-def layout(stages: tuple[Stage, ...], real: bool, width: int) -> tuple[Table, ...]:
+def layout(stages: tuple[Stage, ...], real: bool, width: int, device_width: int) -> tuple[Table, ...]:
     """Where each table lies: those that a block copies to shared memory first, then the others."""
     tables: list[Table] = []
     offset = 0
-    for spec in sorted(_specs(stages, real, width), key=lambda s: not s.shared):
+    for spec in sorted(_specs(stages, real, width, device_width), key=lambda s: not s.shared):
         nbytes = 2 * int(np.prod(spec.shape))
         tables.append(Table(spec.name, spec.stage, spec.name, spec.shape, "fp16", offset, nbytes))
         offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
     return tuple(tables)
 
 
-def shared_bytes(stages: tuple[Stage, ...], real: bool, width: int) -> int:
+def shared_bytes(inner: tuple[Stage, ...], real: bool, width: int) -> int:
     """Bytes of the tables that a block copies to shared memory."""
-    return sum(2 * int(np.prod(s.shape)) for s in _specs(stages, real, width) if s.shared)
+    return sum(2 * int(np.prod(s.shape)) for s in _specs(inner, real, width, 0) if s.shared)
 
 
 def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
     """The values of a table, fp16 bit patterns in its shape."""
-    rows, columns = plan.factors[-2:]
-    a, p = plan.order - 1, plan.order
-    rho, pi, tau = row_order(plan), result_order(plan), column_order(plan, columns)
-    natural = np.arange(columns)
-    real = plan.real_input and not plan.block_stage
-    if table.kind == "first":
-        k, n = _tiles(_LEFT, rho, rho)
-        return _planes(_matrix(plan, a, k, n), 2, 2 if real else 3)
-    if table.kind == "first_inverse":
-        n, k = _tiles(_LEFT, rho, rho)
-        return _planes(_matrix(plan, a, k, n).conj(), 2, -2 if real else 3)
-    if table.kind == "last":
-        n, k = _tiles(_RIGHT, tau, natural)
-        return _planes(_matrix(plan, p, k, n), 2, 3)
-    if table.kind == "last_inverse":
-        n, k = _tiles(_LEFT, pi, natural)
-        return _planes(_matrix(plan, p, k, n).conj(), 2, 3)
-    if table.kind == "twiddle":
-        k, r = _tiles(_LEFT, rho, tau)
-        return _planes(_twiddle(plan, a, k, r), 2, 2)
-    if table.kind == "twiddle_inverse":
-        r, k = _tiles(_LEFT, pi, rho)
-        return _planes(_twiddle(plan, a, k, r), 2, 2)
-    outer = np.arange(plan.factors[0])
-    if table.kind == "columns":
-        k, n = _tiles(_LEFT, outer, outer)
-        return _planes(_matrix(plan, 1, k, n), 2, 2 if plan.real_input else 3)
-    if table.kind == "columns_inverse":
-        n, k = _tiles(_LEFT, outer, outer)
-        return _planes(_matrix(plan, 1, k, n).conj(), 2, -2 if plan.real_input else 3)
-    if table.kind == "outer":
-        width = plan.body.columns
-        strips, tiles, parts = *table.shape[:2], width // 4
-        if width == 2:
-            strip, m, i = (x[..., None, None, None] for x in np.ogrid[:strips, :tiles, :2])
-            k = TILE * m + 8 * i + _G
-            r = 16 * strip + 4 * _T + np.arange(2).reshape(1, 2, 1) + 2 * _HALF
-            return _planes(_twiddle(plan, 1, *np.broadcast_arrays(k, r)), 4, 2)
-        strip, m, i, h = np.ogrid[:strips, :tiles, :2, :parts]
-        strip, m, i, h = (x[..., None, None, None] for x in (strip, m, i, h))
-        k = TILE * m + 8 * i + _G
-        r = 8 * width * strip + 2 * width * _T + 4 * h + _REGISTER + width * _HALF
-        return _planes(_twiddle(plan, 1, *np.broadcast_arrays(k, r)), 4, 2)
-    k = outer.reshape(-1, 1, 1, 1, 1)
-    return _planes(_twiddle(plan, 1, *np.broadcast_arrays(k, piece_columns(plan)[None])), 2, 2)
+    stage = table.stage
+    radix = np.arange(plan.stages[stage - 1].radix)
+    weighted = plan.real_input and stage == 1  # real numbers go in and come out
+    rho, pi, tau = row_order(plan), result_order(plan), column_order(plan, plan.factors[-1])
+    last = np.arange(plan.factors[-1])
+    left = {"first": rho, "columns": radix, "device": radix}
+    name = table.name.removesuffix("_inverse")
+    inverse = name != table.name
+    if name in left:
+        row, column = _tiles(_LEFT, left[name], left[name])
+        if inverse:
+            return _planes(_matrix(plan, stage, column, row).conj(), 2, -2 if weighted else 3)
+        return _planes(_matrix(plan, stage, row, column), 2, 2 if weighted else 3)
+    if name == "last":
+        if inverse:
+            n, k = _tiles(_LEFT, pi, last)
+            return _planes(_matrix(plan, stage, k, n).conj(), 2, 3)
+        n, k = _tiles(_RIGHT, tau, last)
+        return _planes(_matrix(plan, stage, k, n), 2, 3)
+    if name == "twiddle":
+        if inverse:
+            r, k = _tiles(_LEFT, pi, rho)
+        else:
+            k, r = _tiles(_LEFT, rho, tau)
+        return _planes(_twiddle(plan, stage, k, r), 2, 2)
+    if table.name == "outer_inverse":
+        k, r = np.broadcast_arrays(radix.reshape(-1, 1, 1, 1, 1), piece_columns(plan)[None])
+        return _planes(_twiddle(plan, stage, k, r), 2, 2)
+    if table.name == "outer":
+        k, place = _outer_places(table.shape, plan.body.columns)
+        return _planes(_twiddle(plan, stage, k, workspace_order(plan, plan.stages[stage - 1].rest)[place]), 4, 2)
+    return _device_table(plan, table)
+
+
+def _outer_places(shape: tuple[int, ...], width: int) -> tuple[Indices, Indices]:
+    """Frequency and column (by place in memory) of the results of columns, with the shape of ``_outer``."""
+    strips, tiles = shape[:2]
+    if width == 2:
+        strip, m, i = (x[..., None, None, None] for x in np.ogrid[:strips, :tiles, :2])
+        h, register = 0, np.arange(2).reshape(1, 2, 1)
+    else:
+        strip, m, i, h = (x[..., None, None, None] for x in np.ogrid[:strips, :tiles, :2, : width // 4])
+        register = _REGISTER
+    k = TILE * m + 8 * i + _G
+    r = 8 * width * strip + 2 * width * _T + 4 * h + register + width * _HALF
+    found = np.broadcast_arrays(k, r)
+    return found[0], found[1]
+
+
+def _device_table(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
+    """Twiddles of the device stage in two levels: T(k, r) = high(k, r // split) low(k, r % split)."""
+    stage = plan.stages[0]
+    width = plan.kernel("columns", 1).columns
+    if table.name == "low":
+        return _planes(_twiddle(plan, 1, *_outer_places(table.shape, width)), 4, 2)
+    high = np.arange(stage.rest // stage.split)
+    if table.name == "high":  # each part twice, for the two numbers of a register
+        k, r = np.broadcast_arrays(np.arange(stage.radix), stage.split * high[:, None])
+        planes = _planes(_twiddle(plan, 1, k, r), 2, 2)
+        return np.repeat(planes[..., None], 2, axis=-1)
+    # Right operands: [strip, row tile, pair of columns, plane, lane, column, row half, number]
+    if table.name == "low_inverse":
+        strips, tiles, pairs = table.shape[:3]
+        strip, m, c = (x[..., None, None, None, None] for x in np.ogrid[:strips, :tiles, :pairs])
+        g, t = _G[..., None], _T[..., None]
+        j, i, half = np.arange(2).reshape(2, 1, 1), np.arange(2).reshape(1, 2, 1), np.arange(2).reshape(1, 1, 2)
+        k = TILE * m + 2 * t + half + 8 * i
+        r = 8 * width * strip + width * g + 2 * c + j
+        return _planes(_twiddle(plan, 1, *np.broadcast_arrays(k, r)), 3, 2)
+    q, m, t, i, half = np.ogrid[: len(high), : stage.radix // TILE, :4, :2, :2]
+    k = TILE * m + 2 * t + half + 8 * i
+    return _planes(_twiddle(plan, 1, *np.broadcast_arrays(k, stage.split * q)), 4, 2)
 
 
 def spectrum_digits(plan: Plan) -> tuple[tuple[int, int], ...]:

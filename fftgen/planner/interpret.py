@@ -166,6 +166,9 @@ def workspace_states(
     device = len(plan.device_stages)
     states = {("columns", s): inward[s - 1] for s in range(1, device + 1)}
     states["rows", 0] = outward[device]
+    if plan.engine == "mma":  # there the inverse columns apply the twiddle before their stage
+        first = plan.stages[0]
+        states["rows", 0] = outward[1].reshape(-1, first.radix, first.rest) * machine.twiddle(1)
     states |= {("columns_inverse", s): outward[s - 1] for s in range(1, device + 1)}
     return {key: z.reshape(packed.shape) for key, z in states.items()}
 

@@ -51,6 +51,8 @@ def _pieces(plan: Plan, kernel: Kernel, items: int) -> int:
         return items
     if kernel.role == "rows":
         return items * (plan.transform // plan.row_length)
+    if plan.engine == "mma":  # a warp takes a strip of columns
+        return items * (plan.stages[kernel.stage - 1].rest // (8 * kernel.columns))
     return items * (plan.transform // (plan.stages[kernel.stage - 1].radix * TILE))
 
 
@@ -73,6 +75,8 @@ def _launch(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -> 
     run = 1
     if kernel.role == "fold":
         grid = items * -(-length // (kernel.warps * 32 * FOLD_STEPS))
+    elif kernel.role == "peaks":
+        grid = items * plan.rows_per_item * -(-length // kernel.plane)
     else:
         pieces = _pieces(plan, kernel, items)
         workers = kernel.items  # of a block

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from fftgen.planner import fragments
 from fftgen.planner.plan import TILE, Kernel, Stage
@@ -17,6 +18,7 @@ WIDTHS = (8, 4, 2)  # columns of a thread in the outer stage: loads of 16, 8 or 
 REGISTERS = 128
 OPERANDS = 64  # registers that the operands of a warp's strips may take
 MOST_HELD = 160  # radix times width: a thread holds a quarter of it in fp32 until the peak is known
+PEAK_WARPS, PEAK_COUNT = 8, 16_384  # threads of a block of the peaks kernel, and the numbers they look at
 STRIPS = 32  # of a row: a lane reads the peak of one
 
 
@@ -29,8 +31,10 @@ def supports(target: Target) -> str | None:
 
 def shape_is_legal(shape: Shape, fold: bool) -> str | None:
     """What the register chain and the outer stage can run."""
-    if shape.device or fold:
-        return "the mma engine runs what one kernel finishes, unfolded"
+    if fold:
+        return "the mma engine does not wrap a linear convolution onto a circle"
+    if shape.device > 1:
+        return "the mma engine has one device stage: rows of the workspace hold the rest"
     if len(shape.inner) not in (2, 3):
         return f"{len(shape.inner)} stages inside one kernel: two or three fit the template"
     rows, columns = shape.inner[-2:]
@@ -52,17 +56,67 @@ def _resident(shared: int, warps: int, target: Target) -> int:
     return max(1, min(by_shared, by_registers, target.blocks_sm, target.warps_sm // warps))
 
 
-def kernels(stages: tuple[Stage, ...], real: bool, target: Target) -> Iterator[Kernel | str]:
-    """Layouts of the one kernel of a transform, and reasons against others."""
-    if len(stages) == 2:
-        yield from (_warp_kernel(stages, real, warps, target) for warps in WARPS[1:])
+def device_stage(stage: Stage) -> Stage:
+    """A device stage with the split of its twiddles: both levels small, whole strips in the low one."""
+    split = 256
+    while stage.rest % split:
+        split //= 2
+    return replace(stage, split=split)
+
+
+def kernels(
+    stages: tuple[Stage, ...], device: int, real: bool, target: Target
+) -> Iterator[tuple[Kernel, ...] | str]:
+    """Layouts of the kernels of a transform, and reasons against others."""
+    around: tuple[Kernel, Kernel] | str | None = None
+    if device:
+        around = _device_kernels(stages[0], real, target)
+        if isinstance(around, str):
+            yield around
+            return
+    inner = stages[device:]
+    role = "rows" if device else "convolve"
+    if len(inner) == 2:
+        bodies = (_warp_kernel(role, inner, real, warps, target) for warps in WARPS[1:])
     else:
-        for width in WIDTHS:
-            yield from (_block_kernel(stages, real, width, warps, target) for warps in WARPS)
+        bodies = (
+            _block_kernel(role, inner, real, width, warps, target) for width in WIDTHS for warps in WARPS
+        )
+    for body in bodies:
+        if isinstance(body, str):
+            yield body
+        elif around is None:
+            yield (body,)
+        else:
+            peaks = Kernel("peaks", 0, PEAK_WARPS, 1, 8, 0, 0, PEAK_COUNT, -1, -1, 0)
+            yield (peaks, around[0], body, around[1])
 
 
-def _warp_kernel(stages: tuple[Stage, ...], real: bool, warps: int, target: Target) -> Kernel | str:
+def _device_kernels(stage: Stage, real: bool, target: Target) -> tuple[Kernel, Kernel] | str:
+    """Columns of the tensor into the workspace and back: a strip to a warp, all rows in its registers."""
+    for width in WIDTHS[1:]:
+        held = stage.radix * width // 4  # fp32 numbers, and registers of a complex strip's operands
+        if held * (1 if real else 2) <= 64 and held <= 64:
+            break
+    else:
+        return f"columns of radix {stage.radix} in device memory take too many registers"
+    if stage.split % (8 * width):
+        return f"twiddles split at {stage.split} do not hold whole strips of {8 * width} columns"
+    warps = 8
+    pieces = stage.radix * 8 * width * 2 // 8  # of a warp's copy of an unaligned strip and its gates
+    resident = max(1, min(2, target.shared_sm // (16 * pieces * warps + target.shared_reserved)))
+    inward = Kernel("columns", 1, warps, warps, resident, 0, 0, pieces, -1, -1, 16 * pieces * warps, width)
+    outward = Kernel("columns_inverse", 1, warps, warps, 2, 0, 0, 0, -1, -1, 0, width)
+    if inward.shared_bytes > target.shared_block:
+        return _too_large(inward.shared_bytes, warps, target)
+    return inward, outward
+
+
+def _warp_kernel(
+    role: str, stages: tuple[Stage, ...], right_angle: bool, warps: int, target: Target
+) -> Kernel | str:
     """Each warp takes ``group`` transforms at a time through registers; shared memory turns them round."""
+    real = right_angle and role == "convolve"
     points = stages[0].radix * stages[1].radix
     group = next(g for g in (4, 2, 1) if g == 1 or g * points * (1 if real else 2) <= CHAIN_POINTS)
     plane = group * points
@@ -73,15 +127,14 @@ def _warp_kernel(stages: tuple[Stage, ...], real: bool, warps: int, target: Targ
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
     resident = _resident(shared, warps, target)
-    return Kernel(
-        "convolve", 0, warps, warps * group, resident, 0, 0, plane, -1, tables_at, shared, group=group
-    )
+    return Kernel(role, 0, warps, warps * group, resident, 0, 0, plane, -1, tables_at, shared, group=group)
 
 
 def _block_kernel(
-    stages: tuple[Stage, ...], real: bool, width: int, warps: int, target: Target
+    role: str, stages: tuple[Stage, ...], right_angle: bool, width: int, warps: int, target: Target
 ) -> Kernel | str:
     """A block takes one transform: columns, exchange, rows in registers, exchange, columns."""
+    real = right_angle and role == "convolve"
     radix, rest = stages[0].radix, stages[0].rest
     strips = rest // (8 * width)
     if strips % warps:
@@ -101,7 +154,7 @@ def _block_kernel(
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
     return Kernel(
-        "convolve",
+        role,
         0,
         warps,
         1,

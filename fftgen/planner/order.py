@@ -46,3 +46,10 @@ def spectrum_index(plan: Plan) -> npt.NDArray[np.int64]:
     for extent, stride in spectrum_digits(plan):
         index = (index[:, None] + stride * np.arange(extent)).reshape(-1)
     return index
+
+
+def stored_places(plan: Plan) -> npt.NDArray[np.int64]:
+    """The index ``k M_1 + r`` of what stands at each place of the workspace after the first device stage."""
+    rest = plan.stages[0].rest
+    rows = np.arange(plan.factors[0])[:, None] * rest
+    return np.asarray((rows + fragments.workspace_order(plan, rest)).reshape(-1), np.int64)

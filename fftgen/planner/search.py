@@ -12,7 +12,7 @@ from fftgen.errors import NoPlanError
 from fftgen.planner import fragments, mma_rules
 from fftgen.planner.cost import Cost, cost
 from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
-from fftgen.planner.plan import Kernel, Plan, Stage
+from fftgen.planner.plan import Kernel, Plan, Stage, Table
 from fftgen.planner.rules import WARPS, Shape, columns_kernel, inner_kernel, shape_is_legal, supports_dtype
 from fftgen.planner.tables import layout, twiddle_split
 from fftgen.problem import MAX_LENGTH, Problem
@@ -114,8 +114,7 @@ def _layouts(
 ) -> Iterator[tuple[Kernel, ...] | str]:
     """Every layout of a shape's kernels on an engine, and reasons against others."""
     if engine == "mma":
-        for kernel in mma_rules.kernels(stages, right_angle, target):
-            yield kernel if isinstance(kernel, str) else (kernel,)
+        yield from mma_rules.kernels(stages, shape.device, right_angle, target)
     else:
         for warps in WARPS:
             yield _kernels(shape, stages, right_angle, fold, warps, target)
@@ -125,6 +124,16 @@ def _legal(engine: str, shape: Shape, fold: bool, target: Target) -> str | None:
     if engine == "mma":
         return mma_rules.supports(target) or mma_rules.shape_is_legal(shape, fold)
     return shape_is_legal(shape)
+
+
+def _tables(
+    engine: str, stages: tuple[Stage, ...], kernels: tuple[Kernel, ...], right_angle: bool
+) -> tuple[Table, ...]:
+    if engine == "wmma":
+        return layout(stages, right_angle)
+    width = {k.role: k.columns for k in kernels}
+    body = width.get("convolve", width.get("rows", 0))
+    return fragments.layout(stages, right_angle, body, width.get("columns", 0))
 
 
 def _memory_class(engine: str, shape: Shape) -> str:
@@ -146,6 +155,8 @@ def candidate(
         return Candidate(transform, shape, engine, None, None, reason)
     right_angle = problem.causal or bool(fold)
     stages = _stages(shape)
+    if engine == "mma" and shape.device:
+        stages = (mma_rules.device_stage(stages[0]), *stages[1:])
     best: Candidate | None = None
     for kernels in _layouts(engine, shape, stages, right_angle, bool(fold), target):
         if isinstance(kernels, str):
@@ -162,9 +173,7 @@ def candidate(
             fold=fold,
             stages=stages,
             kernels=kernels,
-            tables=fragments.layout(stages, right_angle, kernels[0].columns)
-            if engine == "mma"
-            else layout(stages, right_angle),
+            tables=_tables(engine, stages, kernels, right_angle),
             chunk_bytes=max(4 * transform, min(target.l2_bytes // 2, CHUNK_LIMIT)) if shape.device else 0,
         )
         price = cost(plan, target)

@@ -19,13 +19,13 @@ __device__ __forceinline__ int place(int q, int row) {
     return q ^ (q >> 3 & 7) ^ ((row << BITS & 7) | (row & 7) >> (3 - BITS));
 }
 
-// R rows of a strip as right operands, scaled by a power of two of its own.
+// R rows of a strip as right operands: b[k][j] has column j and rows 16 k .. + 15.
 template <int R, int V>
 struct Strip {
     Pack b[R / TILE][V][2];
-    unsigned peak;  // of the whole warp
+    unsigned peak;  // of the strip: the numbers were scaled by its power
 
-    // n = first + row * stride + column; what lies beyond the row's length is zero.
+    // A real row, n = first + row * stride + column, zero beyond its length; scaled by the strip's own power.
     template <bool SHARED, typename Source>
     __device__ __forceinline__ void fetch(const Source& source, int first, int stride, int lane) {
         const int at = first + lane % 4 * 2 * stride + lane / 4 * V;
@@ -36,17 +36,63 @@ struct Strip {
         __syncwarp();  // one strip after another: the numbers of two in fp32 would not fit the registers
     }
 
+    // The same, scaled by a power that is known; zeros in place of a row that is not finite.
+    template <bool SHARED, typename Source>
+    __device__ __forceinline__ void fetch(const Source& source, int first, int stride, int lane, const Power& power) {
+        const int at = first + lane % 4 * 2 * stride + lane / 4 * V;
+        Peak<typename Source::Number> unused;
+        float x[R / TILE][4][V];
+        if (source.gate == nullptr)
+            wide<SHARED, false>(source, at, stride, x, unused);
+        else
+            wide<SHARED, true>(source, at, stride, x, unused);
+        scale(x, power);
+        if (!power.finite) {
+#pragma unroll
+            for (int k = 0; k < R / TILE; ++k)
+#pragma unroll
+                for (int j = 0; j < V; ++j) b[k][j][0] = b[k][j][1] = 0;
+        }
+    }
+
+    // fp16 numbers as they are.
+    __device__ __forceinline__ void take(const __half* from, int first, int stride, int lane) {
+        const __half* const at = from + first + lane % 4 * 2 * (long long)stride + lane / 4 * V;
+#pragma unroll
+        for (int k = 0; k < R / TILE; ++k) {
+            unsigned w[4][V / 2];
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                load_plane(at + (TILE * k + i % 2 + i / 2 * 8) * (long long)stride, w[i]);
+#pragma unroll
+            for (int j = 0; j < V; ++j)
+#pragma unroll
+                for (int i = 0; i < 2; ++i)
+                    b[k][j][i] = __byte_perm(w[2 * i][j / 2], w[2 * i + 1][j / 2], j % 2 == 0 ? 0x5410 : 0x7632);
+        }
+    }
+
     template <bool SHARED, bool GATED, typename Source>
     __device__ __forceinline__ void load(const Source& source, int at, int stride) {
         float x[R / TILE][4][V];
         Peak<typename Source::Number> most;
+        wide<SHARED, GATED>(source, at, stride, x, most);
+        peak = warp_max(most.bits());
+        scale(x, Power(peak));
+    }
+
+    template <bool SHARED, bool GATED, typename Source, typename Most>
+    static __device__ __forceinline__ void wide(
+        const Source& source, int at, int stride, float (&x)[R / TILE][4][V], Most& most) {
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
                 source.template wide<V, SHARED, GATED>(at + (TILE * k + i % 2 + i / 2 * 8) * stride, x[k][i], most);
-        peak = warp_max(most.bits());
-        const float up = Power(peak).up();
+    }
+
+    __device__ __forceinline__ void scale(const float (&x)[R / TILE][4][V], const Power& power) {
+        const float up = power.up();
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k)
 #pragma unroll
@@ -113,6 +159,28 @@ __device__ __forceinline__ void store_rows(
     }
 }
 
+// Row tile m of F x, for the 8 V columns of a strip.
+template <int R, int V, bool COMPLEX>
+__device__ __forceinline__ void sum_columns(
+    const uint4* matrix, int m, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2], Sum<R> (&sr)[V],
+    Sum<R> (&si)[V], int tiles, int lane) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) sr[j].clear(), si[j].clear();
+#pragma unroll
+    for (int k = 0; k < R / TILE; ++k) {
+        if (k < tiles) {
+            const Planes3<COMPLEX> f(matrix, m * (R / TILE) + k, lane);
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+                if constexpr (COMPLEX)
+                    multiply(sr[j], si[j], f, xr[k][j][0], xr[k][j][1], xi[k][j][0], xi[k][j][1]);
+                else
+                    sr[j].add(f.re, xr[k][j][0], xr[k][j][1]), si[j].add(f.im, xr[k][j][0], xr[k][j][1]);
+            }
+        }
+    }
+}
+
 // X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for the 8 V columns of `strip`, into rows of `pieces` pieces.
 template <int R, int V, bool COMPLEX>
 __device__ __forceinline__ void columns_forward(
@@ -122,21 +190,7 @@ __device__ __forceinline__ void columns_forward(
 #pragma unroll
     for (int m = 0; m < R / TILE; ++m) {
         Sum<R> sr[V], si[V];
-#pragma unroll
-        for (int j = 0; j < V; ++j) sr[j].clear(), si[j].clear();
-#pragma unroll
-        for (int k = 0; k < R / TILE; ++k) {
-            if (k < tiles) {
-                const Planes3<COMPLEX> f(matrix, m * (R / TILE) + k, lane);
-#pragma unroll
-                for (int j = 0; j < V; ++j) {
-                    if constexpr (COMPLEX)
-                        multiply(sr[j], si[j], f, xr[k][j][0], xr[k][j][1], xi[k][j][0], xi[k][j][1]);
-                    else
-                        sr[j].add(f.re, xr[k][j][0], xr[k][j][1]), si[j].add(f.im, xr[k][j][0], xr[k][j][1]);
-                }
-            }
-        }
+        sum_columns<R, V, COMPLEX>(matrix, m, xr, xi, sr, si, tiles, lane);
         Tile yr[V], yi[V];
 #pragma unroll
         for (int j = 0; j < V; ++j) yr[j] = narrow(sr[j]), yi[j] = narrow(si[j]);

@@ -81,6 +81,26 @@ using Tile = Result<false>;
 __device__ __forceinline__ Tile narrow(const Tile& x) { return x; }
 __device__ __forceinline__ Tile narrow(const Result<true>& x) { return {{pack(x.v[0], x.v[1]), pack(x.v[2], x.v[3])}}; }
 
+// Planes of one transform, or of one of its rows, in the workspace.
+struct Complex {
+    __half* re;
+    __half* im;
+
+    template <int V>
+    __device__ __forceinline__ void store(int n, const float (&a)[V], const float (&b)[V]) const {
+        Pack x[V / 2], y[V / 2];
+#pragma unroll
+        for (int i = 0; i < V / 2; ++i) x[i] = pack(a[2 * i], a[2 * i + 1]), y[i] = pack(b[2 * i], b[2 * i + 1]);
+        if constexpr (V == 8) {
+            *reinterpret_cast<uint4*>(re + n) = uint4{x[0], x[1], x[2], x[3]};
+            *reinterpret_cast<uint4*>(im + n) = uint4{y[0], y[1], y[2], y[3]};
+        } else {
+            *reinterpret_cast<uint2*>(re + n) = uint2{x[0], x[1]};
+            *reinterpret_cast<uint2*>(im + n) = uint2{y[0], y[1]};
+        }
+    }
+};
+
 // Sums of more than two products lose less when they are rounded once: fp32 for radices above 16.
 template <int RADIX>
 using Sum = Result<(RADIX > TILE)>;
