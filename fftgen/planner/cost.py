@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fftgen.planner import fragments
 from fftgen.planner.plan import TILE, Plan
 from fftgen.targets import Target
 
@@ -88,7 +89,7 @@ def cost(plan: Plan, target: Target) -> Cost:
     workspace = workspace_bytes(plan)
     passes = 2 * plan.order
     if plan.engine == "mma":
-        return _mma_cost(plan, target, ops, device)
+        return _mma_cost(plan, target, ops, device, workspace)
     shared = passes * n * (STAGING_TRAFFIC + OPERAND_TRAFFIC)
     sms, clock = target.multiprocessors, target.clock
     # A matrix unit reaches its rate only when enough warps hide the latency of what feeds it.
@@ -104,23 +105,59 @@ def cost(plan: Plan, target: Target) -> Cost:
     return Cost(ops, device, workspace, shared, seconds)
 
 
-def _mma_cost(plan: Plan, target: Target, ops: int, device: int) -> Cost:
-    """The register chain: what crosses shared memory is the exchange and the tables."""
-    pieces = plan.transform / 128  # of 128 complex elements, one matrix result of a warp
-    kernel = plan.body
-    exchange = 2 * 8 * plan.transform if plan.block_stage else 4 * plan.transform * plan.rows_per_item
-    tables = sum(t.nbytes for t in plan.tables if not t.name.startswith("outer"))
-    shares = kernel.group * (1 if plan.block_stage else 1)
-    reads = tables * max(1.0, plan.transform / (plan.factors[-1] * plan.factors[-2])) / shares
-    shared = exchange + reads
-    twists = 2 * plan.order - 1
-    instructions = 2 * ops + pieces * (8 * twists + 30 * plan.rows_per_item + 20)
+def mma_shared_bytes(plan: Plan) -> int:
+    """Bytes of one transform through the shared-memory and L1 pipes: exchanges, tables, spectrum, twiddles.
+
+    An exchange writes and reads 4 bytes a complex element; a table of the register chain is read once for
+    each group of rows that a warp takes at a time, one of columns once for each strip.
+    """
+    n, body = plan.transform, plan.body
+    sizes = {t.name: t.nbytes for t in plan.tables}
+    chain = sum(sizes[name] for name in sizes.keys() & fragments.CHAIN)
+    rows = n // (plan.factors[-1] * plan.factors[-2])
+    total = 4 * n + chain * rows // body.group  # the spectrum, and what the chain reads
+    if plan.block_stage:
+        transforms = n // plan.row_length
+        columns = plan.row_length // plan.inner[0].radix
+        total += 16 * n + 8 * n  # two exchanges, outer twiddles there and back
+        total += transforms * columns * (
+            sizes["columns"] // (8 * body.columns) + sizes["columns_inverse"] // 32
+        )
+    else:
+        total += 2 * 2 * n * (1 if plan.real_input and not plan.device_stages else 2)
+    if plan.device_stages:
+        width = plan.kernel("columns", 1).columns
+        total += 8 * n + (sizes["device"] + sizes["device_inverse"]) * plan.stages[0].rest // (8 * width)
+    return int(total)
+
+
+def mma_instructions(plan: Plan, ops: int) -> float:
+    """Instructions of warps for one transform, as compiled code has them (counted for 256 to 32768 points).
+
+    For every 128 complex elements: two HMMA a 16x16x16 product, eight instructions a complex factor, and
+    what loads, scales, converts, exchanges and addresses.
+    """
+    factors = 2 * plan.order - 1 + (2 if plan.device_stages else 0)
+    return 2 * ops + plan.transform / 128 * (8 * factors + 28 * plan.rows_per_item + 40)
+
+
+def _mma_cost(plan: Plan, target: Target, ops: int, device: int, workspace: int) -> Cost:
+    """The register chain: see the two counts above."""
+    n = plan.transform
+    shared = mma_shared_bytes(plan)
+    # Outer twiddles are too large for shared memory; they stay in what it leaves of the L1 cache, or do not.
+    tables = sum(t.nbytes for t in plan.tables if t.name.startswith("outer"))
+    body = plan.body
+    left = target.shared_sm - body.resident * (body.shared_bytes + target.shared_reserved)
+    tables = 8 * n if tables > left else 0
+    peaks = device // 2 if plan.device_stages else 0
     fill = min(1.0, occupancy(plan, target) / 16)
     chip = target.multiprocessors * target.clock
     seconds = {
         "device memory": device / target.bandwidth,
-        "shared memory": shared / (128 * chip) / fill,
+        "L2": (device + workspace + peaks + 4 * n + tables) / target.l2_bandwidth,
+        "shared memory": (shared + workspace + device) / (128 * chip) / fill,
         "tensor cores": 2 * TILE**3 * ops / target.tensor_rate / fill,
-        "instructions": instructions / (4 * chip) / fill,
+        "issue slots": mma_instructions(plan, ops) / (4 * chip) / fill,
     }
-    return Cost(ops, device, 0, int(shared), seconds)
+    return Cost(ops, device, workspace, shared, seconds)

@@ -26,9 +26,9 @@ Indices = npt.NDArray[np.int64]
 Complex = npt.NDArray[np.complex128]
 
 ALIGNMENT = 512
-SHARED = frozenset(  # tables that a block copies to shared memory; they lie first
-    {"first", "twiddle", "last", "last_inverse", "twiddle_inverse", "first_inverse", "columns", "columns_inverse"}
-)
+# Tables of the register chain, and all that a block copies to shared memory: these lie first.
+CHAIN = frozenset({"first", "twiddle", "last", "last_inverse", "twiddle_inverse", "first_inverse"})
+SHARED = CHAIN | {"columns", "columns_inverse"}
 
 _LANE = np.arange(32).reshape(32, 1, 1)
 _REGISTER = np.arange(4).reshape(1, 4, 1)

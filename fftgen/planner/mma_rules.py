@@ -15,7 +15,8 @@ CHAIN_POINTS = 1024  # a warp takes so many points through the register chain at
 CHAIN_COLUMNS = (16, 32, 64)  # of the last stage: pieces of 32 columns come out 16 bytes wide
 WARPS = (16, 8, 4, 2, 1)
 WIDTHS = (8, 4, 2)  # columns of a thread in the outer stage: loads of 16, 8 or 4 bytes
-REGISTERS = 128
+REGISTERS = 128  # of a thread: 16 warps of a multiprocessor share its 65536
+WARP_CLASS_REGISTERS = 160  # before sm_90 the compiler needs some more for a whole transform of a warp
 OPERANDS = 64  # registers that the operands of a warp's strips may take
 MOST_HELD = 160  # radix times width: a thread holds a quarter of it in fp32 until the peak is known
 PEAK_WARPS, PEAK_COUNT = 8, 16_384  # threads of a block of the peaks kernel, and the numbers they look at
@@ -50,9 +51,9 @@ def _group(points: int, rows: int) -> int:
     return next(g for g in (4, 2, 1) if g * points <= CHAIN_POINTS and rows % g == 0)
 
 
-def _resident(shared: int, warps: int, target: Target) -> int:
+def _resident(shared: int, warps: int, target: Target, registers: int = REGISTERS) -> int:
     by_shared = target.shared_sm // (shared + target.shared_reserved)
-    by_registers = target.registers_sm // (32 * warps * REGISTERS)
+    by_registers = target.registers_sm // (32 * warps * registers)
     return max(1, min(by_shared, by_registers, target.blocks_sm, target.warps_sm // warps))
 
 
@@ -126,7 +127,8 @@ def _warp_kernel(
     shared = tables_at + fragments.shared_bytes(stages, real, 0)
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
-    resident = _resident(shared, warps, target)
+    registers = REGISTERS if target.capability >= 90 else WARP_CLASS_REGISTERS
+    resident = _resident(shared, warps, target, registers)
     return Kernel(role, 0, warps, warps * group, resident, 0, 0, plane, -1, tables_at, shared, group=group)
 
 

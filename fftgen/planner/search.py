@@ -203,7 +203,8 @@ def search(problem: Problem, target: Target, transform: int | None = None) -> tu
 
 def _rank(found: Candidate) -> tuple[bool, bool, float, tuple[int, ...], int]:
     time = found.cost.time if found.cost else 0.0
-    return found.cost is None, found.shape.device > 0, time, found.shape.factors, found.shape.device
+    device = found.shape.device > 0 and found.engine == "wmma"
+    return found.cost is None, device, time, found.shape.factors, found.shape.device
 
 
 @lru_cache(maxsize=1024)

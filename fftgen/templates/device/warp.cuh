@@ -5,6 +5,19 @@
 
 namespace fftgen {
 
+// A number written as outer * count + inner.
+struct Place {
+    int outer, inner;
+};
+
+// The place `steps` (at most a few) further on: cheaper than dividing again.
+__device__ __forceinline__ Place step(Place at, int steps, int count) {
+#pragma unroll
+    for (int i = 0; i < steps; ++i)
+        if (++at.inner == count) at.inner = 0, ++at.outer;
+    return at;
+}
+
 // N numbers of one row, gated: eight neighbours to a lane.
 template <int N, typename T>
 struct Block {
