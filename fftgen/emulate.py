@@ -24,6 +24,7 @@ from fftgen.simulator import parse as parse_ptx
 
 Blocks = Sequence[tuple[int, int, int]]
 WRITTEN = ("y", "workspace")
+ALIGNMENT = 16  # bytes of the widest access: an address keeps its remainder
 
 
 def line_ptx(built: Built) -> str:
@@ -64,7 +65,20 @@ class Simulated:
         memory = _bytes(x)
         if writable:
             memory.fill(0xFF)  # a NaN in both storage types
+        lead = x.data_ptr() % ALIGNMENT
+        if lead and not writable:
+            return self._bind_off(name, memory, lead)
         return self.memory.bind(name, memory, writable=writable, initialized=not writable)
+
+    def _bind_off(self, name: str, memory: npt.NDArray[np.uint8], lead: int) -> int:
+        """Bind an input that starts off a 16-byte boundary at an address that does, too."""
+        address = self.memory.bind(
+            name, np.concatenate([np.zeros(lead, np.uint8), memory]), initialized=False
+        )
+        written = self.memory.buffer(name).written
+        assert written is not None
+        written[lead:] = True  # what lies before the tensor is not for anyone to read
+        return address + lead
 
     def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
         if len(params) != ARGS_BYTES:

@@ -325,9 +325,7 @@ def test_a_cache_that_keeps_nothing_on_purpose_is_silent(monkeypatch: pytest.Mon
     assert store.entries() == store.verify() == []
     assert store.size() == store.clear() == 0
     monkeypatch.setenv("FFTGEN_NO_JIT", "1")
-    with pytest.raises(
-        CacheMissError, match=r"conv\.cu for sm_90 is not in a cache: there is none, and"
-    ):
+    with pytest.raises(CacheMissError, match=r"conv\.cu for sm_90 is not in a cache: there is none, and"):
         store.get_or_build(KEY, never)
 
 
