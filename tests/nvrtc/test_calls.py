@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ from fftgen.pipeline import Built, build
 from fftgen.planner import tables
 from fftgen.problem import Problem
 from fftgen.simulator import Misaligned
+
+ROOT = str(Path(package.__file__).parents[1])  # processes that are started run this package
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -176,15 +180,14 @@ def test_a_call_costs_microseconds_on_the_host(rng: np.random.Generator) -> None
     )
     made = execute.spectrum(module.plan, draw(rng, 3, 4096, dtype=torch.float32))
     u = draw(rng, 2, 3, 4096)
-    best = min(_seconds(lambda: executable(Nowhere(), u, made.planes, made.scale), 200) for _ in range(10))
-    assert best < 60e-6, f"{1e6 * best:.1f} us"  # 10 us where nothing else runs
 
+    def seconds() -> float:
+        started = time.perf_counter()
+        for _ in range(1000):
+            executable(Nowhere(), u, made.planes, made.scale)
+        return time.perf_counter() - started
 
-def _seconds(call: Any, times: int) -> float:
-    started = time.perf_counter()
-    for _ in range(times):
-        call()
-    return (time.perf_counter() - started) / times
+    assert within(1000 * 20e-6, seconds)  # 10 us each where nothing else runs
 
 
 # --- artifacts
@@ -217,7 +220,11 @@ assert not any(name.split(".")[0] == "cuda" for name in sys.modules)
 
 def test_an_artifact_loads_where_neither_compiler_nor_driver_is_installed(file: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_COMPILER, str(file)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", WITHOUT_COMPILER, str(file)],
+        env={**os.environ, "PYTHONPATH": ROOT},
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     error, built = done.stdout.splitlines()
@@ -308,13 +315,21 @@ def test_a_build_works_beside_a_cache_that_cannot_be_written(
 # --- times: what the machines that check this project have to meet
 
 
+def within(limit: float, seconds: Callable[[], float], tries: int = 5) -> bool:
+    """Whether one try takes no longer than the limit: a machine is shared, and what it can do is asked."""
+    times: list[float] = []
+    while len(times) < tries and (not times or times[-1] > limit):
+        times.append(seconds())
+    print(f"seconds, at most {limit}: {', '.join(f'{t:.2f}' for t in times)}")
+    return times[-1] <= limit
+
+
 def build_seconds(cache: Path) -> float:
     """One ``fftgen build`` in a process of its own, as a user starts it."""
-    root = str(Path(package.__file__).parents[1])
     started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "fftgen", "build", "--seqlen", "65536", "--dtype", "bf16", "--arch", "sm_90"],
-        env={**os.environ, "FFTGEN_CACHE_DIR": str(cache), "PYTHONPATH": root},
+        env={**os.environ, "FFTGEN_CACHE_DIR": str(cache), "PYTHONPATH": ROOT},
         check=True,
         capture_output=True,
         timeout=120,
@@ -323,13 +338,13 @@ def build_seconds(cache: Path) -> float:
 
 
 def test_a_cold_build_takes_ten_seconds_at_most_and_a_cached_one_two(place: Path) -> None:
-    cold = build_seconds(place / "cache")
-    warm = min(build_seconds(place / "cache") for _ in range(3))
-    print(f"cold {cold:.2f} s, from the cache {warm:.2f} s")
-    assert cold <= 10
-    assert warm < 2
-    document = answer("inspect", "generated/fftconv-65536-bf16.fftgen")
-    assert len(document["modules"]) == 2  # circular 65536 and, for padded calls, causal 32768
+    directories = (place / f"cache {number}" for number in itertools.count())
+    assert within(10, lambda: build_seconds(next(directories)))
+    assert within(2, lambda: build_seconds(place / "cache 0"))
+    file = "generated/fftconv-65536-bf16.fftgen"
+    found = answer("verify", file, "--quick")["modules"]
+    assert [m["plan"].split()[:2] for m in found] == [["circular", "65536"], ["causal", "32768"]]
+    assert all(m["passed"] for m in found)
 
 
 @pytest.mark.parametrize(("length", "limit"), [(4096, 1.0), (32_768, 10.0)])
@@ -337,18 +352,19 @@ def test_a_cold_build_takes_ten_seconds_at_most_and_a_cached_one_two(place: Path
 def test_one_block_is_simulated_in_time(
     mode: str, length: int, limit: float, rng: np.random.Generator
 ) -> None:
-    """A whole call of one transform, from PTX text to result; the best of three, as machines are shared."""
+    """A whole call of one transform, from PTX text to result."""
     module: Built = build(Problem(mode, length, "bf16"), "sm_90")
     ptx = emulate.line_ptx(module)
     u, k = draw(rng, module.plan.rows_per_item, 1, length), draw(rng, 1, length, dtype=torch.float32)
-    times = []
-    for _ in range(3):
+
+    def seconds() -> float:
         started = time.perf_counter()
         _, simulated = emulate.convolve(module, u, k, ptx=ptx)
-        times.append(time.perf_counter() - started)
-    (report,) = simulated.reports.values()
-    assert report.blocks == 1
-    assert min(times) < limit, times
+        (report,) = simulated.reports.values()
+        assert report.blocks == 1
+        return time.perf_counter() - started
+
+    assert within(limit, seconds)
 
 
 def test_the_files_of_a_range_are_named_after_their_lengths() -> None:
