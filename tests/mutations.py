@@ -15,7 +15,7 @@ from fftgen.simulator.syntax import Instruction
 
 _BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
 _MATRIX_STEP = 32  # bytes that the address of a wmma tile is aligned to: a smaller shift would be Misaligned
-_INDEX = re.compile(r"mov\.u32\s+(%\w+),\s*%(tid|ctaid)\.x;")
+_BLOCK_INDEX = re.compile(r"mov\.u32\s+(%\w+),\s*%ctaid\.x;")
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,15 @@ def dropped_barriers(ptx: str) -> list[Mutation]:
 
 
 def shifted_indices(ptx: str) -> list[Mutation]:
-    """Every access to shared or device memory one element further and one before; thread and block index + 1.
+    """Every access to shared or device memory one element further and one before; the block index + 1.
 
-    An element is what the instruction moves (for a matrix tile, the least step that alignment allows), so no
-    shift is found by its alignment alone.
+    Not the thread index: lanes that all move on by one share out the same work. An element is what the
+    instruction moves (for a matrix tile, the least step that alignment allows), so no shift is found by its
+    alignment alone.
     """
     found = []
     for same, instruction in _instructions(ptx):
-        index = _INDEX.search(same.text)
+        index = _BLOCK_INDEX.search(same.text)
         if index is not None:
             found.append(replace(same, text=f"{same.text} add.u32 {index[1]}, {index[1]}, 1;"))
         step = _step(instruction.parts)
