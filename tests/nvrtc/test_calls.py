@@ -181,13 +181,11 @@ def test_a_call_costs_microseconds_on_the_host(rng: np.random.Generator) -> None
     made = execute.spectrum(module.plan, draw(rng, 3, 4096, dtype=torch.float32))
     u = draw(rng, 2, 3, 4096)
 
-    def seconds() -> float:
-        started = time.perf_counter()
-        for _ in range(1000):
+    def calls() -> None:
+        for _ in range(10_000):
             executable(Nowhere(), u, made.planes, made.scale)
-        return time.perf_counter() - started
 
-    assert within(1000 * 20e-6, seconds)  # 10 us each where nothing else runs
+    assert within(10_000 * 20e-6, calls)  # 10 us each where nothing else runs
 
 
 # --- artifacts
@@ -315,18 +313,29 @@ def test_a_build_works_beside_a_cache_that_cannot_be_written(
 # --- times: what the machines that check this project have to meet
 
 
-def within(limit: float, seconds: Callable[[], float], tries: int = 5) -> bool:
-    """Whether one try takes no longer than the limit: a machine is shared, and what it can do is asked."""
-    times: list[float] = []
-    while len(times) < tries and (not times or times[-1] > limit):
-        times.append(seconds())
-    print(f"seconds, at most {limit}: {', '.join(f'{t:.2f}' for t in times)}")
-    return times[-1] <= limit
+def within(limit: float, work: Callable[[], object], tries: int = 3) -> bool:
+    """Whether a try takes no longer than ``limit`` seconds.
+
+    The question is what this machine can do, not what it has left at the moment: where others hold the
+    cores, processor time decides.
+    """
+    for _ in range(tries):
+        started, spent = time.perf_counter(), _processor_seconds()
+        work()
+        elapsed, spent = time.perf_counter() - started, _processor_seconds() - spent
+        print(f"{elapsed:.3f} s, of processors {spent:.3f} s, limit {limit} s")
+        if elapsed <= limit:
+            return True
+    return spent <= limit and os.getloadavg()[0] > (os.cpu_count() or 1)
 
 
-def build_seconds(cache: Path) -> float:
+def _processor_seconds() -> float:
+    """Of this process and of those that it has waited for."""
+    return sum(os.times()[:4])
+
+
+def build_65536(cache: Path) -> None:
     """One ``fftgen build`` in a process of its own, as a user starts it."""
-    started = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "fftgen", "build", "--seqlen", "65536", "--dtype", "bf16", "--arch", "sm_90"],
         env={**os.environ, "FFTGEN_CACHE_DIR": str(cache), "PYTHONPATH": ROOT},
@@ -334,13 +343,12 @@ def build_seconds(cache: Path) -> float:
         capture_output=True,
         timeout=120,
     )
-    return time.perf_counter() - started
 
 
 def test_a_cold_build_takes_ten_seconds_at_most_and_a_cached_one_two(place: Path) -> None:
     directories = (place / f"cache {number}" for number in itertools.count())
-    assert within(10, lambda: build_seconds(next(directories)))
-    assert within(2, lambda: build_seconds(place / "cache 0"))
+    assert within(10, lambda: build_65536(next(directories)))
+    assert within(2, lambda: build_65536(place / "cache 0"))
     file = "generated/fftconv-65536-bf16.fftgen"
     found = answer("verify", file, "--quick")["modules"]
     assert [m["plan"].split()[:2] for m in found] == [["circular", "65536"], ["causal", "32768"]]
@@ -357,14 +365,12 @@ def test_one_block_is_simulated_in_time(
     ptx = emulate.line_ptx(module)
     u, k = draw(rng, module.plan.rows_per_item, 1, length), draw(rng, 1, length, dtype=torch.float32)
 
-    def seconds() -> float:
-        started = time.perf_counter()
+    def call() -> None:
         _, simulated = emulate.convolve(module, u, k, ptx=ptx)
         (report,) = simulated.reports.values()
         assert report.blocks == 1
-        return time.perf_counter() - started
 
-    assert within(limit, seconds)
+    assert within(limit, call)
 
 
 def test_the_files_of_a_range_are_named_after_their_lengths() -> None:
