@@ -27,7 +27,7 @@ from pathlib import Path
 from fftgen import environment
 from fftgen.cache_entry import META, Entry, Key, from_files, read_meta, to_files
 from fftgen.durable import sync_directory, unused, write_synced
-from fftgen.errors import ArtifactError, ToolchainError
+from fftgen.errors import ArtifactError, InternalError, ToolchainError
 
 if sys.platform != "win32":
     import fcntl
@@ -66,15 +66,21 @@ class _Lock(enum.Enum):
 
 
 class Cache:
-    """A store in one directory; ``directory=None`` keeps nothing."""
+    """A store in one directory; ``directory=None`` keeps nothing and says nothing about it."""
 
     def __init__(self, directory: Path | str | None) -> None:
         self.directory = None if directory is None else Path(directory).absolute()
 
     @classmethod
     def default(cls) -> Cache:
-        """The store that the environment asks for: FFTGEN_CACHE_DIR, $XDG_CACHE_HOME, ~/.cache."""
-        return cls(environment.cache_directory())
+        """The store that the environment asks for: FFTGEN_CACHE_DIR, $XDG_CACHE_HOME, ~/.cache.
+
+        Where none of them says a directory, one warning, and a store that keeps nothing.
+        """
+        store = cls(environment.cache_directory())
+        if store.directory is None:
+            store._complain("there is no home directory")
+        return store
 
     def get(self, key: Key) -> Entry | None:
         """The entry, or None when it is missing or damaged. Takes no lock and changes nothing."""
@@ -90,7 +96,8 @@ class Cache:
         one warning, and the entry is made without being kept. With FFTGEN_NO_JIT a miss raises
         CacheMissError, which names ``command``. Whatever ``build`` raises goes through.
         """
-        problem = f"is not in the cache {self.directory}"
+        where = "a cache: there is none" if self.directory is None else f"the cache {self.directory}"
+        problem = f"is not in {where}"
         try:
             found = self._load(key.digest)
             if found is not None:
@@ -104,6 +111,8 @@ class Cache:
                 f"kernel {key.name} for {key.target} {problem}, and {environment.NO_JIT.name} forbids "
                 f"compiling: run '{command}' beforehand, or unset {environment.NO_JIT.name}"
             )
+        if self.directory is None:
+            return build()
         with contextlib.ExitStack() as held:
             try:
                 root = self._root()
@@ -166,7 +175,7 @@ class Cache:
 
     def _root(self) -> Path:
         if self.directory is None:
-            raise FileNotFoundError("there is no home directory")
+            raise InternalError("a cache without a directory has no root")
         root = self.directory / "kernels"
         for name in ("entries", "locks", "tmp"):
             (root / name).mkdir(parents=True, exist_ok=True)
@@ -245,12 +254,14 @@ class Cache:
             problem = str(error)
         return Info(path.name, name, target, compiler, _tree_bytes(path), path, problem)
 
-    def _complain(self, error: OSError) -> None:
+    def _complain(self, problem: OSError | str) -> None:
+        """One warning for each directory: that it cannot be used, and what to do."""
         if str(self.directory) in _complained:
             return
         _complained.add(str(self.directory))
+        cache = "the kernel cache" if self.directory is None else f"the kernel cache {self.directory}"
         warnings.warn(
-            f"the kernel cache {self.directory} cannot be used ({error}): kernels are compiled anew in every "
+            f"{cache} cannot be used ({problem}): kernels are compiled anew in every "
             f"process; set {environment.CACHE_DIR.name} to a writable directory",
             RuntimeWarning,
             stacklevel=3,

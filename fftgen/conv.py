@@ -171,10 +171,11 @@ class Conv:
 
     def on(self, device: torch.device, problem: Problem) -> Loaded:
         """The kernels of a problem on a GPU, built and loaded at the first call."""
-        index = torch.cuda.current_device() if device.index is None else device.index
+        index = _current_gpu() if device.index is None else device.index
         key = (problem, torch.device("cuda", index))
         found = self._loaded.get(key)
         if found is None:
+            _current_gpu()
             with self._lock:
                 found = self._loaded.get(key)
                 if found is None:
@@ -267,6 +268,16 @@ class Conv:
             signals[1],
             signals[2],
         )
+
+
+def _current_gpu() -> int:
+    """PyTorch's current GPU. Raises ToolchainError where PyTorch can use none."""
+    if not torch.cuda.is_available():
+        raise ToolchainError(
+            "no GPU that PyTorch can use: install a CUDA build of PyTorch and an NVIDIA driver, or use CPU "
+            "tensors"
+        )
+    return torch.cuda.current_device()
 
 
 @lru_cache(maxsize=256)

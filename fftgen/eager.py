@@ -35,8 +35,11 @@ def convolve(
         points = steps + taps.shape[-1]
     else:
         points = length
-    y = torch.fft.irfft(torch.fft.rfft(signal, n=points) * torch.fft.rfft(taps, n=points), n=points)
-    y = y[..., :steps]
+    if signal.numel() == 0:
+        y = signal * taps.sum()  # FFT libraries refuse an empty batch; every argument still has a gradient
+    else:
+        y = torch.fft.irfft(torch.fft.rfft(signal, n=points) * torch.fft.rfft(taps, n=points), n=points)
+        y = y[..., :steps]
     if skip is not None:
         y = y + skip.to(wide)[:, None] * signal
     if out_gate is not None:

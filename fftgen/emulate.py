@@ -25,6 +25,7 @@ from fftgen.simulator import parse as parse_ptx
 Blocks = Sequence[tuple[int, int, int]]
 WRITTEN = ("y", "workspace")
 GROWN = ("peaks",)  # start as zeros, and are read and written
+ALIGNMENT = 16  # bytes of the widest access: an address keeps its remainder
 
 
 def line_ptx(built: Built) -> str:
@@ -65,7 +66,21 @@ class Simulated:
         memory = _bytes(x)
         if fresh:
             memory.fill(0xFF)  # a NaN in both storage types
-        return self.memory.bind(name, memory, writable=fresh or name in GROWN, initialized=not fresh)
+        writable = fresh or name in GROWN
+        lead = x.data_ptr() % ALIGNMENT
+        if lead and not writable:
+            return self._bind_off(name, memory, lead)
+        return self.memory.bind(name, memory, writable=writable, initialized=not fresh)
+
+    def _bind_off(self, name: str, memory: npt.NDArray[np.uint8], lead: int) -> int:
+        """Bind an input that starts off a 16-byte boundary at an address that does, too."""
+        address = self.memory.bind(
+            name, np.concatenate([np.zeros(lead, np.uint8), memory]), initialized=False
+        )
+        written = self.memory.buffer(name).written
+        assert written is not None
+        written[lead:] = True  # what lies before the tensor is not for anyone to read
+        return address + lead
 
     def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
         if len(params) != ARGS_BYTES:

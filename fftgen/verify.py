@@ -137,9 +137,12 @@ def draw(case: Case, dtype: torch.dtype, generator: torch.Generator) -> dict[str
 
     shape = (case.batch, case.channels, case.length)
     decay = torch.exp(-8 * torch.arange(case.taps, dtype=torch.float64) / case.taps)
+    u, k = normal(*shape).to(dtype), normal(case.channels, case.taps) * decay
+    if case.taps == 1:  # its spectrum is one number: rounded, it would be one error in every output
+        k = k.to(dtype)
     return {
-        "u": normal(*shape).to(dtype),
-        "k": (normal(case.channels, case.taps) * decay).float(),
+        "u": u,
+        "k": k.float(),
         "in_gate": normal(*shape).to(dtype) if case.in_gate else None,
         "out_gate": normal(*shape).to(dtype) if case.out_gate else None,
         "skip": normal(case.channels).float() if case.skip else None,

@@ -302,13 +302,9 @@ def test_a_listing_shows_an_entry_whose_meta_is_gone(store: Cache) -> None:
 # --- directories that cannot be used
 
 
-@pytest.mark.parametrize("place", ["in the way", "nothing"])
-def test_a_directory_that_cannot_be_made_gives_one_warning_and_works(tmp_path: Path, place: str) -> None:
-    if place == "in the way":
-        (tmp_path / "file").write_text("")
-        store = Cache(tmp_path / "file" / "cache")
-    else:
-        store = Cache(None)
+def test_a_directory_that_cannot_be_made_gives_one_warning_and_works(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Cache(tmp_path / "file" / "cache")
     builder = Builder()
     with pytest.warns(RuntimeWarning, match="FFTGEN_CACHE_DIR") as caught:
         assert [store.get_or_build(KEY, builder) for _ in range(2)] == [ENTRY, ENTRY]
@@ -317,6 +313,28 @@ def test_a_directory_that_cannot_be_made_gives_one_warning_and_works(tmp_path: P
     assert caught[0].filename == __file__
     assert store.entries() == store.verify() == []
     assert store.size() == store.clear() == 0
+
+
+def test_a_cache_that_keeps_nothing_on_purpose_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, builder = Cache(None), Builder()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [store.get_or_build(KEY, builder) for _ in range(2)] == [ENTRY, ENTRY]
+    assert builder.calls == 2
+    assert store.get(KEY) is None
+    assert store.entries() == store.verify() == []
+    assert store.size() == store.clear() == 0
+    monkeypatch.setenv("FFTGEN_NO_JIT", "1")
+    with pytest.raises(CacheMissError, match=r"conv\.cu for sm_90 is not in a cache: there is none, and"):
+        store.get_or_build(KEY, never)
+
+
+def test_without_a_home_one_warning_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module.environment, "cache_directory", lambda: None)
+    with pytest.warns(RuntimeWarning, match="no home directory.*FFTGEN_CACHE_DIR") as caught:
+        stores = [Cache.default(), Cache.default()]
+    assert len(caught) == 1
+    assert [store.get_or_build(KEY, lambda: ENTRY) for store in stores] == [ENTRY, ENTRY]
 
 
 def test_a_full_disk_gives_one_warning_and_leaves_no_part(

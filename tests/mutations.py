@@ -1,0 +1,101 @@
+"""Single mutations of generated PTX: a barrier dropped, the address of one access or one index shifted.
+
+A mutant stays parsable PTX with the same line numbers, so that what a fault blames can be looked up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from fftgen.simulator import parse
+from fftgen.simulator.syntax import Instruction
+
+_BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
+_MATRIX_STEP = 32  # bytes that the address of a wmma tile is aligned to: a smaller shift would be Misaligned
+_BLOCK_INDEX = re.compile(r"mov\.u32\s+(%\w+),\s*%ctaid\.x;")
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One changed instruction. ``line`` counts from 1; ``text`` is what stands there instead.
+
+    ``places`` are the (file, line) that the instruction comes from, the innermost inlined function first.
+    """
+
+    entry: str
+    line: int
+    original: str
+    text: str
+    places: tuple[tuple[str, int], ...]
+
+    def apply(self, ptx: str) -> str:
+        lines = ptx.split("\n")
+        lines[self.line - 1] = self.text
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        becomes = self.text.strip() or "nothing"
+        chain = " in ".join(f"{file}:{line}" for file, line in self.places)
+        return f"{self.entry}, {chain}, PTX line {self.line}: {self.original.strip()} -> {becomes}"
+
+
+def _instructions(ptx: str) -> Iterator[tuple[Mutation, Instruction]]:
+    """Every instruction, with the mutation that changes nothing."""
+    lines = ptx.split("\n")
+    module = parse(ptx)
+    for name, entry in module.entries.items():
+        for instruction in entry.instructions:
+            text, loc, places = lines[instruction.ptx_line - 1], instruction.loc, []
+            while loc is not None:
+                places.append((PurePosixPath(module.files[loc.file]).name, loc.line))
+                loc = loc.parent
+            yield Mutation(name, instruction.ptx_line, text, text, tuple(places)), instruction
+
+
+def dropped_barriers(ptx: str) -> list[Mutation]:
+    """Every barrier of a block (``bar.sync``, ``barrier.sync``) or a warp (``bar.warp.sync``), left out."""
+    return [
+        replace(same, text="")
+        for same, instruction in _instructions(ptx)
+        if instruction.parts[0] in ("bar", "barrier") and "sync" in instruction.parts
+    ]
+
+
+def shifted_indices(ptx: str) -> list[Mutation]:
+    """Every access to shared or device memory one element further and one before; the block index + 1.
+
+    Not the thread index: lanes that all move on by one share out the same work. An element is what the
+    instruction moves (for a matrix tile, the least step that alignment allows), so no shift is found by its
+    alignment alone.
+    """
+    found = []
+    for same, instruction in _instructions(ptx):
+        index = _BLOCK_INDEX.search(same.text)
+        if index is not None:
+            found.append(replace(same, text=f"{same.text} add.u32 {index[1]}, {index[1]}, 1;"))
+        step = _step(instruction.parts)
+        for shift in (step, -step) if step else ():
+            changed, times = re.subn(r"\[([^\]]+)\]", lambda m, s=shift: _moved(m[1], s), same.text)
+            assert times == 1, f"{times} addresses, not one, in PTX line {same.line}: {same.text}"
+            found.append(replace(same, text=changed))
+    return found
+
+
+def _step(parts: tuple[str, ...]) -> int:
+    """Bytes of one element of an access to shared or device memory; 0 for anything else."""
+    if parts[:2] in (("wmma", "load"), ("wmma", "store")):
+        return _MATRIX_STEP
+    if parts[0] not in ("ld", "st", "red", "atom") or {"param", "local", "const"} & set(parts):
+        return 0
+    width = re.fullmatch(r"[busf](\d+)", parts[-1])
+    assert width is not None, f"no width in {'.'.join(parts)}"
+    vector = next((int(p[1:]) for p in parts if re.fullmatch(r"v[248]", p)), 1)
+    return vector * _BYTES[width[1]]
+
+
+def _moved(address: str, shift: int) -> str:
+    base, _, offset = address.partition("+")
+    return f"[{base.strip()}+{int(offset or 0) + shift}]"

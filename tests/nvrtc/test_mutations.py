@@ -1,0 +1,244 @@
+"""Mutants of our own kernels: none may pass for right.
+
+A plan's PTX is changed in one place (a barrier dropped, an index shifted) and run as three whole calls; the
+simulator must stop, or a result must fail the accuracy check. The calls together reach every branch of a
+kernel: 16-byte and ragged accesses, gates and skip, an odd last row, workers that take one piece of work and
+several, a workspace that is used again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import why_not
+from mutations import Mutation, dropped_barriers, shifted_indices
+from reference import Float64, convolve
+from tolerance import check
+
+import fftgen.planner.launch
+from fftgen import emulate
+from fftgen.cache import Cache
+from fftgen.errors import InternalError
+from fftgen.pipeline import Built, build_plan
+from fftgen.planner import search
+from fftgen.planner.plan import Plan
+from fftgen.problem import Problem
+from fftgen.simulator import Report, SimulationError
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+SAMPLED = 5  # shifted indices per plan of a default run; all of them with -m slow
+
+
+def _plan(mode: str, length: int, dtype: str, factors: tuple[int, ...], device: int) -> Plan:
+    """A small plan of a given shape; device stages in chunks of two transforms."""
+    plan = search.with_shape(Problem(mode, length, dtype), "sm_90", factors, device)
+    return replace(plan, chunk_bytes=2 * 4 * plan.transform) if device else plan
+
+
+# One of every kind of kernel that the templates make, in the smallest size.
+PLANS = {
+    "warp tile, right-angle": _plan("causal", 256, "fp16", (16, 16), 0),
+    "warp tile, batch pair": _plan("circular", 256, "bf16", (16, 16), 0),
+    "warp tile, fold": _plan("circular", 250, "fp16", (16, 16), 0),
+    "block, right-angle": _plan("causal", 4096, "bf16", (16, 16, 16), 0),
+    "block, batch pair": _plan("circular", 4096, "fp16", (16, 16, 16), 0),
+    "block, fold": _plan("circular", 3700, "bf16", (16, 16, 16), 0),
+    "device, right-angle": _plan("causal", 4096, "fp16", (16, 16, 16), 1),
+    "device, batch pair": _plan("circular", 4096, "bf16", (16, 16, 16), 1),
+    "device, fold": _plan("circular", 3700, "bf16", (16, 16, 16), 1),
+}
+# Several tiles to a radix: no barrier between them is doubled by one around the stage.
+WIDE = {
+    "wide warp tile": _plan("causal", 1024, "bf16", (32, 32), 0),
+    "wide block": _plan("causal", 8192, "bf16", (32, 16, 16), 0),
+    "wide device": _plan("causal", 16_384, "fp16", (32, 32, 16), 1),
+}
+# Kinds that the smallest plan of order 4 is the first to have, with the kernels that are new in it.
+LARGE = {
+    "device around a block": _plan("causal", 65_536, "fp16", (16, 16, 16, 16), 1),
+    "two device stages": _plan("causal", 65_536, "bf16", (16, 16, 16, 16), 2),
+}
+NEW = {"device around a block": ("rows",), "two device stages": ("columns2", "columns_inverse2")}
+ALL = PLANS | WIDE | LARGE
+FOLDED = {name: plan for name, plan in PLANS.items() if plan.fold}
+
+# Barriers that another one stands in for, by the source line before them. A mutant without one is right.
+DOUBLED = {
+    # The end of a tile's drain, where a stage has a single tile (radix 16): what comes next has a barrier
+    # of its own before it touches staging or tile again (fetch, the block's barrier, the end of the kernel).
+    "emit(a, b, row, column);",
+    # Before the fold of a warp's tile: the drain before it has just ended with a barrier.
+    "// Wrap the linear convolution onto the circle.",
+}
+
+
+@dataclass(frozen=True)
+class Whole:
+    """One call with what it should give. ``long_runs``: a worker takes as many pieces as it may."""
+
+    u: torch.Tensor
+    k: torch.Tensor
+    in_gate: torch.Tensor
+    out_gate: torch.Tensor
+    skip: torch.Tensor
+    exact: Float64
+    long_runs: bool
+
+
+def _calls(plan: Plan, rng: np.random.Generator) -> list[Whole]:
+    n, pair = plan.problem.length, plan.rows_per_item
+    dtype = torch.bfloat16 if plan.problem.dtype == "bf16" else torch.float16
+
+    def one(batch: int, channels: int, length: int, long_runs: bool) -> Whole:
+        def draw(*shape: int) -> torch.Tensor:
+            return torch.from_numpy(rng.standard_normal(shape))
+
+        shape = (batch, channels, length)
+        u, in_gate, out_gate = (draw(*shape).to(dtype) for _ in range(3))
+        k = (draw(channels, n) * torch.exp(-8 * torch.arange(n) / n)).float()
+        skip = draw(channels).float()
+        exact = convolve(
+            u.double(),
+            k.double(),
+            mode=plan.problem.mode,
+            length=n,
+            in_gate=in_gate.double(),
+            out_gate=out_gate.double(),
+            skip=skip.double(),
+        )
+        return Whole(u, k, in_gate, out_gate, skip, exact, long_runs)
+
+    # Whole 16-byte vectors and an odd last row; a ragged end and two channels; half the rows empty.
+    return [
+        one(2 * pair - pair // 2, 1, n - n % 8, True),
+        one(pair, 2, n - 3, False),
+        one(pair, 1, 3 * n // 7, True),
+    ]
+
+
+@lru_cache(maxsize=2)
+def _built(name: str) -> tuple[Built, str]:
+    module = build_plan(ALL[name], Cache(None))
+    return module, emulate.line_ptx(module)
+
+
+class Laboratory:
+    """A plan's kernels, and calls that every mutant of them has to fail."""
+
+    def __init__(self, name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.module, self.ptx = _built(name)
+        self.calls = _calls(ALL[name], rng)
+        self._patch = monkeypatch
+        self.reached = self._reached()
+
+    def _reached(self) -> set[int]:
+        """PTX lines that some thread executes. As it is, the kernel is right."""
+        lines: set[int] = set()
+        made = Report.of
+
+        def noted(module: Any, entry: Any, ops: Any, counts: Any, *rest: int) -> Report:
+            lines.update(
+                op.instruction.ptx_line for op, issued in zip(ops, counts.issues, strict=True) if issued
+            )
+            return made(module, entry, ops, counts, *rest)
+
+        with self._patch.context() as patch:
+            patch.setattr(Report, "of", staticmethod(noted))
+            self.run(self.ptx)
+        return lines
+
+    def run(self, ptx: str) -> None:
+        """All calls on this PTX. Raises what the simulator finds, AssertionError for a wrong result."""
+        plan = self.module.plan
+        for call in self.calls:
+            with self._patch.context() as patch:
+                if call.long_runs:  # else a small grid spreads over the chip, a piece for each worker
+                    patch.setattr(fftgen.planner.launch, "WAVES", 1e-9)
+                y, _ = emulate.convolve(
+                    self.module,
+                    call.u,
+                    call.k,
+                    in_gate=call.in_gate,
+                    out_gate=call.out_gate,
+                    skip=call.skip,
+                    ptx=ptx,
+                )
+            check(y.double().numpy(), call.exact, plan.problem.dtype, plan.order)
+
+    def survives(self, mutation: Mutation) -> bool:
+        """Whether a mutant passes for right."""
+        try:
+            self.run(mutation.apply(self.ptx))
+        except (SimulationError, InternalError, AssertionError):
+            return False
+        return True
+
+    def survivors(self, mutations: Iterable[Mutation]) -> list[Mutation]:
+        """Mutants that pass for right.
+
+        The compiler unrolls loops and so makes copies of an instruction that a given plan never comes to; of
+        those, another copy has to be in use.
+        """
+        found = []
+        for mutation in mutations:
+            if mutation.line not in self.reached:
+                copies = {other.line for other in self._same_place(mutation)}
+                assert copies & self.reached, f"no call reaches {mutation}"
+            elif self.survives(mutation):
+                found.append(mutation)
+        return found
+
+    def _same_place(self, mutation: Mutation) -> Iterator[Mutation]:
+        """The accesses of this kernel that the compiler made of the same place in the source."""
+        for other in shifted_indices(self.ptx):
+            if (other.entry, other.places) == (mutation.entry, mutation.places):
+                yield other
+
+    def source_line(self, place: tuple[str, int], step: int = 0) -> str:
+        """The text of a source line, or of that ``step`` lines further."""
+        file, line = place
+        headers = {path.rpartition("/")[2]: text for path, text in self.module.source.headers.items()}
+        return headers.get(file, self.module.source.text).splitlines()[line - 1 + step].strip()
+
+
+@pytest.fixture
+def laboratory(name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
+    return Laboratory(name, rng, monkeypatch)
+
+
+def slow(names: Iterable[str]) -> list[object]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", [*WIDE, *FOLDED, *slow(n for n in ALL if n not in WIDE | FOLDED)])
+def test_no_barrier_can_be_dropped(name: str, laboratory: Laboratory) -> None:
+    """Every barrier is needed and its absence is seen, but for those that another one doubles."""
+    mutations = dropped_barriers(laboratory.ptx)
+    assert len(mutations) >= 2 * len(ALL[name].stages)
+    doubled = set() if name in WIDE else DOUBLED
+    found = laboratory.survivors(mutations)
+    assert [str(m) for m in found if laboratory.source_line(m.places[0], -1) not in doubled] == []
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_shifted_index_is_noticed(name: str, laboratory: Laboratory, rng: np.random.Generator) -> None:
+    mutations = shifted_indices(laboratory.ptx)
+    assert len(mutations) > 200
+    sample = rng.choice(len(mutations), SAMPLED, replace=False)
+    assert [str(m) for m in laboratory.survivors(mutations[i] for i in sample)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*PLANS, *LARGE])
+def test_every_shifted_index_is_noticed(name: str, laboratory: Laboratory) -> None:
+    entries = NEW.get(name, ("",))
+    mutations = [m for m in shifted_indices(laboratory.ptx) if m.entry.endswith(entries)]
+    assert len(mutations) > 40
+    assert [str(m) for m in laboratory.survivors(mutations)] == []
