@@ -12,11 +12,11 @@ from fftgen.targets import Target
 
 CAPABILITY = 80  # mma.m16n8k16, redux.sync and bf16 conversions: PTX ISA, from sm_80
 CHAIN_POINTS = 1024  # a warp takes so many points through the register chain at a time
+WARP_POINTS = 2048  # and so many where a whole transform fits it, at the cost of resident warps
 CHAIN_COLUMNS = (16, 32, 64)  # of the last stage: pieces of 32 columns come out 16 bytes wide
 WARPS = (16, 8, 4, 2, 1)
 WIDTHS = (8, 4, 2)  # columns of a thread in the outer stage: loads of 16, 8 or 4 bytes
 REGISTERS = 128  # of a thread: 16 warps of a multiprocessor share its 65536
-WARP_CLASS_REGISTERS = 160  # before sm_90 the compiler needs some more for a whole transform of a warp
 OPERANDS = 64  # registers that the operands of a warp's strips may take
 MOST_HELD = 160  # radix times width: a thread holds a quarter of it in fp32 until the peak is known
 PEAK_WARPS, PEAK_COUNT = 8, 16_384  # threads of a block of the peaks kernel, and the numbers they look at
@@ -41,8 +41,9 @@ def shape_is_legal(shape: Shape, fold: bool) -> str | None:
     rows, columns = shape.inner[-2:]
     if columns not in CHAIN_COLUMNS:
         return f"{columns} columns of the last stage: the register chain stores 16, 32 or 64"
-    if rows * columns > CHAIN_POINTS:
-        return f"a tile of {rows}x{columns} exceeds the {CHAIN_POINTS} points of a register chain"
+    most = WARP_POINTS if len(shape.factors) == 2 else CHAIN_POINTS
+    if rows * columns > most:
+        return f"a tile of {rows}x{columns} exceeds the {most} points of a register chain"
     return None
 
 
@@ -78,7 +79,7 @@ def kernels(
     inner = stages[device:]
     role = "rows" if device else "convolve"
     if len(inner) == 2:
-        bodies = (_warp_kernel(role, inner, real, warps, target) for warps in WARPS[1:])
+        bodies = (_warp_kernel(role, inner, real, warps, target) for warps in (12, 10, 8, 4, 2, 1))
     else:
         bodies = (
             _block_kernel(role, inner, real, width, warps, target) for width in WIDTHS for warps in WARPS
@@ -127,9 +128,15 @@ def _warp_kernel(
     shared = tables_at + fragments.shared_bytes(stages, real, 0)
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
-    registers = REGISTERS if target.capability >= 90 else WARP_CLASS_REGISTERS
-    resident = _resident(shared, warps, target, registers)
+    resident = _resident(shared, warps, target, _warp_registers(points, real, target))
     return Kernel(role, 0, warps, warps * group, resident, 0, 0, plane, -1, tables_at, shared, group=group)
+
+
+def _warp_registers(points: int, real: bool, target: Target) -> int:
+    """Registers that a thread must have for a warp to hold a transform without spilling (as compiled)."""
+    if points > CHAIN_POINTS:
+        return 204 if real else 255
+    return REGISTERS if target.capability >= 90 else 160  # the compiler needs some more before sm_90
 
 
 def _block_kernel(
