@@ -1,0 +1,62 @@
+"""Proofs of the bench that compile: the simulator's side of the agreement, and cold starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench_kit import host
+from command_line import why_not
+
+from fftgen.bench import proof
+from fftgen.bench.overhead import cold_start
+from fftgen.bench.proof import check_agreement
+from fftgen.problem import Problem
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path))
+
+
+@pytest.mark.parametrize("problem", [Problem("causal", 256, "bf16"), Problem("circular", 1000, "fp16")])
+def test_the_simulator_runs_the_call_that_the_device_gets(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device the other side would be the kernels; here it is the CPU path, which rounds otherwise."""
+    found = check_agreement(problem, host(), seed=3)
+    assert (found["status"], found["identical"]) == ("passed", 1.0)  # a dry run compares it with itself
+    seen: dict[str, torch.Tensor] = {}
+
+    def other(
+        built: Any, backend: Any, u: Any, k: Any, options: Any, simulated: torch.Tensor
+    ) -> torch.Tensor:
+        from fftgen.conv import get_conv
+
+        conv = get_conv(problem.length, problem.dtype, causal=problem.causal)
+        seen["y"] = conv(u, k, **options)
+        return seen["y"]
+
+    monkeypatch.setattr(proof, "_on_device", other)
+    real = check_agreement(problem, host(), seed=3)
+    assert seen["y"].shape == (3, 2, problem.length)
+    assert 0.05 < real["identical"] < 0.95
+    assert real["relative_difference"] < 1e-2  # the same convolution, gates and skip included
+    assert real["largest_row_ulps"] > 0
+
+
+def test_a_cold_start_compiles_and_a_warm_one_does_not() -> None:
+    found = cold_start(Problem("causal", 256, "bf16"), "sm_90", timeout=120)
+    assert found["status"] == "passed"
+    assert set(found["cold"]) == set(found["from_cache"]) == {"import_s", "plan_s", "build_s"}
+    assert found["cold_s"] == pytest.approx(found["cold"]["plan_s"] + found["cold"]["build_s"], abs=1e-3)
+    assert 0 < found["from_cache"]["build_s"] < found["cold"]["build_s"]
+
+
+def test_a_start_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"a fresh process failed: .*no bf16 matrix instruction"):
+        cold_start(Problem("causal", 256, "bf16"), "sm_75", timeout=120)
