@@ -15,6 +15,7 @@ from torch import Tensor
 from fftgen import emulate
 from fftgen.accuracy import compare
 from fftgen.bench.backend import Backend
+from fftgen.bench.reference import number
 from fftgen.check import TORCH
 from fftgen.conv import get_conv
 from fftgen.dtypes import dtype as find_dtype
@@ -60,10 +61,10 @@ def check_portfolio(problem: Problem, backend: Backend, seed: int) -> dict[str, 
         found.append(
             {
                 "case": str(case),
-                "error": _digits(max(accuracy.overall, prepared.overall)),
-                "error_bound": _digits(accuracy.overall_bound),
-                "worst_row": _digits(max(accuracy.row, prepared.row)),
-                "worst_row_bound": _digits(accuracy.row_bound),
+                "error": number(max(accuracy.overall, prepared.overall)),
+                "error_bound": number(accuracy.overall_bound),
+                "worst_row": number(max(accuracy.row, prepared.row)),
+                "worst_row_bound": number(accuracy.row_bound),
                 "passed": accuracy.passed and prepared.passed,
             }
         )
@@ -150,8 +151,8 @@ def differences(one: Tensor, other: Tensor, dtype: str) -> dict[str, Any]:
         "status": "passed" if agrees else "wrong",
         "identical": float(f"{np.count_nonzero(own == 0) / own.size:.6f}"),
         "largest_ulps": int(own.max()),
-        "largest_row_ulps": _digits(row) if finite else None,
-        "relative_difference": _digits(relative) if finite else None,
+        "largest_row_ulps": number(row),
+        "relative_difference": number(relative),
         "finite": finite,
     }
 
@@ -170,7 +171,3 @@ def _ordered(x: Tensor) -> npt.NDArray[np.int64]:
     """16-bit floats as integers in the same order, neighbours one apart; both zeros are 0."""
     bits = x.contiguous().view(torch.int16).numpy().astype(np.int64)
     return np.where(bits < 0, -(bits & 0x7FFF), bits)
-
-
-def _digits(value: float) -> float:
-    return float(f"{value:.4g}")

@@ -43,16 +43,16 @@ class Check:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "error": _number(self.overall),
-            "error_bound": _number(self.overall_bound),
-            "worst_row": _number(self.row),
-            "worst_row_bound": _number(self.row_bound),
+            "error": number(self.overall),
+            "error_bound": number(self.overall_bound),
+            "worst_row": number(self.row),
+            "worst_row_bound": number(self.row_bound),
             "finite": self.finite,
         }
 
 
-def _number(value: float) -> float | None:
-    """JSON knows neither NaN nor infinity."""
+def number(value: float) -> float | None:
+    """Four digits for the results; None for NaN and infinity, which JSON does not know."""
     return float(f"{value:.4g}") if math.isfinite(value) else None
 
 

@@ -48,6 +48,7 @@ def test_a_wrong_result_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> 
     found = check_portfolio(Problem("causal", 256, "bf16"), host(), seed=4)
     assert found["status"] == "wrong"
     assert not any(c["passed"] for c in found["cases"])
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 @pytest.mark.parametrize("prepared", [True, False])
@@ -134,6 +135,7 @@ def test_the_tensors_of_a_spectrum_move_and_the_rest_stays() -> None:
 
 
 def test_host_overhead_is_time_until_the_call_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overhead, "BATCH", 3)
     found = overhead.host_overhead(host(), seed=1, rounds=2)
     assert len(found["calls"]) == 4
     assert all(0 < c["low_us"] <= c["median_us"] <= c["high_us"] for c in found["calls"].values())

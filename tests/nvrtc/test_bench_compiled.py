@@ -1,4 +1,4 @@
-"""Proofs of the bench that compile: the simulator's side of the agreement, and cold starts."""
+"""What of the bench compiles: the simulator's side of the agreement, cold starts, a whole dry suite."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from bench_kit import host
-from command_line import why_not
+from command_line import answer, why_not
 
 from fftgen.bench import proof
 from fftgen.bench.overhead import cold_start
 from fftgen.bench.proof import check_agreement
+from fftgen.bench.row import CONTENDERS
 from fftgen.problem import Problem
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("problem", [Problem("causal", 256, "bf16"), Problem("circular", 1000, "fp16")])
@@ -60,3 +62,27 @@ def test_a_cold_start_compiles_and_a_warm_one_does_not() -> None:
 def test_a_start_that_fails_says_why() -> None:
     with pytest.raises(RuntimeError, match=r"a fresh process failed: .*no bf16 matrix instruction"):
         cold_start(Problem("causal", 256, "bf16"), "sm_75", timeout=120)
+
+
+def test_a_dry_suite_holds_every_kind_of_step() -> None:
+    pytest.importorskip("matplotlib")
+    arguments = ("--dry-run", "--suite", "--seqlen", "256", "--causal", "--gated", "--plot", "p.svg")
+    doc = answer("bench", *arguments)
+    steps = {s["kind"]: s for s in doc["steps"]}
+    assert set(steps) == {
+        *("environment", "build", "correctness", "agreement", "sanitizer"),
+        *("bandwidth", "overhead", "cold start", "row"),
+    }
+    assert all(s["status"] in ("passed", "unavailable") for s in doc["steps"]), doc["steps"]
+    assert steps["build"]["result"]["modules"] == 2
+    assert steps["agreement"]["result"]["identical"] == 1
+    assert steps["cold start"]["result"]["from_cache_s"] < steps["cold start"]["result"]["cold_s"]
+    found = steps["row"]["result"]["contenders"]
+    assert list(found) == [
+        *(n for n in CONTENDERS if "compiled" not in n),
+        *(n for n in CONTENDERS if "compiled" in n),
+    ]
+    assert found["attention"]["status"] == "ok"
+    assert "in a suite only" in found["torch-real-compiled"]["reason"]
+    assert doc["budget_s"] == 450
+    assert "<svg" in Path("p.svg").read_text()
