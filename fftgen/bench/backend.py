@@ -30,6 +30,7 @@ class Backend(Protocol):
     l2_bytes: int
     compiler: str  # backend of torch.compile
     target: str  # architecture whose plans it runs
+    kernels: bool  # whether a call runs generated kernels; else the CPU path stands for them
 
     def free_bytes(self) -> int:
         """Memory that a row may fill."""
@@ -55,6 +56,7 @@ class CudaBackend:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.timer: Timer = CudaTimer()
         self.compiler = "inductor"
+        self.kernels = True
         self._properties: Any = torch.cuda.get_device_properties(self.device)
         self.l2_bytes = int(getattr(self._properties, "L2_cache_size", 0)) or 64 * MIB
         self.target = target_for(torch.cuda.get_device_capability(self.device)).name
@@ -100,6 +102,7 @@ class HostBackend:
         self.device = torch.device("cpu")
         self.timer: Timer = timer or FakeTimer()
         self.compiler = "eager"
+        self.kernels = False
         self.l2_bytes = 1 << 14
         self.target = DRY_TARGET
         self._memory = memory

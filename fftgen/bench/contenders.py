@@ -39,7 +39,8 @@ class Contender:
     """``prepare(case, sets, backend)`` raises Unavailable with the reason, or whatever goes wrong.
 
     ``filter_inside``: the filter's transform is part of each call. ``ours``: a wrong result or a failure
-    makes the whole run fail. A backward pass will be a second function beside ``prepare``.
+    makes the whole run fail. ``compiled``: by torch.compile. A backward pass will be a second function
+    beside ``prepare``.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Contender:
     prepare: Callable[[Case, Sequence[Inputs], Backend], Prepared]
     filter_inside: bool = True
     ours: bool = False
+    compiled: bool = False
 
 
 def _conv(case: Case, backend: Backend) -> tuple[Conv, str, int]:
@@ -108,7 +110,6 @@ def _torch(
     def prepare(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
         run: Any = function
         if compiled:
-            torch.compiler.reset()  # shapes of earlier rows would make this one dynamic
             run = torch.compile(function, backend=backend.compiler, dynamic=False)
 
         def call(x: Inputs) -> Callable[[], Tensor]:
@@ -143,10 +144,12 @@ PYTORCH = (
         "torch-complex-compiled",
         "torch.fft.fft in complex fp32 under torch.compile",
         _torch(complex_fft, compiled=True),
+        compiled=True,
     ),
     Contender(
         "torch-real-compiled",
         "torch.fft.rfft in fp32 under torch.compile",
         _torch(real_fft, compiled=True),
+        compiled=True,
     ),
 )

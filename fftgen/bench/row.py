@@ -55,6 +55,9 @@ def measure_row(
     ``left_out`` gives reasons for contenders that are not asked. ``seconds`` of device time go to each.
     ``tell`` hears who is at work. Raises DeviceLost.
     """
+    if any(CONTENDERS[name].compiled for name in contenders):
+        # Every row has shapes of its own: what was compiled for the last one only fills the compiler's cache.
+        torch.compiler.reset()
     scaled = case.scaled(backend.free_bytes())
     found: dict[str, dict[str, Any]] = {}
     with torch.no_grad():

@@ -108,4 +108,6 @@ def carry_out(
         begin=begun,
         done=done,
     )
-    return so_far(supervisor.run(planned))
+    doc = so_far(supervisor.run(planned))
+    results.write(path, doc)
+    return doc

@@ -12,7 +12,7 @@ from fftgen.bench.cases import Case
 from fftgen.bench.measure import copy_bandwidth
 from fftgen.bench.overhead import cold_start, host_overhead
 from fftgen.bench.proof import check_agreement, check_portfolio
-from fftgen.bench.row import first_line, measure_row
+from fftgen.bench.row import CONTENDERS, first_line, measure_row
 from fftgen.bench.sanitizer import TOOLS, sanitize
 from fftgen.pipeline import build
 from fftgen.portfolio import PROBLEMS
@@ -22,7 +22,7 @@ Tell = Callable[[str], None]
 
 # torch.compile takes seconds for every shape: a suite compiles at these lengths, gated and causal in bf16.
 COMPILED_LENGTHS = (1024, 4096, 32768)
-COMPILED = ("torch-complex-compiled", "torch-real-compiled")
+COMPILED = tuple(name for name, c in CONTENDERS.items() if c.compiled)
 NOT_COMPILED = "compiling takes long: in a suite only gated causal bf16 of " + ", ".join(
     map(str, COMPILED_LENGTHS)
 )

@@ -195,8 +195,8 @@ class Supervisor:
                     return Outcome(step, result["status"], result, result.get("reason", "")), at
         except TimeoutError:
             self._drop()
-            if limit < step.limit:
-                reason = f"the time budget was used up after {limit:.0f} s of it{_who(at)}"
+            if limit < step.limit or self.left() <= 0:
+                reason = f"the time budget was used up before it was done{_who(at)}"
                 return Outcome(step, NOT_RUN, reason=reason), ""
             return Outcome(step, CRASHED, reason=f"not done after {limit:.0f} s{_who(at)}"), at
         except Gone as last:
@@ -210,7 +210,9 @@ class Supervisor:
             try:
                 message = self._worker.answer(min(START_LIMIT, self.left()))
             except TimeoutError:
-                message = {"error": "the device did not open in time"}
+                if self.left() <= 0:
+                    raise
+                message = {"error": f"the device did not open within {START_LIMIT:.0f} s"}
             if "error" in message:
                 self._drop()
                 if first:

@@ -205,6 +205,29 @@ def test_the_sanitizer_is_run_on_the_program(tmp_path: Path, monkeypatch: pytest
         assert "exit status 1" in without["reason"]
 
 
+def test_the_program_under_the_sanitizer_makes_one_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    conv = get_conv(256, "fp16", causal=True)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    seen: list[Any] = []
+
+    class Device:
+        def warmup(self) -> Device:
+            return self
+
+        def plan(self) -> Any:
+            return conv.plan("sm_90")
+
+        def __call__(self, u: torch.Tensor, made: Any, **options: Any) -> torch.Tensor:
+            assert made.digest == self.plan().digest
+            seen.append((tuple(u.shape), u.dtype, sorted(options)))
+            return u
+
+    monkeypatch.setattr(sanitizer, "get_conv", lambda *_, **__: Device())
+    assert sanitizer.probe(Problem("causal", 256, "fp16")).shape == (3, 2, 256)
+    assert seen == [((3, 2, 256), torch.float16, ["in_gate", "out_gate", "skip"])]
+
+
 def test_a_sanitizer_that_takes_too_long_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = tool(tmp_path, "time.sleep(600)")
     monkeypatch.setattr(toolkit, "find_tool", lambda name: slow)

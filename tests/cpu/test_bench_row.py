@@ -212,6 +212,41 @@ def test_who_is_wrong_or_fails_is_told_and_not_timed(
     assert found["contenders"]["torch-real"]["status"] == "ok"
 
 
+def test_memory_is_poisoned_before_a_result_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+
+    def poison(like: Tensor) -> None:
+        assert like.shape == (3, 8, 256)
+        events.append("poison")
+
+    def call(x: Inputs, of: Case) -> Tensor:
+        events.append("call")
+        return right(x, of)
+
+    monkeypatch.setattr(row, "poison", poison)
+    monkeypatch.setitem(row.CONTENDERS, "one", contender("one", call))
+    measure_row(case(), host(), contenders=["one"], seed=2, seconds=0.01)
+    assert events[:2] == ["poison", "call"]
+    assert events.count("poison") == 1
+
+
+def test_each_contender_is_compiled_once_for_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second compilation would fall into the timing, or into the memory of a call."""
+    compiled: list[set[int]] = []
+
+    def compiler(graph: Any, inputs: list[Tensor]) -> Any:
+        compiled.append({int(x.shape[-1]) for x in inputs})
+        return graph.forward
+
+    backend: Any = host()
+    backend.compiler = compiler
+    names = ["torch-complex-compiled", "torch-real-compiled"]
+    for length in (64, 128):
+        found = measure_row(case(length=length), backend, contenders=names, seed=1, seconds=0.01)
+        assert {c["status"] for c in found["contenders"].values()} == {"ok"}
+    assert compiled == [{64}, {64}, {128}, {128}]
+
+
 def test_who_breaks_while_timed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 

@@ -125,7 +125,7 @@ def test_the_budget_ends_a_step_that_is_under_way() -> None:
     begun = stage.clock.now
     found = stage.run([step("a", 10, limit=200), step("b", 1)])
     assert [o.status for o in found] == ["not run", "not run"]
-    assert found[0].reason == "the time budget was used up after 50 s of it (at work: torch-real)"
+    assert found[0].reason == "the time budget was used up before it was done (at work: torch-real)"
     assert stage.clock.now - begun == 50
     assert stage.actors[0].stopped
 
@@ -213,6 +213,23 @@ def test_without_a_device_nothing_runs() -> None:
     supervisor = Supervisor(lambda: Closed(clock, lambda s: []), clock=clock)
     with pytest.raises(ToolchainError, match="no GPU here"):
         supervisor.run([step("a")])
+
+
+def test_a_device_that_does_not_open_is_an_error_or_the_end_of_the_budget() -> None:
+    clock = Time()
+
+    class Slow(Actor):
+        def answer(self, timeout: float) -> dict[str, Any]:
+            self._clock.now += timeout
+            raise TimeoutError
+
+    def start() -> Actor:
+        return Slow(clock, lambda s: [])
+
+    with pytest.raises(ToolchainError, match="did not open within 90 s"):
+        Supervisor(start, clock=clock).run([step("a")])
+    found = Supervisor(start, clock=clock, budget=20).run([step("a"), step("b")])
+    assert [o.status for o in found] == ["not run", "not run"]
 
 
 def test_a_device_that_does_not_come_back_fails_step_by_step() -> None:

@@ -10,10 +10,13 @@ import torch
 from bench_kit import host
 from command_line import answer, why_not
 
+from fftgen import emulate
 from fftgen.bench import proof
 from fftgen.bench.overhead import cold_start
 from fftgen.bench.proof import check_agreement
 from fftgen.bench.row import CONTENDERS
+from fftgen.execute import Executable, Spectrum
+from fftgen.pipeline import build
 from fftgen.problem import Problem
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -49,6 +52,38 @@ def test_the_simulator_runs_the_call_that_the_device_gets(
     assert 0.05 < real["identical"] < 0.95
     assert real["relative_difference"] < 1e-2  # the same convolution, gates and skip included
     assert real["largest_row_ulps"] > 0
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_the_device_gets_the_same_call_and_the_same_spectrum(
+    fault: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The simulator again stands for the device, with another seed: other fragment layouts, the same bits."""
+    problem = Problem("causal", 256, "bf16")
+    built = build(problem, "sm_90")
+
+    class Device:
+        def warmup(self, device: torch.device) -> Device:
+            return self
+
+        def __call__(self, u: torch.Tensor, made: Spectrum, **options: torch.Tensor) -> torch.Tensor:
+            assert set(options) == {"in_gate", "out_gate", "skip"}
+            table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
+            simulated = emulate.Simulated(emulate.line_ptx(built), built.source.text, seed=99)
+            run = Executable(built.plan, table)
+            skip = options["skip"] * (1.5 if fault else 1)
+            gates = options["in_gate"], options["out_gate"]
+            return run(simulated, u, made.planes, made.scale, *gates, skip, address=simulated.address)
+
+    monkeypatch.setattr(proof, "get_conv", lambda *_, **__: Device())
+    backend = host()
+    backend.kernels = True
+    found = check_agreement(problem, backend, seed=3)
+    if fault:
+        assert found["status"] == "wrong"
+        assert found["largest_row_ulps"] > proof.FAR
+    else:
+        assert (found["status"], found["identical"], found["largest_ulps"]) == ("passed", 1.0, 0)
 
 
 def test_a_cold_start_compiles_and_a_warm_one_does_not() -> None:
