@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from collections.abc import Callable
@@ -176,6 +177,7 @@ def environment(backend: Backend) -> dict[str, Any]:
         "python": platform.python_version(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),
+        "sources": sources(),
         "timer": backend.timer.name,
         "real_times": backend.timer.real,
     }
@@ -186,6 +188,16 @@ def _nvrtc() -> str | None:
         return nvrtc.build()
     except FFTGenError:
         return None
+
+
+def sources() -> str:
+    """SHA-256 over the package's own files: ties a result to a commit where no repository travelled along."""
+    package = Path(__file__).resolve().parents[1]
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        if path.suffix in (".py", ".j2", ".cuh"):
+            total.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
+    return total.hexdigest()
 
 
 def commit() -> str | None:

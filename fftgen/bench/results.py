@@ -45,6 +45,7 @@ def document(run: Run, planned: Sequence[Step], outcomes: Sequence[Outcome], sec
     counts: dict[str, int] = {}
     for step in (*done, *waiting):
         counts[step["status"]] = counts.get(step["status"], 0) + 1
+    measured = [s["result"] for s in done if s["kind"] == "row" and "contenders" in s.get("result", {})]
     return {
         "schema": SCHEMA,
         "kind": run.kind,
@@ -54,6 +55,7 @@ def document(run: Run, planned: Sequence[Step], outcomes: Sequence[Outcome], sec
         "seconds": round(seconds, 1),
         "environment": _first(outcomes, "environment"),
         "copy_bytes_per_s": bandwidth,
+        "crossover": crossover(measured),
         "counts": counts,
         "passed": not failures(outcomes),
         "steps": [*done, *waiting],
@@ -90,17 +92,17 @@ def rows(doc: Document) -> list[dict[str, Any]]:
     return [s["result"] for s in doc["steps"] if s["kind"] == "row" and "contenders" in s.get("result", {})]
 
 
-def crossover(doc: Document) -> dict[str, int | None]:
-    """By dtype: the shortest length from which on fftgen is faster than attention at every measured one.
+def crossover(measured: Sequence[dict[str, Any]]) -> dict[str, int | None]:
+    """Of rows, by dtype: the shortest length from which on fftgen beats attention wherever both were timed.
 
     None: at the longest length measured attention is still the faster one. Dtypes without a comparison are
     left out.
     """
     found: dict[str, int | None] = {}
-    for dtype in sorted({r["dtype"] for r in rows(doc)}):
+    for dtype in sorted({r["dtype"] for r in measured}):
         pairs = sorted(
             (r["length"], r["contenders"]["attention"]["median_s"], r["contenders"]["fftgen"]["median_s"])
-            for r in rows(doc)
+            for r in measured
             if r["dtype"] == dtype
             if all("median_s" in r["contenders"].get(n, {}) for n in ("attention", "fftgen"))
         )

@@ -19,6 +19,7 @@ from fftgen.portfolio import PROBLEMS
 from fftgen.problem import Problem
 
 FIRST_ROWS = 12
+SECONDS, SUITE_SECONDS = 0.5, 0.2  # of device time for each contender of a row
 SUITE_BUDGET = 450.0  # seconds: eight minutes less what starting and writing take
 DRY_PROBLEMS = (Problem("causal", 256, "fp16"), Problem("circular", 1000, "fp16"))
 
@@ -33,7 +34,7 @@ class Wish:
     suite: bool = False
     dry_run: bool = False
     budget: float | None = None
-    seconds: float = 0.5
+    seconds: float = SECONDS
     started: float = field(default_factory=time.monotonic)
 
     @property

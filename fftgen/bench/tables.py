@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-from fftgen.bench.results import Document, crossover, rows
+from fftgen.bench.results import Document, rows
 
 NAMES = ("torch-complex", "torch-real")  # those the short table always shows; then the fastest peer
 PEERS = ("flashfftconv", "subquadratic-ops", "cudnn")
 
 
-def text(doc: Document, *, details: bool = True) -> str:
-    """The whole account. ``details``: a line for every contender of every row."""
+def text(doc: Document, *, details: bool = False) -> str:
+    """The account of a run. ``details``: also a line for every contender of every row."""
     parts = [head(doc), proofs(doc)]
     if details:
         parts.append(contenders(doc))
-    parts += [absent(doc), not_run(doc), short(doc)]
+    parts += [untimed(doc), not_run(doc), short(doc)]
     return "\n\n".join(p for p in parts if p)
 
 
@@ -75,12 +76,12 @@ def _summary(kind: str, result: dict[str, Any]) -> str:
 
 
 def contenders(doc: Document) -> str:
-    """Every contender that was timed, or found wrong, in every row."""
+    """Every contender that was timed, row by row."""
     lines = [("case", "B x H", "contender", "ms", "spread", "floor", "x fftgen", "MB", "error")]
     for row in rows(doc):
         first = True
         for name, c in row["contenders"].items():
-            if c["status"] == "unavailable":
+            if "median_s" not in c:
                 continue
             where = (_case(row), f"{row['batch']} x {row['channels']}") if first else ("", "")
             first = False
@@ -93,9 +94,6 @@ def _case(row: dict[str, Any]) -> str:
 
 
 def _figures(c: dict[str, Any]) -> tuple[str, ...]:
-    error = "" if c.get("error") is None else f"{c['error']:.1e}"
-    if "median_s" not in c:
-        return ("", "", "", "", "", f"{c['status'].upper()}: {c.get('reason', '')} {error}".rstrip())
     peak = c.get("peak_bytes")
     return (
         _ms(c["median_s"]),
@@ -103,19 +101,24 @@ def _figures(c: dict[str, Any]) -> tuple[str, ...]:
         f"{100 * c['floor_fraction']:.0f} %" if "floor_fraction" in c else "",
         f"{c['ratio']:.2f}" if "ratio" in c else "",
         "" if peak is None else f"{peak / 1e6:.0f}",
-        error,
+        f"{c['error']:.1e}",
     )
 
 
-def absent(doc: Document) -> str:
-    """Contenders that could not take part, each reason once."""
-    reasons: dict[tuple[str, str], int] = {}
+def untimed(doc: Document) -> str:
+    """Contenders without a time: unavailable, wrong, failed or lost, each reason once, worst errors said."""
+    found: dict[tuple[str, str, str], list[float]] = {}
     for row in rows(doc):
         for name, c in row["contenders"].items():
-            if c["status"] == "unavailable":
-                key = (name, c["reason"])
-                reasons[key] = reasons.get(key, 0) + 1
-    lines = [(name, f"not in {count} rows", reason) for (name, reason), count in sorted(reasons.items())]
+            if "median_s" not in c:
+                errors = found.setdefault((name, c["status"], c.get("reason", "")), [])
+                errors.append(math.nan if c.get("error") is None else c["error"])
+    lines = []
+    for (name, status, reason), errors in sorted(found.items()):
+        known = [e for e in errors if not math.isnan(e)]
+        said = f" (error up to {max(known):.1e})" if known else ""
+        rows_ = f"{len(errors)} row{'' if len(errors) == 1 else 's'}"
+        lines.append((name, status if status == "unavailable" else status.upper(), rows_, reason + said))
     return _table(lines) if lines else ""
 
 
@@ -152,7 +155,7 @@ def short(doc: Document) -> str:
     total = f"{counts}; {doc['seconds']:.0f} s" + ("" if doc["passed"] else "; FAILED")
     crossings = [
         f"attention ({dtype}): " + ("still faster at the longest length" if n is None else f"slower from {n}")
-        for dtype, n in crossover(doc).items()
+        for dtype, n in doc["crossover"].items()
     ]
     return "\n".join([_table(lines)] * bool(found) + crossings + [total])
 

@@ -31,7 +31,7 @@ DEFAULT_FILE = "bench.json"
 @click.option("--batch", type=int, help="Rows of a batch. Default: 64.")
 @click.option("--channels", type=int, help="Default: 768, fewer where memory does not hold them.")
 @click.option("--contender", "names", multiple=True, help="One to measure; several times. Default: all.")
-@click.option("--seconds", type=float, default=0.5, show_default=True, help="Device time for each contender.")
+@click.option("--seconds", type=float, help="Device time for each contender. Default: 0.5; of a suite, 0.2.")
 @click.option(
     "--budget", type=float, help="Seconds after which nothing runs. Default: none; of a suite, 450."
 )
@@ -61,7 +61,7 @@ def command(
     batch: int | None,
     channels: int | None,
     names: tuple[str, ...],
-    seconds: float,
+    seconds: float | None,
     budget: float | None,
     seed: int | None,
     dry_run: bool,
@@ -74,8 +74,8 @@ def command(
     """Time fftgen, PyTorch, attention and every peer that is installed, on the GPU.
 
     Every contender is checked against float64 first; a wrong one is reported and not timed. The results
-    go to a JSON file, whole after every step; a short table is printed last. Exits with 1 when anything of
-    fftgen's is wrong.
+    go to a JSON file, whole after every step; a short table is printed last, with -v also a line for every
+    contender. Exits with 1 when anything of fftgen's is wrong.
     """
     started = time.monotonic()
     from fftgen.bench import plots, results, tables  # PyTorch: a second that `fftgen --help` should not take
@@ -86,12 +86,14 @@ def command(
         from fftgen.bench.backend import require_cuda
         from fftgen.bench.cases import BATCH, CHANNELS, LENGTHS, problem_set
         from fftgen.bench.row import CONTENDERS
-        from fftgen.bench.run import SUITE_BUDGET, Wish, carry_out
+        from fftgen.bench.run import SECONDS, SUITE_BUDGET, SUITE_SECONDS, Wish, carry_out
         from fftgen.bench.steps import Step
 
         unknown = [n for n in names if n not in CONTENDERS]
         if unknown:
             raise InputError(f"contender {unknown[0]!r} is not known: choose from {', '.join(CONTENDERS)}")
+        if seconds is None:
+            seconds = SUITE_SECONDS if suite else SECONDS
         if seconds <= 0 or (budget is not None and budget <= 0):
             raise InputError("--seconds and --budget must be positive")
         kinds = dtypes or (("bf16", "fp16") if suite and not dry_run else ("bf16",))
@@ -125,7 +127,7 @@ def command(
     if as_json:
         print_json(doc)
     else:
-        click.echo(tables.text(doc))
+        click.echo(tables.text(doc, details=verbose))
         if show is None:
             click.echo(f"{plural(len(doc['steps']), 'step')} in {output}", err=True)
     if not doc["passed"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from command_line import answer, fftgen
 
 from fftgen import __version__, nvrtc
-from fftgen.bench import backend, results
+from fftgen.bench import backend, results, run
 from fftgen.bench.backend import CudaBackend, HostBackend, commit, driver_version, environment
 from fftgen.errors import ToolchainError
 from fftgen.runtime import driver
@@ -104,6 +105,21 @@ def test_a_dry_run_walks_the_whole_way_and_its_file_shows_the_same(place: Path) 
     assert answer("bench", "--show", "r.json") == doc
 
 
+def test_a_suite_takes_less_time_for_each_contender_than_a_plain_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[run.Wish] = []
+
+    def stop(wish: run.Wish, *_: Any) -> Any:
+        seen.append(wish)
+        raise ToolchainError("that will do")
+
+    monkeypatch.setattr(run, "carry_out", stop)
+    for arguments in ((), ("--suite",), ("--suite", "--seconds", "3", "--budget", "7")):
+        assert fftgen("bench", "--dry-run", *arguments).exit_code == 1
+    assert [w.seconds for w in seen] == [0.5, 0.2, 3]
+    assert [w.budget for w in seen] == [None, 450, 7]
+    assert [w.suite for w in seen] == [False, True, True]
+
+
 def test_json_is_the_document() -> None:
     doc = answer("bench", "--dry-run", "--seqlen", "16", "--circular", "--ungated", *FAST)
     assert doc == results.read(Path("bench.json"))
@@ -135,7 +151,9 @@ def test_a_wrong_result_of_ours_fails_the_command(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     result = fftgen("bench", "--dry-run", "--seqlen", "64", "--causal", "--gated", *FAST)
     assert result.exit_code == 1
-    assert "WRONG: the result is not the convolution" in result.stdout
+    assert re.search(
+        r"fftgen +WRONG +1 row +the result is not the convolution \(error up to 1.0e-01", result.stdout
+    )
     assert result.stdout.splitlines()[-1].endswith("FAILED")
     (row,) = results.rows(results.read(Path("bench.json")))
     assert row["contenders"]["torch-real"]["status"] == "ok"
@@ -162,6 +180,21 @@ def test_the_environment_names_all_that_a_figure_depends_on() -> None:
         "target",
     } <= found.keys()
     json.dumps(found, allow_nan=False)
+
+
+def test_the_digest_of_the_sources_changes_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend.sources() == environment(HostBackend())["sources"]
+    package = tmp_path / "fftgen"
+    (package / "bench").mkdir(parents=True)
+    (package / "templates").mkdir()
+    monkeypatch.setattr(backend, "__file__", str(package / "bench" / "backend.py"))
+    seen = {backend.sources()}
+    for name, content in (("a.py", "1"), ("a.py", "2"), ("templates/k.j2", "2"), ("templates/k.cuh", "2")):
+        (package / name).write_text(content)
+        seen.add(backend.sources())
+    assert len(seen) == 5
+    (package / "a.pyc").write_text("bytes that a run leaves behind")
+    assert backend.sources() in seen
 
 
 def test_the_commit_is_that_of_the_working_tree() -> None:

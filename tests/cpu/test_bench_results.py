@@ -13,7 +13,7 @@ from bench_kit import case
 
 from fftgen.bench import plots, results, tables
 from fftgen.bench.cases import Case, problem_set
-from fftgen.bench.results import Run, crossover, document, failures
+from fftgen.bench.results import Run, document, failures
 from fftgen.bench.row import CONTENDERS
 from fftgen.bench.run import Wish, plan
 from fftgen.bench.steps import COMPILED, COMPILED_LENGTHS, Step, bandwidth_step, environment_step, row_steps
@@ -141,12 +141,12 @@ def test_the_crossover_is_where_attention_stays_slower() -> None:
         return row(case(length=length, dtype=dtype), fftgen=ours, attention=attention)
 
     faster = [at(256, 2, 1), at(512, 1, 2), at(1024, 3, 2), at(2048, 3, 4), at(4096, 4, 9)]
-    assert crossover(run(*reversed(faster))) == {"bf16": 2048}
-    assert crossover(run(at(256, 1, 2), at(512, 1, 3))) == {"bf16": 256}
-    assert crossover(run(at(256, 1, 2), at(512, 3, 3))) == {"bf16": None}
+    assert run(*reversed(faster))["crossover"] == {"bf16": 2048}
+    assert run(at(256, 1, 2), at(512, 1, 3))["crossover"] == {"bf16": 256}
+    assert run(at(256, 1, 2), at(512, 3, 3))["crossover"] == {"bf16": None}
     both = run(at(256, 1, 2), at(256, 2, 1, "fp16"), row(case(length=512, dtype="fp16"), fftgen=1))
-    assert crossover(both) == {"bf16": 256, "fp16": None}
-    assert crossover(run(row(BIG, fftgen=1))) == {}
+    assert both["crossover"] == {"bf16": 256, "fp16": None}
+    assert run(row(BIG, fftgen=1))["crossover"] == {}
     assert "attention (bf16): slower from 2048" in tables.text(run(*faster))
 
 
@@ -164,26 +164,30 @@ def test_the_short_table_comes_last_and_says_what_matters() -> None:
     assert "copy bandwidth 4000 GB/s" in lines[1]
 
 
-def test_the_long_table_has_a_line_for_everyone() -> None:
-    outcome = row(BIG, fftgen=1e-3, torch_real=4e-3)
-    outcome.result["contenders"]["flashfftconv"] = {
-        **entry(1),
-        "status": "wrong",
-        "reason": "the result is not the convolution",
-        "error": 0.7,
-    }
-    del outcome.result["contenders"]["flashfftconv"]["median_s"]
-    outcome.result["contenders"]["cudnn"] = {"status": "unavailable", "reason": "not installed"}
-    text = tables.text(run(outcome))
-    assert "WRONG: the result is not the convolution 7.0e-01" in text
-    assert any(
-        line.split() == ["cudnn", "not", "in", "1", "rows", "not", "installed"] for line in text.splitlines()
-    )
-    assert "1.5 %" in text
-    assert "causal 4096 bf16 gated  64 x 768" in text
-    short = tables.text(run(outcome), details=False)
-    assert "64 x 768" not in short
-    assert "cudnn" in short
+def test_who_was_not_timed_is_told_with_the_reason() -> None:
+    first, second = row(BIG, fftgen=1e-3, torch_real=4e-3), row(case(length=512), fftgen=1e-3)
+    for outcome, error in ((first, 0.7), (second, None)):
+        outcome.result["contenders"] |= {
+            "flashfftconv": {"status": "wrong", "reason": "not the convolution", "error": error},
+            "cudnn": {"status": "unavailable", "reason": "not installed"},
+        }
+    second.result["contenders"]["torch-complex"] = {"status": "failed", "reason": "OutOfMemoryError: full"}
+    for details in (True, False):
+        lines = [line.split() for line in tables.text(run(first, second), details=details).splitlines()]
+        assert ["cudnn", "unavailable", "2", "rows", "not", "installed"] in lines
+        assert ["torch-complex", "FAILED", "1", "row", "OutOfMemoryError:", "full"] in lines
+        wrong = "flashfftconv WRONG 2 rows not the convolution (error up to 7.0e-01)"
+        assert wrong.split() in lines
+
+
+def test_details_have_a_line_for_everyone_who_was_timed() -> None:
+    doc = run(row(BIG, fftgen=1e-3, torch_real=4e-3))
+    lines = [line.split() for line in tables.text(doc, details=True).splitlines()]
+    case_, shape = ["causal", "4096", "bf16", "gated"], ["64", "x", "768"]
+    figures = ["1", "1.5", "%", "40", "%", "1.00", "0", "2.0e-03"]
+    assert [*case_, *shape, "fftgen", *figures] in lines
+    assert ["torch-real", "4", "1.5", "%", "10", "%", "4.00", "0", "2.0e-03"] in lines
+    assert "64 x 768" not in tables.text(doc)
 
 
 def test_a_dry_run_says_so_first_and_in_the_plot() -> None:
