@@ -7,7 +7,6 @@ that a step over its end is seen.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fftgen import toolkit
+from fftgen import environment, toolkit
 from fftgen.bench.proof import moved
 from fftgen.check import TORCH
 from fftgen.conv import get_conv
@@ -50,7 +49,7 @@ def sanitize(
             text=True,
             timeout=timeout,
             check=False,
-            env={**os.environ, **SEPARATE},
+            env=environment.of_child(**SEPARATE),
         )
     except subprocess.TimeoutExpired:
         return {"status": "failed", "summary": "", "reason": f"not done after {timeout:.0f} s"}

@@ -62,14 +62,8 @@ class ProcessWorker:
     def __init__(self, dry_run: bool) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         command = [sys.executable, "-m", "fftgen.bench.worker", *([DRY_RUN] if dry_run else [])]
-        # A session of its own, so that the programs it starts end with it (sanitizer, fresh processes).
         self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            start_new_session=True,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -106,11 +100,11 @@ class ProcessWorker:
         return f"exit status {self._process.poll()}{': ' + lines[-1] if lines else ''}"
 
     def stop(self) -> None:
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError):
+        # The worker leads a process group: what it started (sanitizer, fresh processes) ends with it.
+        if hasattr(os, "killpg") and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # it did not come as far as to make the group
                 os.killpg(self._process.pid, signal.SIGKILL)
-        else:
-            self._process.kill()
+        self._process.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:

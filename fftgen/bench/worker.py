@@ -61,6 +61,8 @@ def serve(backend: Backend, requests: TextIO, answers: TextIO) -> bool:
 
 
 def main() -> int:
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # the supervisor ends the whole group
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # prints of libraries must not get between the answers
     try:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -341,6 +342,38 @@ def test_a_peer_that_kills_or_hangs_its_process_is_left_out(
     assert found["fftgen"]["status"] == "ok"
     assert found["flashfftconv"]["status"] == "lost"
     assert "median_s" not in found["flashfftconv"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc to look into")
+def test_what_a_worker_started_ends_with_it(peer: Callable[[str], None], tmp_path: Path) -> None:
+    peer(
+        "import subprocess\n"
+        f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(child.pid))\n"
+        "print('started', flush=True)\n"
+        "child.wait()"
+    )
+    worker = ProcessWorker(dry_run=True)
+    assert worker.answer(60) == {"ready": True}
+    worker.send(rows(["flashfftconv"])[0])
+    assert worker.answer(60) == {"at": "flashfftconv"}
+    pid = tmp_path / "pid"
+    while not (pid.exists() and pid.read_text()):
+        time.sleep(0.05)
+    worker.stop()
+    for _ in range(200):
+        if gone(int(pid.read_text())):
+            return
+        time.sleep(0.05)
+    pytest.fail("the child outlived its worker")
+
+
+def gone(pid: int) -> bool:
+    """Ended, whether or not whoever inherited it has taken notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def test_a_process_that_ends_is_told_with_its_last_words(peer: Callable[[str], None]) -> None:
