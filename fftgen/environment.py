@@ -75,6 +75,11 @@ def dump_directory() -> Path | None:
     return _absolute(DUMP.value) if DUMP.value else None
 
 
+def of_child(**variables: str) -> dict[str, str]:
+    """The environment of a program to be started: this process's, with variables added."""
+    return {**os.environ, **variables}
+
+
 def cuda_homes() -> Iterator[tuple[str, Path]]:
     """Toolkit roots named by CUDA's own variables: pairs of variable and path."""
     for name in ("CUDA_HOME", "CUDA_PATH", "CONDA_PREFIX"):

@@ -24,7 +24,7 @@ from fftgen.render import render
 from fftgen.source import Source
 from fftgen.targets import TARGETS
 
-COMMANDS = ("plan", "render", "build", "inspect", "verify", "cache", "doctor", "portfolio")
+COMMANDS = ("plan", "render", "build", "inspect", "verify", "cache", "doctor", "portfolio", "bench")
 
 
 @pytest.fixture(autouse=True)
@@ -213,6 +213,8 @@ def test_doctor_names_what_is_missing_and_the_way_out(monkeypatch: pytest.Monkey
         raise ToolchainError("no NVRTC here: pip install 'fftgen[cu13]'")
 
     monkeypatch.setattr(nvrtc, "_bindings", absent)
+    for asked in (nvrtc.build, nvrtc._numbers):
+        asked.cache_clear()  # what an earlier test learned
     monkeypatch.setattr("fftgen.toolkit.find_tool", lambda name: None)
     result = fftgen("doctor", "--json")
     assert result.exit_code == 1  # this machine cannot compile

@@ -1,0 +1,121 @@
+"""What is measured: the problem set of design note 5.1, scaled to what memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from fftgen.errors import InputError
+from fftgen.problem import MODES, Problem
+
+BATCH, CHANNELS = 64, 768
+LENGTHS = tuple(1 << e for e in range(8, 23))  # 256 .. 4M
+DIRECTIONS = ("forward",)  # "backward" joins here, in contenders.Prepared and in floor_bytes
+
+# Device memory per element of u that the hungriest contender of a row needs: the published baseline,
+# complex fp32 transforms of 1 (circular) or 2 (causal) times the length. Spectra of signal and product,
+# input and output of the transform and its scratch: 40 bytes per point; two sets of u and gates, their
+# outputs, fp32 copies and a float64 reference: 40 more.
+WORKING_BYTES = {"causal": 120, "circular": 80}
+SHARE = 0.9  # of free memory
+FEW_CHANNELS = 8  # below, the batch shrinks before the channels do
+
+# The order in which a run that may not finish takes lengths: those that published figures name first.
+LANDMARKS = (4096, 1024, 32768, 256, 1048576, 8192, 16384, 65536, 2048, 512, 262144, 4194304)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One convolution to be measured: u, gates, y ``(batch, channels, length)``, k ``(channels, length)``.
+
+    ``gated``: both gates. ``direction``: "forward".
+    """
+
+    problem: Problem
+    gated: bool
+    batch: int = BATCH
+    channels: int = CHANNELS
+    direction: str = "forward"
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.channels < 1:
+            raise InputError(f"batch {self.batch} and channels {self.channels} must be at least 1")
+        if self.direction not in DIRECTIONS:
+            raise InputError(f"direction {self.direction!r}: choose from {', '.join(DIRECTIONS)}")
+
+    def __str__(self) -> str:
+        p = self.problem
+        gates = "gated" if self.gated else "ungated"
+        return f"{p.mode} {p.length} {p.dtype} {gates} {self.direction}"
+
+    @property
+    def length(self) -> int:
+        return self.problem.length
+
+    @property
+    def elements(self) -> int:
+        return self.batch * self.channels * self.length
+
+    @property
+    def points(self) -> int:
+        """Length of a zero-padded library transform that does this."""
+        return 2 * self.length if self.problem.causal else self.length
+
+    @property
+    def floor_bytes(self) -> int:
+        """The least device-memory traffic (design 2.1): u read, y written, both gates read; 16 bits each.
+
+        The filter is not counted: its share goes to zero with the batch.
+        """
+        return 2 * self.elements * (4 if self.gated else 2)
+
+    def scaled(self, free_bytes: int) -> Case:
+        """The same case on as many rows as memory holds.
+
+        Channels are halved first, since the batch decides what the filter's transform weighs; below
+        FEW_CHANNELS the batch, then channels again. Raises InputError when not even one row fits.
+        """
+        most = int(SHARE * free_bytes) // WORKING_BYTES[self.problem.mode]
+        case = self
+        while case.elements > most:
+            if case.channels > FEW_CHANNELS:
+                case = replace(case, channels=max(FEW_CHANNELS, case.channels // 2))
+            elif case.batch > 2:
+                case = replace(case, batch=max(2, case.batch // 2))
+            elif case.channels > 1:
+                case = replace(case, channels=case.channels // 2)
+            elif case.batch > 1:
+                case = replace(case, batch=1)
+            else:
+                raise InputError(f"{self}: {free_bytes} bytes of free memory do not hold a single row")
+        return case
+
+
+def problem_set(
+    lengths: Iterable[int] = LENGTHS,
+    dtypes: Sequence[str] = ("bf16", "fp16"),
+    modes: Sequence[str] = MODES,
+    gated: Sequence[bool] = (True, False),
+    batch: int = BATCH,
+    channels: int = CHANNELS,
+) -> list[Case]:
+    """Every combination, in the order of the arguments."""
+    return [
+        Case(Problem(mode, length, dtype), gate, batch, channels)
+        for dtype in dtypes
+        for gate in gated
+        for mode in modes
+        for length in lengths
+    ]
+
+
+def by_importance(cases: Iterable[Case]) -> list[Case]:
+    """The order for a run that may be cut short: the published problem (gated, bf16) at its lengths first."""
+
+    def rank(case: Case) -> tuple[int, int, int]:
+        p = case.problem
+        group = (p.dtype != "bf16") * 4 + (not case.gated) * 2 + (not p.causal)
+        known = p.length in LANDMARKS
+        return (group, LANDMARKS.index(p.length) if known else len(LANDMARKS), p.length)
+
+    return sorted(cases, key=rank)

@@ -1,0 +1,155 @@
+"""Who is measured: fftgen and PyTorch here, other programs in peers.py, attention in attention.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fftgen.bench.backend import Backend
+from fftgen.bench.cases import Case
+from fftgen.bench.inputs import Inputs
+from fftgen.bench.reference import Check
+from fftgen.conv import Conv, get_conv
+
+
+class Unavailable(Exception):
+    """A contender cannot take part in a case; the message says why."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A contender ready for a case: one call per set of inputs, each returning a new result.
+
+    ``order``: that of our plan, for its derived bounds; None for a peer. ``check`` judges the result of the
+    first call, where a contender computes something else than the convolution.
+    """
+
+    calls: tuple[Callable[[], Tensor], ...]
+    order: int | None = None
+    check: Callable[[Tensor], Check] | None = None
+    note: str = ""  # what a reader of the figure must know, such as the plan
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``prepare(case, sets, backend)`` raises Unavailable with the reason, or whatever goes wrong.
+
+    ``filter_inside``: the filter's transform is part of each call. ``ours``: a wrong result or a failure
+    makes the whole run fail. ``compiled``: by torch.compile. A backward pass will be a second function
+    beside ``prepare``.
+    """
+
+    name: str
+    about: str
+    prepare: Callable[[Case, Sequence[Inputs], Backend], Prepared]
+    filter_inside: bool = True
+    ours: bool = False
+    compiled: bool = False
+
+
+def _conv(case: Case, backend: Backend) -> tuple[Conv, str, int]:
+    """The convolution, warmed up, its plan's line and order."""
+    p = case.problem
+    conv = get_conv(p.length, p.dtype, causal=p.causal)
+    conv.warmup(backend.device)
+    plan = conv.plan(None if backend.device.type == "cuda" else backend.target)
+    return conv, str(plan), plan.order
+
+
+def _fftgen(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
+    conv, line, order = _conv(case, backend)
+
+    def call(x: Inputs) -> Callable[[], Tensor]:
+        return lambda: conv(x.u, x.k, in_gate=x.in_gate, out_gate=x.out_gate)
+
+    return Prepared(tuple(call(x) for x in sets), order, note=line)
+
+
+def _fftgen_prepared(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
+    conv, line, order = _conv(case, backend)
+
+    def call(x: Inputs) -> Callable[[], Tensor]:
+        made = conv.prepare(x.k)
+        return lambda: conv(x.u, made, in_gate=x.in_gate, out_gate=x.out_gate)
+
+    return Prepared(tuple(call(x) for x in sets), order, note=line)
+
+
+Gate = Tensor | None
+
+
+def gate(x: Tensor, by: Gate) -> Tensor:
+    return x if by is None else x * by
+
+
+def complex_fft(u: Tensor, k: Tensor, in_gate: Gate, out_gate: Gate, points: int) -> Tensor:
+    """The published baseline: ``torch.fft.fft`` of the signal in complex fp32, zero-padded to ``points``."""
+    spectrum = torch.fft.fft(gate(u, in_gate).float(), n=points) * torch.fft.fft(k, n=points)
+    y = torch.fft.ifft(spectrum, n=points).real[..., : u.shape[-1]]
+    return gate(y, out_gate).to(u.dtype)
+
+
+def real_fft(u: Tensor, k: Tensor, in_gate: Gate, out_gate: Gate, points: int) -> Tensor:
+    """The strict baseline: ``rfft`` and ``irfft`` in fp32."""
+    return real_fft_prepared(u, torch.fft.rfft(k, n=points), in_gate, out_gate, points)
+
+
+def real_fft_prepared(u: Tensor, spectrum: Tensor, in_gate: Gate, out_gate: Gate, points: int) -> Tensor:
+    """``real_fft`` with the filter's spectrum (H, points / 2 + 1) given."""
+    y = torch.fft.irfft(torch.fft.rfft(gate(u, in_gate).float(), n=points) * spectrum, n=points)
+    return gate(y[..., : u.shape[-1]], out_gate).to(u.dtype)
+
+
+def _torch(
+    function: Callable[..., Tensor], *, compiled: bool = False, spectrum: bool = False
+) -> Callable[[Case, Sequence[Inputs], Backend], Prepared]:
+    def prepare(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
+        run: Any = function
+        if compiled:
+            run = torch.compile(function, backend=backend.compiler, dynamic=False)
+
+        def call(x: Inputs) -> Callable[[], Tensor]:
+            k = torch.fft.rfft(x.k, n=case.points) if spectrum else x.k
+            return lambda: run(x.u, k, x.in_gate, x.out_gate, case.points)
+
+        return Prepared(tuple(call(x) for x in sets))
+
+    return prepare
+
+
+OURS = (
+    Contender("fftgen", "conv(u, k), the filter's transform inside", _fftgen, ours=True),
+    Contender(
+        "fftgen-prepared",
+        "conv(u, conv.prepare(k)): the filter's spectrum given",
+        _fftgen_prepared,
+        filter_inside=False,
+        ours=True,
+    ),
+)
+PYTORCH = (
+    Contender("torch-complex", "torch.fft.fft in complex fp32, eager", _torch(complex_fft)),
+    Contender("torch-real", "torch.fft.rfft in fp32, eager", _torch(real_fft)),
+    Contender(
+        "torch-real-prepared",
+        "torch.fft.rfft in fp32, eager, the filter's spectrum given",
+        _torch(real_fft_prepared, spectrum=True),
+        filter_inside=False,
+    ),
+    Contender(
+        "torch-complex-compiled",
+        "torch.fft.fft in complex fp32 under torch.compile",
+        _torch(complex_fft, compiled=True),
+        compiled=True,
+    ),
+    Contender(
+        "torch-real-compiled",
+        "torch.fft.rfft in fp32 under torch.compile",
+        _torch(real_fft, compiled=True),
+        compiled=True,
+    ),
+)

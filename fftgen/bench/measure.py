@@ -1,0 +1,160 @@
+"""Timing several contenders against each other, and the copy bandwidth of the device they run on."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fftgen.bench.backend import Backend
+from fftgen.bench.timer import Timer
+
+PASSES = 2  # two runs of the same code: what they differ by is what a difference must exceed
+FEWEST, MOST = 5, 60  # samples of a contender in a pass
+BURST = 0.04  # seconds of one contender before the next one has its turn
+WARM_UP = 3
+
+Calls = Sequence[Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Samples of all passes in seconds: median, quartiles, smallest; and the median of each pass."""
+
+    median: float
+    low: float
+    high: float
+    smallest: float
+    passes: tuple[float, ...]
+    samples: int
+
+    @classmethod
+    def of(cls, passes: Sequence[Sequence[float]]) -> Timing:
+        """From the samples of each pass; every pass has at least one."""
+        every = sorted(s for samples in passes for s in samples)
+        low, _, high = statistics.quantiles(every, n=4, method="inclusive") if len(every) > 1 else 3 * every
+        medians = tuple(statistics.median(samples) for samples in passes)
+        return cls(statistics.median(every), low, high, every[0], medians, len(every))
+
+    @property
+    def spread(self) -> float:
+        """Relative difference of the passes: smaller differences between contenders are noise."""
+        return (max(self.passes) - min(self.passes)) / self.median
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "median_s": _digits(self.median),
+            "low_s": _digits(self.low),
+            "high_s": _digits(self.high),
+            "smallest_s": _digits(self.smallest),
+            "passes_s": [_digits(p) for p in self.passes],
+            "spread": _digits(self.spread),
+            "samples": self.samples,
+        }
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+class _Rotation:
+    """Calls on one set of inputs after the other; as many results as there are sets stay alive.
+
+    A result that is freed at once gives its memory to the next one, which would then overwrite lines that
+    are still in the L2: those writes would be free.
+    """
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._next = 0
+        self._kept: deque[object] = deque(maxlen=len(calls))
+
+    def __call__(self) -> None:
+        call = self._calls[self._next]
+        self._next = (self._next + 1) % len(self._calls)
+        self._kept.append(call())
+
+
+def warm_up(timer: Timer, calls: Calls) -> float:
+    """Run the calls until what happens once has happened; the seconds of one call afterwards."""
+    rotation = _Rotation(calls)
+    timer.time([rotation] * max(WARM_UP, len(calls)))
+    return statistics.median(timer.time([rotation] * WARM_UP))
+
+
+@dataclass
+class _Lane:
+    """A contender on its way: what is wanted of it in a pass, and the samples of every pass."""
+
+    rotation: _Rotation
+    wanted: int
+    burst: int
+    passes: list[list[float]]
+
+    @property
+    def missing(self) -> int:
+        return self.wanted - len(self.passes[-1])
+
+
+def interleave(
+    timer: Timer, contenders: Mapping[str, Calls], seconds: float
+) -> tuple[dict[str, Timing], dict[str, Exception]]:
+    """Time contenders turn by turn, in two passes; about ``seconds`` of device time for each in all.
+
+    Every turn starts with another contender, so that none always follows the same one. Returns the timings,
+    and what was raised by those that broke while they were timed; these take no further turn.
+    """
+    lanes: dict[str, _Lane] = {}
+    broken: dict[str, Exception] = {}
+    for name, calls in contenders.items():
+        try:
+            once = warm_up(timer, calls)
+        except Exception as error:
+            broken[name] = error
+            continue
+        wanted = max(FEWEST, min(MOST, int(seconds / PASSES / once)))
+        lanes[name] = _Lane(_Rotation(calls), wanted, max(1, min(wanted, int(BURST / once))), [])
+    for _ in range(PASSES):
+        for lane in lanes.values():
+            lane.passes.append([])
+        turn = 0
+        while any(lane.missing > 0 for lane in lanes.values()):
+            names = list(lanes)
+            for name in names[turn % len(names) :] + names[: turn % len(names)]:
+                lane = lanes[name]
+                if lane.missing <= 0:
+                    continue
+                try:
+                    lane.passes[-1] += timer.time([lane.rotation] * min(lane.missing, lane.burst))
+                except Exception as error:
+                    broken[name] = error
+                    del lanes[name]
+            turn += 1
+    return {name: Timing.of(lane.passes) for name, lane in lanes.items()}, broken
+
+
+def copy_bandwidth(backend: Backend, seconds: float = 0.5) -> dict[str, Any]:
+    """Bytes per second of a large device-to-device copy, read and written bytes counted."""
+    size = min(1 << 30, backend.free_bytes() // 8)
+    size = max(size - size % 256, 256)
+    pairs = [torch.empty(2, size, dtype=torch.uint8, device=backend.device) for _ in range(2)]
+    for pair in pairs:
+        pair.random_(0, 256)  # never measured on zeros
+
+    def copy(pair: torch.Tensor) -> Callable[[], object]:
+        return lambda: pair[1].copy_(pair[0])
+
+    timings, broken = interleave(backend.timer, {"copy": [copy(p) for p in pairs]}, seconds)
+    if broken:
+        raise broken["copy"]
+    timing = timings["copy"]
+    if not all(torch.equal(pair[0], pair[1]) for pair in pairs):
+        raise RuntimeError("a copy did not copy: nothing measured on this device can be believed")
+    rate = 2 * size / timing.median
+    assert math.isfinite(rate)
+    return {"bytes": 2 * size, "bytes_per_s": _digits(rate), **timing.as_dict()}

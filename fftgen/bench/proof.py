@@ -1,0 +1,173 @@
+"""What a GPU can prove beyond the simulator: right results on the chip, and agreement with the simulator."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fftgen import emulate
+from fftgen.accuracy import compare
+from fftgen.bench.backend import Backend
+from fftgen.bench.reference import number
+from fftgen.check import TORCH
+from fftgen.conv import get_conv
+from fftgen.dtypes import dtype as find_dtype
+from fftgen.execute import Spectrum, spectrum
+from fftgen.pipeline import Built, build
+from fftgen.problem import Problem
+from fftgen.verify import Case, cases_for, draw, reference
+
+# The simulator adds the products of a matrix instruction in one order, the chip in its own. Where that
+# moves an fp32 sum across a rounding border of 16 bits, an intermediate differs by one unit in its last
+# place. Such differences are rare and far below those of roundings done differently everywhere, which would
+# come to about half the storage type's epsilon.
+DIFFERENT = 0.5  # relative L2 difference, in units of epsilon
+FAR = 8.0  # units in the last place of a row's root mean square
+
+
+def check_portfolio(problem: Problem, backend: Backend, seed: int) -> dict[str, Any]:
+    """The calls that ``fftgen verify`` simulates, on the device, against float64: plain data.
+
+    Results start as NaN wherever the allocator reuses a block, so that what is not written is seen.
+    """
+    conv = get_conv(problem.length, problem.dtype, causal=problem.causal)
+    conv.warmup(backend.device)
+    plan = conv.plan(None if backend.device.type == "cuda" else backend.target)
+    found = []
+    for case in cases_for(problem, plan.transform, quick=False):
+        inputs = draw(case, TORCH[problem.dtype], torch.Generator().manual_seed(seed))
+        given = {name: None if x is None else x.to(backend.device) for name, x in inputs.items()}
+        u, k = given.pop("u"), given.pop("k")
+        assert u is not None
+        assert k is not None
+        block = torch.full_like(u, math.nan)
+        del block
+        out = conv(u, k, **given)
+        again = conv(u, conv.prepare(k, length=case.length), **given)
+        backend.synchronize()
+        options = {name: inputs[name] for name in ("in_gate", "out_gate", "skip")}
+        assert inputs["u"] is not None
+        assert inputs["k"] is not None
+        exact = reference(problem, inputs["u"], inputs["k"], **options)
+        accuracy = compare(_wide(out), exact, problem.dtype, plan.order)
+        prepared = compare(_wide(again), exact, problem.dtype, plan.order)
+        found.append(
+            {
+                "case": str(case),
+                "error": number(max(accuracy.overall, prepared.overall)),
+                "error_bound": number(accuracy.overall_bound),
+                "worst_row": number(max(accuracy.row, prepared.row)),
+                "worst_row_bound": number(accuracy.row_bound),
+                "passed": accuracy.passed and prepared.passed,
+            }
+        )
+    return {
+        "status": "passed" if all(c["passed"] for c in found) else "wrong",
+        "plan": str(plan),
+        "seed": seed,
+        "cases": found,
+    }
+
+
+def check_agreement(problem: Problem, backend: Backend, seed: int) -> dict[str, Any]:
+    """The same call on the device and in the simulator: largest difference in units of the last place.
+
+    Both get the same spectrum, bit for bit, made on the CPU.
+    """
+    built = build(problem, backend.target)
+    plan = built.plan
+    case = Case(2 * plan.rows_per_item + 1, 2, problem.length, problem.length, True, True, True)
+    inputs = draw(case, TORCH[problem.dtype], torch.Generator().manual_seed(seed))
+    u, k = inputs.pop("u"), inputs.pop("k")
+    assert u is not None
+    assert k is not None
+    started = time.perf_counter()
+    simulated, _ = emulate.convolve(built, u, k, **inputs, ptx=None, seed=seed)
+    seconds = time.perf_counter() - started
+    measured = _on_device(built, backend, u, k, inputs, simulated)
+    return {
+        "plan": str(plan),
+        "seed": seed,
+        "case": str(case),
+        "simulator_seconds": round(seconds, 2),
+        **differences(measured, simulated, problem.dtype),
+    }
+
+
+def _on_device(
+    built: Built,
+    backend: Backend,
+    u: Tensor,
+    k: Tensor,
+    options: dict[str, Tensor | None],
+    simulated: Tensor,
+) -> Tensor:
+    """The call on the device. A dry run has none: the simulator's own result stands for it."""
+    if not backend.kernels:
+        return simulated.clone()
+    problem = built.plan.problem
+    conv = get_conv(problem.length, problem.dtype, causal=problem.causal).warmup(backend.device)
+    given = {name: None if x is None else x.to(backend.device) for name, x in options.items()}
+    out = conv(u.to(backend.device), moved(spectrum(built.plan, k), backend.device), **given)
+    return out.cpu()
+
+
+def moved(made: Spectrum, device: torch.device) -> Spectrum:
+    """A spectrum with its tensors on another device."""
+    tensors: dict[str, Any] = {
+        f.name: value.to(device)
+        for f in dataclasses.fields(made)
+        if isinstance(value := getattr(made, f.name), Tensor)
+    }
+    return dataclasses.replace(made, **tensors)
+
+
+def differences(one: Tensor, other: Tensor, dtype: str) -> dict[str, Any]:
+    """How two results (B, H, L) of the same storage type differ.
+
+    ``largest_ulps``: in units of each element's own last place, where cancellation makes small elements of
+    large sums differ by many; ``largest_row_ulps``: in units of the last place of the row's root mean
+    square, which is what the accumulation order may move. The verdict rests on the latter, on the relative
+    L2 difference, and on nothing being NaN.
+    """
+    kind = find_dtype(dtype)
+    a, b = _wide(one), _wide(other)
+    finite = bool(np.isfinite(a).all() and np.isfinite(b).all())
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(a - b)
+        scale = np.sqrt(np.mean(b**2, axis=-1, keepdims=True))
+        row = float(np.max(distance / _ulp(scale, kind.significand)))
+        relative = float(np.linalg.norm(distance) / np.linalg.norm(b))
+    own = np.abs(_ordered(one) - _ordered(other))
+    agrees = finite and row <= FAR and relative <= DIFFERENT * 2 * kind.epsilon
+    return {
+        "status": "passed" if agrees else "wrong",
+        "identical": float(f"{np.count_nonzero(own == 0) / own.size:.6f}"),
+        "largest_ulps": int(own.max()),
+        "largest_row_ulps": number(row),
+        "relative_difference": number(relative),
+        "finite": finite,
+    }
+
+
+def _wide(x: Tensor) -> npt.NDArray[np.float64]:
+    return np.asarray(x.detach().cpu().double().numpy())
+
+
+def _ulp(scale: npt.NDArray[np.float64], significand: int) -> npt.NDArray[np.float64]:
+    """Distance of neighbouring numbers with so many significant bits, at ``scale``."""
+    _, exponent = np.frexp(scale)
+    return np.asarray(np.ldexp(1.0, exponent - significand))
+
+
+def _ordered(x: Tensor) -> npt.NDArray[np.int64]:
+    """16-bit floats as integers in the same order, neighbours one apart; both zeros are 0."""
+    bits = x.contiguous().view(torch.int16).numpy().astype(np.int64)
+    return np.where(bits < 0, -(bits & 0x7FFF), bits)

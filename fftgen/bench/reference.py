@@ -1,0 +1,135 @@
+"""What a contender must give: float64 on the device, from the definition, and how far off it may be.
+
+The reference of all rows is computed by float64 transforms on the device itself, chunk by chunk; rows of
+it are held against NumPy's (verify.reference), so that it rests on no single library.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fftgen.accuracy import compare
+from fftgen.bench.cases import Case
+from fftgen.bench.inputs import Inputs
+from fftgen.check import TORCH
+from fftgen.errors import InternalError
+from fftgen.verify import reference as numpy_reference
+
+# Other programs keep factors, twiddles or the filter itself in 16 bits, which costs several roundings where
+# fftgen has one. What computes something else is off by 1 and more; zeros by exactly 1.
+PEER_BOUND = {"bf16": 2.0e-2, "fp16": 4.0e-3}
+CHUNK = 1 << 24  # points of a float64 transform at a time
+SELF_BOUND = 1e-9  # two float64 transforms of up to 8M points agree far below this
+
+
+@dataclass(frozen=True)
+class Check:
+    """Relative L2 error of everything and of the worst row, with what is allowed."""
+
+    overall: float
+    row: float
+    overall_bound: float
+    row_bound: float
+    finite: bool
+
+    @property
+    def passed(self) -> bool:
+        return self.finite and self.overall <= self.overall_bound and self.row <= self.row_bound
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "error": number(self.overall),
+            "error_bound": number(self.overall_bound),
+            "worst_row": number(self.row),
+            "worst_row_bound": number(self.row_bound),
+            "finite": self.finite,
+        }
+
+
+def number(value: float) -> float | None:
+    """Four digits for the results; None for NaN and infinity, which JSON does not know."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def exact(case: Case, inputs: Inputs) -> Tensor:
+    """``out_gate * conv(in_gate * u, k)`` in float64 (B, H, L), on the inputs' device.
+
+    Raises InternalError when the first or the last row differs from NumPy's.
+    """
+    y = torch.empty(inputs.u.shape, dtype=torch.float64, device=inputs.u.device)
+    step = max(1, CHUNK // (case.batch * case.points))
+    for first in range(0, case.channels, step):
+        part = slice(first, min(first + step, case.channels))
+        y[:, part] = _part(case, inputs, part)
+    for row in (0, -1):
+        _hold(case, inputs, y, row)
+    return y
+
+
+def _part(case: Case, inputs: Inputs, part: slice) -> Tensor:
+    x = inputs.u[:, part].double()
+    if inputs.in_gate is not None:
+        x = x * inputs.in_gate[:, part].double()
+    spectrum = torch.fft.rfft(inputs.k[part].double(), n=case.points)
+    whole: Tensor = torch.fft.irfft(torch.fft.rfft(x, n=case.points) * spectrum, n=case.points)
+    y = whole[..., : case.length]
+    return y if inputs.out_gate is None else y * inputs.out_gate[:, part].double()
+
+
+def _hold(case: Case, inputs: Inputs, y: Tensor, row: int) -> None:
+    """The first (0) or the last (-1) row of the first or last channel against NumPy."""
+
+    def one(x: Tensor) -> Tensor:
+        return x[row][row][None, None].cpu()
+
+    gates = {"in_gate": inputs.in_gate, "out_gate": inputs.out_gate}
+    given = {name: None if x is None else one(x) for name, x in gates.items()}
+    other = numpy_reference(case.problem, one(inputs.u), inputs.k[row][None].cpu(), **given)
+    off = compare(one(y).numpy(), other, "fp16", 2).overall
+    if not off <= SELF_BOUND:
+        raise InternalError(f"{case}: the float64 reference differs from NumPy's by {off:.1e}")
+
+
+def poison(like: Tensor) -> None:
+    """Leave NaNs in the block of memory that the next tensor of this size is likely to get.
+
+    A contender that does not write all of its result is then seen.
+    """
+    block = torch.full(tuple(like.shape), math.nan, dtype=like.dtype, device=like.device)
+    del block
+
+
+def judge(case: Case, out: Tensor, ref: Tensor, order: int | None) -> Check:
+    """Judge a result (B, H, L) of a contender against ``exact``.
+
+    ``order``: of our plan, whose derived bounds then hold (accuracy.py); None: a peer, held to PEER_BOUND.
+    Raises InternalError for another shape or dtype.
+    """
+    wanted = TORCH[case.problem.dtype]
+    if out.shape != ref.shape or out.dtype != wanted:
+        raise InternalError(
+            f"the result is {out.dtype} {tuple(out.shape)}, expected {wanted} {tuple(ref.shape)}"
+        )
+    rows, norms = [], []
+    step = max(1, CHUNK // (case.batch * case.length))
+    for first in range(0, case.channels, step):
+        part = slice(first, min(first + step, case.channels))
+        rows.append(torch.linalg.vector_norm(out[:, part].double() - ref[:, part], dim=-1).flatten())
+        norms.append(torch.linalg.vector_norm(ref[:, part], dim=-1).flatten())
+    distance, norm = torch.cat(rows), torch.cat(norms)
+    whole = float(torch.linalg.vector_norm(norm))
+    if whole == 0:
+        raise InternalError("a reference of zeros proves nothing")
+    overall, worst = float(torch.linalg.vector_norm(distance)) / whole, float((distance / norm).max())
+    finite = bool(torch.isfinite(distance).all())
+    if order is None:
+        bound = PEER_BOUND[case.problem.dtype]
+        return Check(overall, worst, bound, 2 * bound, finite)
+    # The bounds come from the same function that judges the simulator's results.
+    corner = compare(out[:1, :1].double().cpu().numpy(), ref[:1, :1].cpu().numpy(), case.problem.dtype, order)
+    return Check(overall, worst, corner.overall_bound, corner.row_bound, finite and corner.finite)

@@ -1,0 +1,114 @@
+"""A whole run: which steps, in which order, within which budget; and its document after every step."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fftgen.bench import results, steps
+from fftgen.bench.cases import Case, by_importance
+from fftgen.bench.overhead import ROUNDS
+from fftgen.bench.results import Document, Run
+from fftgen.bench.sanitizer import TOOLS
+from fftgen.bench.steps import Step
+from fftgen.bench.supervisor import Outcome, Supervisor, Worker, start_process
+from fftgen.portfolio import PROBLEMS
+from fftgen.problem import Problem
+
+FIRST_ROWS = 12
+SECONDS, SUITE_SECONDS = 0.5, 0.2  # of device time for each contender of a row
+SUITE_BUDGET = 450.0  # seconds: eight minutes less what starting and writing take
+DRY_PROBLEMS = (Problem("causal", 256, "fp16"), Problem("circular", 1000, "fp16"))
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a run is asked to do. ``seconds``: of device time for each contender of a row."""
+
+    cases: Sequence[Case]
+    contenders: Sequence[str]
+    seed: int
+    suite: bool = False
+    dry_run: bool = False
+    budget: float | None = None
+    seconds: float = SECONDS
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def run(self) -> Run:
+        return Run("suite" if self.suite else "rows", self.dry_run, self.seed, self.budget)
+
+
+def plan(wish: Wish) -> list[Step]:
+    """The steps of a run: what later steps need first, then proofs, then rows, the important ones first."""
+    threads = os.cpu_count() or 1
+    problems = [c.problem for c in wish.cases]
+    found = [steps.environment_step()]
+    if not wish.suite:
+        if not wish.dry_run and len(problems) > 1:
+            found.append(steps.build_step(problems, threads))
+        rows = steps.row_steps(wish.cases, wish.contenders, wish.seed, wish.seconds)
+        return [*found, steps.bandwidth_step(), *rows]
+    rows = steps.suite_rows(by_importance(wish.cases), wish.contenders, wish.seed, wish.seconds)
+    if wish.dry_run:
+        return [
+            *found,
+            steps.build_step(DRY_PROBLEMS, threads),
+            *steps.proof_steps(wish.seed, DRY_PROBLEMS),
+            *steps.sanitizer_steps(problems=DRY_PROBLEMS[:1]),
+            steps.bandwidth_step(),
+            *steps.host_steps(wish.seed, 5, (256,)),
+            *rows,
+        ]
+    return [
+        *found,
+        steps.build_step([*PROBLEMS, *problems], threads),
+        *steps.proof_steps(wish.seed),
+        *steps.sanitizer_steps(TOOLS[:2]),
+        steps.bandwidth_step(),
+        *steps.host_steps(wish.seed, ROUNDS),
+        *rows[:FIRST_ROWS],
+        *steps.sanitizer_steps(TOOLS[2:]),  # two more slow tools must not cost the rows that matter most
+        *rows[FIRST_ROWS:],
+    ]
+
+
+def carry_out(
+    wish: Wish,
+    path: Path,
+    begin: Callable[[int, int, Step], None] = lambda number, count, step: None,
+    start: Callable[[], Worker] | None = None,
+) -> Document:
+    """Run it all; the document, which is also in ``path``, whole after every step.
+
+    ``begin`` hears a step's number, the number of steps, and the step. ``start`` makes workers. Raises
+    ToolchainError without a device, InputError when ``path`` cannot be written.
+    """
+    planned = plan(wish)
+
+    def so_far(outcomes: Sequence[Outcome]) -> Document:
+        return results.document(wish.run, planned, outcomes, time.monotonic() - wish.started)
+
+    count = 0
+
+    def begun(step: Step) -> None:
+        begin(count + 1, len(planned), step)
+
+    def done(outcomes: list[Outcome]) -> None:
+        nonlocal count
+        count = len(outcomes)
+        results.write(path, so_far(outcomes))
+
+    supervisor = Supervisor(
+        start or start_process(wish.dry_run),
+        budget=wish.budget,
+        started=wish.started,
+        begin=begun,
+        done=done,
+    )
+    doc = so_far(supervisor.run(planned))
+    results.write(path, doc)
+    return doc

@@ -1,0 +1,89 @@
+"""compute-sanitizer over a few small kernels: accesses out of bounds, races, misused barriers.
+
+``python -m fftgen.bench.sanitizer MODE LENGTH DTYPE`` is the program that it looks at: one call, with the
+spectrum made on the CPU so that no kernels but ours run, and every tensor in an allocation of its own so
+that a step over its end is seen.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fftgen import environment, toolkit
+from fftgen.bench.proof import moved
+from fftgen.check import TORCH
+from fftgen.conv import get_conv
+from fftgen.execute import spectrum
+from fftgen.problem import Problem
+
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")  # by what they are worth for the time
+FOUND = 86  # exit status of compute-sanitizer when it found something: no program here ends with it
+SEPARATE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+
+
+def sanitize(
+    problem: Problem, tool: str, timeout: float, program: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Run one of TOOLS: plain data. ``timeout``: seconds.
+
+    ``program``: what to look at, by default this module on ``problem``.
+    """
+    sanitizer = toolkit.find_tool("compute-sanitizer")
+    if sanitizer is None:
+        return {
+            "status": "unavailable",
+            "reason": "compute-sanitizer not found: it comes with the CUDA toolkit (CUDA_HOME, PATH)",
+        }
+    words = (problem.mode, str(problem.length), problem.dtype)
+    command = program or (sys.executable, "-m", "fftgen.bench.sanitizer", *words)
+    try:
+        done = subprocess.run(
+            [str(sanitizer), "--tool", tool, "--error-exitcode", str(FOUND), *command],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env=environment.of_child(**SEPARATE),
+        )
+    except subprocess.TimeoutExpired:
+        return {"status": "failed", "summary": "", "reason": f"not done after {timeout:.0f} s"}
+    return verdict(done.returncode, done.stdout + done.stderr)
+
+
+def verdict(returncode: int, output: str) -> dict[str, Any]:
+    """What an ended run says: "passed", "wrong" (it found something) or "failed" (it could not look)."""
+    marked = re.findall(r"^=+ (.*)$", output, re.M)
+    summary = next((line for line in reversed(marked) if "SUMMARY" in line), "")
+    if returncode == FOUND:
+        first = next((line for line in marked if "SUMMARY" not in line and "COMPUTE-SANIT" not in line), "")
+        return {"status": "wrong", "summary": summary, "reason": first or summary}
+    if returncode != 0 or not summary:
+        last = (output.strip().splitlines() or ["no output"])[-1]
+        return {"status": "failed", "summary": summary, "reason": f"exit status {returncode}: {last}"}
+    return {"status": "passed", "summary": summary, "reason": ""}
+
+
+def probe(problem: Problem) -> torch.Tensor:
+    """One gated call with a skip term on the GPU; three rows, so that the last one of a pair is alone."""
+    conv = get_conv(problem.length, problem.dtype, causal=problem.causal).warmup()
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    kind = TORCH[problem.dtype]
+    u, in_gate, out_gate = (noise(3, 2, problem.length).to(kind).cuda() for _ in range(3))
+    made = moved(spectrum(conv.plan(), noise(2, problem.length)), u.device)
+    y = conv(u, made, in_gate=in_gate, out_gate=out_gate, skip=noise(2).cuda())
+    torch.cuda.synchronize()
+    return y
+
+
+if __name__ == "__main__":
+    probe(Problem(sys.argv[1], int(sys.argv[2]), sys.argv[3]))

@@ -1,0 +1,184 @@
+"""What a run consists of: steps that travel to a worker as JSON, and what the worker does for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from fftgen.bench.backend import Backend, environment
+from fftgen.bench.cases import Case
+from fftgen.bench.measure import copy_bandwidth
+from fftgen.bench.overhead import cold_start, host_overhead
+from fftgen.bench.proof import check_agreement, check_portfolio
+from fftgen.bench.row import CONTENDERS, first_line, measure_row
+from fftgen.bench.sanitizer import TOOLS, sanitize
+from fftgen.pipeline import build
+from fftgen.portfolio import PROBLEMS
+from fftgen.problem import Problem
+
+Tell = Callable[[str], None]
+
+# torch.compile takes seconds for every shape: a suite compiles at these lengths, gated and causal in bf16.
+COMPILED_LENGTHS = (1024, 4096, 32768)
+COMPILED = tuple(name for name, c in CONTENDERS.items() if c.compiled)
+NOT_COMPILED = "compiling takes long: in a suite only gated causal bf16 of " + ", ".join(
+    map(str, COMPILED_LENGTHS)
+)
+SANITIZED = (Problem("causal", 1024, "bf16"), Problem("circular", 4096, "bf16"))
+AGREEING = 4096  # the longest transforms of the portfolio that are small for the simulator
+COLD_LENGTHS = (4096, 65536)
+
+
+@dataclass(frozen=True)
+class Step:
+    """``kind`` names a runner below, ``params`` its arguments (plain data), ``name`` the step for people.
+
+    ``expected``: seconds it usually takes; it is not begun with less left. ``limit``: seconds after which
+    its worker is ended.
+    """
+
+    kind: str
+    name: str
+    params: dict[str, Any] = field(default_factory=dict)
+    expected: float = 5.0
+    limit: float = 60.0
+
+
+def _problem(params: dict[str, Any]) -> Problem:
+    return Problem(params["mode"], params["length"], params["dtype"])
+
+
+def _run_build(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str, Any]:
+    """Compile everything at once, so that later steps find it in the cache."""
+
+    def one(fields: dict[str, Any]) -> str:
+        try:
+            build(_problem(fields), backend.target)
+        except Exception as error:
+            return f"{fields['mode']} {fields['length']} {fields['dtype']}: {first_line(error)}"
+        return ""
+
+    with ThreadPoolExecutor(max_workers=params["threads"]) as pool:
+        failed = [reason for reason in pool.map(one, params["problems"]) if reason]
+    return {
+        "status": "failed" if failed else "passed",
+        "modules": len(params["problems"]),
+        "reason": "; ".join(failed),
+    }
+
+
+def _run_row(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str, Any]:
+    case = Case(_problem(params), params["gated"], params["batch"], params["channels"], params["direction"])
+    row = measure_row(
+        case,
+        backend,
+        contenders=params["contenders"],
+        lost=params.get("lost", ()),
+        left_out=params.get("left_out"),
+        seed=params["seed"],
+        seconds=params["seconds"],
+        tell=tell,
+    )
+    ours = [c["status"] for c in row["contenders"].values() if c["ours"]]
+    status = next((s for s in ("wrong", "failed", "lost") if s in ours), "passed")
+    return {"status": "failed" if status == "lost" else status, **row}
+
+
+RUNNERS: dict[str, Callable[[dict[str, Any], Backend, Tell], dict[str, Any]]] = {
+    "environment": lambda params, backend, tell: {"status": "passed", **environment(backend)},
+    "build": _run_build,
+    "correctness": lambda params, backend, tell: check_portfolio(_problem(params), backend, params["seed"]),
+    "agreement": lambda params, backend, tell: check_agreement(_problem(params), backend, params["seed"]),
+    "sanitizer": lambda params, backend, tell: sanitize(_problem(params), params["tool"], params["timeout"]),
+    "bandwidth": lambda params, backend, tell: {"status": "passed", **copy_bandwidth(backend)},
+    "overhead": lambda params, backend, tell: host_overhead(backend, params["seed"], params["rounds"]),
+    "cold start": lambda params, backend, tell: cold_start(
+        _problem(params), backend.target, params["timeout"]
+    ),
+    "row": _run_row,
+}
+# Kinds whose steps may show that something of ours is wrong or broken: the run fails with them.
+PROOFS = ("build", "correctness", "agreement", "sanitizer", "row", "overhead", "cold start")
+
+
+def environment_step() -> Step:
+    return Step("environment", "environment", expected=1, limit=60)
+
+
+def bandwidth_step() -> Step:
+    return Step("bandwidth", "copy bandwidth", expected=3)
+
+
+def build_step(problems: Iterable[Problem], threads: int) -> Step:
+    unique = list(dict.fromkeys(problems))
+    params = {"problems": [asdict(p) for p in unique], "threads": threads}
+    name = f"{len(unique)} modules compiled ahead"
+    return Step("build", name, params, expected=1 + len(unique) / threads, limit=120)
+
+
+def row_steps(cases: Iterable[Case], contenders: Sequence[str], seed: int, seconds: float) -> list[Step]:
+    """A step per case; a contender gets ``seconds`` of device time."""
+    found = []
+    for case in cases:
+        params = {
+            **asdict(case.problem),
+            "gated": case.gated,
+            "batch": case.batch,
+            "channels": case.channels,
+            "direction": case.direction,
+            "contenders": list(contenders),
+            "seed": seed,
+            "seconds": seconds,
+        }
+        slow = sum(6.0 for name in contenders if name in COMPILED)
+        found.append(Step("row", str(case), params, expected=4 + slow, limit=60 + 4 * slow))
+    return found
+
+
+def suite_rows(cases: Iterable[Case], contenders: Sequence[str], seed: int, seconds: float) -> list[Step]:
+    """``row_steps`` with torch.compile only where a suite has the time for it."""
+    found = []
+    for case in cases:
+        p = case.problem
+        compiled = case.gated and p.causal and p.dtype == "bf16" and p.length in COMPILED_LENGTHS
+        names = [n for n in contenders if compiled or n not in COMPILED]
+        (step,) = row_steps([case], names, seed, seconds)
+        step.params["left_out"] = {n: NOT_COMPILED for n in contenders if n not in names}
+        found.append(step)
+    return found
+
+
+def proof_steps(seed: int, problems: Sequence[Problem] = PROBLEMS) -> list[Step]:
+    """Correctness of the portfolio, and agreement with the simulator on its small kernels."""
+    found = [
+        Step("correctness", f"correctness {p.mode} {p.length} {p.dtype}", {**asdict(p), "seed": seed}, 4)
+        for p in problems
+    ]
+    found += [
+        Step("agreement", f"simulator {p.mode} {p.length} {p.dtype}", {**asdict(p), "seed": seed}, 5)
+        for p in problems
+        if p.length <= AGREEING
+    ]
+    return found
+
+
+def sanitizer_steps(tools: Sequence[str] = TOOLS, problems: Sequence[Problem] = SANITIZED) -> list[Step]:
+    """compute-sanitizer on a few small kernels, a step for each tool and kernel."""
+    found = []
+    for tool in tools:
+        for p in problems:
+            params = {**asdict(p), "tool": tool, "timeout": 40.0}
+            name = f"compute-sanitizer {tool} {p.mode} {p.length} {p.dtype}"
+            found.append(Step("sanitizer", name, params, expected=12, limit=50))
+    return found
+
+
+def host_steps(seed: int, rounds: int, lengths: Sequence[int] = COLD_LENGTHS) -> list[Step]:
+    """Overhead of a call, and cold starts."""
+    found = [Step("overhead", "host overhead of a call", {"seed": seed, "rounds": rounds}, 3)]
+    for length in lengths:
+        params = {**asdict(Problem("causal", length, "bf16")), "timeout": 50.0}
+        found.append(Step("cold start", f"cold start causal {length} bf16", params, expected=15))
+    return found

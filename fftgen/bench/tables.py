@@ -1,0 +1,192 @@
+"""A results document for people: proofs, contenders row by row, and a short table last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fftgen.bench.results import Document, rows
+
+NAMES = ("torch-complex", "torch-real")  # those the short table always shows; then the fastest peer
+PEERS = ("flashfftconv", "subquadratic-ops", "cudnn")
+
+
+def text(doc: Document, *, details: bool = False) -> str:
+    """The account of a run. ``details``: also a line for every contender of every row."""
+    parts = [head(doc), proofs(doc)]
+    if details:
+        parts.append(contenders(doc))
+    parts += [untimed(doc), not_run(doc), short(doc)]
+    return "\n\n".join(p for p in parts if p)
+
+
+def head(doc: Document) -> str:
+    """What was measured where."""
+    e = doc["environment"]
+    lines = []
+    if doc["dry_run"]:
+        lines.append(
+            "DRY RUN on the CPU: every time below is invented, and every result that of the CPU path"
+        )
+    lines.append(
+        f"{e.get('device', 'unknown device')}, driver {e.get('driver')}, CUDA {e.get('cuda')}, "
+        f"torch {e.get('torch')}, NVRTC {e.get('nvrtc')}, fftgen {e.get('fftgen')}, commit {e.get('commit')}"
+    )
+    rate = doc["copy_bytes_per_s"]
+    copied = f"copy bandwidth {rate / 1e9:.0f} GB/s (read + written); " if rate else ""
+    lines.append(f"{e.get('date')}; {copied}times: {e.get('timer')}; seed {doc['seed']}")
+    return "\n".join(lines)
+
+
+def proofs(doc: Document) -> str:
+    """A line for every step that is no row."""
+    lines = []
+    for step in doc["steps"]:
+        if step["kind"] in ("row", "environment", "bandwidth") or step["status"] == "not run":
+            continue
+        said = step.get("reason") or _summary(step["kind"], step.get("result", {}))
+        lines.append((step["name"], step["status"], said))
+    return _table(lines) if lines else ""
+
+
+def _summary(kind: str, result: dict[str, Any]) -> str:
+    if kind == "correctness":
+        cases = result["cases"]
+        if any(c["worst_row"] is None for c in cases):
+            return f"{len(cases)} cases, results that are not finite"
+        worst = max(cases, key=lambda c: float(c["worst_row"] / c["worst_row_bound"]))
+        return (
+            f"{len(cases)} cases, worst row {worst['worst_row']:.1e} (bound {worst['worst_row_bound']:.1e})"
+        )
+    if kind == "agreement":
+        if not result["finite"]:
+            return "results that are not finite"
+        return (
+            f"{100 * result['identical']:.2f} % identical; largest difference {result['largest_ulps']} units "
+            f"of the element's last place, {result['largest_row_ulps']:.2g} of the row's"
+        )
+    if kind == "sanitizer":
+        return str(result["summary"])
+    if kind == "overhead":
+        return ", ".join(f"{name} {c['median_us']:.1f} us" for name, c in result["calls"].items())
+    if kind == "cold start":
+        return f"{result['cold_s']:.2f} s, from the cache {1e3 * result['from_cache_s']:.0f} ms"
+    return f"{result['modules']} modules" if "modules" in result else ""
+
+
+def contenders(doc: Document) -> str:
+    """Every contender that was timed, row by row."""
+    lines = [("case", "B x H", "contender", "ms", "spread", "floor", "x fftgen", "MB", "error")]
+    for row in rows(doc):
+        first = True
+        for name, c in row["contenders"].items():
+            if "median_s" not in c:
+                continue
+            where = (_case(row), f"{row['batch']} x {row['channels']}") if first else ("", "")
+            first = False
+            lines.append((*where, name, *_figures(c)))
+    return _table(lines) if len(lines) > 1 else ""
+
+
+def _case(row: dict[str, Any]) -> str:
+    return f"{row['mode']} {row['length']} {row['dtype']}{' gated' if row['gated'] else ''}"
+
+
+def _figures(c: dict[str, Any]) -> tuple[str, ...]:
+    peak = c.get("peak_bytes")
+    return (
+        _ms(c["median_s"]),
+        f"{100 * c['spread']:.1f} %",
+        f"{100 * c['floor_fraction']:.0f} %" if "floor_fraction" in c else "",
+        f"{c['ratio']:.2f}" if "ratio" in c else "",
+        "" if peak is None else f"{peak / 1e6:.0f}",
+        f"{c['error']:.1e}",
+    )
+
+
+def untimed(doc: Document) -> str:
+    """Contenders without a time: unavailable, wrong, failed or lost, each reason once, worst errors said."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for row in rows(doc):
+        for name, c in row["contenders"].items():
+            if "median_s" not in c:
+                errors = found.setdefault((name, c["status"], c.get("reason", "")), [])
+                errors.append(math.nan if c.get("error") is None else c["error"])
+    lines = []
+    for (name, status, reason), errors in sorted(found.items()):
+        known = [e for e in errors if not math.isnan(e)]
+        said = f" (error up to {max(known):.1e})" if known else ""
+        rows_ = f"{len(errors)} row{'' if len(errors) == 1 else 's'}"
+        lines.append((name, status if status == "unavailable" else status.upper(), rows_, reason + said))
+    return _table(lines) if lines else ""
+
+
+def not_run(doc: Document) -> str:
+    """Everything that was planned and did not run, and rows that failed as a whole."""
+    reasons: dict[str, list[str]] = {}
+    for step in doc["steps"]:
+        if step["status"] == "not run":
+            reasons.setdefault(f"not run ({step['reason']})", []).append(step["name"])
+        elif (
+            step["kind"] in ("row", "environment", "bandwidth")
+            and step["status"] in ("wrong", "failed", "crashed")
+            and "contenders" not in step.get("result", {})
+        ):
+            reasons.setdefault(f"{step['status']} ({step.get('reason', '')})", []).append(step["name"])
+    return "\n".join(f"{reason}: {', '.join(names)}" for reason, names in reasons.items())
+
+
+def short(doc: Document) -> str:
+    """A line per row: our time, its share of the floor, and how many times slower the others are."""
+    found = rows(doc)
+    lines = [("case", "fftgen ms", "floor", "prepared", "floor", *(f"{n} x" for n in NAMES), "fastest peer")]
+    for row in found:
+        c = row["contenders"]
+        lines.append(
+            (
+                _case(row),
+                *(cell for name in ("fftgen", "fftgen-prepared") for cell in _own(c.get(name, {}))),
+                *(_ratio(c.get(name, {})) for name in NAMES),
+                _fastest(c),
+            )
+        )
+    counts = ", ".join(f"{n} {status}" for status, n in sorted(doc["counts"].items()))
+    total = f"{counts}; {doc['seconds']:.0f} s" + ("" if doc["passed"] else "; FAILED")
+    crossings = [
+        f"attention ({dtype}): " + ("still faster at the longest length" if n is None else f"slower from {n}")
+        for dtype, n in doc["crossover"].items()
+    ]
+    return "\n".join([_table(lines)] * bool(found) + crossings + [total])
+
+
+def _own(c: dict[str, Any]) -> tuple[str, str]:
+    if "median_s" not in c:
+        return c.get("status", "-"), ""
+    return _ms(c["median_s"]), f"{100 * c['floor_fraction']:.0f} %" if "floor_fraction" in c else ""
+
+
+def _ratio(c: dict[str, Any]) -> str:
+    if "median_s" not in c:
+        return str(c.get("status", "-"))
+    return f"{c['ratio']:.2f}" if "ratio" in c else _ms(c["median_s"]) + " ms"
+
+
+def _fastest(c: dict[str, Any]) -> str:
+    timed = [(c[n]["median_s"], n) for n in PEERS if "median_s" in c.get(n, {})]
+    if not timed:
+        return "none here"
+    _, name = min(timed)
+    return f"{name} {_ratio(c[name])}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.4g}"
+
+
+def _table(lines: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )

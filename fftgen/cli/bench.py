@@ -1,0 +1,134 @@
+"""``fftgen bench``: fftgen beside its peers on this machine's GPU."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from pathlib import Path
+
+import click
+
+from fftgen.cli.options import common, lengths, plural, print_json
+from fftgen.dtypes import dtype as find_dtype
+from fftgen.errors import InputError
+
+DEFAULT_FILE = "bench.json"
+
+
+@click.command("bench")
+@click.option(
+    "--suite",
+    is_flag=True,
+    help="Everything that wants a GPU, within --budget: correctness, agreement with the simulator, "
+    "compute-sanitizer, overheads, then timings, the important ones first.",
+)
+@click.option(
+    "--seqlen", "seqlens", multiple=True, metavar="N|N..M", help="Length, or powers of two. Default: 256..4M."
+)
+@click.option("--dtype", "dtypes", multiple=True, help="bf16 or fp16. Default: bf16; of a suite, both.")
+@click.option("--causal/--circular", "causal", default=None, help="Default: both.")
+@click.option("--gated/--ungated", "gated", default=None, help="Default: both.")
+@click.option("--batch", type=int, help="Rows of a batch. Default: 64.")
+@click.option("--channels", type=int, help="Default: 768, fewer where memory does not hold them.")
+@click.option("--contender", "names", multiple=True, help="One to measure; several times. Default: all.")
+@click.option("--seconds", type=float, help="Device time for each contender. Default: 0.5; of a suite, 0.2.")
+@click.option(
+    "--budget", type=float, help="Seconds after which nothing runs. Default: none; of a suite, 450."
+)
+@click.option("--seed", type=int, help="Draws the inputs. Default: a new one, written down.")
+@click.option("--dry-run", is_flag=True, help="The whole way on the CPU: tiny problems, invented times.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=DEFAULT_FILE,
+    show_default=True,
+    help="Results.",
+)
+@click.option("--plot", type=click.Path(path_type=Path), help="Also draw the results (matplotlib).")
+@click.option(
+    "--show", type=click.Path(path_type=Path), help="Measure nothing: tables (and --plot) of a results file."
+)
+@common
+@click.pass_context
+def command(
+    ctx: click.Context,
+    suite: bool,
+    seqlens: tuple[str, ...],
+    dtypes: tuple[str, ...],
+    causal: bool | None,
+    gated: bool | None,
+    batch: int | None,
+    channels: int | None,
+    names: tuple[str, ...],
+    seconds: float | None,
+    budget: float | None,
+    seed: int | None,
+    dry_run: bool,
+    output: Path,
+    plot: Path | None,
+    show: Path | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
+    """Time fftgen, PyTorch, attention and every peer that is installed, on the GPU.
+
+    Every contender is checked against float64 first; a wrong one is reported and not timed. The results
+    go to a JSON file, whole after every step; a short table is printed last, with -v also a line for every
+    contender. Exits with 1 when anything of fftgen's is wrong.
+    """
+    started = time.monotonic()
+    from fftgen.bench import plots, results, tables  # PyTorch: a second that `fftgen --help` should not take
+
+    if show is not None:
+        doc = results.read(show)
+    else:
+        from fftgen.bench.backend import require_cuda
+        from fftgen.bench.cases import BATCH, CHANNELS, LENGTHS, problem_set
+        from fftgen.bench.row import CONTENDERS
+        from fftgen.bench.run import SECONDS, SUITE_BUDGET, SUITE_SECONDS, Wish, carry_out
+        from fftgen.bench.steps import Step
+
+        unknown = [n for n in names if n not in CONTENDERS]
+        if unknown:
+            raise InputError(f"contender {unknown[0]!r} is not known: choose from {', '.join(CONTENDERS)}")
+        if seconds is None:
+            seconds = SUITE_SECONDS if suite else SECONDS
+        if seconds <= 0 or (budget is not None and budget <= 0):
+            raise InputError("--seconds and --budget must be positive")
+        kinds = dtypes or (("bf16", "fp16") if suite and not dry_run else ("bf16",))
+        cases = problem_set(
+            lengths(seqlens) or ((256, 1000) if dry_run else LENGTHS),
+            [find_dtype(d).name for d in kinds],
+            ("causal", "circular") if causal is None else ("causal" if causal else "circular",),
+            (True, False) if gated is None else (gated,),
+            (2 if dry_run else BATCH) if batch is None else batch,
+            (8 if dry_run else CHANNELS) if channels is None else channels,
+        )
+        if not dry_run:
+            require_cuda()
+
+        def begin(number: int, count: int, step: Step) -> None:
+            click.echo(f"[{number}/{count}] {step.name}", err=True)
+
+        wish = Wish(
+            cases,
+            names or tuple(CONTENDERS),
+            secrets.randbelow(2**31) if seed is None else seed,
+            suite=suite,
+            dry_run=dry_run,
+            budget=SUITE_BUDGET if suite and budget is None else budget,
+            seconds=seconds,
+            started=started,
+        )
+        doc = carry_out(wish, output, begin)
+    if plot is not None:
+        plots.draw(doc, plot)
+    if as_json:
+        print_json(doc)
+    else:
+        click.echo(tables.text(doc, details=verbose))
+        if show is None:
+            click.echo(f"{plural(len(doc['steps']), 'step')} in {output}", err=True)
+    if not doc["passed"]:
+        ctx.exit(1)

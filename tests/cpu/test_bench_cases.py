@@ -1,0 +1,116 @@
+"""The problem set of the bench: what is measured, on how many rows, and what its floor is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from bench_kit import CPU, case
+
+from fftgen.bench import cases
+from fftgen.bench.cases import LENGTHS, Case, by_importance, problem_set
+from fftgen.bench.inputs import FILLS, draw, draw_sets
+from fftgen.errors import InputError
+from fftgen.problem import Problem
+
+GIB = 1 << 30
+
+
+def test_the_problem_set_is_that_of_the_design() -> None:
+    every = problem_set()
+    assert len(every) == len(set(every)) == 15 * 2 * 2 * 2
+    assert {c.length for c in every} == {256 * 2**i for i in range(15)}
+    assert max(c.length for c in every) == 4_194_304
+    assert {(c.batch, c.channels, c.direction) for c in every} == {(64, 768, "forward")}
+    assert {(c.problem.mode, c.problem.dtype, c.gated) for c in every} == {
+        (m, d, g) for m in ("causal", "circular") for d in ("bf16", "fp16") for g in (True, False)
+    }
+
+
+def test_the_floor_counts_every_signal_once() -> None:
+    """Design 2.1: 4 bytes per element ungated, 8 gated; at 4.3 TB/s, N = 4096: 0.19 and 0.37 ms."""
+    plain, gated = (case(length=4096, gated=g, batch=64, channels=768) for g in (False, True))
+    assert plain.floor_bytes == 4 * 64 * 768 * 4096
+    assert gated.floor_bytes == 8 * 64 * 768 * 4096
+    assert round(1e3 * plain.floor_bytes / 4.3e12, 2) == 0.19
+    assert round(1e3 * gated.floor_bytes / 4.3e12, 2) == 0.37
+
+
+def test_a_library_transform_is_padded_only_when_causal() -> None:
+    assert case("causal", 1000).points == 2000
+    assert case("circular", 1000).points == 1000
+
+
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_every_length_is_scaled_to_what_an_80_gb_card_holds(mode: str, length: int) -> None:
+    full = case(mode, length, batch=64, channels=768)
+    free = 79 * GIB
+    scaled = full.scaled(free)
+    assert scaled.elements * cases.WORKING_BYTES[mode] <= cases.SHARE * free
+    assert scaled.problem == full.problem
+    if length <= 8192:
+        assert scaled == full  # the published shape, unscaled
+    else:
+        assert scaled.elements * 2 * cases.WORKING_BYTES[mode] > cases.SHARE * free or scaled == full
+    if scaled.channels > cases.FEW_CHANNELS:
+        assert scaled.batch == 64  # channels go first: the batch decides what the filter's transform weighs
+
+
+def test_scaling_ends_at_a_single_row_and_says_when_none_fits() -> None:
+    one = case("causal", 4_194_304, batch=64, channels=768)
+    row = cases.WORKING_BYTES["causal"] * one.length / cases.SHARE
+    assert one.scaled(int(row * 1.01)) == Case(one.problem, one.gated, 1, 1)
+    assert one.scaled(int(row * 2.01)) == Case(one.problem, one.gated, 2, 1)
+    with pytest.raises(InputError, match="do not hold a single row"):
+        one.scaled(int(row * 0.99))
+
+
+@pytest.mark.parametrize(("batch", "channels"), [(0, 1), (1, 0), (-1, 4)])
+def test_no_rows_at_all_are_refused(batch: int, channels: int) -> None:
+    with pytest.raises(InputError, match="must be at least 1"):
+        Case(Problem("causal", 256, "bf16"), True, batch, channels)
+
+
+def test_only_forward_so_far() -> None:
+    with pytest.raises(InputError, match="direction 'backward': choose from forward"):
+        Case(Problem("causal", 256, "bf16"), True, direction="backward")
+
+
+def test_a_run_that_may_be_cut_short_begins_with_the_published_problem() -> None:
+    order = by_importance(problem_set())
+    assert sorted(map(str, order)) == sorted(map(str, problem_set()))
+    assert all(c.problem.dtype == "bf16" and c.gated and c.problem.causal for c in order[:15])
+    assert [c.length for c in order[:5]] == [4096, 1024, 32768, 256, 1048576]
+    assert all(c.problem.dtype == "fp16" for c in order[60:])
+    unknown = by_importance(problem_set(lengths=(777, 4096), dtypes=("bf16",), modes=("causal",)))
+    assert [c.length for c in unknown] == [4096, 777, 4096, 777]
+
+
+def test_inputs_are_noise_of_the_storage_type_and_filters_of_unit_norm() -> None:
+    wanted = case("causal", 4096, "fp16", batch=2, channels=16)
+    x = draw(wanted, CPU, 5)
+    assert x.u.shape == (2, 16, 4096)
+    assert x.u.dtype == torch.float16
+    assert (x.k.shape, x.k.dtype) == ((16, 4096), torch.float32)
+    assert x.in_gate is not None
+    assert x.out_gate is not None
+    for signal in (x.u, x.in_gate, x.out_gate):
+        assert signal.double().std() == pytest.approx(1, rel=0.05)
+    norms = torch.linalg.vector_norm(x.k.double(), dim=-1)
+    assert norms.mean() == pytest.approx(1, rel=0.1)
+    assert x.k[:, -400:].abs().max() < 0.01 * x.k.abs().max()  # it decays
+    assert torch.equal(x.u, draw(wanted, CPU, 5).u)
+    assert not torch.equal(x.u, draw(wanted, CPU, 6).u)
+    assert draw(case(gated=False), CPU, 5).in_gate is None
+    assert x.nbytes == 3 * 2 * 2 * 16 * 4096 + 4 * 16 * 4096
+
+
+@pytest.mark.parametrize("l2", [0, 1 << 16, 1 << 20])
+def test_sets_of_inputs_together_overflow_the_l2(l2: int) -> None:
+    sets = draw_sets(case(length=1024, batch=2, channels=4), CPU, 1, l2)
+    assert len(sets) == max(2, math.ceil(FILLS * l2 / sets[0].nbytes))
+    assert sum(x.nbytes for x in sets) >= FILLS * l2
+    assert len({x.u.data_ptr() for x in sets}) == len({x.k.data_ptr() for x in sets}) == len(sets)
+    assert not torch.equal(sets[0].u, sets[1].u)

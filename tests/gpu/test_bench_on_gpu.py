@@ -1,0 +1,74 @@
+"""The bench where it is at home. Skipped, with the reason, where there is no GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from bench_kit import case
+from command_line import answer
+from test_kernels_on_gpu import needs, no_gpu
+
+from fftgen.bench import results
+from fftgen.bench.backend import CudaBackend
+from fftgen.bench.measure import copy_bandwidth
+from fftgen.bench.row import measure_row
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(no_gpu()), reason=no_gpu() or "there is a GPU")]
+
+
+def test_device_time_is_that_of_the_work() -> None:
+    """Twice the copy takes about twice the time, and an empty call next to nothing."""
+    backend = CudaBackend()
+    x = torch.empty(2, 1 << 28, dtype=torch.uint8, device=backend.device)
+    half = x[:, : 1 << 27]
+
+    def median(*calls: object) -> list[float]:
+        return sorted(backend.timer.time(calls))  # type: ignore[arg-type]
+
+    for _ in range(2):  # the first round warms up
+        whole = median(*[lambda: x[1].copy_(x[0])] * 9)[4]
+        part = median(*[lambda: half[1].copy_(half[0])] * 9)[4]
+        nothing = median(*[lambda: None] * 9)[4]
+    assert 1.6 < whole / part < 2.4
+    assert nothing < 0.2 * part
+
+
+def test_bandwidth_is_that_of_a_gpu() -> None:
+    found = copy_bandwidth(CudaBackend(), seconds=0.1)
+    assert 1e11 < found["bytes_per_s"] < 3e13
+    assert found["spread"] < 0.1
+
+
+def test_memory_of_a_call_is_counted() -> None:
+    backend = CudaBackend()
+    size = 1 << 26
+
+    def call() -> torch.Tensor:
+        scratch = torch.empty(size, dtype=torch.uint8, device=backend.device)
+        return torch.empty_like(scratch)
+
+    assert backend.peak_bytes(call) == 2 * size
+
+
+def test_a_row_is_measured() -> None:
+    needs("bf16")
+    names = ["fftgen", "fftgen-prepared", "torch-complex", "torch-real", "torch-real-prepared", "attention"]
+    of = case("causal", 1024, gated=True, batch=8, channels=128)
+    found = measure_row(of, CudaBackend(), contenders=names, seed=3, seconds=0.05)["contenders"]
+    assert {name: entry["status"] for name, entry in found.items()} == dict.fromkeys(names, "ok")
+    out = 2 * of.elements
+    assert all(1e-6 < entry["median_s"] < 1 for entry in found.values())
+    assert found["fftgen-prepared"]["peak_bytes"] < 1.5 * out  # the result, and little beside it
+    assert found["torch-complex"]["peak_bytes"] > 10 * out
+
+
+def test_a_short_suite_keeps_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    doc = answer("bench", "--suite", "--seqlen", "1024", "--dtype", "fp16", "--causal", "--budget", "60")
+    assert doc["seconds"] < 70
+    assert doc["environment"]["real_times"]
+    assert doc["environment"]["driver"]
+    assert results.read(Path("bench.json")) == doc
+    assert {s["kind"] for s in doc["steps"]} >= {"correctness", "agreement", "sanitizer", "row"}

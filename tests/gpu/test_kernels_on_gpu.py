@@ -1,0 +1,261 @@
+"""Ring 5: the kernels on a GPU. Skipped, with the reason, where there is none.
+
+References come from tests/reference.py, bounds from tests/tolerance.py, as in the simulator's tests.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import why_not
+from reference import convolve
+from tolerance import check
+
+import fftgen
+from fftgen.bench.backend import CudaBackend
+from fftgen.bench.proof import check_agreement, check_portfolio
+from fftgen.conv import Conv
+from fftgen.dtypes import dtype as find_dtype
+from fftgen.errors import ToolchainError
+from fftgen.portfolio import PROBLEMS
+from fftgen.problem import Problem
+from fftgen.runtime import driver
+
+
+def no_gpu() -> str:
+    """Why nothing here can run, or ""."""
+    try:
+        driver()
+    except ToolchainError as error:
+        return str(error)
+    if not torch.cuda.is_available():
+        return f"PyTorch {torch.__version__} sees no GPU"
+    return why_not()
+
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(no_gpu()), reason=no_gpu() or "there is a GPU")]
+
+TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ids = {"ids": lambda p: f"{p.mode}-{p.length}-{p.dtype}" if isinstance(p, Problem) else str(p)}
+
+
+def needs(dtype: str) -> None:
+    major, minor = torch.cuda.get_device_capability()
+    if 10 * major + minor < find_dtype(dtype).capability:
+        pytest.skip(f"compute capability {major}.{minor} has no {dtype} matrix instruction")
+
+
+def get(problem: Problem) -> Conv:
+    needs(problem.dtype)
+    return fftgen.get_conv(problem.length, problem.dtype, causal=problem.causal)
+
+
+def arguments(
+    problem: Problem,
+    rng: np.random.Generator,
+    shape: tuple[int, int, int],
+    taps: int,
+    options: tuple[str, ...] = (),
+) -> dict[str, torch.Tensor]:
+    """u, k and options as ``Conv.__call__`` names them, on the CPU."""
+
+    def noise(*size: int) -> torch.Tensor:
+        return torch.from_numpy(rng.standard_normal(size))
+
+    found = {
+        "u": noise(*shape).to(TORCH[problem.dtype]),
+        "k": (noise(shape[1], taps) * torch.exp(-8 * torch.arange(taps) / taps)).float(),
+    }
+    for name in ("in_gate", "out_gate"):
+        if name in options:
+            found[name] = noise(*shape).to(TORCH[problem.dtype])
+    if "skip" in options:
+        found["skip"] = torch.sign(found["k"][:, 0]) * (0.5 + noise(shape[1]).abs().float())
+    return found
+
+
+def on_gpu(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: x.cuda() for name, x in given.items()}
+
+
+def hold(problem: Problem, conv: Conv, given: dict[str, torch.Tensor], out: torch.Tensor) -> None:
+    """The result against float64."""
+    wide = {name: x.double().numpy() for name, x in given.items()}
+    exact = convolve(wide.pop("u"), wide.pop("k"), mode=problem.mode, length=problem.length, **wide)
+    check(out.double().cpu().numpy(), exact, problem.dtype, conv.plan().order)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, **ids)
+def test_the_portfolio_is_right(problem: Problem, rng: np.random.Generator) -> None:
+    needs(problem.dtype)
+    found = check_portfolio(problem, CudaBackend(), int(rng.integers(2**31)))
+    assert found["status"] == "passed", found
+
+
+@pytest.mark.parametrize("problem", [p for p in PROBLEMS if p.length <= 4096], **ids)
+def test_the_chip_agrees_with_the_simulator(problem: Problem, rng: np.random.Generator) -> None:
+    needs(problem.dtype)
+    found = check_agreement(problem, CudaBackend(), int(rng.integers(2**31)))
+    assert found["status"] == "passed", found
+
+
+OPTIONS = [c for n in range(4) for c in itertools.combinations(("in_gate", "out_gate", "skip"), n)]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids="+".join)
+@pytest.mark.parametrize(
+    "problem", [Problem("causal", 4096, "bf16"), Problem("circular", 1024, "fp16")], **ids
+)
+def test_every_combination_of_options(
+    problem: Problem, options: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    conv = get(problem)
+    given = arguments(problem, rng, (3, 5, problem.length), problem.length, options)
+    hold(problem, conv, given, conv(**on_gpu(given)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "taps"),
+    [
+        ((1, 1, 4096), 4096),
+        ((64, 96, 4096), 4096),
+        ((5, 3, 4095), 17),
+        ((2, 7, 1000), 4096),
+        ((1, 300, 1), 1),
+        ((33, 2, 2049), 2048),
+    ],
+)
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_several_shapes(mode: str, shape: tuple[int, int, int], taps: int, rng: np.random.Generator) -> None:
+    problem = Problem(mode, 4096, "fp16")
+    conv = get(problem)
+    given = arguments(problem, rng, shape, taps, ("in_gate", "out_gate"))
+    hold(problem, conv, given, conv(**on_gpu(given)))
+
+
+def test_a_long_transform_in_many_chunks(rng: np.random.Generator) -> None:
+    problem = Problem("causal", 131_072, "bf16")
+    conv = get(problem)
+    given = arguments(problem, rng, (5, 33, 131_072), 131_072, ("in_gate", "skip"))
+    hold(problem, conv, given, conv(**on_gpu(given)))
+
+
+@pytest.mark.parametrize("offset", [1, 8])
+def test_views_are_read_where_they_are(offset: int, rng: np.random.Generator) -> None:
+    problem = Problem("causal", 2048, "fp16")
+    conv = get(problem)
+    given = arguments(problem, rng, (4, 6, 2048), 2048)
+    moved = on_gpu(given)
+    u = moved["u"][:, ::2, offset:-3]
+    out = conv(u, moved["k"][:3])
+    cut = {"u": given["u"][:, ::2, offset:-3], "k": given["k"][:3]}
+    hold(problem, conv, cut, out)
+    assert out.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "problem", [Problem("causal", 4096, "fp16"), Problem("causal", 65_536, "fp16")], **ids
+)
+def test_work_runs_on_the_current_stream(problem: Problem, rng: np.random.Generator) -> None:
+    """A stream that is held back for long holds the result back, too, and another stream is not touched."""
+    conv = get(problem)
+    given = arguments(problem, rng, (2, 4, problem.length), problem.length)
+    moved = on_gpu(given)
+    spectrum = conv.prepare(moved["k"])
+    conv(moved["u"], spectrum)
+    torch.cuda.synchronize()
+    cuda: Any = torch.cuda
+    stream = cuda.Stream()
+    late = torch.zeros_like(moved["u"])
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        cuda._sleep(200_000_000)  # about 0.1 s
+        late.copy_(moved["u"])  # queued behind the sleep: a kernel elsewhere would read zeros
+        out = conv(late, spectrum)
+        done = stream.record_event()
+    assert not done.query(), "the call waited for the device"
+    assert torch.cuda.current_stream().query(), "work went to another stream"
+    done.synchronize()
+    hold(problem, conv, given, out)
+
+
+def test_a_call_does_not_synchronise(rng: np.random.Generator) -> None:
+    problem = Problem("circular", 4096, "fp16")
+    conv = get(problem)
+    moved = on_gpu(arguments(problem, rng, (2, 4, 4096), 4096, ("in_gate",)))
+    conv(**moved)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        conv(**moved)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [Problem("causal", 1024, "fp16"), Problem("circular", 4096, "fp16"), Problem("causal", 65_536, "fp16")],
+    **ids,
+)
+def test_a_graph_is_captured_after_warmup_and_replays_on_new_inputs(
+    problem: Problem, rng: np.random.Generator
+) -> None:
+    conv = get(problem).warmup()
+    shape = (3, 4, problem.length)
+    first = on_gpu(arguments(problem, rng, shape, problem.length, ("out_gate",)))
+    spectrum = conv.prepare(first["k"])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = conv(first["u"], spectrum, out_gate=first["out_gate"])
+    for _ in range(2):
+        given = arguments(problem, rng, shape, problem.length, ("out_gate",))
+        given["k"] = first["k"].cpu()
+        for name in ("u", "out_gate"):
+            first[name].copy_(given[name])
+        out.fill_(float("nan"))
+        graph.replay()
+        torch.cuda.synchronize()
+        hold(problem, conv, given, out)
+
+
+def test_a_capture_without_warmup_is_refused(tmp_path: Any, rng: np.random.Generator) -> None:
+    needs("fp16")
+    file = fftgen.build(512, "fp16", causal=True, path=tmp_path / "x.fftgen")
+    conv = fftgen.load(file.path)
+    given = on_gpu(arguments(conv.problem, rng, (1, 1, 512), 512))
+    graph = torch.cuda.CUDAGraph()
+    with (
+        pytest.raises(ToolchainError, match=r"call conv\.warmup\(\) before the capture"),
+        torch.cuda.graph(graph),
+    ):
+        conv(given["u"], given["k"])
+    torch.cuda.synchronize()
+
+
+def test_an_artifact_gives_what_the_compiler_gives(tmp_path: Any, rng: np.random.Generator) -> None:
+    problem = Problem("causal", 1024, "fp16")
+    conv = get(problem)
+    given = on_gpu(arguments(problem, rng, (2, 3, 1024), 1024, ("skip",)))
+    file = fftgen.build(1024, "fp16", causal=True, path=tmp_path / "x.fftgen")
+    assert torch.equal(fftgen.load(file.path, sha256=file.sha256)(**given), conv(**given))
+
+
+def test_rows_do_not_depend_on_their_place_in_the_batch(rng: np.random.Generator) -> None:
+    """Bit for bit: no row sees another one (causal transforms hold one row each)."""
+    problem = Problem("causal", 4096, "fp16")
+    conv = get(problem)
+    moved = on_gpu(arguments(problem, rng, (8, 4, 4096), 4096))
+    order = torch.from_numpy(rng.permutation(8)).cuda()
+    assert torch.equal(conv(moved["u"][order], moved["k"]), conv(moved["u"], moved["k"])[order])
+
+
+def test_a_graph_of_torch_compile_calls_the_kernels(rng: np.random.Generator) -> None:
+    problem = Problem("causal", 1024, "fp16")
+    conv = get(problem)
+    given = arguments(problem, rng, (2, 3, 1024), 1024)
+    moved = on_gpu(given)
+    made = torch.compile(lambda u, k: conv(u, k) * 1, fullgraph=True, backend="eager")
+    hold(problem, conv, given, made(moved["u"], moved["k"]))

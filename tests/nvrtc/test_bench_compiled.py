@@ -1,0 +1,123 @@
+"""What of the bench compiles: the simulator's side of the agreement, cold starts, a whole dry suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench_kit import host
+from command_line import answer, why_not
+
+from fftgen import emulate
+from fftgen.bench import proof
+from fftgen.bench.overhead import cold_start
+from fftgen.bench.proof import check_agreement
+from fftgen.bench.row import CONTENDERS
+from fftgen.execute import Executable, Spectrum
+from fftgen.pipeline import build
+from fftgen.problem import Problem
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("problem", [Problem("causal", 256, "bf16"), Problem("circular", 1000, "fp16")])
+def test_the_simulator_runs_the_call_that_the_device_gets(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a device the other side would be the kernels; here it is the CPU path, which rounds otherwise."""
+    found = check_agreement(problem, host(), seed=3)
+    assert (found["status"], found["identical"]) == ("passed", 1.0)  # a dry run compares it with itself
+    seen: dict[str, torch.Tensor] = {}
+
+    def other(
+        built: Any, backend: Any, u: Any, k: Any, options: Any, simulated: torch.Tensor
+    ) -> torch.Tensor:
+        from fftgen.conv import get_conv
+
+        conv = get_conv(problem.length, problem.dtype, causal=problem.causal)
+        seen["y"] = conv(u, k, **options)
+        return seen["y"]
+
+    monkeypatch.setattr(proof, "_on_device", other)
+    real = check_agreement(problem, host(), seed=3)
+    assert seen["y"].shape == (3, 2, problem.length)
+    assert 0.05 < real["identical"] < 0.95
+    assert real["relative_difference"] < 1e-2  # the same convolution, gates and skip included
+    assert real["largest_row_ulps"] > 0
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_the_device_gets_the_same_call_and_the_same_spectrum(
+    fault: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The simulator again stands for the device, with another seed: other fragment layouts, the same bits."""
+    problem = Problem("causal", 256, "bf16")
+    built = build(problem, "sm_90")
+
+    class Device:
+        def warmup(self, device: torch.device) -> Device:
+            return self
+
+        def __call__(self, u: torch.Tensor, made: Spectrum, **options: torch.Tensor) -> torch.Tensor:
+            assert set(options) == {"in_gate", "out_gate", "skip"}
+            table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
+            simulated = emulate.Simulated(emulate.line_ptx(built), built.source.text, seed=99)
+            run = Executable(built.plan, table)
+            skip = options["skip"] * (1.5 if fault else 1)
+            gates = options["in_gate"], options["out_gate"]
+            return run(simulated, u, made.planes, made.scale, *gates, skip, address=simulated.address)
+
+    monkeypatch.setattr(proof, "get_conv", lambda *_, **__: Device())
+    backend = host()
+    backend.kernels = True
+    found = check_agreement(problem, backend, seed=3)
+    if fault:
+        assert found["status"] == "wrong"
+        assert found["largest_row_ulps"] > proof.FAR
+    else:
+        assert (found["status"], found["identical"], found["largest_ulps"]) == ("passed", 1.0, 0)
+
+
+def test_a_cold_start_compiles_and_a_warm_one_does_not() -> None:
+    found = cold_start(Problem("causal", 256, "bf16"), "sm_90", timeout=120)
+    assert found["status"] == "passed"
+    assert set(found["cold"]) == set(found["from_cache"]) == {"import_s", "plan_s", "build_s"}
+    assert found["cold_s"] == pytest.approx(found["cold"]["plan_s"] + found["cold"]["build_s"], abs=1e-3)
+    assert 0 < found["from_cache"]["build_s"] < found["cold"]["build_s"]
+
+
+def test_a_start_that_fails_says_why() -> None:
+    with pytest.raises(RuntimeError, match=r"a fresh process failed: .*no bf16 matrix instruction"):
+        cold_start(Problem("causal", 256, "bf16"), "sm_75", timeout=120)
+
+
+def test_a_dry_suite_holds_every_kind_of_step() -> None:
+    pytest.importorskip("matplotlib")
+    arguments = ("--dry-run", "--suite", "--seqlen", "256", "--causal", "--gated", "--plot", "p.svg")
+    doc = answer("bench", *arguments)
+    steps = {s["kind"]: s for s in doc["steps"]}
+    assert set(steps) == {
+        *("environment", "build", "correctness", "agreement", "sanitizer"),
+        *("bandwidth", "overhead", "cold start", "row"),
+    }
+    assert all(s["status"] in ("passed", "unavailable") for s in doc["steps"]), doc["steps"]
+    assert steps["build"]["result"]["modules"] == 2
+    assert steps["agreement"]["result"]["identical"] == 1
+    assert steps["cold start"]["result"]["from_cache_s"] < steps["cold start"]["result"]["cold_s"]
+    found = steps["row"]["result"]["contenders"]
+    assert list(found) == [
+        *(n for n in CONTENDERS if "compiled" not in n),
+        *(n for n in CONTENDERS if "compiled" in n),
+    ]
+    assert found["attention"]["status"] == "ok"
+    assert "in a suite only" in found["torch-real-compiled"]["reason"]
+    assert doc["budget_s"] == 450
+    assert "<svg" in Path("p.svg").read_text()
