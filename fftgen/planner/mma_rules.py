@@ -79,7 +79,7 @@ def kernels(
     inner = stages[device:]
     role = "rows" if device else "convolve"
     if len(inner) == 2:
-        bodies = (_warp_kernel(role, inner, real, warps, target) for warps in (12, 10, 8, 4, 2, 1))
+        bodies = (_warp_kernel(role, inner, real, warps, target) for warps in (12, 8, 4, 2, 1))
     else:
         bodies = (
             _block_kernel(role, inner, real, width, warps, target) for width in WIDTHS for warps in WARPS
@@ -128,14 +128,17 @@ def _warp_kernel(
     shared = tables_at + fragments.shared_bytes(stages, real, 0)
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
-    resident = _resident(shared, warps, target, _warp_registers(points, real, target))
+    registers = _warp_registers(points, target)
+    if 32 * warps * registers > target.registers_sm:
+        return f"{warps} warps of {registers} registers a thread exceed the {target.registers_sm} of {target.name}"
+    resident = _resident(shared, warps, target, registers)
     return Kernel(role, 0, warps, warps * group, resident, 0, 0, plane, -1, tables_at, shared, group=group)
 
 
-def _warp_registers(points: int, real: bool, target: Target) -> int:
+def _warp_registers(points: int, target: Target) -> int:
     """Registers that a thread must have for a warp to hold a transform without spilling (as compiled)."""
     if points > CHAIN_POINTS:
-        return 204 if real else 255
+        return 255
     return REGISTERS if target.capability >= 90 else 160  # the compiler needs some more before sm_90
 
 
