@@ -110,8 +110,7 @@ def _mma_cost(plan: Plan, target: Target, ops: int, device: int) -> Cost:
     kernel = plan.body
     exchange = 2 * 8 * plan.transform if plan.block_stage else 4 * plan.transform * plan.rows_per_item
     tables = sum(t.nbytes for t in plan.tables if not t.name.startswith("outer"))
-    shares = kernel.group * (1 if plan.block_stage else 1)
-    reads = tables * max(1.0, plan.transform / (plan.factors[-1] * plan.factors[-2])) / shares
+    reads = tables * max(1.0, plan.transform / (plan.factors[-1] * plan.factors[-2])) / kernel.group
     shared = exchange + reads
     twists = 2 * plan.order - 1
     instructions = 2 * ops + pieces * (8 * twists + 30 * plan.rows_per_item + 20)
