@@ -141,6 +141,7 @@ def check_launches(
             target[written][None],
             kind.name,
             plan.order,
+            plan.compute_format,
         )
         yield Sample(description, accuracy, {launch.entry: report}, time.perf_counter() - started)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fftgen import emulate, sampled
-from fftgen.accuracy import Accuracy, compare
+from fftgen.accuracy import Accuracy, compare, pair_noise
 from fftgen.pipeline import Built
 from fftgen.problem import Problem
 from fftgen.simulator import Report
@@ -161,7 +161,12 @@ def run_case(built: Built, case: Case, seed: int, ptx: str) -> CaseResult:
     y, simulated = emulate.convolve(built, u, k, **inputs, ptx=ptx, seed=seed)
     seconds = time.perf_counter() - started
     exact = reference(problem, u, k, **inputs)
-    accuracy = compare(y.double().numpy(), exact, problem.dtype, built.plan.order)
+    plan = built.plan
+    noise = None
+    if plan.compute_format == "scaled-fp16" and plan.rows_per_item == 2:
+        gate = inputs["in_gate"]
+        noise = pair_noise((u.double() if gate is None else u.double() * gate.double()).numpy())
+    accuracy = compare(y.double().numpy(), exact, problem.dtype, plan.order, plan.compute_format, noise)
     return CaseResult(str(case), accuracy, simulated.reports, seconds)
 
 

@@ -13,6 +13,7 @@ Source of the register layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16 with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,7 @@ _LEFT = np.broadcast_arrays(_G + 8 * (_REGISTER % 2), 2 * _T + _HALF + 8 * (_REG
 _RIGHT = np.broadcast_arrays(2 * _T + _HALF + 8 * (_REGISTER % 2), _G + 8 * (_REGISTER // 2))
 
 
-def _tiles(places: list[npt.NDArray[np.int64]], rows: Indices, columns: Indices) -> tuple[Indices, Indices]:
+def _tiles(places: Sequence[Indices], rows: Indices, columns: Indices) -> tuple[Indices, Indices]:
     """Logical row and column at [row tile, column tile, lane, register, half]."""
     high = rows.reshape(-1, TILE)[:, None]
     wide = columns.reshape(-1, TILE)[None, :]

@@ -154,7 +154,9 @@ def _block_kernel(
     if strips > STRIPS:
         return f"{strips} strips of {8 * width} columns exceed the {STRIPS} lanes that compare their peaks"
     if radix * width > MOST_HELD:
-        return f"columns of radix {radix}, {width} to a thread, hold {radix * width // 4} numbers until scaled"
+        return (
+            f"columns of radix {radix}, {width} to a thread, hold {radix * width // 4} numbers until scaled"
+        )
     operands = strips // warps * (radix // TILE) * width * 2 * (1 if real else 2)
     if operands > OPERANDS:
         return f"columns of radix {radix} on {warps} warps take {operands} registers of {OPERANDS}"

@@ -17,13 +17,14 @@ from typing import Any
 import cases
 import numpy as np
 import pytest
+from plans import engines, on_engine
 
 import fftgen.planner
 from fftgen.dtypes import BF16, FP16, decode, dtype
 from fftgen.errors import ArtifactError, InputError, InternalError, NoPlanError
 from fftgen.planner import cost, tables
 from fftgen.planner.factor import factorable, factorisations, transforms
-from fftgen.planner.plan import Kernel, Plan
+from fftgen.planner.plan import SCHEMA, Kernel, Plan
 from fftgen.planner.rules import STAGING_BYTES
 from fftgen.planner.search import plan, search, with_shape
 from fftgen.problem import MAX_LENGTH, Problem
@@ -43,11 +44,11 @@ ROOT = Path(fftgen.planner.__file__).parents[2]
 
 @cache
 def plans_of(name: str) -> tuple[Plan, ...]:
-    """Plans of a target for all lengths, modes and dtypes that it has."""
+    """Plans of a target for all lengths, modes and dtypes that it has, on every engine that has one."""
     chip = target(name)
     kinds = [kind for kind in cases.DTYPES if chip.capability >= dtype(kind).capability]
     problems = (Problem(*row) for row in product(cases.MODES, LENGTHS, kinds))
-    return tuple(plan(problem, chip) for problem in problems)
+    return tuple(found for problem in problems for found in engines(problem, name))
 
 
 def portfolio() -> list[Plan]:
@@ -76,7 +77,11 @@ def test_every_plan_is_legal(name: str) -> None:
         assert places == sorted(places, key=["device", "block", "warp"].index), note
         assert places.count("warp") == 2, note
         assert places.count("block") <= 1, note
-        assert found.memory_class == ("device" if found.device_stages else "block"), note
+        within = "block" if found.block_stage or found.engine == "wmma" else "warp"
+        assert found.memory_class == ("device" if found.device_stages else within), note
+        assert found.engine == "wmma" or chip.capability >= 80, note
+        formats = {"wmma": f"{problem.dtype}-fp32", "mma": "scaled-fp16"}
+        assert found.compute_format == formats[found.engine], note
         assert found.transform >= problem.length, note
         if problem.causal:
             assert (found.packing, found.fold) == ("right-angle", 0), note
@@ -93,13 +98,25 @@ def test_every_plan_is_legal(name: str) -> None:
             assert kernel.resident * kernel.warps <= chip.warps_sm, note
 
 
+def test_every_engine_is_among_the_plans() -> None:
+    """Wherever a target has it and one block finishes the transform; the planner takes the first."""
+    for name in TARGETS:
+        kinds = {(f.engine, f.memory_class) for f in plans_of(name)}
+        mma = {("mma", "warp"), ("mma", "block")} if name != "sm_75" else set()
+        assert kinds >= {("wmma", "block"), ("wmma", "device")} | mma
+        for problem in (Problem("causal", 256, "fp16"), Problem("circular", 4096, "fp16")):
+            both = engines(problem, name)
+            assert both[0] == plan(problem, name)
+            assert {f.engine for f in both} == ({"wmma"} if name == "sm_75" else {"mma", "wmma"})
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_shared_memory_regions_are_aligned_and_apart(name: str) -> None:
     for found in plans_of(name):
         for kernel in found.kernels:
             if kernel.role == "fold":
                 continue
-            regions = shared_regions(found, kernel)
+            regions = (chain_regions if found.engine == "mma" else shared_regions)(found, kernel)
             assert all(start % 32 == 0 and size > 0 for start, size in regions), (str(found), kernel)
             ends = sorted((start, start + size) for start, size in regions)
             assert ends[0][0] == 0, (str(found), kernel)
@@ -142,11 +159,44 @@ def shared_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
     return regions
 
 
+def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
+    """The same for the register chain: rows of all transforms, peaks of strips, tables."""
+    points = found.transform
+    parts = 1 if found.real_input else 2
+    radices = found.factors
+    # Fragments of 16 x 16 tiles, 512 bytes a plane: a pair of matrices in two or three planes, of twiddles in
+    # two, forward and back.
+    rows, columns = (radix // 16 for radix in radices[-2:])
+    real = parts == 1 and not found.block_stage
+    held = 2 * (rows * rows * (2 if real else 3) + columns * columns * 3 + rows * columns * 2)
+    if found.block_stage:
+        held += 2 * (radices[0] // 16) ** 2 * (2 if parts == 1 else 3)
+        strips = points // radices[0] // (8 * kernel.columns)
+        assert kernel.columns in (2, 4, 8)
+        assert strips % kernel.warps == 0
+        assert strips <= 32, "a lane reads the peak of a strip"
+        assert kernel.pitch == points // radices[0] // 8
+        assert kernel.plane == points
+        assert kernel.items == 1
+        assert radices[0] % kernel.group == 0
+        # Two planes of fp16, which also hold a row and its gate; peaks of two rows, of this transform and the
+        # next.
+        regions = [(0, 2 * 2 * points), (kernel.staging_at, 2 * 2 * 4 * strips)]
+    else:
+        assert kernel.columns == 0
+        assert kernel.items == kernel.warps * kernel.group
+        assert kernel.plane >= kernel.group * points
+        assert parts * kernel.plane >= 2 * points, "a copy of a row and its gate does not fit"
+        regions = [(0, 2 * kernel.warps * parts * kernel.plane)]
+    assert held * 512 == sum(t.nbytes for t in found.tables if not t.name.startswith("outer"))
+    return [*regions, (kernel.matrices_at, 512 * held)]
+
+
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "sm_75"])  # 64 KB leave no room for it
 @pytest.mark.parametrize("length", [256, 1024, 4096, 8192, 100000, 1048576])
 def test_rows_of_tiles_start_in_different_banks(length: int, name: str) -> None:
     """WMMA operands start on 32 bytes: rows an odd number of 32-byte groups apart conflict least."""
-    found = plan(Problem("causal", length, "fp16"), name)
+    found = on_engine(Problem("causal", length, "fp16"), name, "wmma")
     for kernel in found.kernels:
         assert 2 * kernel.pitch % 64 == 32, (str(found), kernel)
     for radix in found.factors:
@@ -180,9 +230,15 @@ def test_tables_do_not_overlap(name: str) -> None:
             assert a + size_a <= b or b + size_b <= a, str(found)
         for table in found.tables:
             assert table.offset % 32 == 0
-            element = {"operand": 2, "complex64": 8}[table.element]
+            element = {"operand": 2, "complex64": 8, "fp16": 2}[table.element]
             assert table.nbytes == prod(table.shape) * element
             assert table.offset + table.nbytes <= found.table_bytes
+        if found.engine == "mma":  # a block copies all but the outer twiddles to shared memory in one go
+            copied = sum(t.nbytes for t in found.tables if not t.name.startswith("outer"))
+            assert all((t.offset < copied) == (not t.name.startswith("outer")) for t in found.tables)
+            assert all(t.offset % 512 == 0 for t in found.tables)
+            assert {t.stage for t in found.tables} == set(range(1, found.order + 1))
+            continue
         for number, stage in enumerate(found.stages, 1):
             assert found.table("dft", number).shape[:2] == (3, stage.radix)
             if stage.rest == 1:
@@ -197,9 +253,12 @@ def test_tables_do_not_overlap(name: str) -> None:
 
 
 def test_the_table_block_holds_the_matrices_and_twiddles() -> None:
-    """Read back from the bytes, by the layout alone: rows padded, three planes, two levels."""
+    """Read back from the bytes, by the layout alone: rows padded, three planes, two levels.
+
+    Tables of the register chain: test_fragments.py.
+    """
     for found in (
-        plan(Problem("causal", 20000, "bf16"), "sm_90"),
+        on_engine(Problem("causal", 20000, "bf16"), "sm_90", "wmma"),
         plan(Problem("circular", 131072, "fp16"), "sm_80"),
     ):
         block = tables.build(found)
@@ -263,9 +322,11 @@ def test_the_chosen_plan_is_the_cheapest_of_the_first_class_that_fits() -> None:
         found = [c for c in search(problem, chip) if c.plan is not None and c.cost is not None]
         classes = {c.plan.memory_class for c in found if c.plan}
         chosen = plan(problem, chip)
-        assert chosen.memory_class == ("block" if "block" in classes else "device")
+        assert (chosen.memory_class == "device") == (classes == {"device"})
         rivals = [
-            c.cost.time for c in found if c.plan and c.cost and c.plan.memory_class == chosen.memory_class
+            c.cost.time
+            for c in found
+            if c.plan and c.cost and (c.plan.memory_class == "device") == (chosen.memory_class == "device")
         ]
         assert cost.cost(chosen, chip).time == min(rivals)
 
@@ -453,7 +514,7 @@ def test_text_that_is_no_plan_is_refused() -> None:
         with pytest.raises(ArtifactError, match="rebuild"):
             Plan.from_json(text)
     with pytest.raises(ArtifactError, match="schema 99"):
-        Plan.from_json(good.replace('"schema":1', '"schema":99'))
+        Plan.from_json(good.replace(f'"schema":{SCHEMA}', '"schema":99'))
 
 
 def test_stages_that_do_not_multiply_out_are_refused() -> None:
@@ -491,9 +552,9 @@ def counted_tensor_ops(found: Plan) -> int:
 @pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("name", ["sm_75", "sm_90"])
 def test_tensor_ops_in_closed_form_are_those_counted(name: str, mode: str, length: int) -> None:
-    found = plan(Problem(mode, length, "fp16"), name)
-    assert cost.tensor_ops(found) == counted_tensor_ops(found)
-    assert cost.cost(found, target(name)).tensor_ops == counted_tensor_ops(found)
+    for found in engines(Problem(mode, length, "fp16"), name):
+        assert cost.tensor_ops(found) == counted_tensor_ops(found)
+        assert cost.cost(found, target(name)).tensor_ops == counted_tensor_ops(found)
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -517,10 +578,11 @@ def test_workspace_bytes_are_those_of_the_kernels(name: str) -> None:
 def test_flops_are_those_of_the_design() -> None:
     """Design 2.1: 640 per real element for 16*16*16 right-angle, 384 for a batch pair."""
     flops = 2 * 16**3
-    causal = with_shape(Problem("causal", 4096, "fp16"), "sm_90", (16, 16, 16), 0)
-    assert flops * cost.tensor_ops(causal) / 4096 == 640
-    pair = with_shape(Problem("circular", 4096, "fp16"), "sm_90", (16, 16, 16), 0)
-    assert flops * cost.tensor_ops(pair) / (2 * 4096) == 384
+    for engine in ("mma", "wmma"):
+        causal = with_shape(Problem("causal", 4096, "fp16"), "sm_90", (16, 16, 16), 0, engine)
+        assert flops * cost.tensor_ops(causal) / 4096 == 640
+        pair = with_shape(Problem("circular", 4096, "fp16"), "sm_90", (16, 16, 16), 0, engine)
+        assert flops * cost.tensor_ops(pair) / (2 * 4096) == 384
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -561,6 +623,28 @@ def test_shapes_that_break_a_rule_are_refused_with_it(
 ) -> None:
     with pytest.raises(NoPlanError, match=message):
         with_shape(Problem("causal", prod(factors), "fp16"), "sm_90", factors, device)
+
+
+@pytest.mark.parametrize(
+    ("mode", "factors", "device", "name", "message"),
+    [
+        ("causal", (16, 16), 0, "sm_75", r"sm_75 lacks mma\.m16n8k16"),
+        ("causal", (16, 16, 16), 1, "sm_90", "what one kernel finishes"),
+        ("folded", (16, 16), 0, "sm_90", "what one kernel finishes, unfolded"),
+        ("causal", (16, 16, 16, 16), 0, "sm_90", "4 stages inside one kernel"),
+        ("causal", (16, 48), 0, "sm_90", "48 columns of the last stage"),
+        ("causal", (80, 16), 0, "sm_90", "80x16 exceeds the 1024 points"),
+        ("causal", (128, 64, 16), 0, "sm_90", "shared memory|registers|strips|numbers"),
+    ],
+)
+def test_shapes_that_break_a_rule_of_the_register_chain_are_refused_with_it(
+    mode: str, factors: tuple[int, ...], device: int, name: str, message: str
+) -> None:
+    problem = Problem("causal", prod(factors), "fp16")
+    if mode == "folded":  # a circular length that is no transform
+        problem = Problem("circular", prod(factors) - 7, "fp16")
+    with pytest.raises(NoPlanError, match=message):
+        with_shape(problem, name, factors, device, engine="mma")
 
 
 @pytest.mark.parametrize(("mode", "length"), [("causal", 4096), ("circular", 4096), ("circular", 1000)])

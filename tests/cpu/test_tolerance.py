@@ -8,6 +8,8 @@ import pytest
 import reference
 import tolerance
 
+from fftgen import accuracy
+
 MODERATE = (5, 3, 1000)
 
 
@@ -99,6 +101,82 @@ def test_a_fault_in_every_row_that_no_row_shows_fails_overall(exact: reference.F
 def test_a_dtype_is_not_judged_by_the_bound_of_the_coarser_one(exact: reference.Float64) -> None:
     with pytest.raises(AssertionError, match="relative error"):
         tolerance.check(reference.stored(exact, "bf16"), exact, "fp16", 4)
+
+
+# Scaled fp16: bounds that follow what rounding the exact answer costs. fftgen/accuracy.py, which judges for
+# users, must judge as tests/tolerance.py does.
+
+
+def passes(out: reference.Float64, exact: reference.Float64, dtype: str, order: int = 3) -> bool:
+    """The verdict on a scaled-fp16 plan, the same from both."""
+    verdict = accuracy.compare(out, exact, dtype, order, "scaled-fp16").passed
+    try:
+        errors = tolerance.check(out, exact, dtype, order, "scaled-fp16")
+    except AssertionError:
+        assert not verdict
+        return False
+    assert verdict
+    assert errors.overall <= errors.row
+    return True
+
+
+@pytest.mark.parametrize("dtype", cases.DTYPES)
+def test_scaled_zeros_and_values_that_are_not_finite_fail(exact: reference.Float64, dtype: str) -> None:
+    assert passes(reference.stored(exact, dtype), exact, dtype)
+    assert not passes(np.zeros_like(exact), exact, dtype)
+    for row, value in ((0, 0.0), (4, np.nan), (2, np.inf)):
+        out = reference.stored(exact, dtype)
+        out[row, 1] = value
+        assert not passes(out, exact, dtype)
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 63, 64, 1000])
+def test_scaled_zeros_fail_at_every_length_and_size_of_signal(rng: np.random.Generator, length: int) -> None:
+    for size in (1e-20, 1.0, 1e20):
+        exact = size * rng.standard_normal((2, 2, length))
+        assert passes(exact, exact, "bf16")
+        assert passes(reference.stored(exact, "bf16"), exact, "bf16")
+        assert not passes(np.zeros_like(exact), exact, "bf16")
+
+
+def test_scaled_bf16_is_held_to_the_error_of_rounding(
+    rng: np.random.Generator, exact: reference.Float64
+) -> None:
+    """Whatever that is: mantissas near 1 round worse than those near 2, answers in bf16 not at all."""
+    signs = np.sign(exact)
+    for answer, typical in ((exact, 1.7e-3), (signs * 1.01, 2.2e-3), (signs * 1.98, 1.1e-3)):
+        answer = answer * (1 + 0.01 * rng.uniform(-1, 1, exact.shape))
+        rounding = reference.stored(answer, "bf16") - answer
+        assert np.linalg.norm(rounding) == pytest.approx(typical * np.linalg.norm(answer), rel=0.2)
+        assert passes(answer + 1.2 * rounding, answer, "bf16")
+        assert not passes(answer + 1.5 * rounding, answer, "bf16")
+    held = reference.stored(exact, "bf16")
+    noise = rng.standard_normal(exact.shape)
+    noise *= np.linalg.norm(held) / np.linalg.norm(noise)
+    assert passes(held + 1.1e-3 * noise, held, "bf16")
+    assert not passes(held + 1.6e-3 * noise, held, "bf16")
+
+
+def test_scaled_fp16_is_held_to_one_figure(rng: np.random.Generator, exact: reference.Float64) -> None:
+    noise = rng.standard_normal(exact.shape)
+    noise *= np.linalg.norm(exact) / np.linalg.norm(noise)
+    for order in (2, 3, 4):
+        assert passes(exact + 1.1e-3 * noise, exact, "fp16", order)
+        assert not passes(exact + 1.6e-3 * noise, exact, "fp16", order)
+        assert not passes(reference.stored(exact, "bf16"), exact, "fp16", order)
+
+
+def test_a_scaled_row_cannot_hide_behind_rows_that_round_worse(
+    rng: np.random.Generator, exact: reference.Float64
+) -> None:
+    """Its own rounding is its measure: with mantissas near 2 half of what the others, near 1, cost."""
+    exact = np.sign(exact) * (1.01 + 0.01 * rng.uniform(-1, 1, exact.shape))
+    exact[3, 2] *= 1.95
+    out = reference.stored(exact, "bf16")
+    assert passes(out, exact, "bf16")
+    out[3, 2] = exact[3, 2] * (1 + 2.1e-3)
+    assert np.linalg.norm(out - exact) < 1.25 * np.linalg.norm(reference.stored(exact, "bf16") - exact)
+    assert not passes(out, exact, "bf16")
 
 
 def test_other_shapes_fail(exact: reference.Float64) -> None:
