@@ -120,8 +120,8 @@ def mma_shared_bytes(plan: Plan) -> int:
         transforms = n // plan.row_length
         columns = plan.row_length // plan.inner[0].radix
         total += 16 * n + 8 * n  # two exchanges, outer twiddles there and back
-        total += transforms * columns * (
-            sizes["columns"] // (8 * body.columns) + sizes["columns_inverse"] // 32
+        total += (
+            transforms * columns * (sizes["columns"] // (8 * body.columns) + sizes["columns_inverse"] // 32)
         )
     else:
         total += 2 * 2 * n * (1 if plan.real_input and not plan.device_stages else 2)

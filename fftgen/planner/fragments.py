@@ -248,7 +248,9 @@ def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
         return _planes(_twiddle(plan, stage, k, r), 2, 2)
     if table.name == "outer":
         k, place = _outer_places(table.shape, plan.body.columns)
-        return _planes(_twiddle(plan, stage, k, workspace_order(plan, plan.stages[stage - 1].rest)[place]), 4, 2)
+        return _planes(
+            _twiddle(plan, stage, k, workspace_order(plan, plan.stages[stage - 1].rest)[place]), 4, 2
+        )
     return _device_table(plan, table)
 
 
@@ -283,7 +285,11 @@ def _device_table(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
         strips, tiles, pairs = table.shape[:3]
         strip, m, c = (x[..., None, None, None, None] for x in np.ogrid[:strips, :tiles, :pairs])
         g, t = _G[..., None], _T[..., None]
-        j, i, half = np.arange(2).reshape(2, 1, 1), np.arange(2).reshape(1, 2, 1), np.arange(2).reshape(1, 1, 2)
+        j, i, half = (
+            np.arange(2).reshape(2, 1, 1),
+            np.arange(2).reshape(1, 2, 1),
+            np.arange(2).reshape(1, 1, 2),
+        )
         k = TILE * m + 2 * t + half + 8 * i
         r = 8 * width * strip + width * g + 2 * c + j
         return _planes(_twiddle(plan, 1, *np.broadcast_arrays(k, r)), 3, 2)
