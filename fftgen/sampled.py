@@ -139,7 +139,7 @@ def check_launches(
         accuracy = compare(
             decode(after[written], kind if to_output else held).astype(np.float64)[None],
             target[written][None],
-            kind.name,
+            kind.name if to_output else held.name,
             plan.order,
             plan.compute_format,
         )

@@ -14,6 +14,7 @@ from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
 from fftgen.bench.reference import Check
 from fftgen.conv import Conv, get_conv
+from fftgen.planner.plan import Plan
 
 
 class Unavailable(Exception):
@@ -29,7 +30,7 @@ class Prepared:
     """
 
     calls: tuple[Callable[[], Tensor], ...]
-    order: int | None = None
+    plan: Plan | None = None  # ours: its derived bounds hold
     check: Callable[[Tensor], Check] | None = None
     note: str = ""  # what a reader of the figure must know, such as the plan
 
@@ -51,32 +52,31 @@ class Contender:
     compiled: bool = False
 
 
-def _conv(case: Case, backend: Backend) -> tuple[Conv, str, int]:
-    """The convolution, warmed up, its plan's line and order."""
+def _conv(case: Case, backend: Backend) -> tuple[Conv, Plan]:
+    """The convolution, warmed up, and its plan."""
     p = case.problem
     conv = get_conv(p.length, p.dtype, causal=p.causal)
     conv.warmup(backend.device)
-    plan = conv.plan(None if backend.device.type == "cuda" else backend.target)
-    return conv, str(plan), plan.order
+    return conv, conv.plan(None if backend.device.type == "cuda" else backend.target)
 
 
 def _fftgen(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
-    conv, line, order = _conv(case, backend)
+    conv, plan = _conv(case, backend)
 
     def call(x: Inputs) -> Callable[[], Tensor]:
         return lambda: conv(x.u, x.k, in_gate=x.in_gate, out_gate=x.out_gate)
 
-    return Prepared(tuple(call(x) for x in sets), order, note=line)
+    return Prepared(tuple(call(x) for x in sets), plan, note=str(plan))
 
 
 def _fftgen_prepared(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
-    conv, line, order = _conv(case, backend)
+    conv, plan = _conv(case, backend)
 
     def call(x: Inputs) -> Callable[[], Tensor]:
         made = conv.prepare(x.k)
         return lambda: conv(x.u, made, in_gate=x.in_gate, out_gate=x.out_gate)
 
-    return Prepared(tuple(call(x) for x in sets), order, note=line)
+    return Prepared(tuple(call(x) for x in sets), plan, note=str(plan))
 
 
 Gate = Tensor | None

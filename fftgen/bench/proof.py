@@ -56,8 +56,8 @@ def check_portfolio(problem: Problem, backend: Backend, seed: int) -> dict[str, 
         assert inputs["u"] is not None
         assert inputs["k"] is not None
         exact = reference(problem, inputs["u"], inputs["k"], **options)
-        accuracy = compare(_wide(out), exact, problem.dtype, plan.order)
-        prepared = compare(_wide(again), exact, problem.dtype, plan.order)
+        accuracy = compare(_wide(out), exact, problem.dtype, plan.order, plan.compute_format)
+        prepared = compare(_wide(again), exact, problem.dtype, plan.order, plan.compute_format)
         found.append(
             {
                 "case": str(case),

@@ -18,6 +18,7 @@ from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
 from fftgen.check import TORCH
 from fftgen.errors import InternalError
+from fftgen.planner.plan import Plan
 from fftgen.verify import reference as numpy_reference
 
 # Other programs keep factors, twiddles or the filter itself in 16 bits, which costs several roundings where
@@ -90,7 +91,7 @@ def _hold(case: Case, inputs: Inputs, y: Tensor, row: int) -> None:
     gates = {"in_gate": inputs.in_gate, "out_gate": inputs.out_gate}
     given = {name: None if x is None else one(x) for name, x in gates.items()}
     other = numpy_reference(case.problem, one(inputs.u), inputs.k[row][None].cpu(), **given)
-    off = compare(one(y).numpy(), other, "fp16", 2).overall
+    off = compare(one(y).numpy(), other, "fp16", 2, "fp16-fp32").overall
     if not off <= SELF_BOUND:
         raise InternalError(f"{case}: the float64 reference differs from NumPy's by {off:.1e}")
 
@@ -104,10 +105,10 @@ def poison(like: Tensor) -> None:
     del block
 
 
-def judge(case: Case, out: Tensor, ref: Tensor, order: int | None) -> Check:
+def judge(case: Case, out: Tensor, ref: Tensor, plan: Plan | None) -> Check:
     """Judge a result (B, H, L) of a contender against ``exact``.
 
-    ``order``: of our plan, whose derived bounds then hold (accuracy.py); None: a peer, held to PEER_BOUND.
+    ``plan``: ours, whose derived bounds then hold (accuracy.py); None: a peer, held to PEER_BOUND.
     Raises InternalError for another shape or dtype.
     """
     wanted = TORCH[case.problem.dtype]
@@ -127,9 +128,10 @@ def judge(case: Case, out: Tensor, ref: Tensor, order: int | None) -> Check:
         raise InternalError("a reference of zeros proves nothing")
     overall, worst = float(torch.linalg.vector_norm(distance)) / whole, float((distance / norm).max())
     finite = bool(torch.isfinite(distance).all())
-    if order is None:
+    if plan is None:
         bound = PEER_BOUND[case.problem.dtype]
         return Check(overall, worst, bound, 2 * bound, finite)
     # The bounds come from the same function that judges the simulator's results.
-    corner = compare(out[:1, :1].double().cpu().numpy(), ref[:1, :1].cpu().numpy(), case.problem.dtype, order)
+    one, exact = out[:1, :1].double().cpu().numpy(), ref[:1, :1].cpu().numpy()
+    corner = compare(one, exact, case.problem.dtype, plan.order, plan.compute_format)
     return Check(overall, worst, corner.overall_bound, corner.row_bound, finite and corner.finite)

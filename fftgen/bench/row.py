@@ -155,7 +155,7 @@ def _prepare_and_check(
     poison(sets[0].u)
     out = prepared.calls[0]()
     backend.synchronize()
-    check = prepared.check(out) if prepared.check else judge(case, out, reference, prepared.order)
+    check = prepared.check(out) if prepared.check else judge(case, out, reference, prepared.plan)
     entry.update(check.as_dict(), status=OK if check.passed else WRONG)
     if prepared.note:
         entry["note"] = prepared.note

@@ -259,12 +259,12 @@ def _outer_places(shape: tuple[int, ...], width: int) -> tuple[Indices, Indices]
     strips, tiles = shape[:2]
     if width == 2:
         strip, m, i = (x[..., None, None, None] for x in np.ogrid[:strips, :tiles, :2])
-        h, register = 0, np.arange(2).reshape(1, 2, 1)
+        column = np.arange(2).reshape(1, 2, 1)
     else:
         strip, m, i, h = (x[..., None, None, None] for x in np.ogrid[:strips, :tiles, :2, : width // 4])
-        register = _REGISTER
+        column = 4 * h + _REGISTER
     k = TILE * m + 8 * i + _G
-    r = 8 * width * strip + 2 * width * _T + 4 * h + register + width * _HALF
+    r = 8 * width * strip + 2 * width * _T + column + width * _HALF
     found = np.broadcast_arrays(k, r)
     return found[0], found[1]
 
@@ -280,7 +280,7 @@ def _device_table(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
         k, r = np.broadcast_arrays(np.arange(stage.radix), stage.split * high[:, None])
         planes = _planes(_twiddle(plan, 1, k, r), 2, 2)
         return np.repeat(planes[..., None], 2, axis=-1)
-    # Right operands: [strip, row tile, pair of columns, plane, lane, column, row half, number]
+    # Right operands: [strip, row tile, pair of columns, plane, lane, column, half, number]
     if table.name == "low_inverse":
         strips, tiles, pairs = table.shape[:3]
         strip, m, c = (x[..., None, None, None, None] for x in np.ogrid[:strips, :tiles, :pairs])

@@ -227,7 +227,7 @@ def _with_skip(taps: Real, skip: Real | None) -> Real:
     """conv(u, k) + D u is conv(u, k + D delta)."""
     if skip is None:
         return taps
-    joined = taps.copy()
+    joined: Real = taps.copy()
     joined[:, 0] += skip
     return joined
 

@@ -70,12 +70,13 @@ def kernels(
     stages: tuple[Stage, ...], device: int, real: bool, target: Target
 ) -> Iterator[tuple[Kernel, ...] | str]:
     """Layouts of the kernels of a transform, and reasons against others."""
-    around: tuple[Kernel, Kernel] | str | None = None
+    around: tuple[Kernel, Kernel] | None = None
     if device:
-        around = _device_kernels(stages[0], real, target)
-        if isinstance(around, str):
-            yield around
+        found = _device_kernels(stages[0], real, target)
+        if isinstance(found, str):
+            yield found
             return
+        around = found
     inner = stages[device:]
     role = "rows" if device else "convolve"
     if len(inner) == 2:
@@ -90,8 +91,9 @@ def kernels(
         elif around is None:
             yield (body,)
         else:
+            inward, outward = around
             peaks = Kernel("peaks", 0, PEAK_WARPS, 1, 8, 0, 0, PEAK_COUNT, -1, -1, 0)
-            yield (peaks, around[0], body, around[1])
+            yield (peaks, inward, body, outward)
 
 
 def _device_kernels(stage: Stage, real: bool, target: Target) -> tuple[Kernel, Kernel] | str:
@@ -130,7 +132,7 @@ def _warp_kernel(
         return _too_large(shared, warps, target)
     registers = _warp_registers(points, target)
     if 32 * warps * registers > target.registers_sm:
-        return f"{warps} warps of {registers} registers a thread exceed the {target.registers_sm} of {target.name}"
+        return f"{warps} warps of {registers} registers a thread exceed the {target.registers_sm} there are"
     resident = _resident(shared, warps, target, registers)
     return Kernel(role, 0, warps, warps * group, resident, 0, 0, plane, -1, tables_at, shared, group=group)
 
