@@ -53,6 +53,14 @@ def tensor_ops(plan: Plan) -> int:
     return total
 
 
+def matrix_operations(plan: Plan) -> int:
+    """Matrix instructions of one transform as the engine issues them: exact.
+
+    "wmma": 16x16x16; "mma": m16n8k16, two to one of those.
+    """
+    return tensor_ops(plan) * (2 if plan.engine == "mma" else 1)
+
+
 def device_bytes(plan: Plan) -> int:
     """Bytes of signals that one transform must read and write at full length, ungated: exact."""
     return 4 * plan.rows_per_item * min(plan.problem.length, plan.transform)

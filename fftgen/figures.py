@@ -1,0 +1,210 @@
+"""The figures of design 5 that need no GPU: what each kernel issues and moves, beside the least possible.
+
+Matrix operations, sectors and wavefronts are counted in the simulator on random inputs, machine instructions
+in the compiled code (hot_path.py), registers and spills by the compiler. None of them is a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fftgen import emulate, sampled
+from fftgen.cache import Cache
+from fftgen.hot_path import hot_paths
+from fftgen.pipeline import Built, build_plan
+from fftgen.planner import search
+from fftgen.planner.cost import matrix_operations
+from fftgen.planner.plan import Kernel, Plan
+from fftgen.problem import Problem
+from fftgen.simulator import Report
+from fftgen.targets import Target
+from fftgen.targets import target as find_target
+from fftgen.verify import FULL_POINTS, Case, draw
+
+LENGTHS = (256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 1_048_576)
+SECTORS, WAVEFRONTS, INSTRUCTIONS, WARPS = 1.02, 1.05, 140, 16  # bounds, asked of 4096 points causal
+SIGNALS = ("u", "y", "in_gate", "out_gate")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One plan, gated or not. Ratios are to the least possible; ``instructions`` by kernel."""
+
+    problem: Problem
+    gated: bool
+    plan: Plan
+    operations: int  # m16n8k16 of one transform
+    least_operations: int
+    sectors: float
+    wavefronts: float
+    instructions: dict[str, float]  # of a warp, for 128 complex elements
+    registers: dict[str, int]
+    spilled: int  # bytes
+    resident: dict[str, int]  # warps of a multiprocessor
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why a figure is over its bound."""
+        found = []
+        total = sum(self.instructions.values())
+        if total > INSTRUCTIONS:
+            pieces = self.plan.transform // 128
+            causes = [f"{self.operations / pieces:.0f} matrix operations"]
+            if self.plan.device_stages:
+                causes.append("three kernels load and store, twiddles in two levels")
+            if self.plan.rows_per_item == 2:
+                causes.append("two rows are loaded, scaled and stored for a transform")
+            if self.gated:
+                causes.append("two gates are loaded and multiplied in fp32")
+            found.append(f"{total:.0f} instructions: {', '.join(causes)}")
+        if self.sectors > SECTORS:
+            found.append("sectors: the peak of a row is found before its columns are read again, from the L2")
+        if self.wavefronts > WAVEFRONTS:
+            found.append("wavefronts: peaks of strips are written one by one")
+        few = {role: n for role, n in self.resident.items() if n < WARPS}
+        for role, warps in few.items():
+            found.append(f"{warps} warps of {role}: {self.registers[role]} registers a thread or shared memory")
+        if self.spilled:
+            found.append(f"{self.spilled} bytes spilled")
+        return found
+
+    def as_dict(self) -> dict[str, Any]:
+        p = self.problem
+        return {
+            "problem": f"{p.mode} {p.length} {p.dtype}{' gated' if self.gated else ''}",
+            "plan": str(self.plan),
+            "matrix_operations": self.operations,
+            "least_matrix_operations": self.least_operations,
+            "sectors_over_least": round(self.sectors, 4),
+            "wavefronts_over_least": round(self.wavefronts, 4),
+            "instructions_per_128": {k: round(v, 1) for k, v in self.instructions.items()},
+            "registers": self.registers,
+            "spilled_bytes": self.spilled,
+            "resident_warps": self.resident,
+            "over": self.reasons,
+        }
+
+
+def resident_warps(kernel: Kernel, registers: int, target: Target) -> int:
+    """Warps of a kernel that a multiprocessor holds at a time: registers (by eights), shared memory, slots."""
+    by_registers = target.registers_sm // (-(-registers // 8) * 8 * 32) // kernel.warps
+    by_shared = target.shared_sm // (kernel.shared_bytes + target.shared_reserved)
+    return min(by_registers, by_shared, target.warps_sm // kernel.warps, target.blocks_sm) * kernel.warps
+
+
+def figures(problem: Problem, gated: bool, target: str = "sm_90", seed: int = 1) -> Figures:
+    """Build, simulate and disassemble one problem. Raises SimulationError for any fault of a kernel."""
+    chip = find_target(target)
+    plan = search.plan(problem, chip)
+    built = build_plan(plan, Cache.default())
+    reports, transforms = _reports(built, gated, seed)
+    operations = {r: sum(report.counters.tensor.values()) for r, report in reports.items()}
+    resources = {k.role: built.resources[plan.entry(k)] for k in plan.kernels}
+    whole = plan.transform <= FULL_POINTS
+    counted = sum(operations.values()) // transforms if whole else matrix_operations(plan)
+    return Figures(
+        problem=problem,
+        gated=gated,
+        plan=plan,
+        operations=counted,
+        least_operations=matrix_operations(plan),
+        sectors=_ratio(
+            (a.units, -(-a.distinct // 32) if whole else a.least)
+            for report in reports.values()
+            for name, buffer in report.counters.buffers.items()
+            if name in SIGNALS
+            for a in (buffer.loads, buffer.stores)
+        ),
+        wavefronts=_ratio(
+            (a.units, a.least)
+            for report in reports.values()
+            for a in (report.counters.shared_loads, report.counters.shared_stores)
+        ),
+        instructions={k: v.per_128 for k, v in hot_paths(plan, gated).items()} if plan.engine == "mma" else {},
+        registers={role: r.registers for role, r in resources.items()},
+        spilled=sum(r.spill_store_bytes + r.spill_load_bytes for r in resources.values()),
+        resident={
+            k.role: resident_warps(k, resources[k.role].registers, chip)
+            for k in plan.kernels
+            if k.role != "peaks"
+        },
+    )
+
+
+def _ratio(pairs: Any) -> float:
+    units, least = (sum(x) for x in zip(*((a, b) for a, b in pairs if a), strict=True))
+    return float(units) / float(least)
+
+
+def _reports(built: Built, gated: bool, seed: int) -> tuple[dict[str, Report], int]:
+    """Counters by kernel, and the transforms they are about (of sampled blocks where whole calls are long)."""
+    plan = built.plan
+    ptx = emulate.line_ptx(built)
+    if plan.transform > FULL_POINTS:
+        found = {}
+        for sample in sampled.check_launches(built, ptx, seed):
+            found.update(sample.reports)
+        return found, 1
+    transforms = 2
+    batch, length = transforms * plan.rows_per_item, plan.problem.length
+    dtype = torch.bfloat16 if plan.problem.dtype == "bf16" else torch.float16
+    case = Case(batch, 1, length, length, gated, gated)
+    inputs = draw(case, dtype, torch.Generator().manual_seed(seed))
+    u, k = inputs.pop("u"), inputs.pop("k")
+    assert u is not None
+    assert k is not None
+    _, simulated = emulate.convolve(built, u, k, ptx=ptx, seed=seed, **inputs)
+    return simulated.reports, transforms
+
+
+def everything(
+    target: str = "sm_90",
+    lengths: Sequence[int] = LENGTHS,
+    dtype: str = "bf16",
+    progress: Callable[[str], None] | None = None,
+) -> list[Figures]:
+    """All lengths, both modes, gated and not."""
+    found = []
+    for mode in ("causal", "circular"):
+        for length in lengths:
+            for gated in (False, True):
+                problem = Problem(mode, length, dtype)
+                if progress is not None:
+                    progress(f"{mode} {length} {dtype}{' gated' if gated else ''}")
+                found.append(figures(problem, gated, target))
+    return found
+
+
+def page(found: Sequence[Figures], target: str, compiler: str) -> str:
+    """The figures as a page of Markdown."""
+    lines = [
+        "# What the kernels issue and move",
+        "",
+        f"Written by `fftgen figures --arch {target}`; code by {compiler}. Exact counts, no times: matrix",
+        "operations (m16n8k16) of one transform, counted in the simulator; 32-byte sectors of u, gates and y and",
+        "wavefronts of shared memory over the least possible; machine instructions of a warp for 128 complex",
+        "elements, counted in the compiled code of the path that aligned rows of full length take (all kernels of",
+        "a long transform together); registers a thread; warps resident on a multiprocessor. A circular",
+        "transform does two rows. Lengths above 65 536: sampled blocks, with gates in all counts but instructions.",
+        "",
+        f"The bounds asked of 4096 points, causal: sectors {SECTORS}, wavefronts {WAVEFRONTS}, {INSTRUCTIONS}"
+        f" instructions, {WARPS} warps, no spill. The last column says why a figure is beyond them.",
+        "",
+        "| problem | plan | operations | sectors | wavefronts | instructions | registers | warps | beyond a bound |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for f in found:
+        p = f.problem
+        roles = [r for r in f.registers if r != "peaks"]
+        total = sum(f.instructions.values())
+        lines.append(
+            f"| {p.mode} {p.length}{', gated' if f.gated else ''} | {str(f.plan).split(' | ')[1]} "
+            f"| {f.operations} | {f.sectors:.3f} | {f.wavefronts:.3f} | {total:.0f} "
+            f"| {'/'.join(str(f.registers[r]) for r in roles)} "
+            f"| {'/'.join(str(f.resident[r]) for r in roles)} | {'; '.join(f.reasons)} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,108 @@
+"""Machine instructions of the path that a full, aligned call takes through a kernel.
+
+Counted, not timed: the kernel is compiled once more with the launch's switches fixed (aligned rows of full
+length, gates there or not), so that the code of every other path is gone, and the instructions of its loop
+over the work are counted in the disassembly. What still branches inside counts as taken.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fftgen import nvrtc, sass
+from fftgen.errors import InternalError
+from fftgen.planner.plan import Kernel, Plan
+from fftgen.render import render
+from fftgen.source import Source
+
+_LABEL = re.compile(r"^(\.L\w+):")
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
+_TARGET = re.compile(r"\((\.L\w+)\)")
+_ENTRY = "(const Args<T> args) {"
+
+
+@dataclass(frozen=True)
+class HotPath:
+    """Instructions that a warp issues for ``elements`` complex elements of its work."""
+
+    instructions: int
+    elements: int
+
+    @property
+    def per_128(self) -> float:
+        """Instructions of a warp for 128 complex elements, one matrix result."""
+        return 128 * self.instructions / self.elements
+
+
+def specialised(source: Source, length: int, gated: bool) -> Source:
+    """The source with every launch aligned, of full length, and with or without gates."""
+    if gated:
+        gates = "if (args.in_gate.data == nullptr || args.out_gate.data == nullptr) return;"
+    else:
+        gates = "args.in_gate.data = nullptr, args.out_gate.data = nullptr;"
+    head = (
+        "(const Args<T> given) {\n    Args<T> args = given;\n"
+        f"    args.vector = 1, args.length = {length};\n    {gates}"
+    )
+    text = source.text.replace(_ENTRY, head)
+    return Source(source.name, text, dict(source.headers), source.entries)
+
+
+def hot_paths(plan: Plan, gated: bool) -> dict[str, HotPath]:
+    """By role: every kernel of a plan of the mma engine that works on complex elements.
+
+    Raises ToolchainError where NVRTC or nvdisasm is missing.
+    """
+    length = min(plan.problem.length, plan.transform)
+    cubin = nvrtc.compile_cubin(specialised(render(plan), length, gated), plan.target)
+    listing = _kernels(sass.disassemble(cubin.image))
+    found = {}
+    for kernel in plan.kernels:
+        if kernel.role == "peaks":
+            continue
+        turns = _turns(plan, kernel)
+        found[kernel.role] = HotPath(_body(listing[plan.entry(kernel)], turns), _elements(plan, kernel))
+    return found
+
+
+def _elements(plan: Plan, kernel: Kernel) -> int:
+    """Complex elements that one warp does in one turn of a kernel's loop over its work."""
+    if kernel.role in ("convolve", "rows"):
+        return plan.row_length * kernel.items // kernel.warps
+    return plan.stages[0].radix * 8 * kernel.columns
+
+
+def _turns(plan: Plan, kernel: Kernel) -> int:
+    """How often the loop over the rows of a block runs inside that."""
+    if kernel.role not in ("convolve", "rows") or not plan.block_stage:
+        return 1
+    return -(-plan.inner[0].radix // (kernel.warps * kernel.group))
+
+
+def _kernels(listing: str) -> dict[str, list[str]]:
+    """Lines by kernel."""
+    parts = re.split(r"^//-+\s+\.text\.(\S+)\s+-+\s*$", listing, flags=re.M)
+    return {name: body.splitlines() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def _body(lines: list[str], turns: int) -> int:
+    """Instructions of the longest loop; those of a loop inside it that is no copy count ``turns`` times."""
+    labels: dict[str, int] = {}
+    code: list[tuple[str, str]] = []
+    for line in lines:
+        if label := _LABEL.match(line.strip()):
+            labels[label[1]] = len(code)
+        elif found := _INSTRUCTION.match(line):
+            code.append((found[1], found[2]))
+    loops = []
+    for end, (opcode, rest) in enumerate(code):
+        target = _TARGET.search(rest) if opcode.startswith("BRA") else None
+        if target and labels.get(target[1], end) < end:
+            loops.append((labels[target[1]], end + 1))
+    if not loops:
+        raise InternalError("no loop over the work in the disassembly")
+    begin, end = max(loops, key=lambda x: x[1] - x[0])
+    inner = [(a, b) for a, b in loops if begin < a and b < end]
+    again = max((b - a for a, b in inner), default=0)
+    return end - begin + (turns - 1) * again
