@@ -1,14 +1,19 @@
 """Run a plan in NumPy, stage by stage as the kernels do: ring 2 of the evidence (design 3).
 
-Two modes. *Exact* computes in float64 from the exact tables: what the plan means. *Rounded* reads the
-plan's own table block, as a kernel does, and rounds where a kernel rounds: gated input, matrices,
-every stage's result and the spectrum to the storage type; products, twiddles and scales in fp32.
+Two modes. *Exact* computes in float64 from the exact tables: what the plan means. The other rounds where
+the kernels of the plan's compute format round:
 
-    z = pack(in_gate * u)                              right-angle: real rows; batch-pair: two rows
+- *Rounded* (operands in the storage type, fp32 sums) reads the plan's own table block, as a kernel does.
+  Gated input, matrices, every stage's result and the spectrum are in the storage type; products, twiddles
+  and scales in fp32.
+- *Scaled* ("scaled-fp16", design 1.8) brings every gated row to [1, 2) by a power of two, 2**-q below, and
+  keeps everything in fp16 until the last stage, the products with twiddles and spectrum included.
+
+    z = pack(2**-q * in_gate * u)                      right-angle: real rows; batch-pair: two rows
     for s = 1..p:   z = T_s * (F_s z)                  F_s along digit s, scaled by 2**-scale
     z = z * K                                          Monarch order, K scaled by 2**e, skip term inside
     for s = p..1:   z = F_s^H (conj(T_s) * z)
-    y = out_gate * (residual * 2**-e) * unpack(z)
+    y = out_gate * (residual * 2**(q-e)) * unpack(z)
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fftgen.dtypes import decode, dtype, encode
+from fftgen.dtypes import FP16, decode, dtype, encode
 from fftgen.errors import InputError
 from fftgen.planner import tables
 from fftgen.planner.order import monarch_permutation
@@ -45,6 +50,14 @@ class Exact:
     def wide(self, values: npt.ArrayLike) -> Real:
         """Real numbers in the precision of the accumulators."""
         return np.asarray(values, np.float64)
+
+    def operands(self, u: Real, gate: Real | None) -> tuple[Real, Real]:
+        """Gated rows (B, H, L) as the first stage takes them, and what undoes their scaling (B, H, 1)."""
+        return (u if gate is None else u * gate), np.ones((*u.shape[:2], 1))
+
+    def twist(self, z: Complex, table: Complex) -> Complex:
+        """Results of a stage times twiddles or a spectrum, element by element, into storage."""
+        return z * table
 
     def matrix(self, number: int) -> Complex:
         """The scaled and weighted DFT matrix of a stage, (radix, radix)."""
@@ -81,6 +94,15 @@ class Rounded:
         with np.errstate(over="ignore"):
             return np.asarray(values).astype(np.float32)
 
+    def operands(self, u: Real, gate: Real | None) -> tuple[Real, Real]:
+        x = self.store_real(u)
+        if gate is not None:
+            x = self.store_real(self.wide(x) * self.wide(self.store_real(gate)))
+        return self.wide(x), np.ones((*u.shape[:2], 1), np.float32)
+
+    def twist(self, z: Complex, table: Complex) -> Complex:
+        return self.store(z * table)
+
     def matrix(self, number: int) -> Complex:
         real, imaginary, _ = self._planes(number)
         return np.asarray(real + np.complex64(1j) * imaginary)
@@ -105,7 +127,78 @@ class Rounded:
         return np.frombuffer(raw, element).reshape(table.shape)
 
 
-Arithmetic = Exact | Rounded
+class Scaled(Exact):
+    """The "scaled-fp16" kernels' arithmetic: scaled rows, in fp16 until the sums of the last stage.
+
+    A sum is rounded once here. The kernels round those that they keep in fp16 after every 16 products, too.
+    """
+
+    def store(self, values: Complex) -> Complex:
+        return _complex(_fp16(values.real), _fp16(values.imag))
+
+    def store_real(self, values: Real) -> Real:
+        kind = dtype(self.plan.problem.dtype)
+        return decode(encode(values, kind), kind)
+
+    def wide(self, values: npt.ArrayLike) -> Real:
+        with np.errstate(over="ignore"):
+            return np.asarray(values).astype(np.float32)
+
+    def operands(self, u: Real, gate: Real | None) -> tuple[Real, Real]:
+        """The gated product stays in fp32. A row that is not finite goes in as zeros, comes out as NaN.
+
+        Zeros come out as zeros: the noise of the row that shares their transform must not show.
+        """
+        x = self.store_real(u)
+        if gate is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                x = x * self.store_real(gate)
+        finite = np.isfinite(x).all(axis=-1, keepdims=True)
+        x = np.where(finite, x, np.float32(0))
+        peak = np.abs(x).max(axis=-1, keepdims=True)
+        _, exponent = np.frexp(peak)
+        power = np.clip(exponent - 1, -126, 126)  # both 2**power and 2**-power are normal numbers
+        down = np.where(peak == 0, np.float32(0), np.ldexp(np.float32(1), power))
+        down = np.where(finite, down, np.float32("nan"))
+        return _fp16(np.ldexp(x, -power)), down
+
+    def twist(self, z: Complex, table: Complex) -> Complex:
+        """One product rounded, the other inside an FMA: twist in templates/device/mma.cuh."""
+        x = self.store(z)
+        real = _fp16(_float64(x.real) * table.real - _fp16(_float64(x.imag) * table.imag))
+        imaginary = _fp16(_float64(x.imag) * table.real + _fp16(_float64(x.real) * table.imag))
+        return _complex(real, imaginary)
+
+    def matrix(self, number: int) -> Complex:
+        return self.store(super().matrix(number))
+
+    def twiddle(self, number: int) -> Complex:
+        return self.store(super().twiddle(number))
+
+
+Arithmetic = Exact | Rounded | Scaled
+
+
+def arithmetic(plan: Plan, rounded: bool) -> Arithmetic:
+    """Exact, or that of the plan's kernels."""
+    if not rounded:
+        return Exact(plan)
+    return Scaled(plan) if plan.compute_format == "scaled-fp16" else Rounded(plan)
+
+
+def _complex(real: Real, imaginary: Real) -> Complex:
+    """complex64 out of its parts: a sum with 1j times the imaginary one would spread what is not finite."""
+    z = np.empty(real.shape, np.complex64)
+    z.real, z.imag = real, imaginary
+    return z
+
+
+def _float64(values: Real) -> npt.NDArray[np.float64]:
+    return np.asarray(values, np.float64)
+
+
+def _fp16(values: Real) -> npt.NDArray[np.float32]:
+    return decode(encode(values, FP16), FP16)
 
 
 def convolve(
@@ -128,15 +221,13 @@ def convolve(
     """
     signal, taps = np.asarray(u, np.float64), np.asarray(k, np.float64)
     gate_in, gate_out, direct = _checked(plan, signal, taps, in_gate, out_gate, skip)
-    machine: Arithmetic = Rounded(plan) if rounded else Exact(plan)
-    x = machine.store_real(signal)
-    if gate_in is not None:
-        x = machine.store_real(machine.wide(x) * machine.wide(machine.store_real(gate_in)))
+    machine = arithmetic(plan, rounded)
+    x, down = machine.operands(signal, gate_in)
     filters, exponent = spectrum(plan, _with_skip(taps, direct), rounded=rounded)
-    z = _forward(machine, _pack(plan, machine.wide(x)))
-    z = _inverse(machine, machine.store(z * filters))
+    z = _forward(machine, _pack(plan, x))
+    z = _inverse(machine, machine.twist(z, filters))
     y = _unpack(plan, machine, z, *signal.shape[::2])
-    y = y * machine.wide(np.ldexp(plan.residual, -exponent))[:, None]
+    y = y * (machine.wide(np.ldexp(plan.residual, -exponent))[:, None] * down)
     if gate_out is not None:
         y = y * machine.wide(machine.store_real(gate_out))
     return machine.store_real(y).astype(np.float64)
@@ -193,7 +284,7 @@ def spectrum(plan: Plan, k: npt.ArrayLike, *, rounded: bool = True) -> tuple[Com
     for part, source in ((scaled.real, natural.real), (scaled.imag, natural.imag)):
         part[...] = np.ldexp(source, exponent[:, None])
     ordered: Complex = scaled[:, monarch_permutation(plan.factors)]
-    return (Rounded(plan).store(ordered) if rounded else ordered), exponent
+    return arithmetic(plan, rounded).store(ordered), exponent
 
 
 def _checked(
@@ -252,7 +343,7 @@ def _forward(machine: Arithmetic, z: Real | Complex, trace: list[Complex] | None
     for number, stage in enumerate(stages, 1):
         product = _along_digit(machine.matrix(number), z, stage)
         if number < len(stages):
-            product = machine.store(product * machine.twiddle(number))
+            product = machine.twist(product, machine.twiddle(number))
         z = product
         if trace is not None:
             trace.append(product)
@@ -271,7 +362,7 @@ def _inverse(machine: Arithmetic, z: Complex, trace: list[Complex] | None = None
         if number > 1:  # the twiddle that the forward transform put after the stage before
             before = stages[number - 2]
             z = z.reshape(-1, before.radix, before.rest)
-            z = machine.store(z * np.conj(machine.twiddle(number - 1)))
+            z = machine.twist(z, np.conj(machine.twiddle(number - 1)))
         if trace is not None:
             trace.append(z)
     return z.reshape(shape)

@@ -153,16 +153,19 @@ __device__ __forceinline__ unsigned warp_max(unsigned x) {
 }
 
 // The power of two that brings numbers up to a peak (bits of fp32) into [1, 2), and what undoes it (design
-// 1.8). What is not finite comes out as NaN, whatever became of it in between.
+// 1.8). What is not finite comes out as NaN and zeros as zeros, whatever became of them in between: the noise
+// of the row that shares their transform.
 struct Power {
     unsigned exponent;  // of the peak, biased, where both powers exist
-    bool finite;
+    bool finite, zero;
 
     __device__ __forceinline__ explicit Power(unsigned peak)
-        : exponent(min(max(peak >> 23, 1u), 253u)), finite(peak < 0x7f800000u) {}
+        : exponent(min(max(peak >> 23, 1u), 253u)), finite(peak < 0x7f800000u), zero(peak == 0) {}
 
     __device__ __forceinline__ float up() const { return __uint_as_float((254u - exponent) << 23); }
-    __device__ __forceinline__ float down() const { return __uint_as_float(finite ? exponent << 23 : 0x7fc00000u); }
+    __device__ __forceinline__ float down() const {
+        return __uint_as_float(!finite ? 0x7fc00000u : zero ? 0u : exponent << 23);
+    }
     // Twice what takes numbers from this power to a larger one: at most 1.
     __device__ __forceinline__ Pack to(const Power& larger) const {
         const unsigned less = larger.exponent - exponent;
