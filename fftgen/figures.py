@@ -67,7 +67,9 @@ class Figures:
             found.append("wavefronts: peaks of strips are written one by one")
         few = {role: n for role, n in self.resident.items() if n < WARPS}
         for role, warps in few.items():
-            found.append(f"{warps} warps of {role}: {self.registers[role]} registers a thread or shared memory")
+            found.append(
+                f"{warps} warps of {role}: {self.registers[role]} registers a thread or shared memory"
+            )
         if self.spilled:
             found.append(f"{self.spilled} bytes spilled")
         return found
@@ -124,7 +126,9 @@ def figures(problem: Problem, gated: bool, target: str = "sm_90", seed: int = 1)
             for report in reports.values()
             for a in (report.counters.shared_loads, report.counters.shared_stores)
         ),
-        instructions={k: v.per_128 for k, v in hot_paths(plan, gated).items()} if plan.engine == "mma" else {},
+        instructions={k: v.per_128 for k, v in hot_paths(plan, gated).items()}
+        if plan.engine == "mma"
+        else {},
         registers={role: r.registers for role, r in resources.items()},
         spilled=sum(r.spill_store_bytes + r.spill_load_bytes for r in resources.values()),
         resident={
