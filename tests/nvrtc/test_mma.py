@@ -69,8 +69,9 @@ def test_other_shapes(mode: str, factors: tuple[int, ...], rng: np.random.Genera
     run(plan, rng, batch=3, options=OPTIONS)
 
 
-@pytest.mark.parametrize("length", [1, 2, 17, 100, 257, 1000, 1026, 3000, 5000, 5003, 12_000, 20_000])
+@pytest.mark.parametrize("length", [1, 2, 17, 100, 257, 1000, 2049, 3000, 5000, 5003, 12_000, 20_000])
 def test_causal_lengths_that_are_no_transforms(length: int, rng: np.random.Generator) -> None:
+    """None from 1025 to 2048: no shape of the chain serves them yet, the planner takes wmma."""
     run(plan_for("causal", length), rng, batch=2 if length < 10_000 else 1, channels=2)
 
 
