@@ -95,7 +95,8 @@ def resident_warps(kernel: Kernel, registers: int, target: Target) -> int:
     """Warps of a kernel that a multiprocessor holds at a time: registers (by eights), shared memory, slots."""
     by_registers = target.registers_sm // (-(-registers // 8) * 8 * 32) // kernel.warps
     by_shared = target.shared_sm // (kernel.shared_bytes + target.shared_reserved)
-    return min(by_registers, by_shared, target.warps_sm // kernel.warps, target.blocks_sm) * kernel.warps
+    blocks = min(by_registers, by_shared, target.warps_sm // kernel.warps, target.blocks_sm)
+    return blocks * kernel.warps
 
 
 def figures(problem: Problem, gated: bool, target: str = "sm_90", seed: int = 1) -> Figures:
@@ -145,7 +146,7 @@ def _ratio(pairs: Any) -> float:
 
 
 def _reports(built: Built, gated: bool, seed: int) -> tuple[dict[str, Report], int]:
-    """Counters by kernel, and the transforms they are about (of sampled blocks where whole calls are long)."""
+    """Counters by kernel, and how many transforms they count; of sampled blocks where calls are long."""
     plan = built.plan
     ptx = emulate.line_ptx(built)
     if plan.transform > FULL_POINTS:
@@ -189,16 +190,17 @@ def page(found: Sequence[Figures], target: str, compiler: str) -> str:
         "# What the kernels issue and move",
         "",
         f"Written by `fftgen figures --arch {target}`; code by {compiler}. Exact counts, no times: matrix",
-        "operations (m16n8k16) of one transform, counted in the simulator; 32-byte sectors of u, gates and y and",
-        "wavefronts of shared memory over the least possible; machine instructions of a warp for 128 complex",
-        "elements, counted in the compiled code of the path that aligned rows of full length take (all kernels of",
-        "a long transform together); registers a thread; warps resident on a multiprocessor. A circular",
-        "transform does two rows. Lengths above 65 536: sampled blocks, with gates in all counts but instructions.",
+        "operations (m16n8k16) of one transform, counted in the simulator; 32-byte sectors of u, gates and y",
+        "and wavefronts of shared memory over the least possible; machine instructions of a warp for 128",
+        "complex elements, counted in the compiled code of the path that aligned rows of full length take (all",
+        "kernels of a long transform together); registers a thread; warps resident on a multiprocessor. A",
+        "circular transform does two rows. Lengths above 65 536 are counted on sampled blocks, with gates in",
+        "all but the instructions.",
         "",
         f"The bounds asked of 4096 points, causal: sectors {SECTORS}, wavefronts {WAVEFRONTS}, {INSTRUCTIONS}"
         f" instructions, {WARPS} warps, no spill. The last column says why a figure is beyond them.",
         "",
-        "| problem | plan | operations | sectors | wavefronts | instructions | registers | warps | beyond a bound |",
+        "| problem | plan | operations | sectors | wavefronts | instructions | registers | warps | beyond |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for f in found:

@@ -50,10 +50,12 @@ def specialised(source: Source, length: int, gated: bool) -> Source:
 
 
 def hot_paths(plan: Plan, gated: bool) -> dict[str, HotPath]:
-    """By role: every kernel of a plan of the mma engine that works on complex elements.
+    """By role: every kernel of a plan of the mma engine that works on complex elements (none of others).
 
     Raises ToolchainError where NVRTC or nvdisasm is missing.
     """
+    if plan.engine != "mma":
+        return {}
     length = min(plan.problem.length, plan.transform)
     cubin = nvrtc.compile_cubin(specialised(render(plan), length, gated), plan.target)
     listing = _kernels(sass.disassemble(cubin.image))

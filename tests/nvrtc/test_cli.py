@@ -196,7 +196,7 @@ def test_verify_runs_the_kernels_of_a_file() -> None:
     assert re.search(r"error \d\.\d+e-0\d \(bound .*: ok", result.stdout)
     assert "1 of 1 module hold the code that their source compiles to" in result.stdout
     assert result.stdout.endswith("1 module run, 0 failed; seed 5\n")
-    assert "wmma" in result.stdout  # counters
+    assert "mma.m16n8k16" in result.stdout  # counters
     document = answer("verify", "right.fftgen", "--quick", "--seed", "5")
     assert document["modules"][0]["passed"]
     assert list(document["code"].values()) == ["same"]

@@ -36,7 +36,8 @@ def test_the_portfolio_covers_what_there_is() -> None:
     plans = [m.plan for m in portfolio.MEMBERS]
     assert {p.problem.mode for p in plans} == {"causal", "circular"}
     assert {p.problem.dtype for p in plans} == {"bf16", "fp16"}
-    assert {p.memory_class for p in plans} == {"block", "device"}
+    assert {p.memory_class for p in plans} == {"warp", "block", "device"}
+    assert {p.engine for p in plans} == {"mma", "wmma"}
     assert {p.packing for p in plans} == {"right-angle", "batch-pair"}
     assert {p.order for p in plans} == {2, 3, 4}
     assert any(p.fold for p in plans)

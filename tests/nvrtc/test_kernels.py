@@ -1,4 +1,4 @@
-"""Ring 3: the PTX that NVRTC makes of rendered sources, run in the simulator, against float64.
+"""Ring 3: the PTX that NVRTC makes of the "wmma" engine's sources, run in the simulator, against float64.
 
 Every call goes the way of a call on a GPU (launches, argument blocks, tables, spectrum, workspace), with
 poisoned outputs, race and initialisation checks on. References come from tests/reference.py.
@@ -8,31 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from reference import convolve
-from tolerance import check
+from calls import built, run
+from plans import on_engine
 
-from fftgen import emulate, sampled
-from fftgen.cache import Cache
+from fftgen import sampled
 from fftgen.launch import ARGS_BYTES
-from fftgen.pipeline import Built, build_plan
 from fftgen.planner import search
 from fftgen.planner.cost import tensor_ops
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
-
-TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@lru_cache(maxsize=8)
-def built(plan: Plan) -> tuple[Built, str]:
-    module = build_plan(plan, Cache(None))
-    return module, emulate.line_ptx(module)
 
 
 @pytest.fixture(autouse=True)
@@ -40,51 +28,8 @@ def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path))
 
 
-def run(
-    plan: Plan,
-    rng: np.random.Generator,
-    *,
-    batch: int = 1,
-    channels: int = 1,
-    length: int | None = None,
-    taps: int | None = None,
-    options: tuple[str, ...] = (),
-) -> emulate.Simulated:
-    """One call on fresh random inputs, checked; returns the simulated device with its counters."""
-    module, ptx = built(plan)
-    p = plan.problem
-    length, taps = length or p.length, taps or p.length
-    dtype = TORCH[p.dtype]
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.from_numpy(rng.standard_normal(shape))
-
-    shape = (batch, channels, length)
-    u = draw(*shape).to(dtype)
-    k = (draw(channels, taps) * torch.exp(-8 * torch.arange(taps) / taps)).float()
-    if (
-        taps == 1
-    ):  # its spectrum is one number: rounding it is one error everywhere, not the noise of the bound
-        k = k.to(dtype).float()
-    given: dict[str, torch.Tensor | None] = {
-        "in_gate": draw(*shape).to(dtype) if "in_gate" in options else None,
-        "out_gate": draw(*shape).to(dtype) if "out_gate" in options else None,
-        "skip": draw(channels).float() if "skip" in options else None,
-    }
-    y, simulated = emulate.convolve(module, u, k, ptx=ptx, seed=int(rng.integers(2**31)), **given)
-    exact = convolve(
-        u.double(),
-        k.double(),
-        mode=p.mode,
-        length=p.length,
-        **{name: None if x is None else x.double().numpy() for name, x in given.items()},
-    )
-    check(y.double().numpy(), exact, p.dtype, plan.order)
-    return simulated
-
-
 def plan_for(mode: str, length: int, dtype: str, target: str = "sm_90") -> Plan:
-    return search.plan(Problem(mode, length, dtype), target)
+    return on_engine(Problem(mode, length, dtype), target, "wmma")
 
 
 POWERS = [2**e for e in range(8, 16)]
