@@ -92,7 +92,7 @@ class Figures:
 
 
 def resident_warps(kernel: Kernel, registers: int, target: Target) -> int:
-    """Warps of a kernel that a multiprocessor holds at a time: registers (by eights), shared memory, slots."""
+    """Warps of a kernel that a multiprocessor holds: by registers (in eights), shared memory and slots."""
     by_registers = target.registers_sm // (-(-registers // 8) * 8 * 32) // kernel.warps
     by_shared = target.shared_sm // (kernel.shared_bytes + target.shared_reserved)
     blocks = min(by_registers, by_shared, target.warps_sm // kernel.warps, target.blocks_sm)
@@ -192,8 +192,8 @@ def page(found: Sequence[Figures], target: str, compiler: str) -> str:
         f"Written by `fftgen figures --arch {target}`; code by {compiler}. Exact counts, no times: matrix",
         "operations (m16n8k16) of one transform, counted in the simulator; 32-byte sectors of u, gates and y",
         "and wavefronts of shared memory over the least possible; machine instructions of a warp for 128",
-        "complex elements, counted in the compiled code of the path that aligned rows of full length take (all",
-        "kernels of a long transform together); registers a thread; warps resident on a multiprocessor. A",
+        "complex elements, counted in the compiled code of the path that aligned rows of full length take",
+        "(all kernels of a long transform together); registers a thread; warps resident on a multiprocessor. A",
         "circular transform does two rows. Lengths above 65 536 are counted on sampled blocks, with gates in",
         "all but the instructions.",
         "",

@@ -1,4 +1,4 @@
-"""The command line: ``fftgen plan · render · build · inspect · verify · cache · doctor · portfolio · figures · bench``.
+"""The command line: plan · render · build · inspect · verify · cache · doctor · portfolio · figures · bench.
 
 Exit status: 0 done, 1 failed (a compile error, a damaged file, a wrong result), 2 asked for what is not
 served. Errors go to stderr in one message; ``-v`` adds the traceback.

@@ -92,7 +92,8 @@ def kernels(
             yield (body,)
         else:
             inward, outward = around
-            peaks = Kernel("peaks", 0, PEAK_WARPS, 1, 8, 0, 0, PEAK_COUNT, -1, -1, 0)
+            resident = min(8, target.warps_sm // PEAK_WARPS)
+            peaks = Kernel("peaks", 0, PEAK_WARPS, 1, resident, 0, 0, PEAK_COUNT, -1, -1, 0)
             yield (peaks, inward, body, outward)
 
 

@@ -47,7 +47,8 @@ def pieces(found: Plan, launch: Launch) -> int:
             rows *= stage.radix
         return launch.items * rows
     stage = found.stages[launch.kernel.stage - 1]
-    return launch.items * found.transform // stage.radix // 16  # strips of 16 columns
+    width = 8 * launch.kernel.columns if found.engine == "mma" else 16  # columns of a strip
+    return launch.items * found.transform // stage.radix // width
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -77,8 +78,11 @@ def test_every_piece_has_exactly_one_worker_and_no_block_is_idle(shape: tuple[in
             assert launch.shared_bytes == kernel.shared_bytes
             assert launch.entry == found.entry(kernel)
             assert 1 <= launch.grid < 2**31
-            if kernel.role == "fold":
+            if kernel.role in ("fold", "peaks"):
                 assert launch.grid % launch.items == 0
+                if kernel.role == "peaks":  # a block to so many numbers of a row
+                    rows = launch.items * found.rows_per_item
+                    assert launch.grid == rows * -(-found.problem.length // kernel.plane)
                 continue
             todo = pieces(found, launch)
             per_block = workers(launch) * launch.run
@@ -90,7 +94,7 @@ def test_pieces_are_dealt_out_as_the_kernels_take_them() -> None:
     """Small launches piece by piece: consecutive pieces of a worker, or of a block's warps in turn."""
     for found in plans():
         for launch in launches(found, 3, 1, found.problem.length):
-            if launch.kernel.role == "fold" or pieces(found, launch) > 5000:
+            if launch.kernel.role in ("fold", "peaks") or pieces(found, launch) > 5000:
                 continue
             taken: Counter[int] = Counter()
             for block in range(launch.grid):
@@ -98,7 +102,9 @@ def test_pieces_are_dealt_out_as_the_kernels_take_them() -> None:
                     for i in range(launch.run):
                         if launch.kernel.role.startswith("columns"):
                             piece = (block * launch.run + i) * workers(launch) + worker
-                        elif found.memory_class == "warp":  # a group of neighbours at a time
+                        elif (
+                            found.engine == "mma" and not found.block_stage
+                        ):  # a group of neighbours at a time
                             warp, place = divmod(worker, launch.kernel.group)
                             group = (block * launch.kernel.warps + warp) * launch.run + i
                             piece = group * launch.kernel.group + place

@@ -164,7 +164,6 @@ def test_the_driver_is_handed_what_the_simulator_runs(
     assert calls == wanted
     assert {c[0] for c in calls} == set(module.entries)
     assert attributes == {n: size for n, size in module.entries.items() if size > 48 * 1024}
-    assert attributes
 
 
 def test_a_call_costs_microseconds_on_the_host(rng: np.random.Generator) -> None:
