@@ -15,7 +15,7 @@ _HOMES = {
     "Conv": "fftgen.conv",
     "Spectrum": "fftgen.execute",
     "get_conv": "fftgen.conv",
-    "fftconv": "fftgen.conv",
+    "fftconv": "fftgen.functional",
     "load": "fftgen.conv",
     "plan": "fftgen.api",
     "build": "fftgen.api",
@@ -24,8 +24,9 @@ __all__ = ["Conv", "Spectrum", "__version__", "build", "fftconv", "get_conv", "l
 
 if TYPE_CHECKING:
     from fftgen.api import build, plan
-    from fftgen.conv import Conv, fftconv, get_conv, load
+    from fftgen.conv import Conv, get_conv, load
     from fftgen.execute import Spectrum
+    from fftgen.functional import fftconv
 
 
 def __getattr__(name: str) -> Any:

@@ -6,14 +6,13 @@ tensor to address are handed in.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from fftgen import filters
 from fftgen.dtypes import dtype
 from fftgen.errors import InputError
 from fftgen.launch import ABSENT, Call, Launcher, Signal, run
@@ -42,13 +41,6 @@ class Spectrum:
         return int(self.planes.shape[0])
 
 
-@lru_cache(maxsize=32)
-def _weights(transform: int, device: torch.device) -> Tensor:
-    """Right-angle weights exp(i*pi*n/(2N)), complex64 (N,)."""
-    angle = torch.arange(transform, dtype=torch.float64) * (math.pi / (2 * transform))
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(device)
-
-
 def monarch_order(spectrum: Tensor, factors: Sequence[int]) -> Tensor:
     """(..., N) in natural order to Monarch order: position (k_1, ..., k_p) holds k_1 + N_1 k_2 + ..."""
     lead = spectrum.dim() - 1
@@ -62,16 +54,12 @@ def storage(plan: Plan) -> torch.dtype:
     return torch.bfloat16 if dtype(plan.problem.dtype).name == "bf16" else torch.float16
 
 
-def spectrum(plan: Plan, k: Tensor) -> Spectrum:
-    """Transform a filter (H, Lk), Lk at most the plan's length, on its own device, in fp32."""
-    n = plan.transform
-    taps = k.detach().to(torch.float32)
-    if plan.real_input:
-        padded = torch.nn.functional.pad(taps, (0, n - taps.shape[-1]))
-        natural = torch.fft.fft(padded * _weights(n, k.device))
-    else:
-        natural = torch.fft.fft(taps, n=n)
-    ordered = monarch_order(natural, plan.factors)
+def spectrum(plan: Plan, k: Tensor | None, k_rev: Tensor | None = None) -> Spectrum:
+    """Transform filters (H, Lk), at most the plan's length, on their own device, in fp32 (filters.py).
+
+    ``k_rev`` acts backwards in time; either may be absent, not both.
+    """
+    ordered = monarch_order(filters.response(plan, k, k_rev), plan.factors)
     largest = ordered.abs().amax(dim=-1)
     _, exponent = torch.frexp(largest)
     exponent = torch.where((largest > 0) & largest.isfinite(), exponent, 0).clamp(-126, 126)
@@ -79,7 +67,8 @@ def spectrum(plan: Plan, k: Tensor) -> Spectrum:
     up, down = torch.ldexp(one, -exponent), torch.ldexp(one, exponent)
     planes = torch.view_as_real(ordered * up[:, None]).movedim(-1, 1).to(storage(plan)).contiguous()
     scale = torch.stack([up, down * plan.residual], dim=-1).contiguous()
-    return Spectrum(planes, scale, plan.digest, int(k.shape[-1]))
+    longest = max(int(f.shape[-1]) for f in (k, k_rev) if f is not None)
+    return Spectrum(planes, scale, plan.digest, longest)
 
 
 def time_contiguous(x: Tensor | None) -> Tensor | None:
