@@ -79,6 +79,10 @@ class Conv:
         p = self.problem
         return f"fftgen.Conv({p.length}, {p.mode}, {p.dtype}, {self.handle})"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles are the registered object: kernels are found again, not carried along."""
+        return registered, (self.handle,)
+
     def __call__(
         self,
         u: Tensor,

@@ -51,6 +51,8 @@ def convolve(
     forward, tap j of k_rev j steps back. ``mode`` "circular" wraps at ``length``; "causal" is linear and
     cut to L. Returns a contiguous (B, H, L) of ``u``'s dtype.
     """
+    if u.numel() == 0:  # FFT libraries refuse empty batches
+        return torch.empty_like(u, memory_format=torch.contiguous_format)
     steps = u.shape[-1]
     x = u if in_gate is None else u * in_gate
     signal = x.to(wide(u))
@@ -90,6 +92,8 @@ def correlate_input(
 
     u, v, gates (B, H, L) of one dtype. Returns (H, taps) in the wide precision.
     """
+    if u.numel() == 0:
+        return u.new_zeros(u.shape[1], taps, dtype=wide(u))
     x = (u if in_gate is None else u * in_gate).to(wide(u))
     g = (v if out_gate is None else v * out_gate).to(wide(u))
     if taps == 1:  # lag 0 only, what a skip term needs: no transform

@@ -36,15 +36,17 @@ def fftconv(
     groups: int | None = None,
     per_row: bool = False,
     reverse: str = "mirrored",
+    period: int | None = None,
 ) -> Tensor:
     """Convolve, with kernels for whatever lengths come: one graph of ``torch.compile`` serves them all.
 
     u (..., H, L) with k (H, Lk) and everything else as ``Conv.__call__``, or u (L,) with k (Lk,).
-    "causal": y_t = sum_{j<=t} k_j u_{t-j}, t < L; lengths close to each other share kernels. "circular":
-    period L, filters of at most L taps. "full", "same", "valid": the part of the linear convolution that
-    ``scipy.signal.fftconvolve(u, k, mode, axes=-1)`` returns, L + Lk - 1, L, or |L - Lk| + 1 long; they
-    take no k_rev, and skip only where output and input are aligned ("full"). On a GPU u is bfloat16 or
-    float16; on a CPU float32 and float64 as well. Raises InputError as ``Conv.__call__`` does.
+    "causal": y_t = sum_{j<=t} k_j u_{t-j}, t < L; lengths close to each other share kernels.
+    "circular": wrapped at ``period``, L by default; signals and filters of at most that.
+    "full", "same", "valid": what ``scipy.signal.fftconvolve(u, k, mode, axes=-1)`` returns of the linear
+    convolution, L + Lk - 1, L, or |L - Lk| + 1 long; no k_rev, and skip only in "full", where output and
+    input line up. On a GPU u is bfloat16 or float16; on a CPU float32 and float64 as well.
+    Raises InputError as ``Conv.__call__`` does.
     """
     if mode not in (*MODES, *SCIPY_MODES):
         raise InputError(f"mode {mode!r} is not supported: choose from {', '.join((*MODES, *SCIPY_MODES))}")
@@ -63,10 +65,13 @@ def fftconv(
             out_gate=out_gate,
             skip=skip,
             reverse=reverse,
+            period=period,
         )[0]
     form = Form(groups, per_row, reverse)
+    if period is not None and mode != "circular":
+        raise InputError(f"period={period} belongs to mode 'circular', not to {mode!r}")
     if mode in MODES:
-        return _call(mode, u, k, k_rev, in_gate, out_gate, skip, form)
+        return _call(mode, u, k, k_rev, in_gate, out_gate, skip, form, period)
     if k_rev is not None:
         raise InputError(f"k_rev has no place in mode {mode!r}: use 'causal' or 'circular'")
     if skip is not None and mode != "full":
@@ -101,6 +106,7 @@ def _call(
     out_gate: Tensor | None,
     skip: Tensor | None,
     form: Form,
+    period: int | None = None,
 ) -> Tensor:
     if autocasting(u.device.type):
         target = torch.get_autocast_dtype(u.device.type)
@@ -108,10 +114,11 @@ def _call(
     if mode == "causal":
         length = max(u.shape[-1], k.shape[-1], 1 if k_rev is None else k_rev.shape[-1])
     else:
-        length = u.shape[-1]
+        length = u.shape[-1] if period is None else period
     # On a CPU any of the two names will do: torch.fft computes in the precision of float32 or float64.
     dtype = "bf16" if u.dtype == wanted(_PROBE, u) else find_dtype(u.dtype).name
     problem = Problem(mode, length, dtype)
     x = arrange(problem, u, k, k_rev, in_gate, out_gate, skip, form)
     filter_gradient.refuse(x.k, x.k_rev)
-    return x.back(autograd.conv(*x[:-1], any_length(mode, dtype)))
+    handle = any_length(mode, dtype) if period is None else f"{mode}-{period}-{dtype}"
+    return x.back(autograd.conv(*x[:-1], handle))
