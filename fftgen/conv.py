@@ -267,6 +267,10 @@ class Conv:
         check_input(self.problem, u)  # an operator may be called with CPU-only types by itself
         if u.numel() == 0:
             return torch.empty_like(u)
+        if (
+            self.problem.causal
+        ):  # taps beyond the signal meet nothing: they must not ask for a longer transform
+            k, k_rev = (None if f is None else f[..., : u.shape[-1]] for f in (k, k_rev))
         taps = max(f.shape[-1] for f in (k, k_rev) if f is not None)
         loaded = self.on(u.device, self.served(u.shape[-1], taps))
         made = spectrum(loaded.executable.plan, k, k_rev)
@@ -322,11 +326,11 @@ def any_length(mode: str, dtype: str) -> str:
     return f"{mode}-*-{dtype}"
 
 
-def registered(handle: str, steps: int = 1, *taps: int) -> Conv:
+def registered(handle: str, steps: int = 1) -> Conv:
     """The convolution behind an operator's handle; just-in-time ones are made from the handle itself.
 
-    ``steps``, ``taps``: the shapes of the call, for a handle that leaves the length open. Linear
-    problems then share the shortest transform that holds both, circular ones have the signal's period.
+    ``steps``: the length of the signal, for a handle that leaves it open. Linear problems then share the
+    shortest transform that holds it, circular ones have it for their period.
     """
     found = _registry.get(handle)
     if found is not None:
@@ -336,7 +340,7 @@ def registered(handle: str, steps: int = 1, *taps: int) -> Conv:
     mode, length, dtype = handle.split("-")
     if length != "*":
         return _jit(Problem(mode, int(length), dtype))
-    problem = Problem(mode, max(steps, *taps) if mode == "causal" else steps, dtype)
+    problem = Problem(mode, steps, dtype)
     return _jit(nearest(problem) if problem.causal else problem)
 
 

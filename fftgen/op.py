@@ -49,8 +49,7 @@ Maybe = Tensor | None
 def _conv_cuda(
     u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:
-    conv = registered(handle, u.shape[-1], *(f.shape[-1] for f in (k, k_rev) if f is not None))
-    return conv.run(u, k, k_rev, in_gate, out_gate, skip)
+    return registered(handle, u.shape[-1]).run(u, k, k_rev, in_gate, out_gate, skip)
 
 
 def _conv_cpu(
@@ -63,7 +62,7 @@ def _conv_cpu(
 
 
 def _correlate_cuda(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: int, handle: str) -> Tensor:
-    return filter_gradient.on_gpu(registered(handle, u.shape[-1], taps), u, v, in_gate, out_gate, taps)
+    return filter_gradient.on_gpu(registered(handle, u.shape[-1]), u, v, in_gate, out_gate, taps)
 
 
 def _correlate_cpu(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: int, handle: str) -> Tensor:

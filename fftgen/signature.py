@@ -107,8 +107,10 @@ def arrange(
         copies = (*lead, filters, channels, steps)
         u = u.unsqueeze(-3).expand(copies)
         in_gate = None if in_gate is None else in_gate.unsqueeze(-3).expand(copies)
-    if skip is not None:
-        skip = skip.expand(rows, channels).reshape(-1) if per_row else skip.reshape(-1)
+    if skip is not None and per_row:
+        skip = skip.expand(rows, channels).reshape(-1)
+    elif skip is not None and filters is not None:
+        skip = skip.reshape(-1)
     return Arguments(
         _flat(u, flat),
         k,

@@ -125,7 +125,7 @@ class LongConv(nn.Module):
                 + ("; transposed=False takes (..., L, channels)" if self.transposed else ", transposed")
             )
         self._look()
-        k = self.filter_dropout(self.regularized()[..., : u.shape[-1]])
+        k = self.filter_dropout(self.regularized())  # cut to the input by the convolution
         k_rev = None
         if self.bidirectional:
             k, k_rev = k.chunk(2)

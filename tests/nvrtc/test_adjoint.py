@@ -15,7 +15,8 @@ import pytest
 import torch
 from gradients import OPTIONS, TORCH
 
-from fftgen import emulate, gradient_accuracy
+import fftgen
+from fftgen import eager, emulate, gradient_accuracy
 from fftgen.accuracy import EXPECTED
 from fftgen.cache import Cache
 from fftgen.pipeline import Built, build_plan
@@ -131,3 +132,41 @@ def test_the_device_class(mode: str, length: int, dtype: str, target: str, rng: 
     plan = plan_for(mode, length, dtype, target)
     assert plan.memory_class == "device"
     check(plan, rng, options=("k_rev", "in_gate", "out_gate", "skip"))
+
+
+@pytest.mark.parametrize(("mode", "length"), [("causal", 512), ("circular", 512), ("circular", 1009)])
+def test_autograd_through_the_kernels(
+    mode: str, length: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operators with the simulated kernels in the place of torch.fft: forward, then one backward().
+
+    The filters' gradients have no kernel: theirs come from the CPU path and are held to it.
+    """
+    plan = plan_for(mode, length)
+    launches: list[str] = []
+
+    def kernels(
+        u: torch.Tensor, k: Any, k_rev: Any, *, mode: str, length: int, in_gate: Any, out_gate: Any, skip: Any
+    ) -> torch.Tensor:
+        assert (mode, length) == (plan.problem.mode, plan.problem.length)
+        launches.append("forward" if k is given["k"] else "adjoint")
+        return launched(plan, rng, u, k, k_rev, in_gate, out_gate, skip)
+
+    monkeypatch.setattr(eager, "convolve", kernels)
+    given = gradients.draw(rng, (3, 2, length), length // 2, OPTIONS[-1], torch.bfloat16)
+    v = torch.from_numpy(rng.standard_normal((3, 2, length))).bfloat16()
+    u, k, *_ = given.values()
+    y = fftgen.get_conv(length, causal=mode == "causal")(
+        u, k, **{n: x for n, x in given.items() if n not in ("u", "k")}
+    )
+    y.backward(v)
+    assert launches == ["forward", "adjoint", "adjoint", "forward"]  # y, du, d in_gate, d out_gate
+    ref, wanted = gradients.exact(given, v, mode=mode, length=length)
+    gradients.judge(y, ref, gradient_accuracy.signal("bf16", plan.order, gated=True))
+    for name, x in given.items():
+        assert x.grad is not None
+        if name in ("k", "k_rev", "skip"):
+            expected = gradient_accuracy.cpu_filters("bf16", gates=2)
+            gradients.judge(x.grad, wanted[name], expected, margin=4 if name == "skip" else 1.5)
+        else:
+            gradients.judge(x.grad, wanted[name], gradient_accuracy.signal("bf16", plan.order, gated=True))
