@@ -4,9 +4,9 @@ Shapes: u, v, gates and their gradients (B, H, L); filters (H, Lk); skip (H,). G
 skip are accumulated in float32 (float64 for float64 signals) and cast to the argument's dtype at the end.
 Nothing but arguments is stored for the backward pass; intermediates are computed again.
 
-``conv`` and ``correlate_input`` are how the package calls the operators. Under torch.func the functions
-below take the call at the Python level, where its transforms find their rules; everywhere else, and while
-a graph is traced, it is the operator, whose Autograd kernel is the same function.
+``conv`` and ``correlate_input`` are how the package calls the operators: while a graph is traced as they
+are, otherwise through the functions below, which are also the operators' Autograd kernels. At the Python
+level torch.func finds its rules; inside an operator it would not.
 """
 
 from __future__ import annotations
@@ -20,11 +20,6 @@ from torch.autograd.function import Function
 Maybe = Tensor | None
 
 
-def transformed() -> bool:
-    """Whether a transform of torch.func is at work."""
-    return not torch.compiler.is_compiling() and bool(torch._C._are_functorch_transforms_active())
-
-
 def recorded(*inputs: Any) -> bool:
     """Whether reverse or forward mode differentiation looks at a call."""
     if torch.autograd.forward_ad._current_level >= 0:
@@ -36,16 +31,23 @@ def conv(
     u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:
     """``torch.ops.fftgen.conv``: out_gate * (conv(x, k) + corr(x, k_rev) + skip * x), x = in_gate * u."""
-    call: Any = Conv.apply if transformed() else torch.ops.fftgen.conv
-    y: Tensor = call(u, k, k_rev, in_gate, out_gate, skip, handle)
-    return y
+    return _call(Conv, torch.ops.fftgen.conv, (u, k, k_rev, in_gate, out_gate, skip, handle))
 
 
 def correlate_input(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: int, handle: str) -> Tensor:
     """``torch.ops.fftgen.correlate_input``: (H, taps), sum_b sum_t (out_gate * v)_t (in_gate * u)_{t-j}."""
-    call: Any = CorrelateInput.apply if transformed() else torch.ops.fftgen.correlate_input
-    found: Tensor = call(u, v, in_gate, out_gate, taps, handle)
-    return found
+    return _call(CorrelateInput, torch.ops.fftgen.correlate_input, (u, v, in_gate, out_gate, taps, handle))
+
+
+def _call(rules: Any, operator: Any, inputs: tuple[Any, ...]) -> Tensor:
+    """The operator by the shortest way: its Autograd kernel comes to the same, microseconds later."""
+    if torch.compiler.is_compiling():
+        result: Tensor = operator(*inputs)
+    elif recorded(*inputs) or torch._C._are_functorch_transforms_active():
+        result = rules.apply(*inputs)
+    else:
+        result = rules.forward(*inputs)
+    return result
 
 
 class Conv(Function):
@@ -54,7 +56,7 @@ class Conv(Function):
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            y: Tensor = torch.ops.fftgen.conv(*inputs)
+            y: Tensor = torch.ops.fftgen.conv.default(*inputs)
         return y
 
     @staticmethod
@@ -133,7 +135,7 @@ class CorrelateInput(Function):
     @staticmethod
     def forward(*inputs: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            found: Tensor = torch.ops.fftgen.correlate_input(*inputs)
+            found: Tensor = torch.ops.fftgen.correlate_input.default(*inputs)
         return found
 
     @staticmethod

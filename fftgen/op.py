@@ -116,7 +116,7 @@ def _differentiable(rules: Any) -> Any:
     """The Autograd kernel of an operator. torch.func looks for its rules at the Python level instead."""
 
     def kernel(*inputs: Any) -> Tensor:
-        if autograd.transformed():
+        if torch._C._are_functorch_transforms_active():
             raise InputError(
                 "an operator of torch.ops.fftgen does not take torch.func transforms by itself: "
                 "call fftgen.fftconv or a convolution object, which do"

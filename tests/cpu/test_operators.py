@@ -14,6 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fftgen
 from fftgen import eager, gradient_accuracy
+from fftgen.conv import registered, terms
 from fftgen.errors import InputError
 
 MODES = ("causal", "circular")
@@ -221,3 +222,16 @@ def test_fast_lengths_are_the_next_smooth_ones() -> None:
     smooth = sorted(2**a * 3**b * 5**c for a in range(13) for b in range(8) for c in range(6))
     for points in (*range(1, 600), 4097, 4999):
         assert eager.fast_length(points) == next(n for n in smooth if n >= points)
+
+
+def test_handles_of_artifacts_and_open_lengths_name_mode_and_length() -> None:
+    """A graph exported with a loaded artifact runs on CPUs without the file."""
+    assert terms("artifact:0123abcd:circular-64-bf16", 9) == ("circular", 64)
+    assert terms("causal-*-fp16", 9) == ("causal", 9)
+    u, k = torch.randn(1, 2, 9).double(), torch.randn(2, 5).double()
+    y = torch.ops.fftgen.conv(u, k, None, None, None, None, "artifact:0123abcd:circular-64-bf16")
+    gradients.judge(y, gradients.composite(u, k, mode="circular", length=64), 1e-13)
+    with pytest.raises(InputError, match=r"call fftgen\.load on its artifact first"):
+        registered("artifact:0123abcd:circular-64-bf16")
+    assert registered("causal-*-bf16", 1000) is registered("causal-*-bf16", 1001)  # neighbours share kernels
+    assert registered("circular-*-bf16", 1000).problem.length == 1000
