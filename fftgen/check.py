@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,18 +23,28 @@ def _tensor(name: str, x: object) -> Tensor:
     return x
 
 
+def wanted(problem: Problem, u: Tensor) -> torch.dtype:
+    """The dtype that signals must have: the storage type; on CPUs float32 and float64 pass as they are.
+
+    There ``torch.fft`` computes in that precision, which is what gradient checks and references want.
+    """
+    if u.device.type != "cuda" and u.dtype in (torch.float32, torch.float64):
+        return u.dtype
+    return TORCH[problem.dtype]
+
+
 def check_input(problem: Problem, u: object) -> Tensor:
-    """u: (B, H, L), 1 <= L <= seqlen, in the storage dtype. B or H of 0 is fine: the result is empty."""
+    """u: (..., H, L), 1 <= L <= seqlen, in the storage dtype. Empty ones are fine."""
     x = _tensor("u", u)
-    wanted = TORCH[problem.dtype]
-    if x.dim() != 3:
+    if x.dim() < 2:
         raise InputError(
-            f"u must be (batch, channels, length), got {_shape(x)}: "
-            "reshape it, e.g. u.unsqueeze(0) for (channels, length) or u.transpose(1, 2) for (B, L, H)"
+            f"u must be (..., channels, length), got {_shape(x)}: u[None] for one channel, "
+            "u.transpose(1, 2) for (B, L, H)"
         )
-    if x.dtype != wanted:
-        hint = f"u.to({wanted})" if x.is_floating_point() else f"u.to({wanted}) if integers are meant"
-        raise InputError(f"u is {x.dtype}, this convolution was made for {wanted}: {hint}")
+    dtype = wanted(problem, x)
+    if x.dtype != dtype:
+        hint = f"u.to({dtype})" if x.is_floating_point() else f"u.to({dtype}) if integers are meant"
+        raise InputError(f"u is {x.dtype}, this convolution was made for {dtype}: {hint}")
     if x.shape[-1] < 1:
         raise InputError("u has length 0: a convolution needs at least one time step")
     if x.shape[-1] > problem.length:
@@ -43,56 +55,75 @@ def check_input(problem: Problem, u: object) -> Tensor:
     return x
 
 
-def check_filter(problem: Problem, k: object, u: Tensor | None = None) -> Tensor:
-    """k: (H, Lk), 1 <= Lk <= seqlen, real floating point of any width, on u's device."""
-    taps = _tensor("k", k)
-    if taps.dim() != 2:
-        raise InputError(f"k must be (channels, taps), got {_shape(taps)}")
+def check_filter(problem: Problem, k: object, name: str = "k") -> Tensor:
+    """A filter: (..., H, Lk), 1 <= Lk <= seqlen, real floating point of any width."""
+    taps = _tensor(name, k)
+    if taps.dim() < 2:
+        raise InputError(
+            f"{name} must be (channels, taps), got {_shape(taps)}: "
+            f"{name}[None] with groups=1 for one filter that all channels share"
+        )
     if not taps.is_floating_point():
-        raise InputError(f"k must be real floating point, got {taps.dtype}: k.float()")
+        raise InputError(f"{name} must be real floating point, got {taps.dtype}: {name}.float()")
     if not 1 <= taps.shape[-1] <= problem.length:
         raise InputError(
-            f"k has {taps.shape[-1]} taps, this convolution takes 1 to {problem.length}: "
+            f"{name} has {taps.shape[-1]} taps, this convolution takes 1 to {problem.length}: "
             "cut the filter, or use a longer convolution"
         )
-    if u is not None:
-        _matches("k", taps, u, taps.shape[0])
     return taps
 
 
-def check_gate(name: str, gate: object, u: Tensor) -> Tensor | None:
-    """A gate has u's shape, dtype and device."""
+def check_gate(name: str, gate: object, u: Tensor, shape: Sequence[int]) -> Tensor | None:
+    """in_gate has u's shape, out_gate the result's; both u's dtype and device."""
     if gate is None:
         return None
     g = _tensor(name, gate)
-    if g.shape != u.shape:
-        raise InputError(f"{name} must have u's shape {_shape(u)}, got {_shape(g)}: expand it to that shape")
+    if tuple(g.shape) != tuple(shape):
+        whose = "u's" if name == "in_gate" else "the result's"
+        wanted_shape = ", ".join(map(str, shape))
+        raise InputError(
+            f"{name} must have {whose} shape ({wanted_shape}), got {_shape(g)}: expand it to that shape"
+        )
     if g.dtype != u.dtype:
         raise InputError(f"{name} is {g.dtype}, u is {u.dtype}: {name}.to({u.dtype})")
-    if g.device != u.device:
-        raise InputError(f"{name} is on {g.device}, u on {u.device}: {name}.to(u.device)")
+    _same_device(name, g, u)
     return g
 
 
-def check_skip(skip: object, u: Tensor) -> Tensor | None:
-    """skip: (H,), floating point, on u's device."""
+def check_skip(skip: object, u: Tensor, filters: int | None = None) -> Tensor | None:
+    """skip: (H,), or (C, H) where there are C filters per channel; floating point, on u's device."""
     if skip is None:
         return None
     d = _tensor("skip", skip)
-    if d.dim() != 1:
-        raise InputError(f"skip must be (channels,) = ({u.shape[1]},), got {_shape(d)}: skip.flatten()")
+    shape = (u.shape[-2],) if filters is None else (filters, u.shape[-2])
+    if tuple(d.shape) != shape:
+        form = "(channels,)" if filters is None else "(filters, channels)"
+        hint = ": skip.flatten()" if filters is None and d.dim() == 2 and d.numel() == u.shape[-2] else ""
+        raise InputError(f"skip must be {form} = ({', '.join(map(str, shape))}), got {_shape(d)}{hint}")
     if not d.is_floating_point():
         raise InputError(f"skip must be floating point, got {d.dtype}: skip.float()")
-    _matches("skip", d, u, d.shape[0])
+    _same_device("skip", d, u)
     return d
 
 
-def _matches(name: str, x: Tensor, u: Tensor, channels: int) -> None:
-    if channels != u.shape[1]:
+def check_channels(name: str, k: Tensor, u: Tensor, groups: int | None) -> None:
+    """One filter per channel, or one per group of neighbouring channels; on u's device."""
+    channels, rows = u.shape[-2], k.shape[-2]
+    if groups is None and rows != channels:
+        shared = f", or groups={rows} for filters shared by neighbouring channels" if rows else ""
         raise InputError(
-            f"{name} has {channels} channels, u has {u.shape[1]}: u is (batch, channels, length), "
-            f"{name} needs one row per channel"
+            f"{name} has {rows} channels, u has {channels}: u is (..., channels, length), "
+            f"{name} needs one row per channel{shared}"
         )
+    if groups is not None and (groups < 1 or rows != groups or channels % groups):
+        raise InputError(
+            f"groups={groups} needs a filter of {groups} rows and channels that {groups} divides: "
+            f"{name} has {rows} rows, u {channels} channels"
+        )
+    _same_device(name, k, u)
+
+
+def _same_device(name: str, x: Tensor, u: Tensor) -> None:
     if x.device != u.device:
         raise InputError(f"{name} is on {x.device}, u on {u.device}: {name}.to(u.device)")
 

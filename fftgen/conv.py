@@ -11,10 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fftgen import eager
+from fftgen import autograd, filter_gradient
 from fftgen.bundle import choose, open_shelf, padded
-from fftgen.check import check_filter, check_gate, check_input, check_skip, needs_grad
+from fftgen.check import TORCH, check_filter, check_input
 from fftgen.dtypes import dtype as find_dtype
+from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
 from fftgen.execute import Executable, Spectrum, spectrum, time_contiguous
 from fftgen.pipeline import Built, build
@@ -22,6 +23,7 @@ from fftgen.planner import search
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
 from fftgen.runtime import Module
+from fftgen.signature import Arguments, Form, arrange, autocast
 from fftgen.targets import Target, target_for
 from fftgen.targets import target as find_target
 
@@ -62,8 +64,8 @@ class Loaded:
 class Conv:
     """A depthwise long convolution; made by ``fftgen.get_conv`` or ``fftgen.load``.
 
-    ``conv(u, k)`` computes, per batch row and channel,
-    ``out_gate * (conv(in_gate * u, k) + skip * (in_gate * u))``.
+    ``conv(u, k)`` computes, per batch row and channel, with ``x = in_gate * u``,
+    ``out_gate * (sum_j k_j x_{t-j} + sum_j k_rev_j x_{t+j} + skip * x_t)``, linear or wrapped at seqlen.
     """
 
     def __init__(self, problem: Problem, provider: Provider, handle: str) -> None:
@@ -77,60 +79,88 @@ class Conv:
         p = self.problem
         return f"fftgen.Conv({p.length}, {p.mode}, {p.dtype}, {self.handle})"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Copies and pickles are the registered object: kernels are found again, not carried along."""
+        return registered, (self.handle,)
+
     def __call__(
         self,
         u: Tensor,
         k: Tensor | Spectrum,
         *,
+        k_rev: Tensor | None = None,
         in_gate: Tensor | None = None,
         out_gate: Tensor | None = None,
         skip: Tensor | None = None,
+        groups: int | None = None,
+        per_row: bool = False,
+        reverse: str = "mirrored",
     ) -> Tensor:
         """Convolve.
 
-        u (B, H, L) in the convolution's dtype, 1 <= L <= seqlen; k (H, Lk) real floating point with
-        1 <= Lk <= seqlen, or what ``prepare`` returned; in_gate, out_gate like u; skip (H,).
-        Returns a new contiguous (B, H, L) of u's dtype on u's device; B = 0 or H = 0 give an empty one.
-        Time should be contiguous (other layouts are copied); rows that start on 16 bytes are fastest.
+        u (..., H, L) in the convolution's dtype, 1 <= L <= seqlen; k (H, Lk) real floating point with
+        1 <= Lk <= seqlen, or what ``prepare`` returned; in_gate like u, out_gate like the result; skip (H,).
+        Returns a new contiguous (..., H, L) of u's dtype on u's device; empty for empty ones.
+        signature.py has the other filters: ``groups`` shares rows of k among neighbouring channels,
+        k (C, H, Lk) gives (..., C, H, L), ``per_row`` takes a filter per row of u. ``k_rev`` adds
+        ``sum_j k_rev_j x_{t+j}`` in the same pass; with ``reverse="shifted"`` its tap j acts at t+j+1, as
+        in layers that pad the flipped filter to twice the length (S4's and safari's bidirectional code).
+
+        Gradients of every argument, to any order; on a GPU all but those of filters. Under autocast u and
+        gates are cast to the convolution's dtype, filters are not. CPU tensors may also be float32 or
+        float64. Time should be contiguous: other layouts, (B, L, H) transposed among them, are copied;
+        rows that start on 16 bytes are fastest.
 
         Raises InputError for anything that does not fit, before anything is compiled or launched, and
         ToolchainError when a GPU is wanted and NVRTC or the driver is missing.
         """
-        check_input(self.problem, u)
-        check_gate("in_gate", in_gate, u)
-        check_gate("out_gate", out_gate, u)
-        check_skip(skip, u)
-        if isinstance(k, Spectrum):
-            self._check_spectrum(k, u)
-            if u.device.type != "cuda":
-                return self._eager(u, k.planes, in_gate, out_gate, skip)
-            self._refuse_gradients(u, None, in_gate, out_gate, skip)
-            y: Tensor = torch.ops.fftgen.conv_prepared(
-                u, k.planes, k.scale, in_gate, out_gate, skip, self.handle, k.digest
+        prepared = k if isinstance(k, Spectrum) else None
+        filters = None if isinstance(k, Spectrum) else k
+        if prepared is not None and (k_rev is not None or groups is not None or per_row):
+            raise InputError(
+                "a prepared spectrum is of one filter per channel and holds k_rev already: hand in neither "
+                "k_rev nor groups nor per_row beside it"
             )
-            return y
-        check_filter(self.problem, k, u)
-        if u.device.type != "cuda":
-            return self._eager(u, k, in_gate, out_gate, skip)
-        self._refuse_gradients(u, k, in_gate, out_gate, skip)
-        out: Tensor = torch.ops.fftgen.conv(u, k, in_gate, out_gate, skip, self.handle)
-        return out
+        u, in_gate, out_gate = autocast(TORCH[self.problem.dtype], u, in_gate, out_gate)  # type: ignore[assignment]
+        form = Form(groups, per_row, reverse)
+        x = arrange(self.problem, u, filters, k_rev, in_gate, out_gate, skip, form)
+        if prepared is not None:
+            return x.back(self._prepared(prepared, x))
+        filter_gradient.refuse(x.k, x.k_rev)
+        return x.back(autograd.conv(*x[:-1], self.handle))
 
-    def prepare(self, k: Tensor, *, length: int | None = None) -> Spectrum:
-        """The filter's spectrum, computed once, for many calls ``conv(u, spectrum)``.
+    def prepare(
+        self,
+        k: Tensor,
+        *,
+        k_rev: Tensor | None = None,
+        length: int | None = None,
+    ) -> Spectrum:
+        """The filter's spectrum, computed once, for many calls ``conv(u, spectrum)``; no gradients on a GPU.
 
-        k (H, Lk). ``length``: the longest sequence that will be convolved; in circular mode a length and
-        a filter of at most half the transform run as the causal problem of half the length.
+        k, k_rev (H, Lk); a filter that groups share is expanded first (``k.repeat_interleave``).
+        ``length``: the longest sequence that will be convolved; in circular mode a length and filters of
+        at most half the transform run as the causal problem of half the length.
         """
-        check_filter(self.problem, k)
+        both = [check_filter(self.problem, k)]
+        if k_rev is not None:
+            both.append(check_filter(self.problem, k_rev, "k_rev"))
+        if any(f.dim() != 2 or f.shape[0] != k.shape[0] or f.device != k.device for f in both):
+            raise InputError(
+                f"a spectrum is prepared of filters (channels, taps) on one device, got "
+                f"{[tuple(f.shape) for f in both]}: flatten them, and the signals alike"
+            )
         longest = self.problem.length if length is None else length
         if not 1 <= longest <= self.problem.length:
             raise InputError(f"length {longest} is outside 1 to {self.problem.length}")
+        taps = max(int(f.shape[-1]) for f in both)
         if k.device.type != "cuda":
-            taps = k.detach().to(torch.float64 if k.dtype == torch.float64 else torch.float32).clone()
-            return Spectrum(taps, torch.ones(k.shape[0], 2), CPU_DIGEST, int(k.shape[-1]))
-        loaded = self.on(k.device, self.served(longest, int(k.shape[-1])))
-        return spectrum(loaded.executable.plan, k)
+            planes = torch.zeros(k.shape[0], 2, taps, dtype=wide(k), device=k.device)
+            for i, f in enumerate(both):
+                planes[:, i, : f.shape[-1]] = f.detach()
+            return Spectrum(planes, torch.ones(k.shape[0], 2), CPU_DIGEST, taps)
+        loaded = self.on(k.device, self.served(longest, taps))
+        return spectrum(loaded.executable.plan, k, k_rev)
 
     def plan(self, target: str | Target | None = None) -> Plan:
         """The plan on a target ("sm_90"; default: the current GPU's), of the artifact for a loaded one."""
@@ -188,28 +218,23 @@ class Conv:
                     found = self._loaded[key] = Loaded(built, key[1])
         return found
 
-    def _eager(
-        self, u: Tensor, k: Tensor, in_gate: Tensor | None, out_gate: Tensor | None, skip: Tensor | None
-    ) -> Tensor:
-        p = self.problem
-        return eager.convolve(
-            u, k, mode=p.mode, length=p.length, in_gate=in_gate, out_gate=out_gate, skip=skip
-        )
-
-    def _check_spectrum(self, k: Spectrum, u: Tensor) -> None:
+    def _prepared(self, k: Spectrum, x: Arguments) -> Tensor:
+        """A call with a spectrum; on CPUs it holds the taps, forward and reversed."""
+        u = x.u
         if k.planes.device != u.device:
             raise InputError(f"the spectrum is on {k.planes.device}, u on {u.device}: prepare it there")
         if k.channels != u.shape[1]:
             raise InputError(f"the spectrum has {k.channels} channels, u has {u.shape[1]}")
-        if (k.digest == CPU_DIGEST) != (u.device.type != "cuda"):
-            raise InputError(
-                f"the spectrum was prepared for another device than {u.device}: prepare it there"
-            )
         if k.filter_length > self.problem.length:
             raise InputError(
                 f"the spectrum holds a filter of {k.filter_length} taps, this convolution takes at most "
                 f"{self.problem.length}: prepare it with this convolution"
             )
+        gates = (x.in_gate, x.out_gate, x.skip, self.handle)
+        if k.digest == CPU_DIGEST:
+            return autograd.conv(u, k.planes[:, 0], k.planes[:, 1], *gates)
+        y: Tensor = torch.ops.fftgen.conv_prepared(u, k.planes, k.scale, *gates, k.digest)
+        return y
 
     def loaded_for(self, digest: str, u: Tensor) -> Loaded:
         """The kernels that a prepared spectrum belongs to. Raises InputError for a foreign spectrum."""
@@ -228,23 +253,26 @@ class Conv:
             f"{self!r}, on {u.device}"
         )
 
-    def _refuse_gradients(self, *tensors: Tensor | None) -> None:
-        if needs_grad(*tensors):
-            raise InputError(
-                "gradients through the CUDA kernels are not available yet: call under torch.no_grad(), "
-                "detach the arguments, or use CPU tensors"
-            )
-
     # The operators of op.py call these two.
 
     def run(
-        self, u: Tensor, k: Tensor, in_gate: Tensor | None, out_gate: Tensor | None, skip: Tensor | None
+        self,
+        u: Tensor,
+        k: Tensor | None,
+        k_rev: Tensor | None,
+        in_gate: Tensor | None,
+        out_gate: Tensor | None,
+        skip: Tensor | None,
     ) -> Tensor:
         """A whole call on a GPU: spectrum, then kernels, on the current stream."""
+        check_input(self.problem, u)  # an operator may be called with CPU-only types by itself
         if u.numel() == 0:
             return torch.empty_like(u)
-        loaded = self.on(u.device, self.served(u.shape[-1], k.shape[-1]))
-        made = spectrum(loaded.executable.plan, k, skip)
+        if self.problem.causal:  # taps beyond the signal meet nothing: they ask for no longer transform
+            k, k_rev = (None if f is None else f[..., : u.shape[-1]] for f in (k, k_rev))
+        taps = max(f.shape[-1] for f in (k, k_rev) if f is not None)
+        loaded = self.on(u.device, self.served(u.shape[-1], taps))
+        made = spectrum(loaded.executable.plan, k, k_rev, skip)
         return self.launch(loaded, u, made.planes, made.scale, in_gate, out_gate)
 
     def launch(
@@ -294,15 +322,39 @@ def register(conv: Conv) -> Conv:
     return _registry.setdefault(conv.handle, conv)
 
 
-def registered(handle: str) -> Conv:
-    """The convolution behind an operator's handle; just-in-time ones are made from the handle itself."""
+def terms(handle: str, steps: int) -> tuple[str, int]:
+    """Mode and length that a handle names; ``*`` is the length of the signal."""
+    mode, length, _ = handle.rpartition(":")[2].split("-")
+    return mode, steps if length == "*" else int(length)
+
+
+def any_length(mode: str, dtype: str) -> str:
+    """The handle of a convolution that takes its length from each call's shapes (op.py)."""
+    return f"{mode}-*-{dtype}"
+
+
+def registered(handle: str, steps: int = 1) -> Conv:
+    """The convolution behind an operator's handle; just-in-time ones are made from the handle itself.
+
+    ``steps``: the length of the signal, for a handle that leaves it open. Linear problems then share the
+    shortest transform that holds it, circular ones have it for their period.
+    """
     found = _registry.get(handle)
     if found is not None:
         return found
-    parts = handle.split("-")
-    if len(parts) == 3 and parts[1].isdigit() and ":" not in handle:
-        return _jit(Problem(parts[0], int(parts[1]), parts[2]))
-    raise InputError(f"no convolution is loaded under {handle!r}: call fftgen.load on its artifact first")
+    if ":" in handle:
+        raise InputError(f"no convolution is loaded under {handle!r}: call fftgen.load on its artifact first")
+    mode, length, dtype = handle.split("-")
+    if length != "*":
+        return _jit(Problem(mode, int(length), dtype))
+    problem = Problem(mode, steps, dtype)
+    return _jit(nearest(problem) if problem.causal else problem)
+
+
+@lru_cache(maxsize=1024)
+def nearest(problem: Problem) -> Problem:
+    """The causal problem whose length is that of the shortest transform that holds this one."""
+    return Problem(problem.mode, search.nearest_transform(problem), problem.dtype)
 
 
 def get_conv(length: int, dtype: object = torch.bfloat16, *, causal: bool = False) -> Conv:
@@ -336,26 +388,3 @@ def load(
     digest = hashlib.sha256(plans.encode()).hexdigest()[:16]
     handle = f"artifact:{digest}:{problem.mode}-{problem.length}-{problem.dtype}"
     return register(Conv(problem, shelf, handle))
-
-
-def fftconv(
-    u: Tensor,
-    k: Tensor,
-    *,
-    mode: str = "causal",
-    in_gate: Tensor | None = None,
-    out_gate: Tensor | None = None,
-    skip: Tensor | None = None,
-) -> Tensor:
-    """Functional form: finds or makes the convolution for these shapes.
-
-    "causal": the transform is the cheapest that holds u and k, so lengths close to each other share
-    kernels; "circular": period L = u.shape[-1], filters of at most L taps. Arguments as ``Conv.__call__``.
-    """
-    if not isinstance(u, Tensor) or not isinstance(k, Tensor) or u.dim() != 3 or k.dim() != 2:
-        raise InputError("u must be a (batch, channels, length) tensor and k a (channels, taps) tensor")
-    length = max(int(u.shape[-1]), int(k.shape[-1]) if mode == "causal" else 1)
-    problem = Problem(mode, length, find_dtype(u.dtype).name)
-    if problem.causal:
-        problem = Problem(mode, search.nearest_transform(problem), problem.dtype)
-    return _jit(problem)(u, k, in_gate=in_gate, out_gate=out_gate, skip=skip)

@@ -1,19 +1,43 @@
-"""The same convolutions through ``torch.fft``: for CPU and meta tensors, and as a yardstick.
+"""The same convolutions through ``torch.fft``: what the operators do on CPU tensors, and a yardstick.
 
-Differentiable PyTorch operations throughout, so gradients, ``torch.compile`` and meta tensors work.
-Arithmetic is in float32 (float64 for float64 inputs); the result is rounded to the input's dtype once,
-and the gated input to that dtype as the kernels round it.
+Arithmetic is in float32 (float64 for float64 inputs); a result is rounded to the input's dtype once, and
+a gated input to that dtype as the kernels round it.
+
+Conjugates are made, not marked: under torch.compile an operator may run where PyTorch's lazy ``conj()``
+is ignored (its dispatch key is excluded), and the product would silently be the unconjugated one.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 
+def wide(x: Tensor) -> torch.dtype:
+    """The precision of arithmetic on a signal, and of a filter's gradient."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@lru_cache(maxsize=1024)
+def fast_length(points: int) -> int:
+    """The smallest 2**a 3**b 5**c >= points, a length that FFT libraries like."""
+    best = 1 << (points - 1).bit_length()
+    five = 1
+    while five < best:
+        three = five
+        while three < best:
+            best = min(best, three << max(0, -(-points // three) - 1).bit_length())
+            three *= 3
+        five *= 5
+    return best
+
+
 def convolve(
     u: Tensor,
-    k: Tensor,
+    k: Tensor | None,
+    k_rev: Tensor | None = None,
     *,
     mode: str,
     length: int,
@@ -21,28 +45,62 @@ def convolve(
     out_gate: Tensor | None = None,
     skip: Tensor | None = None,
 ) -> Tensor:
-    """``out_gate * (conv(in_gate * u, k) + skip * in_gate * u)``; see ``fftgen.get_conv``.
+    """``out_gate * (conv(x, k) + corr(x, k_rev) + skip * x)`` with ``x = in_gate * u``.
 
-    u, gates (B, H, L); k (H, Lk); skip (H,). ``mode`` "circular" uses transforms of ``length``;
-    "causal" is the linear convolution cut to L. Returns (B, H, L) in ``u``'s dtype.
+    u, gates (B, H, L); k, k_rev (H, Lk), either may be absent; skip (H,). Tap j of k reaches j steps
+    forward, tap j of k_rev j steps back. ``mode`` "circular" wraps at ``length``; "causal" is linear and
+    cut to L. Returns a contiguous (B, H, L) of ``u``'s dtype.
     """
+    if u.numel() == 0:  # FFT libraries refuse empty batches
+        return torch.empty_like(u, memory_format=torch.contiguous_format)
     steps = u.shape[-1]
     x = u if in_gate is None else u * in_gate
-    wide = torch.float64 if u.dtype == torch.float64 else torch.float32
-    signal, taps = x.to(wide), k.to(wide)
-    if mode == "causal":
-        taps = taps[..., :steps]  # later taps meet no input: nothing leaks from beyond the end
-        points = steps + taps.shape[-1]
-    else:
-        points = length
-    if signal.numel() == 0:
-        y = signal * taps.sum()  # FFT libraries refuse an empty batch; every argument still has a gradient
-    else:
-        y = torch.fft.irfft(torch.fft.rfft(signal, n=points) * torch.fft.rfft(taps, n=points), n=points)
-        y = y[..., :steps]
+    signal = x.to(wide(u))
+    ahead, back = (_taps(f, signal, steps, mode) for f in (k, k_rev))
+    most = max(f.shape[-1] for f in (ahead, back) if f is not None)
+    points = length if mode == "circular" else fast_length(steps + most - 1)
+    response = None if ahead is None else torch.fft.rfft(ahead, n=points)
+    if back is not None:
+        reflected = torch.conj_physical(torch.fft.rfft(back, n=points))
+        response = reflected if response is None else response + reflected
+    y: Tensor = torch.fft.irfft(torch.fft.rfft(signal, n=points) * response, n=points)[..., :steps]
     if skip is not None:
-        y = y + skip.to(wide)[:, None] * signal
+        y = y + skip.to(signal.dtype)[:, None] * signal
     if out_gate is not None:
-        y = y * out_gate.to(wide)
-    out: Tensor = y.to(u.dtype)
-    return out
+        y = y * out_gate.to(signal.dtype)
+    return y.to(u.dtype).contiguous()
+
+
+def _taps(f: Tensor | None, signal: Tensor, steps: int, mode: str) -> Tensor | None:
+    if f is None:
+        return None
+    # Linear taps beyond the signal's length meet no input: nothing leaks from beyond the end.
+    return (f[..., :steps] if mode == "causal" else f).to(signal.dtype)
+
+
+def correlate_input(
+    u: Tensor,
+    v: Tensor,
+    *,
+    mode: str,
+    length: int,
+    taps: int,
+    in_gate: Tensor | None = None,
+    out_gate: Tensor | None = None,
+) -> Tensor:
+    """The gradient of ``convolve`` by its filter: ``sum_b sum_t (out_gate * v)_t (in_gate * u)_{t-j}``.
+
+    u, v, gates (B, H, L) of one dtype. Returns (H, taps) in the wide precision.
+    """
+    if u.numel() == 0:
+        return u.new_zeros(u.shape[1], taps, dtype=wide(u))
+    x = (u if in_gate is None else u * in_gate).to(wide(u))
+    g = (v if out_gate is None else v * out_gate).to(wide(u))
+    if taps == 1:  # lag 0 only, what a skip term needs: no transform
+        return (x * g).sum(dim=(0, 2))[:, None]
+    steps = u.shape[-1]
+    reach = min(taps, steps) if mode == "causal" else taps
+    points = length if mode == "circular" else fast_length(steps + reach - 1)
+    product = torch.conj_physical(torch.fft.rfft(x, n=points)) * torch.fft.rfft(g, n=points)
+    found: Tensor = torch.fft.irfft(product.sum(dim=0), n=points)[..., :reach]
+    return torch.nn.functional.pad(found, (0, taps - reach)).contiguous()

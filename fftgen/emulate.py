@@ -106,22 +106,23 @@ class Simulated:
 def convolve(
     built: Built,
     u: Tensor,
-    k: Tensor,
+    k: Tensor | None,
     *,
+    k_rev: Tensor | None = None,
     in_gate: Tensor | None = None,
     out_gate: Tensor | None = None,
     skip: Tensor | None = None,
     ptx: str | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, Simulated]:
-    """One call of a module's kernels on CPU tensors: what ``Conv.__call__`` does on a GPU.
+    """One call of a module's kernels on CPU tensors: what ``torch.ops.fftgen.conv`` does on a GPU.
 
-    Shapes and dtypes as ``Conv.__call__``. ``ptx``: ``line_ptx(built)`` if it is at hand already.
+    Shapes and dtypes as there (op.py). ``ptx``: ``line_ptx(built)`` if it is at hand already.
     Raises SimulationError for any fault, and InternalError when a byte of the output was not written.
     """
     simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
     table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
-    made = spectrum(built.plan, k, skip)
+    made = spectrum(built.plan, k, k_rev, skip)
     signals = [time_contiguous(x) for x in (u, in_gate, out_gate)]
     assert signals[0] is not None
     y = Executable(built.plan, table)(

@@ -6,14 +6,13 @@ tensor to address are handed in.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from fftgen import filters
 from fftgen.dtypes import dtype
 from fftgen.errors import InputError
 from fftgen.launch import ABSENT, Call, Launcher, Signal, run
@@ -42,13 +41,6 @@ class Spectrum:
     @property
     def channels(self) -> int:
         return int(self.planes.shape[0])
-
-
-@lru_cache(maxsize=32)
-def _weights(transform: int, device: torch.device) -> Tensor:
-    """Right-angle weights exp(i*pi*n/(2N)), complex64 (N,)."""
-    angle = torch.arange(transform, dtype=torch.float64) * (math.pi / (2 * transform))
-    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(device)
 
 
 def stored_order(natural: Tensor, digits: Sequence[tuple[int, int]]) -> Tensor:
@@ -91,29 +83,27 @@ def with_skip(plan: Plan, planes: Tensor, scale: Tensor, skip: Tensor) -> tuple[
     return spread.reshape(planes.shape).to(planes.dtype), moved
 
 
-def spectrum(plan: Plan, k: Tensor, skip: Tensor | None = None) -> Spectrum:
-    """Transform a filter (H, Lk), Lk at most the plan's length, on its own device, in fp32.
+def spectrum(
+    plan: Plan, k: Tensor | None, k_rev: Tensor | None = None, skip: Tensor | None = None
+) -> Spectrum:
+    """Transform filters (H, Lk), at most the plan's length, on their own device, in fp32 (filters.py).
 
-    A skip term (H,) joins the first tap: ``conv(u, k) + D u`` is ``conv(u, k + D delta)``.
+    ``k_rev`` acts backwards in time; either may be absent, not both. A skip term (H,) adds to every
+    frequency: ``conv(u, k) + D u`` is ``conv(u, k + D delta)``.
     """
-    n = plan.transform
-    taps = k.detach().to(torch.float32)
+    natural = filters.response(plan, k, k_rev)
     if skip is not None:
-        taps = torch.cat([taps[:, :1] + skip.detach().to(torch.float32)[:, None], taps[:, 1:]], dim=1)
-    if plan.real_input:
-        padded = torch.nn.functional.pad(taps, (0, n - taps.shape[-1]))
-        natural = torch.fft.fft(padded * _weights(n, k.device))
-    else:
-        natural = torch.fft.fft(taps, n=n)
+        natural = natural + skip.detach().to(torch.float32)[:, None]
     largest = natural.abs().amax(dim=-1)
     _, exponent = torch.frexp(largest)
     exponent = torch.where((largest > 0) & largest.isfinite(), exponent, 0).clamp(-126, 126)
     one = torch.ones_like(largest)
     up, down = torch.ldexp(one, -exponent), torch.ldexp(one, exponent)
     parts = torch.view_as_real(natural * up[:, None]).to(operand(plan))
-    planes = stored_order(parts, spectrum_digits(plan)).reshape(-1, 2, n)
+    planes = stored_order(parts, spectrum_digits(plan)).reshape(-1, 2, plan.transform)
     scale = torch.stack([up, down * plan.residual], dim=-1).contiguous()
-    return Spectrum(planes, scale, plan.digest, int(k.shape[-1]))
+    longest = max(int(f.shape[-1]) for f in (k, k_rev) if f is not None)
+    return Spectrum(planes, scale, plan.digest, longest)
 
 
 def time_contiguous(x: Tensor | None) -> Tensor | None:

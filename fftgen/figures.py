@@ -193,12 +193,12 @@ def page(found: Sequence[Figures], target: str, compiler: str) -> str:
         "operations (m16n8k16) of one transform, counted in the simulator; 32-byte sectors of u, gates and y",
         "and wavefronts of shared memory over the least possible; machine instructions of a warp for 128",
         "complex elements, counted in the compiled code of the path that aligned rows of full length take",
-        "(all kernels of a long transform together); registers a thread; warps resident on a multiprocessor. A",
-        "circular transform does two rows. Lengths above 65 536 are counted on sampled blocks, with gates in",
-        "all but the instructions.",
+        "(all kernels of a long transform together); registers a thread; warps resident on a",
+        "multiprocessor. A circular transform does two rows. Lengths above 65 536 are counted on sampled",
+        "blocks, with gates in all but the instructions.",
         "",
-        f"The bounds asked of 4096 points, causal: sectors {SECTORS}, wavefronts {WAVEFRONTS}, {INSTRUCTIONS}"
-        f" instructions, {WARPS} warps, no spill. The last column says why a figure is beyond them.",
+        f"The bounds asked of 4096 points, causal: sectors {SECTORS}, wavefronts {WAVEFRONTS}, "
+        f"{INSTRUCTIONS} instructions, {WARPS} warps, no spill. The last column says why a figure is beyond them.",
         "",
         "| problem | plan | operations | sectors | wavefronts | instructions | registers | warps | beyond |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",

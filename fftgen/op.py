@@ -1,6 +1,20 @@
-"""The torch.library operators: ``fftgen::conv`` and ``fftgen::conv_prepared``, with fake kernels.
+"""The torch.library operators, with fake kernels, gradients and batching rules.
+
+All of them belong to one form, linear in each of its arguments (u with in_gate and v with out_gate enter
+alike; sums over batch, channels, time and taps):
+
+    F = sum  (out_gate * v)_t  [ sum_j k_j x_{t-j} + sum_j k_rev_j x_{t+j} + skip x_t ],   x = in_gate * u
+
+    fftgen::conv              dF/dv: convolution with k, correlation with k_rev, skip, gates
+    fftgen::correlate_input   dF/dk: correlation of v with the input, (H, taps)
+
+The correlation with the filter, dF/du, is fftgen::conv of v with k and k_rev exchanged and the gates
+exchanged; dF/dk_rev is fftgen::correlate_input with u and v exchanged; dF/dskip is its tap 0. So the two
+are closed under differentiation, to any order, and the arguments are all that is ever stored.
+autograd.py writes the formulas out.
 
 A convolution is named by its handle (a string), so that graphs can hold it; ``conv.registered`` finds it.
+A handle with ``*`` for the length takes the length from each call's shapes: one graph serves them all.
 """
 
 from __future__ import annotations
@@ -10,39 +24,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fftgen.conv import CPU_DIGEST, registered
+from fftgen import autograd, eager, filter_gradient
+from fftgen.conv import registered, terms
+from fftgen.errors import InputError
 from fftgen.execute import with_skip
 
 _torch_library: Any = torch.library  # its classes carry no annotations
 _LIBRARY = _torch_library.Library("fftgen", "DEF")
 _LIBRARY.define(
-    "conv(Tensor u, Tensor k, Tensor? in_gate, Tensor? out_gate, Tensor? skip, str handle) -> Tensor"
+    "conv(Tensor u, Tensor? k, Tensor? k_rev, Tensor? in_gate, Tensor? out_gate, Tensor? skip, str handle) "
+    "-> Tensor"
+)
+_LIBRARY.define(
+    "correlate_input(Tensor u, Tensor v, Tensor? in_gate, Tensor? out_gate, SymInt taps, str handle) "
+    "-> Tensor"
 )
 _LIBRARY.define(
     "conv_prepared(Tensor u, Tensor planes, Tensor scale, Tensor? in_gate, Tensor? out_gate, Tensor? skip, "
     "str handle, str digest) -> Tensor"
 )
 
+Maybe = Tensor | None
+
 
 def _conv_cuda(
-    u: Tensor, k: Tensor, in_gate: Tensor | None, out_gate: Tensor | None, skip: Tensor | None, handle: str
+    u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:
-    return registered(handle).run(u, k, in_gate, out_gate, skip)
+    return registered(handle, u.shape[-1]).run(u, k, k_rev, in_gate, out_gate, skip)
 
 
 def _conv_cpu(
-    u: Tensor, k: Tensor, in_gate: Tensor | None, out_gate: Tensor | None, skip: Tensor | None, handle: str
+    u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:
-    return registered(handle)._eager(u, k, in_gate, out_gate, skip).contiguous()
+    mode, length = terms(handle, u.shape[-1])
+    return eager.convolve(
+        u, k, k_rev, mode=mode, length=length, in_gate=in_gate, out_gate=out_gate, skip=skip
+    )
+
+
+def _correlate_cuda(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: int, handle: str) -> Tensor:
+    return filter_gradient.on_gpu(registered(handle, u.shape[-1]), u, v, in_gate, out_gate, taps)
+
+
+def _correlate_cpu(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: int, handle: str) -> Tensor:
+    mode, length = terms(handle, u.shape[-1])
+    return eager.correlate_input(
+        u, v, mode=mode, length=length, taps=taps, in_gate=in_gate, out_gate=out_gate
+    )
 
 
 def _prepared_cuda(
     u: Tensor,
     planes: Tensor,
     scale: Tensor,
-    in_gate: Tensor | None,
-    out_gate: Tensor | None,
-    skip: Tensor | None,
+    in_gate: Maybe,
+    out_gate: Maybe,
+    skip: Maybe,
     handle: str,
     digest: str,
 ) -> Tensor:
@@ -59,25 +96,61 @@ def _prepared_cpu(
     u: Tensor,
     planes: Tensor,
     scale: Tensor,
-    in_gate: Tensor | None,
-    out_gate: Tensor | None,
-    skip: Tensor | None,
+    in_gate: Maybe,
+    out_gate: Maybe,
+    skip: Maybe,
     handle: str,
     digest: str,
 ) -> Tensor:
-    assert digest == CPU_DIGEST
-    return registered(handle)._eager(u, planes, in_gate, out_gate, skip).contiguous()
+    """What ``prepare`` keeps on a CPU are the taps: planes (H, 2, T), forward and reversed."""
+    return _conv_cpu(u, planes[:, 0], planes[:, 1], in_gate, out_gate, skip, handle)
 
 
 def _like_u(u: Tensor, *_: object) -> Tensor:
-    """What every operator returns: a new contiguous tensor of u's shape, dtype and device."""
+    """What a convolution returns: a new contiguous tensor of u's shape, dtype and device."""
     return torch.empty_like(u, memory_format=torch.contiguous_format)
 
 
-for _name, _cpu, _cuda in (
-    ("conv", _conv_cpu, _conv_cuda),
-    ("conv_prepared", _prepared_cpu, _prepared_cuda),
+def _filter_like(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: Any, handle: str) -> Tensor:
+    """What a correlation with the input returns: (H, taps) in the wide precision."""
+    return u.new_empty((u.shape[1], taps), dtype=eager.wide(u))
+
+
+def _differentiable(rules: Any) -> Any:
+    """The Autograd kernel of an operator. torch.func looks for its rules at the Python level instead."""
+
+    def kernel(*inputs: Any) -> Tensor:
+        if torch._C._are_functorch_transforms_active():
+            raise InputError(
+                "an operator of torch.ops.fftgen does not take torch.func transforms by itself: "
+                "call fftgen.fftconv or a convolution object, which do"
+            )
+        if not autograd.recorded(*inputs):  # a Function costs a few microseconds even when it records nothing
+            y: Tensor = rules.forward(*inputs)
+        else:
+            y = rules.apply(*inputs)
+        return y
+
+    return kernel
+
+
+def _no_gradient(*_: object) -> None:
+    raise InputError(
+        "there are no gradients through a prepared spectrum: hand in the filter itself, conv(u, k); it is "
+        "transformed at every call then, and k need not require a gradient"
+    )
+
+
+for _name, _cpu, _cuda, _fake in (
+    ("conv", _conv_cpu, _conv_cuda, _like_u),
+    ("correlate_input", _correlate_cpu, _correlate_cuda, _filter_like),
+    ("conv_prepared", _prepared_cpu, _prepared_cuda, _like_u),
 ):
     _LIBRARY.impl(_name, _cpu, "CPU")
     _LIBRARY.impl(_name, _cuda, "CUDA")
-    _torch_library.register_fake(f"fftgen::{_name}", _like_u, lib=_LIBRARY)
+    _torch_library.register_fake(f"fftgen::{_name}", _fake, lib=_LIBRARY)
+
+for _name, _rules in (("conv", autograd.Conv), ("correlate_input", autograd.CorrelateInput)):
+    _LIBRARY.impl(_name, _differentiable(_rules), "Autograd")
+    _torch_library.register_vmap(f"fftgen::{_name}", _rules.vmap, lib=_LIBRARY)
+_torch_library.register_autograd("fftgen::conv_prepared", _no_gradient, lib=_LIBRARY)

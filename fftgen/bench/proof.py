@@ -43,7 +43,9 @@ def check_portfolio(problem: Problem, backend: Backend, seed: int) -> dict[str, 
     found = []
     for case in cases_for(problem, plan.transform, quick=False):
         inputs = draw(case, TORCH[problem.dtype], torch.Generator().manual_seed(seed))
-        given = {name: None if x is None else x.to(backend.device) for name, x in inputs.items()}
+        given: dict[str, Any] = {
+            name: None if x is None else x.to(backend.device) for name, x in inputs.items()
+        }
         u, k = given.pop("u"), given.pop("k")
         assert u is not None
         assert k is not None
@@ -114,7 +116,7 @@ def _on_device(
         return simulated.clone()
     problem = built.plan.problem
     conv = get_conv(problem.length, problem.dtype, causal=problem.causal).warmup(backend.device)
-    given = {name: None if x is None else x.to(backend.device) for name, x in options.items()}
+    given: dict[str, Any] = {name: None if x is None else x.to(backend.device) for name, x in options.items()}
     out = conv(u.to(backend.device), moved(spectrum(built.plan, k), backend.device), **given)
     return out.cpu()
 

@@ -37,12 +37,18 @@ ORDER = (
     "bundle",
     "simulator",
     "accuracy",
+    "gradient_accuracy",
     "launch",
     "runtime",
+    "filters",
     "execute",
     "check",
+    "signature",
+    "autograd",
     "eager",
+    "filter_gradient",
     "conv",
+    "functional",
     "op",
     "emulate",
     "sampled",
@@ -57,7 +63,7 @@ ORDER = (
     "cli",
     "__main__",
 )
-ABOVE_TORCH = ORDER[ORDER.index("execute") :]
+ABOVE_TORCH = ORDER[ORDER.index("filters") :]
 
 # Who may know a package that is not in the standard library. NumPy is everybody's.
 WALLS = {

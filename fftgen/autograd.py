@@ -1,0 +1,207 @@
+"""The operators (op.py) under differentiation and batching: every rule is made of the operators again.
+
+Shapes: u, v, gates and their gradients (B, H, L); filters (H, Lk); skip (H,). Gradients of filters and
+skip are accumulated in float32 (float64 for float64 signals) and cast to the argument's dtype at the end.
+Nothing but arguments is stored for the backward pass; intermediates are computed again.
+
+``conv`` and ``correlate_input`` are how the package calls the operators: while a graph is traced as they
+are, otherwise through the functions below, which are also the operators' Autograd kernels. At the Python
+level torch.func finds its rules; inside an operator it would not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function
+
+Maybe = Tensor | None
+
+
+def recorded(*inputs: Any) -> bool:
+    """Whether reverse or forward mode differentiation looks at a call."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+
+
+def conv(
+    u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
+) -> Tensor:
+    """``torch.ops.fftgen.conv``: out_gate * (conv(x, k) + corr(x, k_rev) + skip * x), x = in_gate * u."""
+    return _call(Conv, torch.ops.fftgen.conv, (u, k, k_rev, in_gate, out_gate, skip, handle))
+
+
+def correlate_input(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: int, handle: str) -> Tensor:
+    """``torch.ops.fftgen.correlate_input``: (H, taps), sum_b sum_t (out_gate * v)_t (in_gate * u)_{t-j}."""
+    return _call(CorrelateInput, torch.ops.fftgen.correlate_input, (u, v, in_gate, out_gate, taps, handle))
+
+
+def _call(rules: Any, operator: Any, inputs: tuple[Any, ...]) -> Tensor:
+    """The operator by the shortest way: its Autograd kernel comes to the same, microseconds later."""
+    if torch.compiler.is_compiling():
+        result: Tensor = operator(*inputs)
+    elif recorded(*inputs) or torch._C._are_functorch_transforms_active():
+        result = rules.apply(*inputs)
+    else:
+        result = rules.forward(*inputs)
+    return result
+
+
+class Conv(Function):
+    """Rules of ``conv``, for u, k, k_rev, in_gate, out_gate, skip in this order."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            y: Tensor = torch.ops.fftgen.conv.default(*inputs)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.handle = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Maybe, ...]:
+        """Gradients for v = dF/dy; the adjoint exchanges k with k_rev and in_gate with out_gate.
+
+        du = in_gate * adjoint(out_gate * v) and d in_gate = u * adjoint(out_gate * v), each by a call of
+        its own, so that each is rounded once; d out_gate is the forward call with v for its gate;
+        dk_j = sum_b sum_t (out_gate * v)_t x_{t-j}, dk_rev_j the same at t+j, and dskip = dk_0.
+        """
+        u, k, k_rev, in_gate, out_gate, skip = ctx.saved_tensors
+        handle = ctx.handle
+        need_u, need_k, need_rev, need_in, need_out, need_skip = ctx.needs_input_grad[:6]
+        du = dk = dk_rev = d_in = d_out = dskip = None
+        if need_u:
+            du = conv(v, k_rev, k, out_gate, in_gate, skip, handle)
+        if need_in:
+            d_in = conv(v, k_rev, k, out_gate, u, skip, handle)
+        if need_out:
+            d_out = conv(u, k, k_rev, in_gate, v, skip, handle)
+        if need_k:
+            dk = correlate_input(u, v, in_gate, out_gate, k.shape[-1], handle)
+        if need_rev:
+            dk_rev = correlate_input(v, u, out_gate, in_gate, k_rev.shape[-1], handle).to(k_rev.dtype)
+        if need_skip:
+            lag_zero = correlate_input(u, v, in_gate, out_gate, 1, handle) if dk is None else dk
+            dskip = lag_zero[:, 0].to(skip.dtype)
+        return du, None if dk is None else dk.to(k.dtype), dk_rev, d_in, d_out, dskip, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        """One call for each signal, one for both filters, one for the skip (a filter of one tap)."""
+        u, k, k_rev, in_gate, out_gate, skip = ctx.saved_tensors
+        du, dk, dk_rev, d_in, d_out, dskip, _ = tangents
+        handle = ctx.handle
+        parts = []
+        if du is not None:
+            parts.append(conv(du, k, k_rev, in_gate, out_gate, skip, handle))
+        if d_in is not None:
+            parts.append(conv(u, k, k_rev, d_in, out_gate, skip, handle))
+        if d_out is not None:
+            parts.append(conv(u, k, k_rev, in_gate, d_out, skip, handle))
+        if dk is not None or dk_rev is not None:
+            parts.append(conv(u, dk, dk_rev, in_gate, out_gate, None, handle))
+        if dskip is not None:
+            parts.append(conv(u, dskip[:, None], None, in_gate, out_gate, None, handle))
+        return _sum(parts)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        """A mapped dimension joins the batch where filters are shared by it, else the channels."""
+        *tensors, handle = args
+        size = info.batch_size
+        u, k, k_rev, in_gate, out_gate, skip = (
+            _spread(x, d, size) for x, d in zip(tensors, in_dims[:6], strict=True)
+        )
+        assert u is not None
+        _, batch, channels, steps = u.shape
+        if in_dims[1] is None and in_dims[2] is None and in_dims[5] is None:
+            shared = (tensors[1], tensors[2], _rows(in_gate), _rows(out_gate), tensors[5])
+            return conv(u.flatten(0, 1), *shared, handle).reshape(size, batch, channels, steps), 0
+        own = (_rows(k), _rows(k_rev), _channels(in_gate), _channels(out_gate), _rows(skip))
+        y = conv(u.transpose(0, 1).flatten(1, 2), *own, handle)
+        return y.reshape(batch, size, channels, steps), 1
+
+
+class CorrelateInput(Function):
+    """Rules of ``correlate_input``, for u, v, in_gate, out_gate in this order."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            found: Tensor = torch.ops.fftgen.correlate_input.default(*inputs)
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.taps, ctx.handle = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, k: Tensor) -> tuple[Maybe, ...]:
+        """The gradient k (H, taps) is a filter: u sees it backwards, v forwards."""
+        u, v, in_gate, out_gate = ctx.saved_tensors
+        handle = ctx.handle
+        need_u, need_v, need_in, need_out = ctx.needs_input_grad[:4]
+        return (
+            conv(v, None, k, out_gate, in_gate, None, handle) if need_u else None,
+            conv(u, k, None, in_gate, out_gate, None, handle) if need_v else None,
+            conv(v, None, k, out_gate, u, None, handle) if need_in else None,
+            conv(u, k, None, in_gate, v, None, handle) if need_out else None,
+            None,
+            None,
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        """Linear in each of the four signals."""
+        signals = ctx.saved_tensors
+        parts = []
+        for i, tangent in enumerate(tangents[:4]):
+            if tangent is not None:
+                given: list[Any] = [*signals, ctx.taps, ctx.handle]
+                given[i] = tangent
+                parts.append(correlate_input(*given))
+        return _sum(parts)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        """Every example its own channels: sums over the batch stay apart."""
+        *tensors, taps, handle = args
+        spread = (_spread(x, d, info.batch_size) for x, d in zip(tensors, in_dims[:4], strict=True))
+        u, v, in_gate, out_gate = (_channels(x) for x in spread)
+        assert u is not None
+        assert v is not None
+        found = correlate_input(u, v, in_gate, out_gate, taps, handle)
+        return found.reshape(info.batch_size, -1, taps), 0
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _spread(x: Maybe, dim: int | None, size: int) -> Maybe:
+    """The mapped dimension in front, expanded where a tensor has none."""
+    if x is None:
+        return None
+    return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def _channels(x: Maybe) -> Maybe:
+    """(V, B, H, L) to (B, V * H, L): every example its own channels."""
+    return None if x is None else x.transpose(0, 1).flatten(1, 2)
+
+
+def _rows(x: Maybe) -> Maybe:
+    """(V, B, ...) to (V * B, ...)."""
+    return None if x is None else x.flatten(0, 1)

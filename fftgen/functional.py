@@ -1,0 +1,124 @@
+"""``fftgen.fftconv``: the functional form, with SciPy's modes on top of the two that kernels compute.
+
+causal, circular   what the kernels compute
+same               one call: taps before the middle act backwards (k_rev), so nothing is padded
+full               causal, of u padded to L + Lk - 1: a longer transform and one copy of u (and in_gate)
+valid              causal, the first Lk - 1 values dropped (a view); u padded where k is longer than u
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from fftgen import autograd, filter_gradient
+from fftgen.check import wanted
+from fftgen.conv import any_length
+from fftgen.dtypes import dtype as find_dtype
+from fftgen.errors import InputError
+from fftgen.problem import MODES, Problem
+from fftgen.signature import Form, arrange, autocast, autocasting
+
+SCIPY_MODES = ("full", "same", "valid")
+_PROBE = Problem("causal", 1, "bf16")
+
+
+def fftconv(
+    u: Tensor,
+    k: Tensor,
+    *,
+    mode: str = "causal",
+    k_rev: Tensor | None = None,
+    in_gate: Tensor | None = None,
+    out_gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    groups: int | None = None,
+    per_row: bool = False,
+    reverse: str = "mirrored",
+    period: int | None = None,
+) -> Tensor:
+    """Convolve, with kernels for whatever lengths come: one graph of ``torch.compile`` serves them all.
+
+    u (..., H, L) with k (H, Lk) and everything else as ``Conv.__call__``, or u (L,) with k (Lk,).
+    "causal": y_t = sum_{j<=t} k_j u_{t-j}, t < L; lengths close to each other share kernels.
+    "circular": wrapped at ``period``, L by default; signals and filters of at most that.
+    "full", "same", "valid": what ``scipy.signal.fftconvolve(u, k, mode, axes=-1)`` returns of the linear
+    convolution, L + Lk - 1, L, or |L - Lk| + 1 long; no k_rev, and skip only in "full", where output and
+    input line up. On a GPU u is bfloat16 or float16; on a CPU float32 and float64 as well.
+    Raises InputError as ``Conv.__call__`` does.
+    """
+    if mode not in (*MODES, *SCIPY_MODES):
+        raise InputError(f"mode {mode!r} is not supported: choose from {', '.join((*MODES, *SCIPY_MODES))}")
+    if not isinstance(u, Tensor) or not isinstance(k, Tensor):
+        raise InputError("u and k must be tensors: u (..., channels, length), k (channels, taps)")
+    if u.dim() == 1 and k.dim() == 1:
+        k_rev, in_gate, out_gate, skip = (
+            None if x is None else x[None] for x in (k_rev, in_gate, out_gate, skip)
+        )
+        return fftconv(
+            u[None],
+            k[None],
+            mode=mode,
+            k_rev=k_rev,
+            in_gate=in_gate,
+            out_gate=out_gate,
+            skip=skip,
+            reverse=reverse,
+            period=period,
+        )[0]
+    form = Form(groups, per_row, reverse)
+    if period is not None and mode != "circular":
+        raise InputError(f"period={period} belongs to mode 'circular', not to {mode!r}")
+    if mode in MODES:
+        return _call(mode, u, k, k_rev, in_gate, out_gate, skip, form, period)
+    if k_rev is not None:
+        raise InputError(f"k_rev has no place in mode {mode!r}: use 'causal' or 'circular'")
+    if skip is not None and mode != "full":
+        raise InputError(
+            f"skip has no place in mode {mode!r}: its output does not line up with the input; add it by hand"
+        )
+    steps, taps = u.shape[-1], k.shape[-1]
+    if mode == "same":
+        middle = (taps - 1) // 2
+        back = None if middle == 0 else pad(k[..., :middle].flip(-1), (1, 0))
+        return _call("causal", u, k[..., middle:], back, in_gate, out_gate, None, form)
+    longer = taps - 1 if mode == "full" else max(0, taps - steps)
+    u, in_gate = (_end(x, longer) for x in (u, in_gate))  # type: ignore[assignment]
+    if mode == "full":
+        return _call("causal", u, k, None, in_gate, out_gate, skip, form)
+    first, last = min(steps, taps) - 1, max(steps, taps)
+    # Room for the values that are dropped, so that the gate stays inside the kernel.
+    gate = None if out_gate is None else pad(out_gate, (first, 0))
+    return _call("causal", u, k, None, in_gate, gate, None, form)[..., first:last]
+
+
+def _end(x: Tensor | None, more: int) -> Tensor | None:
+    return x if x is None or more == 0 else pad(x, (0, more))
+
+
+def _call(
+    mode: str,
+    u: Tensor,
+    k: Tensor,
+    k_rev: Tensor | None,
+    in_gate: Tensor | None,
+    out_gate: Tensor | None,
+    skip: Tensor | None,
+    form: Form,
+    period: int | None = None,
+) -> Tensor:
+    if autocasting(u.device.type):
+        target = torch.get_autocast_dtype(u.device.type)
+        u, in_gate, out_gate = autocast(target, u, in_gate, out_gate)  # type: ignore[assignment]
+    if mode == "causal":
+        length = max(u.shape[-1], k.shape[-1], 1 if k_rev is None else k_rev.shape[-1])
+    else:
+        length = u.shape[-1] if period is None else period
+    # On a CPU any of the two names will do: torch.fft computes in the precision of float32 or float64.
+    dtype = "bf16" if u.dtype == wanted(_PROBE, u) else find_dtype(u.dtype).name
+    problem = Problem(mode, length, dtype)
+    x = arrange(problem, u, k, k_rev, in_gate, out_gate, skip, form)
+    filter_gradient.refuse(x.k, x.k_rev)
+    handle = any_length(mode, dtype) if period is None else f"{mode}-{period}-{dtype}"
+    return x.back(autograd.conv(*x[:-1], handle))

@@ -1,0 +1,53 @@
+"""How exact gradients must be: the rounding model of accuracy.py (design note 1.7), carried over.
+
+Let r be the relative error of rounding white data to the storage type once, and e_p that of a whole
+convolution of order p (accuracy.EXPECTED): spectrum, two transforms, and the result.
+
+Gradient of u or of a gate: the same kernel (design 1.5), so e_p; a gate that a kernel multiplies into its
+input rounds that product once more, and errors of independent roundings add in squares: e_p^2 + r^2. The
+output gate is multiplied before the one rounding of the result.
+
+Gradient of a filter: x and the cotangent are transformed, the product is summed over the batch in fp32,
+stored and transformed back: three transforms where a convolution has two. Their errors do not add in
+squares. All three have the same rounded DFT matrices, whose errors are of one kind in all of them (a scale
+that is off by 1e-3 in bf16, to begin with), and such errors add as they are: 3/2 e_p, the spectrum's and
+the result's rounding, which are not there, being small change. Rounded transforms of orders 2 to 4
+(tests/rounding_model.py) give 1.1 to 1.6 e_p. Gated inputs are rounded independently: (1.5 e_p)^2 + g r^2
+for g gates. Over the batch the error grows like the sum's norm, so the relative error does not depend on B;
+it is smaller where terms agree.
+
+Gradient of skip: a sum over (B, L) of products that were rounded only where gated: g r^2, nothing else.
+
+On the CPU path transforms are in fp32 (or float64): of all this r^2 for a stored result and g r^2 remain.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fftgen.accuracy import EXPECTED
+
+# Relative L2 error of rounding to storage once: uniform in a binade that white data fill evenly (measured
+# in design 1.7 as "rounding of the exact answer alone"; three bits less for fp16).
+ROUNDING = {"bf16": 1.7e-3, "fp16": 1.7e-3 / 8}
+FP32 = 2e-6  # a transform in fp32 and its rounding, with room
+
+
+def signal(dtype: str, order: int, *, gated: bool = False) -> float:
+    """Expected relative error of the gradient of u or of a gate; ``gated``: the kernel's input was."""
+    return math.hypot(EXPECTED[dtype, order], ROUNDING[dtype] if gated else 0.0)
+
+
+def filters(dtype: str, order: int, *, gates: int = 0) -> float:
+    """Expected relative error of the gradient of a filter; ``gates``: how many of the two are used."""
+    return math.hypot(1.5 * EXPECTED[dtype, order], ROUNDING[dtype] * math.sqrt(gates))
+
+
+def cpu_signal(dtype: str, *, gated: bool = False) -> float:
+    """Expected relative error of a result or a signal's gradient on the CPU path."""
+    return math.hypot(FP32, ROUNDING[dtype] * math.sqrt(2 if gated else 1))
+
+
+def cpu_filters(dtype: str, *, gates: int = 0) -> float:
+    """Expected relative error of the gradient of a filter or a skip term on the CPU path."""
+    return math.hypot(FP32, ROUNDING[dtype] * math.sqrt(gates))

@@ -1,0 +1,387 @@
+"""PyTorch's conventions: opcheck, compile, export, autocast, torch.func, checkpointing, DDP, fakes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ddp_worker
+import gradients
+import numpy as np
+import pytest
+import torch
+from gradients import OPTIONS, composite, draw
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+import fftgen
+from fftgen import eager, filter_gradient
+from fftgen.errors import InputError
+from fftgen.nn import FFTConv, LongConv
+
+OPS = torch.ops.fftgen
+LENGTHS = (64, 100, 37, 200)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_graphs() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def tensors(
+    rng: np.random.Generator, steps: int = 40, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Tensor]:
+    return draw(rng, (2, 3, steps), steps // 2, OPTIONS[-1], dtype)
+
+
+# torch.library
+
+
+@pytest.mark.parametrize("handle", ["causal-64-bf16", "circular-64-bf16", "causal-*-bf16", "circular-*-bf16"])
+@pytest.mark.parametrize("options", [(), ("k_rev", "skip"), OPTIONS[-1]], ids="+".join)
+def test_opcheck_of_the_convolution(handle: str, options: tuple[str, ...], rng: np.random.Generator) -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        given = draw(rng, (2, 3, 40), 20, options, dtype)
+        torch.library.opcheck(OPS.conv.default, (*(given.get(n) for n in gradients.NAMES), handle))
+    strided = torch.from_numpy(rng.standard_normal((2, 40, 3))).bfloat16().transpose(1, 2).requires_grad_()
+    torch.library.opcheck(OPS.conv.default, (strided, given["k"], None, None, None, None, handle))
+
+
+@pytest.mark.parametrize("taps", [1, 20])
+@pytest.mark.parametrize("handle", ["causal-64-bf16", "circular-*-bf16"])
+def test_opcheck_of_the_correlation(handle: str, taps: int, rng: np.random.Generator) -> None:
+    given = tensors(rng)
+    v = torch.from_numpy(rng.standard_normal((2, 3, 40))).bfloat16().requires_grad_()
+    for a, b in ((None, None), (given["in_gate"], given["out_gate"])):
+        torch.library.opcheck(OPS.correlate_input.default, (given["u"], v, a, b, taps, handle))
+
+
+def test_opcheck_of_prepared_spectra(rng: np.random.Generator) -> None:
+    given = {n: x.detach() for n, x in tensors(rng).items()}
+    made = fftgen.get_conv(64).prepare(given["k"], k_rev=given["k_rev"])
+    gates = (given["in_gate"], None, given["skip"])
+    args = (given["u"], made.planes, made.scale, *gates, "circular-64-bf16", made.digest)
+    torch.library.opcheck(OPS.conv_prepared.default, args)
+
+
+def test_fakes_have_the_strides_of_results(rng: np.random.Generator) -> None:
+    u = torch.from_numpy(rng.standard_normal((2, 40, 3))).transpose(1, 2)
+    k = torch.from_numpy(rng.standard_normal((3, 9)))
+    args = (u, k, None, None, None, None, "causal-*-bf16")
+    real = OPS.conv(*args)
+    with FakeTensorMode() as mode:
+        fake = OPS.conv(*(mode.from_tensor(x) if isinstance(x, Tensor) else x for x in args))
+    assert fake.stride() == real.stride() == (120, 40, 1)
+    assert fake.dtype == real.dtype
+
+
+# torch.compile and torch.export
+
+
+CONV = fftgen.get_conv(256, causal=True)  # made outside of what is compiled, as a layer does
+FORMS: dict[str, Any] = {
+    "object": lambda u, k, a: CONV(u, k, in_gate=a, skip=k[:, 0]),
+    "causal": lambda u, k, a: fftgen.fftconv(u, k, in_gate=a, out_gate=a, k_rev=k),
+    "circular": lambda u, k, a: fftgen.fftconv(u, k, in_gate=a, mode="circular"),
+    "full": lambda u, k, a: fftgen.fftconv(u, k, in_gate=a, mode="full"),
+    "same": lambda u, k, a: fftgen.fftconv(u, k, in_gate=a, mode="same"),
+    "valid": lambda u, k, a: fftgen.fftconv(u, k[:, :20], in_gate=a, mode="valid"),
+    "filters": lambda u, k, a: fftgen.fftconv(u, torch.stack([k, 2 * k])),
+    "groups": lambda u, k, a: fftgen.fftconv(u, k[:1], groups=1),
+    "rows": lambda u, k, a: fftgen.fftconv(u, torch.stack([k, 2 * k]), per_row=True),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_one_graph_serves_all_lengths(form: str, rng: np.random.Generator) -> None:
+    """fullgraph, dynamic: results and gradients bit for bit those of eager mode, one compilation."""
+    call = FORMS[form]
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(call, backend=counter, fullgraph=True, dynamic=True)
+    for steps in LENGTHS:
+        given = [
+            torch.from_numpy(rng.standard_normal((2, 3, steps))).bfloat16().requires_grad_(),
+            torch.from_numpy(rng.standard_normal((3, steps))).float().requires_grad_(),
+            torch.from_numpy(rng.standard_normal((2, 3, steps))).bfloat16().requires_grad_(),
+        ]
+        found, wanted = compiled(*given), call(*given)
+        assert torch.equal(found, wanted)
+        v = torch.randn_like(wanted)
+        used = [x for x in given if torch.autograd.grad(call(*given), x, v, allow_unused=True)[0] is not None]
+        for out, ref in zip(
+            torch.autograd.grad(found, used, v), torch.autograd.grad(wanted, used, v), strict=True
+        ):
+            assert torch.equal(out, ref)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_a_layer_compiles_to_one_graph_and_trains_alike(backend: str, rng: np.random.Generator) -> None:
+    """With code generated around the operators as well (which takes the compiler half a minute)."""
+    torch.manual_seed(0)
+    layer = LongConv(4, 96, initial="geometric", squash=1e-3, filters=2)
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(layer, backend=backend, fullgraph=True, dynamic=True)
+    for steps in (96, 33):
+        u = torch.from_numpy(rng.standard_normal((2, 4, steps))).float()
+        grads = []
+        for run in (compiled, layer):
+            layer.zero_grad()
+            run(u).square().sum().backward()
+            grads.append([p.grad.clone() for p in layer.parameters() if p.grad is not None])
+        assert len(grads[0]) == len(list(layer.parameters()))
+        for out, ref in zip(*grads, strict=True):
+            assert (out - ref).norm() <= 1e-5 * ref.norm()
+            assert ref.norm() > 0
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+class Exported(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = FFTConv(3, 40)
+
+    def forward(self, u: Tensor, gate: Tensor) -> Tensor:
+        y: Tensor = self.mix(u, in_gate=gate)
+        return y
+
+
+def test_export_with_a_dynamic_batch(rng: np.random.Generator, tmp_path: Path) -> None:
+    model = Exported()
+    u = torch.from_numpy(rng.standard_normal((7, 3, 40))).bfloat16()
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(model, (u[:2], u[:2]), dynamic_shapes={"u": {0: batch}, "gate": {0: batch}})
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    assert torch.equal(loaded(u, u), model(u, u))
+    assert any(n.target is OPS.conv.default for n in program.graph.nodes)
+
+
+# Autocast, evaluation, checkpointing
+
+
+@pytest.mark.parametrize("target", [torch.bfloat16, torch.float16])
+def test_autocast_casts_signals_and_leaves_the_filter(target: torch.dtype, rng: np.random.Generator) -> None:
+    given = tensors(rng, dtype=torch.float32)
+    u, k = given["u"], given["k"]
+    gates = {"in_gate": given["in_gate"], "out_gate": given["out_gate"].detach().to(target)}
+    kinds: list[torch.dtype] = []
+    with torch.autocast("cpu", target):
+        object_result = fftgen.get_conv(64, target, causal=True)(u, k, **gates)
+        y = fftgen.fftconv(u, k, **gates)
+        other = fftgen.get_conv(64, torch.bfloat16, causal=True)(
+            u, k
+        )  # the convolution's type, not autocast's
+        with torch.autocast("cpu", enabled=False):
+            kinds.append(fftgen.fftconv(u, k).dtype)
+        kinds.append(fftgen.fftconv(u.detach().double(), k.detach().double()).dtype)  # float64 stays, as ever
+    assert y.dtype == target
+    assert torch.equal(object_result, y)
+    assert other.dtype == torch.bfloat16
+    assert kinds == [torch.float32, torch.float64]
+    # The filter was not rounded: with it rounded the result differs.
+    rounded = fftgen.fftconv(
+        u.detach().to(target), k.detach().to(target), **{n: g.to(target) for n, g in gates.items()}
+    )
+    assert not torch.equal(y, rounded)
+    y.sum().backward()
+    assert u.grad is not None
+    assert k.grad is not None
+    assert u.grad.dtype == k.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: FFTConv(3, 40), lambda: LongConv(3, 40, initial="geometric", squash=0)]
+)
+def test_gradients_in_eval_mode_are_those_of_training(make: Any, rng: np.random.Generator) -> None:
+    layer = make()
+    u = torch.from_numpy(rng.standard_normal((2, 3, 40))).float().requires_grad_()
+    found = [
+        torch.autograd.grad(layer.train(mode)(u).sum(), [u, *layer.parameters()]) for mode in (True, False)
+    ]
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+        assert a.any()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing(reentrant: bool, rng: np.random.Generator) -> None:
+    torch.manual_seed(0)
+    layer = nn.Sequential(
+        FFTConv(3, 40), LongConv(3, 40, initial="geometric", squash=0, dropout=0.3)
+    ).double()
+    u = torch.from_numpy(rng.standard_normal((2, 3, 40))).requires_grad_()
+    grads = []
+    for kept in (False, True):
+        torch.manual_seed(1)
+        y = checkpoint(layer, u, use_reentrant=reentrant) if kept else layer(u)
+        grads.append(
+            torch.autograd.grad(y.square().sum(), [u, *layer.parameters()]) if not reentrant else None
+        )
+        if reentrant:
+            layer.zero_grad()
+            u.grad = None
+            y.square().sum().backward()
+            grads[-1] = (u.grad.clone(), *(p.grad.clone() for p in layer.parameters()))  # type: ignore[union-attr]
+    for a, b in zip(*grads, strict=True):  # type: ignore[arg-type]
+        assert torch.equal(a, b)
+
+
+def test_deterministic_algorithms(rng: np.random.Generator) -> None:
+    given = tensors(rng)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = []
+        for _ in range(2):
+            y = fftgen.fftconv(given["u"], given["k"], skip=given["skip"])
+            found.append(torch.autograd.grad(y.sum(), [given["u"], given["k"], given["skip"]]))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+# torch.func
+
+
+@pytest.fixture(params=["causal", "circular"])
+def function(request: pytest.FixtureRequest) -> Any:
+    conv = fftgen.get_conv(16, causal=request.param == "causal")
+
+    def f(*values: Tensor) -> Tensor:
+        u, k, k_rev, a, b, d = values
+        return conv(u, k, k_rev=k_rev, in_gate=a, out_gate=b, skip=d)
+
+    def ref(*values: Tensor) -> Tensor:
+        return composite(*values, mode=request.param, length=16)
+
+    return f, ref
+
+
+def values(rng: np.random.Generator, *lead: int) -> list[Tensor]:
+    shapes = ((2, 3, 9), (3, 7), (3, 5), (2, 3, 9), (2, 3, 9), (3,))
+    return [torch.from_numpy(rng.standard_normal((*lead, *s))) for s in shapes]
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_grad_jacobians_and_hessians_of_torch_func(
+    which: int, function: Any, rng: np.random.Generator
+) -> None:
+    f, ref = function
+    given = values(rng)
+    scalar = [lambda *x, g=g: g(*x).pow(3).sum() for g in (f, ref)]
+    for transform in (torch.func.grad, torch.func.hessian):
+        gradients.judge(*(transform(s, argnums=which)(*given) for s in scalar), 1e-11)  # type: ignore[operator]
+    for transform in (torch.func.jacrev, torch.func.jacfwd):
+        gradients.judge(*(transform(g, argnums=which)(*given).flatten() for g in (f, ref)), 1e-11)  # type: ignore[operator]
+    tangents = tuple(torch.from_numpy(rng.standard_normal(x.shape)) for x in given)
+    for a, b in zip(*(torch.func.jvp(g, tuple(given), tangents) for g in (f, ref)), strict=True):
+        gradients.judge(a, b, 1e-12)
+
+
+@pytest.mark.parametrize("mapped", [(0,), (1,), (5,), (0, 3), (0, 1, 2, 3, 4, 5), (4,), (2, 3)])
+def test_vmap_over_any_arguments(mapped: tuple[int, ...], function: Any, rng: np.random.Generator) -> None:
+    f, _ = function
+    alone, many = values(rng), values(rng, 4)
+    given = [m.movedim(0, -1) if i in mapped else a for i, (a, m) in enumerate(zip(alone, many, strict=True))]
+    dims = tuple(-1 if i in mapped else None for i in range(6))
+    found = torch.func.vmap(f, in_dims=dims)(*given)
+    each = [f(*(many[i][j] if i in mapped else alone[i] for i in range(6))) for j in range(4)]
+    gradients.judge(found, torch.stack(each), 1e-13)
+    # Gradients example by example.
+    grads = torch.func.vmap(torch.func.grad(lambda *x: f(*x).pow(2).sum(), argnums=(0, 1, 5)), in_dims=dims)(
+        *given
+    )
+    for index, out in zip((0, 1, 5), grads, strict=True):
+        one = [torch.func.grad(lambda *x: f(*x).pow(2).sum(), argnums=index)(
+            *(many[i][j] if i in mapped else alone[i] for i in range(6))) for j in range(4)]  # fmt: skip
+        gradients.judge(out, torch.stack(one), 1e-13)
+
+
+def test_operators_by_themselves_say_what_takes_transforms(rng: np.random.Generator) -> None:
+    u, k, *_ = values(rng)
+    with pytest.raises(InputError, match=r"call fftgen\.fftconv or a convolution object, which do"):
+        torch.func.grad(lambda k: OPS.conv(u, k, None, None, None, None, "causal-16-bf16").sum())(k)
+
+
+# Several processes
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """DistributedDataParallel over gloo: each on half of the batch, parameters as from the whole batch."""
+    script = Path(ddp_worker.__file__)
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(ddp_worker.WORLD)
+    ]
+    for worker in workers:
+        _, errors = worker.communicate(timeout=300)
+        assert worker.returncode == 0, errors
+    alone = ddp_worker.model()
+    before = {n: p.clone() for n, p in alone.state_dict().items()}
+    losses = ddp_worker.train(alone, slice(None))
+    assert losses[-1] != losses[0]
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(ddp_worker.WORLD)]
+    for name, wanted in alone.state_dict().items():
+        assert torch.equal(ranks[0][name], ranks[1][name])
+        moved = (wanted - before[name]).norm()
+        assert moved > 0
+        assert (ranks[0][name] - wanted).norm() <= 1e-10 * moved
+
+
+# GPUs that are not there
+
+
+def test_on_a_gpu_a_filter_that_wants_a_gradient_is_refused_at_the_call() -> None:
+    """Before anything runs; without one, the fake kernel answers."""
+    conv = fftgen.get_conv(64, causal=True)
+    with FakeTensorMode():
+        u = torch.empty(2, 3, 40, dtype=torch.bfloat16, device="cuda")
+        k = torch.empty(3, 20, device="cuda", requires_grad=True)
+        for call in (conv, fftgen.fftconv):
+            with pytest.raises(
+                InputError, match=r"the gradient of the filter has no CUDA kernel yet: k.detach"
+            ):
+                call(u, k)
+            with pytest.raises(InputError, match="has no CUDA kernel yet"):
+                call(u, k.detach(), k_rev=k)
+            with torch.no_grad():
+                y = call(u, k, in_gate=u, skip=torch.empty(3, device="cuda"))
+            assert (y.device.type, y.shape, y.dtype) == ("cuda", u.shape, u.dtype)
+        with pytest.raises(
+            InputError, match=r"u is torch\.float32, this convolution was made for torch\.bfloat16"
+        ):
+            conv(u.float(), k.detach())  # float32 is for CPUs
+
+
+def test_the_place_of_the_filters_gradient(rng: np.random.Generator) -> None:
+    """What fftgen::correlate_input does on CUDA tensors: lag 0 without a transform, else the clear error."""
+    given = tensors(rng)
+    v = torch.from_numpy(rng.standard_normal((2, 3, 40))).bfloat16()
+    conv = fftgen.get_conv(64, causal=True)
+    signals = (given["u"].detach(), v, given["in_gate"].detach(), given["out_gate"].detach())
+    found = filter_gradient.on_gpu(conv, *signals, 1)
+    a, b, c, d = signals
+    ref = ((a * c).double() * (b * d).double()).sum((0, 2))[:, None]
+    gradients.judge(found, ref, eager.torch.finfo(torch.float32).eps * 10)
+    with pytest.raises(InputError, match="the gradient of the filter has no CUDA kernel yet"):
+        filter_gradient.on_gpu(conv, *signals, 2)
+
+
+def test_meta_tensors(rng: np.random.Generator) -> None:
+    u = torch.empty(2, 3, 40, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    k = torch.empty(3, 20, device="meta", requires_grad=True)
+    y = fftgen.fftconv(u, k, mode="full")
+    assert y.shape == (2, 3, 59)
+    y.sum().backward()
+    assert u.grad is not None
+    assert k.grad is not None
+    assert (u.grad.shape, k.grad.shape, k.grad.dtype) == (u.shape, k.shape, torch.float32)

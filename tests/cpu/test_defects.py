@@ -1,0 +1,151 @@
+"""Defects that users of fused long convolutions have met elsewhere (design 6.2), each held off by a test.
+
+Gradients in eval mode, a causal layer that runs a circular transform, and 2 L taps are in test_nn.py and
+test_citizen.py; tensors beyond 2**31 elements in tests/nvrtc/test_large_strides.py.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import gradients
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import fftgen
+from fftgen import conv as conv_module
+from fftgen import runtime
+from fftgen.errors import ToolchainError
+from fftgen.execute import Executable
+from fftgen.planner import search
+
+
+@pytest.fixture
+def white(rng: np.random.Generator) -> Any:
+    return lambda *shape: torch.from_numpy(rng.standard_normal(shape))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10, 31])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_reverse_taps_of_short_inputs_do_not_vanish(steps: int, mode: str, white: Any) -> None:
+    """A reversed filter placed at the end of a padded one is cut away with it when the input is short."""
+    conv = fftgen.get_conv(64, causal=mode == "causal")
+    u, k, k_rev = white(2, 3, steps), white(3, 64), white(3, 64)
+    y = conv(u, k, k_rev=k_rev)
+    gradients.judge(y, gradients.definition(u, k, k_rev, mode=mode, length=64), 1e-13)
+    alone = conv(u, torch.zeros_like(k), k_rev=k_rev)
+    assert (alone != 0).all()
+    gradients.judge(alone, gradients.definition(u, None, k_rev, mode=mode, length=64), 1e-13)
+
+
+FORMS: dict[str, Any] = {
+    "call": lambda u, k, d, a, b: fftgen.get_conv(64, causal=True)(u, k, skip=d, in_gate=a, out_gate=b),
+    "circular": lambda u, k, d, a, b: fftgen.get_conv(64)(u, k, skip=d, in_gate=a, out_gate=b),
+    "prepared": lambda u, k, d, a, b: fftgen.get_conv(64, causal=True)(
+        u, fftgen.get_conv(64, causal=True).prepare(k), skip=d, in_gate=a, out_gate=b),
+    "functional": lambda u, k, d, a, b: fftgen.fftconv(u, k, skip=d, in_gate=a, out_gate=b),
+    "full": lambda u, k, d, a, b: fftgen.fftconv(
+        u, k, mode="full", skip=d, in_gate=a, out_gate=torch.nn.functional.pad(b, (0, 8)))[..., :20],
+    "groups": lambda u, k, d, a, b: fftgen.fftconv(u, k[:1], groups=1, skip=d, in_gate=a, out_gate=b),
+    "rows": lambda u, k, d, a, b: fftgen.fftconv(
+        u, torch.stack([k, k]), per_row=True, skip=d, in_gate=a, out_gate=b),
+    "filters": lambda u, k, d, a, b: fftgen.fftconv(
+        u, k[None], skip=d[None], in_gate=a, out_gate=b[:, None])[:, 0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_skip_term_is_never_dropped(form: str, white: Any) -> None:
+    u, k, d, a, b = white(2, 3, 20), white(3, 9), white(3), white(2, 3, 20), white(2, 3, 20)
+    with_skip, without = (FORMS[form](u, k, s, a, b) for s in (d, torch.zeros_like(d)))
+    gradients.judge(with_skip - without, b * d[:, None] * a * u, 1e-12)
+
+
+@pytest.mark.parametrize("taps", [20, 21, 64])
+def test_taps_beyond_the_input_do_not_leak_from_the_future(taps: int, white: Any) -> None:
+    """In a transform of 2 L, 2 L taps wrap: tap L + 5 of a causal filter acts 5 steps before L more."""
+    u, k = white(2, 3, 20), white(3, taps)
+    conv = fftgen.get_conv(64, causal=True)
+    ref = gradients.definition(u, k[:, :20], mode="causal", length=64)
+    for y in (conv(u, k), fftgen.fftconv(u, k), conv(u, conv.prepare(k))):
+        gradients.judge(y, ref, 1e-13)
+    grown = torch.cat([k, 1e6 * white(3, 64 - taps)], 1)
+    gradients.judge(conv(u, grown), ref, 1e-13)
+
+
+# A driver that is not there: launches are recorded, and fail when told to.
+
+
+class Driver(SimpleNamespace):
+    """What runtime.py uses of cuda.bindings.driver."""
+
+    def __init__(self, failing: str = "", code: int = 700) -> None:
+        super().__init__()
+        self.launched: list[tuple[Any, ...]] = []
+        self._failing, self._code = failing, code
+        self.CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> tuple[Any, ...]:
+            if name == "cuLaunchKernel":
+                self.launched.append(arguments)
+            code = self._code if name == self._failing else 0
+            return (Code(code), 1)
+
+        return call
+
+
+class Code(int):
+    name = "CUDA_ERROR_ILLEGAL_ADDRESS"
+
+
+def on_fake_gpu(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> tuple[fftgen.Conv, list[torch.device]]:
+    """A convolution whose calls on CPU tensors go all the way down to the driver, and devices asked for."""
+    monkeypatch.setattr(runtime, "driver", lambda: driver)
+    asked: list[torch.device] = []
+
+    def current_stream(device: torch.device) -> SimpleNamespace:
+        asked.append(device)
+        return SimpleNamespace(cuda_stream=0xABC0)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    conv = conv_module.Conv(fftgen.get_conv(512, causal=True).problem, conv_module.JustInTime(), "test")
+    plan = search.plan(conv.problem, "sm_90")
+    tables = torch.zeros(1, dtype=torch.uint8)  # nothing reads them here
+    loaded = SimpleNamespace(module=runtime.Module(b"", 0, {}), executable=Executable(plan, tables))
+    launches = loaded.executable.launches(2, 3, 100)
+    loaded.module._functions = {launch.entry: 1 for launch in launches}
+    monkeypatch.setattr(conv, "on", lambda device, problem: loaded)
+    return conv, asked
+
+
+def arguments(white: Any) -> tuple[Tensor | None, ...]:
+    return white(2, 3, 100).bfloat16(), white(3, 50).float(), None, None, None, None
+
+
+def test_kernels_run_on_the_current_stream_of_the_tensors_device(
+    white: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver()
+    conv, asked = on_fake_gpu(monkeypatch, driver)
+    u, *rest = arguments(white)
+    y = conv.run(u, *rest)  # type: ignore[arg-type]
+    assert u is not None
+    assert y.shape == u.shape
+    assert asked == [u.device]
+    assert driver.launched
+    assert all(0xABC0 in launch for launch in driver.launched)
+
+
+@pytest.mark.parametrize("failing", ["cuLaunchKernel", "cuCtxPushCurrent"])
+def test_an_error_of_the_driver_is_raised_and_no_result_comes_back(
+    failing: str, white: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver()
+    conv, _ = on_fake_gpu(monkeypatch, driver)
+    driver._failing = failing
+    with pytest.raises(ToolchainError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"):
+        conv.run(*arguments(white))  # type: ignore[arg-type]

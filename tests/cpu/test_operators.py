@@ -1,0 +1,237 @@
+"""The operators and their derivatives on CPU tensors: values, first and second order, in every mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradients
+import numpy as np
+import pytest
+import torch
+from gradients import NAMES, OPTIONS, TORCH
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+
+import fftgen
+from fftgen import eager, gradient_accuracy
+from fftgen.conv import registered, terms
+from fftgen.errors import InputError
+
+MODES = ("causal", "circular")
+SHAPES = {"plain": (5, 4, 8), "long filter": (3, 6, 8), "one step": (1, 2, 4), "whole": (6, 6, 6)}
+
+
+def call(conv: fftgen.Conv, given: dict[str, Tensor]) -> Tensor:
+    u, k = given["u"], given["k"]
+    return conv(u, k, **{n: x for n, x in given.items() if n not in ("u", "k")})
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("options", OPTIONS, ids="+".join)
+def test_values_are_those_of_the_definition(
+    mode: str, options: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    for steps, taps, length in (*SHAPES.values(), (50, 61, 64), (61, 64, 67)):
+        given = gradients.draw(rng, (2, 3, steps), taps, options, torch.float64, torch.float64)
+        y = call(fftgen.get_conv(length, causal=mode == "causal"), given)
+        ref = gradients.definition(**given, mode=mode, length=length)
+        gradients.judge(y, ref, 1e-14)
+        gradients.judge(gradients.composite(**given, mode=mode, length=length), ref, 1e-14)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("options", OPTIONS, ids="+".join)
+def test_gradients_of_first_and_second_order(
+    mode: str, options: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    """gradcheck in float64, forward mode as well; gradgradcheck by a random projection."""
+    steps, taps, length = list(SHAPES.values())[len(options) % len(SHAPES)]
+    given = gradients.draw(rng, (2, 2, steps), taps, options, torch.float64, torch.float64)
+    conv = fftgen.get_conv(length, causal=mode == "causal")
+
+    def f(*tensors: Tensor) -> Tensor:
+        return call(conv, dict(zip(given, tensors, strict=True)))
+
+    inputs = tuple(given.values())
+    assert gradcheck(f, inputs, check_forward_ad=True)
+    assert gradgradcheck(f, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_second_derivative_of_everything_at_once(mode: str, rng: np.random.Generator) -> None:
+    """All options, entry by entry, batched as torch.func and is_grads_batched do it."""
+    given = gradients.draw(rng, (2, 2, 3), 2, OPTIONS[-1], torch.float64, torch.float64)
+    conv = fftgen.get_conv(4, causal=mode == "causal")
+
+    def f(*tensors: Tensor) -> Tensor:
+        return call(conv, dict(zip(given, tensors, strict=True)))
+
+    inputs = tuple(given.values())
+    assert gradcheck(f, inputs, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(f, inputs, check_batched_grad=True)
+
+
+@pytest.mark.parametrize("mode", ["causal", "circular", "full", "same", "valid"])
+@pytest.mark.parametrize(("steps", "taps"), [(6, 4), (5, 5), (4, 1)])
+def test_gradients_of_the_functional_form(mode: str, steps: int, taps: int, rng: np.random.Generator) -> None:
+    given = gradients.draw(rng, (2, 2, steps), taps, (), torch.float64, torch.float64)
+
+    def f(u: Tensor, k: Tensor) -> Tensor:
+        return fftgen.fftconv(u, k, mode=mode)
+
+    assert gradcheck(f, tuple(given.values()), check_forward_ad=True)
+    assert gradgradcheck(f, tuple(given.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("taps", [1, 5, 8])
+def test_gradients_of_the_correlation_with_the_input(mode: str, taps: int, rng: np.random.Generator) -> None:
+    given = gradients.draw(rng, (2, 2, 6), 1, ("in_gate", "out_gate"), torch.float64, torch.float64)
+    u, _, in_gate, out_gate = given.values()
+    v = torch.from_numpy(rng.standard_normal((2, 2, 6))).requires_grad_()
+
+    def f(*tensors: Tensor) -> Tensor:
+        found: Tensor = torch.ops.fftgen.correlate_input(*tensors, taps, f"{mode}-8-bf16")
+        return found
+
+    inputs = (u, v, in_gate, out_gate)
+    assert gradcheck(f, inputs, check_forward_ad=True)
+    assert gradgradcheck(f, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("options", OPTIONS, ids="+".join)
+def test_gradients_of_stored_types_are_exact_to_the_rounding_model(
+    mode: str, dtype: str, options: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    """Result and every gradient against float64 autograd, per row and overall; float32 filters."""
+    steps, length = 700, 1024
+    given = gradients.draw(rng, (3, 4, steps), 900, options, TORCH[dtype])
+    cotangent = torch.from_numpy(rng.standard_normal((3, 4, steps))).to(TORCH[dtype])
+    y = call(fftgen.get_conv(length, TORCH[dtype], causal=mode == "causal"), given)
+    y.backward(cotangent)
+    ref, wanted = gradients.exact(given, cotangent, mode=mode, length=length)
+    gates = len({"in_gate", "out_gate"} & set(options))
+    expected = gradient_accuracy.cpu_signal(dtype, gated="in_gate" in options)
+    gradients.judge(y, ref, expected)
+    for name, x in given.items():
+        assert x.grad is not None
+        assert x.grad.dtype == x.dtype
+        ref = wanted[name]
+        if name in ("k", "k_rev"):
+            reach = steps if mode == "causal" else 900  # taps beyond the signal meet nothing
+            assert not x.grad[:, reach:].any()
+            gradients.judge(
+                x.grad[:, :reach], ref[:, :reach], gradient_accuracy.cpu_filters(dtype, gates=gates)
+            )
+        elif name == "skip":
+            gradients.judge(x.grad, ref, gradient_accuracy.cpu_filters(dtype, gates=gates), margin=4)
+        else:
+            gate = "in_gate" if name == "out_gate" else "out_gate"
+            gradients.judge(x.grad, ref, gradient_accuracy.cpu_signal(dtype, gated=gate in options))
+
+
+def test_zero_gradients_would_fail_every_check(rng: np.random.Generator) -> None:
+    ref = torch.from_numpy(rng.standard_normal((2, 100)))
+    for wrong in (torch.zeros_like(ref), ref * torch.tensor([[1.0], [0.0]]), ref.roll(1, 0)):
+        with pytest.raises(AssertionError):
+            gradients.judge(wrong, ref, gradient_accuracy.filters("bf16", 4, gates=2))
+    with pytest.raises(AssertionError, match="proves nothing"):
+        gradients.judge(ref, torch.zeros_like(ref), 1.0)
+
+
+def test_only_arguments_are_stored_for_the_backward_pass(rng: np.random.Generator) -> None:
+    """Memory of a training step: arguments, result, gradients. No intermediate survives the call."""
+    given = gradients.draw(rng, (2, 3, 64), 64, OPTIONS[-1], torch.bfloat16)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):  # type: ignore[func-returns-value]
+        call(fftgen.get_conv(64, causal=True), given)
+    assert {x.data_ptr() for x in kept} == {x.data_ptr() for x in given.values()}
+    assert len(kept) == len(given)
+
+
+@pytest.mark.parametrize("wanted", NAMES)
+def test_each_gradient_by_itself(wanted: str, rng: np.random.Generator) -> None:
+    """What needs no gradient gets none, and nothing is computed for it."""
+    given = gradients.draw(rng, (2, 3, 40), 30, OPTIONS[-1], torch.float64, torch.float64)
+    alone = {n: x.detach().requires_grad_(n == wanted) for n, x in given.items()}
+    conv = fftgen.get_conv(64, causal=True)
+    cotangent = torch.from_numpy(rng.standard_normal((2, 3, 40)))
+    with Count() as count:
+        call(conv, alone).backward(cotangent)
+    assert count.calls == 2  # forward, and one for the one gradient
+    _, ref = gradients.exact(given, cotangent, mode="causal", length=64)
+    gradients.judge(alone[wanted].grad, ref[wanted], 1e-13)  # type: ignore[arg-type]
+    assert all(x.grad is None for n, x in alone.items() if n != wanted)
+
+
+class Count(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts calls of the package's operators."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += func.namespace == "fftgen"
+        return func(*args, **(kwargs or {}))
+
+
+def test_gradients_of_cotangents_that_are_no_plain_tensors(rng: np.random.Generator) -> None:
+    """Expanded (from sum), transposed and offset cotangents."""
+    given = gradients.draw(rng, (2, 3, 40), 30, ("k_rev",), torch.float64, torch.float64)
+    conv = fftgen.get_conv(40, causal=True)
+    whole = torch.from_numpy(rng.standard_normal((40, 3, 3)))
+    for cotangent in (torch.ones(()).double().expand(2, 3, 40), whole.permute(1, 2, 0)[1:]):
+        _, ref = gradients.exact(given, cotangent, mode="causal", length=40)
+        found = torch.autograd.grad(call(conv, given), tuple(given.values()), cotangent)
+        for out, want in zip(found, ref.values(), strict=True):
+            gradients.judge(out, want, 1e-13)
+
+
+def test_filters_of_any_width_get_gradients_of_their_own(rng: np.random.Generator) -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        given = gradients.draw(rng, (2, 3, 40), 30, ("skip",), torch.bfloat16, dtype)
+        call(fftgen.get_conv(40, causal=True), given).sum().backward()
+        assert given["k"].grad is not None
+        assert given["k"].grad.dtype == dtype
+        assert given["skip"].grad is not None
+        assert given["skip"].grad.dtype == dtype
+
+
+def test_a_prepared_filter_passes_gradients_to_the_signal(rng: np.random.Generator) -> None:
+    given = gradients.draw(rng, (2, 3, 40), 30, ("k_rev", "in_gate"), torch.float64, torch.float64)
+    conv = fftgen.get_conv(40, causal=True)
+    made = conv.prepare(given["k"], k_rev=given["k_rev"])
+    cotangent = torch.from_numpy(rng.standard_normal((2, 3, 40)))
+    y = conv(given["u"], made, in_gate=given["in_gate"])
+    found = torch.autograd.grad(y, (given["u"], given["in_gate"]), cotangent)
+    _, ref = gradients.exact(given, cotangent, mode="causal", length=40)
+    gradients.judge(found[0], ref["u"], 1e-13)
+    gradients.judge(found[1], ref["in_gate"], 1e-13)
+
+
+def test_the_operator_of_prepared_spectra_refuses_gradients(rng: np.random.Generator) -> None:
+    u = torch.from_numpy(rng.standard_normal((1, 2, 8))).requires_grad_()
+    planes, scale = torch.zeros(2, 2, 8).double(), torch.ones(2, 2)
+    y = torch.ops.fftgen.conv_prepared(u, planes, scale, None, None, None, "causal-8-bf16", "torch.fft")
+    with pytest.raises(InputError, match="no gradients through a prepared spectrum: hand in the filter"):
+        y.sum().backward()
+
+
+def test_fast_lengths_are_the_next_smooth_ones() -> None:
+    smooth = sorted(2**a * 3**b * 5**c for a in range(13) for b in range(8) for c in range(6))
+    for points in (*range(1, 600), 4097, 4999):
+        assert eager.fast_length(points) == next(n for n in smooth if n >= points)
+
+
+def test_handles_of_artifacts_and_open_lengths_name_mode_and_length() -> None:
+    """A graph exported with a loaded artifact runs on CPUs without the file."""
+    assert terms("artifact:0123abcd:circular-64-bf16", 9) == ("circular", 64)
+    assert terms("causal-*-fp16", 9) == ("causal", 9)
+    u, k = torch.randn(1, 2, 9).double(), torch.randn(2, 5).double()
+    y = torch.ops.fftgen.conv(u, k, None, None, None, None, "artifact:0123abcd:circular-64-bf16")
+    gradients.judge(y, gradients.composite(u, k, mode="circular", length=64), 1e-13)
+    with pytest.raises(InputError, match=r"call fftgen\.load on its artifact first"):
+        registered("artifact:0123abcd:circular-64-bf16")
+    assert registered("causal-*-bf16", 1000) is registered("causal-*-bf16", 1001)  # neighbours share kernels
+    assert registered("circular-*-bf16", 1000).problem.length == 1000

@@ -1,0 +1,172 @@
+"""Ring 3: gradients through the kernels. The adjoint is the same kernel with a conjugated spectrum.
+
+``emulate.convolve`` with ``k_rev`` alone is what the backward pass launches for the gradient of u; with
+both filters it is a bidirectional call. References are float64 autograd (tests/gradients.py).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import gradients
+import numpy as np
+import pytest
+import torch
+from gradients import OPTIONS, TORCH
+
+import fftgen
+from fftgen import eager, emulate, gradient_accuracy
+from fftgen.accuracy import EXPECTED
+from fftgen.cache import Cache
+from fftgen.pipeline import Built, build_plan
+from fftgen.planner import search
+from fftgen.planner.plan import Plan
+from fftgen.problem import Problem
+
+Given = dict[str, torch.Tensor]
+
+
+@lru_cache(maxsize=8)
+def built(plan: Plan) -> tuple[Built, str]:
+    module = build_plan(plan, Cache(None))
+    return module, emulate.line_ptx(module)
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path))
+
+
+def launched(
+    plan: Plan, rng: np.random.Generator, u: torch.Tensor, k: Any, k_rev: Any, a: Any, b: Any, d: Any
+) -> torch.Tensor:
+    """The kernels on these arguments, in the operator's order."""
+    module, ptx = built(plan)
+    u, k, k_rev, a, b, d = (None if x is None else x.detach() for x in (u, k, k_rev, a, b, d))
+    y, _ = emulate.convolve(
+        module, u, k, k_rev=k_rev, in_gate=a, out_gate=b, skip=d, ptx=ptx, seed=int(rng.integers(2**31))
+    )
+    return y
+
+
+def check(
+    plan: Plan,
+    rng: np.random.Generator,
+    *,
+    batch: int = 1,
+    channels: int = 1,
+    steps: int | None = None,
+    taps: int | None = None,
+    options: tuple[str, ...] = (),
+    wanted: tuple[str, ...] = ("u",),
+) -> None:
+    """Forward result and the gradients of signals that kernels compute, against float64 autograd."""
+    p = plan.problem
+    shape = (batch, channels, steps or p.length)
+    given = gradients.draw(rng, shape, taps or p.length, options, TORCH[p.dtype])
+    v = torch.from_numpy(rng.standard_normal(shape)).to(TORCH[p.dtype])
+    y, ref = gradients.exact(given, v, mode=p.mode, length=p.length)
+    u, k, k_rev, a, b, d = (given.get(n) for n in gradients.NAMES)
+    assert u is not None
+    if k_rev is not None:
+        gradients.judge(launched(plan, rng, u, k, k_rev, a, b, d), y, EXPECTED[p.dtype, plan.order])
+    # As Conv.backward of fftgen/autograd.py calls them.
+    calls = {
+        "u": (v, k_rev, k, b, a, d),
+        "in_gate": (v, k_rev, k, b, u, d),
+        "out_gate": (u, k, k_rev, a, v, d),
+    }
+    for name in wanted:
+        found = launched(plan, rng, *calls[name])
+        gradients.judge(found, ref[name], gradient_accuracy.signal(p.dtype, plan.order, gated=True))
+
+
+def plan_for(mode: str, length: int, dtype: str = "bf16", target: str = "sm_90") -> Plan:
+    return search.plan(Problem(mode, length, dtype), target)
+
+
+@pytest.mark.parametrize("length", [256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_the_gradient_of_the_input(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
+    check(plan_for(mode, length, dtype), rng, batch=1 if length > 4096 else 3)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids="+".join)
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_every_combination_of_options(mode: str, options: tuple[str, ...], rng: np.random.Generator) -> None:
+    wanted = ("u", *(n for n in ("in_gate", "out_gate") if n in options))
+    check(plan_for(mode, 512), rng, batch=3, channels=2, options=options, wanted=wanted)
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 257, 1009, 1026, 5003, 20_000])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_any_length(mode: str, length: int, rng: np.random.Generator) -> None:
+    """Circular lengths that do not factor are folded: the reversed filter is turned in the time domain."""
+    plan = plan_for(mode, length)
+    check(plan, rng, batch=2 if length < 10_000 else 1, options=("k_rev", "skip"))
+
+
+def test_folded_plans_are_among_them() -> None:
+    assert plan_for("circular", 1009).fold == 1009
+
+
+@pytest.mark.parametrize(("steps", "taps"), [(1, 1000), (7, 9), (1000, 1), (600, 1000), (1000, 600)])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_short_inputs_and_filters(mode: str, steps: int, taps: int, rng: np.random.Generator) -> None:
+    """Taps that meet no input, and reverse taps of short inputs: neither vanish nor wrap."""
+    plan = plan_for(mode, 1024)
+    check(plan, rng, batch=2, steps=steps, taps=taps, options=("k_rev", "in_gate", "out_gate"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "length", "dtype", "target"),
+    [
+        ("causal", 65_536, "bf16", "sm_90"),
+        ("circular", 65_521, "bf16", "sm_90"),
+        ("circular", 65_536, "fp16", "sm_75"),
+    ],
+)
+def test_the_device_class(mode: str, length: int, dtype: str, target: str, rng: np.random.Generator) -> None:
+    plan = plan_for(mode, length, dtype, target)
+    assert plan.memory_class == "device"
+    check(plan, rng, options=("k_rev", "in_gate", "out_gate", "skip"))
+
+
+@pytest.mark.parametrize(("mode", "length"), [("causal", 512), ("circular", 512), ("circular", 1009)])
+def test_autograd_through_the_kernels(
+    mode: str, length: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operators with the simulated kernels in the place of torch.fft: forward, then one backward().
+
+    The filters' gradients have no kernel: theirs come from the CPU path and are held to it.
+    """
+    plan = plan_for(mode, length)
+    launches: list[str] = []
+
+    def kernels(
+        u: torch.Tensor, k: Any, k_rev: Any, *, mode: str, length: int, in_gate: Any, out_gate: Any, skip: Any
+    ) -> torch.Tensor:
+        assert (mode, length) == (plan.problem.mode, plan.problem.length)
+        launches.append("forward" if k is given["k"] else "adjoint")
+        return launched(plan, rng, u, k, k_rev, in_gate, out_gate, skip)
+
+    monkeypatch.setattr(eager, "convolve", kernels)
+    given = gradients.draw(rng, (3, 2, length), length // 2, OPTIONS[-1], torch.bfloat16)
+    v = torch.from_numpy(rng.standard_normal((3, 2, length))).bfloat16()
+    u, k, *_ = given.values()
+    y = fftgen.get_conv(length, causal=mode == "causal")(
+        u, k, **{n: x for n, x in given.items() if n not in ("u", "k")}
+    )
+    y.backward(v)
+    assert launches == ["forward", "adjoint", "adjoint", "forward"]  # y, du, d in_gate, d out_gate
+    ref, wanted = gradients.exact(given, v, mode=mode, length=length)
+    gradients.judge(y, ref, gradient_accuracy.signal("bf16", plan.order, gated=True))
+    for name, x in given.items():
+        assert x.grad is not None
+        if name in ("k", "k_rev", "skip"):
+            expected = gradient_accuracy.cpu_filters("bf16", gates=2)
+            gradients.judge(x.grad, wanted[name], expected, margin=4 if name == "skip" else 1.5)
+        else:
+            gradients.judge(x.grad, wanted[name], gradient_accuracy.signal("bf16", plan.order, gated=True))

@@ -1,0 +1,88 @@
+"""Tensors of more than 2**31 elements: offsets are computed in 64 bits, shown with addresses, not memory.
+
+Every row is a buffer of its own in the simulator, gigabytes from the next; a 32-bit offset meets no buffer
+and stops the simulation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradients
+import numpy as np
+import pytest
+import torch
+
+from fftgen import emulate
+from fftgen.accuracy import EXPECTED
+from fftgen.cache import Cache
+from fftgen.execute import spectrum
+from fftgen.launch import Call, Signal, run
+from fftgen.pipeline import build_plan
+from fftgen.planner import search
+from fftgen.planner.launch import launches, workspace_elements
+from fftgen.problem import Problem
+
+FAR = 2**31 + 4096  # elements; a product with a batch index needs 33 bits
+
+
+@pytest.mark.parametrize(
+    ("mode", "length", "target"),
+    [
+        ("causal", 256, "sm_90"),
+        ("circular", 256, "sm_90"),
+        ("circular", 257, "sm_90"),
+        ("causal", 65_536, "sm_90"),
+    ],
+)
+@pytest.mark.parametrize("far", ["batch", "channel"])
+def test_rows_lie_gigabytes_apart(
+    mode: str,
+    length: int,
+    target: str,
+    far: str,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Any,
+) -> None:
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path))
+    plan = search.plan(Problem(mode, length, "bf16"), target)
+    module = build_plan(plan, Cache(None))
+    shape = (3, 1) if far == "batch" else (1, 3)
+    u = torch.from_numpy(rng.standard_normal((*shape, length))).bfloat16()
+    k = torch.from_numpy(
+        rng.standard_normal((shape[1], length)) * np.exp(-8 * np.arange(length) / length)
+    ).float()
+    y = torch.full_like(u, float("nan"))
+
+    device = emulate.Simulated(emulate.line_ptx(module), module.source.text)
+    memory = device.memory
+
+    def rows(name: str, x: torch.Tensor, writable: bool) -> Signal:
+        first = 0
+        for i, row in enumerate(x.view(torch.uint8).numpy().reshape(3, -1)):
+            if i:
+                memory._next = first + 2 * FAR * i
+            at = memory.bind(f"{name}{i}", row, writable=writable, initialized=not writable)
+            first = first or at
+        return Signal(first, FAR, 0) if far == "batch" else Signal(first, 0, FAR)
+
+    made = spectrum(plan, k)
+    signals = {"u": rows("u", u, False), "y": rows("y", y, True)}
+    tables = torch.frombuffer(bytearray(module.tables), dtype=torch.uint8)
+    elements = workspace_elements(plan, *shape)
+    workspace = torch.empty(elements, dtype=u.dtype) if elements else None
+    call = Call(
+        batch=shape[0],
+        channels=shape[1],
+        length=length,
+        spectrum=device.address("spectrum", made.planes),
+        scale=device.address("scale", made.scale),
+        tables=device.address("tables", tables),
+        workspace=0 if workspace is None else device.address("workspace", workspace),
+        vector=length % 8 == 0,
+        **signals,
+    )
+    run(plan, call, launches(plan, *shape, length), device)
+    ref = gradients.composite(u, k, mode=mode, length=length)
+    gradients.judge(y, ref, EXPECTED["bf16", plan.order])
