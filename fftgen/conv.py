@@ -16,10 +16,11 @@ from fftgen.bundle import choose, open_shelf, padded
 from fftgen.check import check_filter, check_gate, check_input, check_skip, needs_grad
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError, ToolchainError
-from fftgen.execute import Executable, Spectrum, spectrum, time_contiguous
+from fftgen.execute import Executable, Spectrum, time_contiguous
 from fftgen.pipeline import Built, build
 from fftgen.planner import search
 from fftgen.planner.plan import Plan
+from fftgen.prepare import prepare
 from fftgen.problem import Problem
 from fftgen.runtime import Module
 from fftgen.targets import Target, target_for
@@ -57,6 +58,11 @@ class Loaded:
         self.module = Module(built.image, index, built.entries)
         block = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
         self.executable = Executable(built.plan, block.to(device))
+
+    def spectrum(self, k: Tensor, skip: Tensor | None = None) -> Spectrum:
+        """The spectrum of a filter (H, Lk) with a skip term (H,), on the current stream of its device."""
+        stream = torch.cuda.current_stream(k.device).cuda_stream
+        return prepare(self.executable.plan, self.executable.tables, self.module.on(stream), k, skip)
 
 
 class Conv:
@@ -130,7 +136,7 @@ class Conv:
             taps = k.detach().to(torch.float64 if k.dtype == torch.float64 else torch.float32).clone()
             return Spectrum(taps, torch.ones(k.shape[0], 2), CPU_DIGEST, int(k.shape[-1]))
         loaded = self.on(k.device, self.served(longest, int(k.shape[-1])))
-        return spectrum(loaded.executable.plan, k)
+        return loaded.spectrum(k)
 
     def plan(self, target: str | Target | None = None) -> Plan:
         """The plan on a target ("sm_90"; default: the current GPU's), of the artifact for a loaded one."""
@@ -243,7 +249,7 @@ class Conv:
         if u.numel() == 0:
             return torch.empty_like(u)
         loaded = self.on(u.device, self.served(u.shape[-1], k.shape[-1]))
-        made = spectrum(loaded.executable.plan, k, skip)
+        made = loaded.spectrum(k, skip)
         return self.launch(loaded, u, made.planes, made.scale, in_gate, out_gate)
 
     def launch(

@@ -39,6 +39,7 @@ ORDER = (
     "launch",
     "runtime",
     "execute",
+    "prepare",
     "check",
     "eager",
     "conv",
