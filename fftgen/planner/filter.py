@@ -15,11 +15,15 @@ Digits = tuple[tuple[int, int], ...]  # (extent, stride)
 
 @dataclass(frozen=True)
 class FilterStage:
-    """DFTs of ``radix`` points, ``rest`` apart, then twiddles from ``table`` (bytes; -1: none follow)."""
+    """DFTs of ``radix`` points, ``rest`` apart, then twiddles from ``table`` (bytes; -1: none follow).
+
+    ``apart``: the points' distance in shared memory, gaps included; 0 where the gaps make it uneven.
+    """
 
     radix: int
     rest: int
-    table: int
+    table: int = -1
+    apart: int = 0
 
 
 @dataclass(frozen=True)

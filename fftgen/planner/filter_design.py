@@ -28,7 +28,20 @@ COLUMNS = (8, 256)  # columns of a block: 64 bytes of the workspace in a row, fe
 ROW = 11  # log2 of the length that rows should have: a few warps, several blocks resident
 PEAKS_BYTES = 2 * 32 * 4
 BANKS = 16  # of 8 bytes: half a warp reads a complex number each at a time
-SPREADS = ((1, 0), (8, 1), (16, 1), (32, 1), (64, 1), (128, 1), (16, 2), (32, 2), (128, 8), (256, 8), (64, 4))
+SPREADS = (
+    (1, 0),
+    (8, 1),
+    (16, 1),
+    (32, 1),
+    (64, 1),
+    (128, 1),
+    (16, 2),
+    (32, 2),
+    (16, 3),
+    (32, 3),
+    (64, 4),
+    (128, 8),
+)
 CHUNK_LIMIT = 32 * 1024 * 1024
 
 
@@ -112,7 +125,7 @@ def _pieces(plan: Plan, chosen: Sequence[int]) -> tuple[Digits, tuple[int, ...],
 
 def _stages(chosen: Sequence[int]) -> tuple[FilterStage, ...]:
     rests = [prod(chosen[i + 1 :]) for i in range(len(chosen))]
-    return tuple(FilterStage(radix, rest, -1) for radix, rest in zip(chosen, rests, strict=True))
+    return tuple(FilterStage(radix, rest) for radix, rest in zip(chosen, rests, strict=True))
 
 
 def _accesses(stages: Sequence[FilterStage], columns: int, threads: int) -> Iterator[npt.NDArray[np.int64]]:
@@ -160,7 +173,18 @@ def _spread(
         price = sum(share * _wavefronts(touched, run, gap) for share, touched in steps)
         if best is None or price < best[0]:
             best = (price, replace(kernel, run=run, gap=gap, peaks_at=peaks_at, shared_bytes=total))
-    return best[1] if best else None
+    if best is None:
+        return None
+    found = best[1]
+    return replace(found, stages=tuple(replace(s, apart=_apart(found, s)) for s in found.stages))
+
+
+def _apart(kernel: FilterKernel, stage: FilterStage) -> int:
+    """Distance in shared memory of the points of one DFT, or 0: whole runs apart, or all within one."""
+    step, run = stage.rest * kernel.columns, kernel.run
+    if kernel.gap == 0 or run % (step * stage.radix) == 0:
+        return step
+    return step + step // run * kernel.gap if step % run == 0 else 0
 
 
 def _threads(work: int) -> int:
