@@ -30,7 +30,9 @@ from fftgen.render import render
 from fftgen.simulator import GlobalRace, Report
 from fftgen.source import Source
 
-FP32 = 3e-7  # relative L2 error of a spectrum before it is rounded; measured: 1.0e-7 to 1.7e-7, as torch.fft's
+FP32 = (
+    3e-7  # relative L2 error of a spectrum before it is rounded; measured: 1.0e-7 to 1.7e-7, as torch.fft's
+)
 TINY = 2e-6  # of the largest modulus: near a zero of the spectrum an error of fp32 spans several fp16 numbers
 TALE = "    if (threadIdx.x == 0) store_scale(args, channel, e);\n"
 TELL = """    for (int i = threadIdx.x; i < P; i += THREADS)
