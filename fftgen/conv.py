@@ -17,10 +17,11 @@ from fftgen.check import TORCH, check_filter, check_input
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
-from fftgen.execute import Executable, Spectrum, spectrum, time_contiguous
+from fftgen.execute import Executable, Spectrum, time_contiguous
 from fftgen.pipeline import Built, build
 from fftgen.planner import search
 from fftgen.planner.plan import Plan
+from fftgen.prepare import prepare
 from fftgen.problem import Problem
 from fftgen.runtime import Module
 from fftgen.signature import Arguments, Form, arrange, autocast
@@ -59,6 +60,12 @@ class Loaded:
         self.module = Module(built.image, index, built.entries)
         block = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
         self.executable = Executable(built.plan, block.to(device))
+
+    def spectrum(self, k: Tensor | None, k_rev: Tensor | None = None, skip: Tensor | None = None) -> Spectrum:
+        """The spectrum of filters (H, Lk) with a skip term (H,), on the current stream of their device."""
+        plan, tables = self.executable.plan, self.executable.tables
+        stream = torch.cuda.current_stream(tables.device).cuda_stream
+        return prepare(plan, tables, self.module.on(stream), k, k_rev, skip)
 
 
 class Conv:
@@ -160,7 +167,7 @@ class Conv:
                 planes[:, i, : f.shape[-1]] = f.detach()
             return Spectrum(planes, torch.ones(k.shape[0], 2), CPU_DIGEST, taps)
         loaded = self.on(k.device, self.served(longest, taps))
-        return spectrum(loaded.executable.plan, k, k_rev)
+        return loaded.spectrum(k, k_rev)
 
     def plan(self, target: str | Target | None = None) -> Plan:
         """The plan on a target ("sm_90"; default: the current GPU's), of the artifact for a loaded one."""
@@ -272,7 +279,7 @@ class Conv:
             k, k_rev = (None if f is None else f[..., : u.shape[-1]] for f in (k, k_rev))
         taps = max(f.shape[-1] for f in (k, k_rev) if f is not None)
         loaded = self.on(u.device, self.served(u.shape[-1], taps))
-        made = spectrum(loaded.executable.plan, k, k_rev, skip)
+        made = loaded.spectrum(k, k_rev, skip)
         return self.launch(loaded, u, made.planes, made.scale, in_gate, out_gate)
 
     def launch(

@@ -16,15 +16,16 @@ from torch import Tensor
 
 from fftgen import nvrtc
 from fftgen.errors import InternalError
-from fftgen.execute import Executable, spectrum, time_contiguous
-from fftgen.launch import ARGS_BYTES
+from fftgen.execute import Executable, time_contiguous
+from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES
 from fftgen.pipeline import Built
+from fftgen.prepare import prepare
 from fftgen.simulator import DeviceMemory, Report, simulate
 from fftgen.simulator import parse as parse_ptx
 
 Blocks = Sequence[tuple[int, int, int]]
-WRITTEN = ("y", "workspace")
-GROWN = ("peaks",)  # start as zeros, and are read and written
+WRITTEN = ("y", "workspace", "filter_planes", "filter_scale", "filter_workspace")
+GROWN = ("peaks", "filter_peaks")  # start as zeros, and are read and written
 ALIGNMENT = 16  # bytes of the widest access: an address keeps its remainder
 
 
@@ -45,6 +46,7 @@ def _bytes(x: Tensor) -> npt.NDArray[np.uint8]:
 class Simulated:
     """A ``Launcher`` on the simulator, with its memory and what it counted, by kernel.
 
+    ``filter_reports`` are of the kernels that made the spectrum in ``convolve``, apart from ``reports``.
     ``blocks`` picks the blocks of a launch to run (None: all), by entry and grid.
     """
 
@@ -54,6 +56,7 @@ class Simulated:
     blocks: Callable[[str, int], Blocks | None] = lambda entry, grid: None
     memory: DeviceMemory = field(default_factory=DeviceMemory)
     reports: dict[str, Report] = field(default_factory=dict)
+    filter_reports: dict[str, Report] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._module = parse_ptx(self.ptx, source=self.source)
@@ -83,8 +86,10 @@ class Simulated:
         return address + lead
 
     def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
-        if len(params) != ARGS_BYTES:
-            raise InternalError(f"argument block of {len(params)} bytes, expected {ARGS_BYTES}")
+        if len(params) not in (ARGS_BYTES, FILTER_ARGS_BYTES):
+            raise InternalError(
+                f"argument block of {len(params)} bytes, expected {ARGS_BYTES} or {FILTER_ARGS_BYTES}"
+            )
         report = simulate(
             self._module,
             entry,
@@ -122,7 +127,11 @@ def convolve(
     """
     simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
     table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
-    made = spectrum(built.plan, k, k_rev, skip)
+    made = prepare(built.plan, table, simulated, k, k_rev, skip, address=simulated.address)
+    simulated.filter_reports, simulated.reports = simulated.reports, {}
+    for name in ("filter_planes", "filter_scale") if simulated.filter_reports else ():
+        if simulated.unwritten(name):
+            raise InternalError(f"{built.plan.name} left bytes of {name} unwritten")
     signals = [time_contiguous(x) for x in (u, in_gate, out_gate)]
     assert signals[0] is not None
     y = Executable(built.plan, table)(

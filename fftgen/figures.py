@@ -198,7 +198,7 @@ def page(found: Sequence[Figures], target: str, compiler: str) -> str:
         "blocks, with gates in all but the instructions.",
         "",
         f"The bounds asked of 4096 points, causal: sectors {SECTORS}, wavefronts {WAVEFRONTS}, "
-        f"{INSTRUCTIONS} instructions, {WARPS} warps, no spill. The last column says why a figure is beyond them.",
+        f"{INSTRUCTIONS} instructions, {WARPS} warps, no spill. The last column says why a figure is beyond.",
         "",
         "| problem | plan | operations | sectors | wavefronts | instructions | registers | warps | beyond |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",

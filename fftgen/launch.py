@@ -10,12 +10,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from fftgen.planner.filter import filter_launches
 from fftgen.planner.launch import Launch, items_per_channel
 from fftgen.planner.plan import Plan
 
 # Four signals (address, batch stride, channel stride), five addresses, eight 32-bit numbers.
 _ARGS = struct.Struct("<" + 4 * "Qqq" + "5Q" + "8i")
 ARGS_BYTES = _ARGS.size
+
+# FilterArgs in templates/device/filter.cuh: two fields of the filter, six addresses, two 32-bit numbers.
+_FILTER_ARGS = struct.Struct("<" + "Qq" + "6Q" + "2i")
+FILTER_ARGS_BYTES = _FILTER_ARGS.size
 
 
 class Signal(NamedTuple):
@@ -83,3 +88,38 @@ def run(plan: Plan, call: Call, launches: Iterable[Launch], launcher: Launcher) 
     for launch in launches:
         params = argument_block(plan, call, launch)
         launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params)
+
+
+@dataclass(frozen=True)
+class FilterCall:
+    """All that the kernels of filters' spectra are handed. Addresses are device addresses, 0: absent."""
+
+    filter: int
+    stride: int
+    taps: int
+    channels: int
+    skip: int
+    planes: int
+    scale: int
+    tables: int
+    workspace: int = 0
+    peaks: int = 0
+
+
+def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
+    """Make the spectra of a call's filters: the launches of planner/filter.py, in order."""
+    for launch in filter_launches(plan.filter, plan.transform, call.channels):
+        params = _FILTER_ARGS.pack(
+            call.filter,
+            call.stride,
+            call.skip,
+            call.planes,
+            call.scale,
+            call.tables,
+            call.workspace,
+            call.peaks,
+            launch.first,
+            call.taps,
+        )
+        kernel = launch.kernel
+        launcher.launch(plan.filter_entry(kernel), launch.grid, kernel.threads, kernel.shared_bytes, params)

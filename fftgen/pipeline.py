@@ -42,7 +42,8 @@ class Built:
     @property
     def entries(self) -> dict[str, int]:
         """Kernel names and their dynamic shared memory in bytes."""
-        return {self.plan.entry(k): k.shared_bytes for k in self.plan.kernels}
+        filters = {self.plan.filter_entry(k): k.shared_bytes for k in self.plan.filter.kernels}
+        return {self.plan.entry(k): k.shared_bytes for k in self.plan.kernels} | filters
 
 
 def build(problem: Problem, target: str | Target, cache: Cache | None = None) -> Built:

@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 
 from fftgen import __version__
-from fftgen.dtypes import dtype
-from fftgen.planner import fragments
+from fftgen.dtypes import FP16, dtype
+from fftgen.planner import filter_tables, fragments
 from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.planner.tables import matrix_bytes
@@ -27,6 +27,12 @@ MMA_TEMPLATES = {
     "peaks": "mma_peaks.j2",
     "columns": "mma_columns.j2",
     "columns_inverse": "mma_columns_inverse.j2",
+}
+FILTER_TITLES = {
+    "filter": "The spectrum of a filter, a channel to a block.",
+    "filter_columns": "Filters to spectra, columns: from the taps to the workspace.",
+    "filter_rows": "Filters to spectra, rows: in place, and the largest modulus of a channel.",
+    "filter_convert": "Filters to spectra, the end: scaled, rounded, in the order of the convolution.",
 }
 
 
@@ -96,12 +102,14 @@ def render(plan: Plan) -> Source:
             command=command(plan),
             summary=summary(plan),
             ctype=dtype(plan.problem.dtype).ctype,
+            **_filter_names(plan),
             **(_mma_names(plan) if mma else _wmma_names(plan)),
         )
     )
-    used = ["types", "signal", *_headers(plan)]
+    used = ["types", "signal", "filter", *_headers(plan)]
     headers = {f"fftgen/{name}.cuh": header(name) for name in used}
-    return Source(f"{plan.name}.cu", text, headers, tuple(plan.entry(k) for k in plan.kernels))
+    entries = [*map(plan.entry, plan.kernels), *map(plan.filter_entry, plan.filter.kernels)]
+    return Source(f"{plan.name}.cu", text, headers, tuple(entries))
 
 
 def _headers(plan: Plan) -> tuple[str, ...]:
@@ -110,6 +118,19 @@ def _headers(plan: Plan) -> tuple[str, ...]:
         return ("tables", "wmma")
     body = () if plan.block_stage else ("warp",)
     return ("mma", "chain", "columns", *body, *(("device",) if plan.device_stages else ()))
+
+
+def _filter_names(plan: Plan) -> dict[str, Any]:
+    scaled = plan.compute_format == "scaled-fp16"
+
+    def literals(radix: int) -> list[tuple[str, str]]:
+        return [(f"{w.real:.9e}", f"{w.imag:.9e}") for w in filter_tables.first_weights(radix)]
+
+    return {
+        "operand": (FP16 if scaled else dtype(plan.problem.dtype)).ctype,
+        "weights": {s.radix: literals(s.radix) for k in plan.filter.kernels for s in k.stages[:1]},
+        "titles": FILTER_TITLES,
+    }
 
 
 def _mma_names(plan: Plan) -> dict[str, Any]:

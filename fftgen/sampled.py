@@ -69,7 +69,7 @@ def check_launches(
     wide = {name: decode(b, kind).astype(np.float64) for name, b in bits.items()}
     taps = (rng.standard_normal((1, length)) * np.exp(-8 * np.arange(length) / length)).astype(np.float32)
     skip = rng.standard_normal(1).astype(np.float32)
-    made = spectrum(plan, torch.from_numpy(taps), torch.from_numpy(skip))
+    made = spectrum(plan, torch.from_numpy(taps), skip=torch.from_numpy(skip))
     gated = wide["u"] * wide["in_gate"]
     largest = np.abs(gated).max(axis=(1, 2))
     scaled = plan.compute_format == "scaled-fp16"  # rows enter divided by the power of two of their peak

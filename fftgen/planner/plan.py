@@ -13,9 +13,10 @@ from functools import cached_property
 from typing import Any
 
 from fftgen.errors import ArtifactError, InternalError
+from fftgen.planner.filter import Filter, FilterKernel
 from fftgen.problem import Problem
 
-SCHEMA = 2
+SCHEMA = 3
 TILE = 16  # rows and columns of a matrix instruction's tile
 
 
@@ -94,6 +95,7 @@ class Plan:
     ``transform`` is N, the complex length; ``packing`` "right-angle" or "batch-pair" (design 1.3);
     ``fold``: circular length wrapped from a linear convolution (design 1.6), 0 when not needed;
     ``pitch`` pads rows of DFT matrices. ``chunk_bytes`` bounds the workspace of the device class.
+    ``filter``: the kernels that make a filter's spectrum (a candidate has none yet).
     """
 
     problem: Problem
@@ -108,6 +110,7 @@ class Plan:
     kernels: tuple[Kernel, ...]
     tables: tuple[Table, ...]
     chunk_bytes: int
+    filter: Filter = field(default_factory=Filter)
     schema: int = field(default=SCHEMA)
 
     def __post_init__(self) -> None:
@@ -189,6 +192,10 @@ class Plan:
         suffix = f"{kernel.role}{kernel.stage}" if kernel.role.startswith("columns") else kernel.role
         return f"{self.name}_{suffix}"
 
+    def filter_entry(self, kernel: FilterKernel) -> str:
+        """The ``extern "C"`` name of a kernel of the filter's transform."""
+        return f"{self.name}_{kernel.role}"
+
     def kernel(self, role: str, stage: int = 0) -> Kernel:
         for k in self.kernels:
             if k.role == role and (not stage or k.stage == stage):
@@ -203,7 +210,8 @@ class Plan:
 
     @property
     def table_bytes(self) -> int:
-        return max(t.offset + t.nbytes for t in self.tables)
+        ends = [t.offset + t.nbytes for t in self.tables]
+        return max(ends + [t.offset + t.nbytes for t in self.filter.tables])
 
     def __str__(self) -> str:
         p = self.problem
@@ -235,6 +243,7 @@ class Plan:
             raw["stages"] = tuple(Stage(**s) for s in raw["stages"])
             raw["kernels"] = tuple(Kernel(**k) for k in raw["kernels"])
             raw["tables"] = tuple(Table(**{**t, "shape": tuple(t["shape"])}) for t in raw["tables"])
+            raw["filter"] = Filter.of(raw["filter"])
             return Plan(**raw)
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"not a plan: {error}: rebuild with `fftgen build`") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 
@@ -12,6 +12,7 @@ from fftgen.errors import NoPlanError
 from fftgen.planner import fragments, mma_rules
 from fftgen.planner.cost import Cost, cost
 from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
+from fftgen.planner.filter_design import design
 from fftgen.planner.plan import Kernel, Plan, Stage, Table
 from fftgen.planner.rules import WARPS, Shape, columns_kernel, inner_kernel, shape_is_legal, supports_dtype
 from fftgen.planner.tables import layout, twiddle_split
@@ -207,6 +208,11 @@ def _rank(found: Candidate) -> tuple[bool, bool, float, tuple[int, ...], int]:
     return found.cost is None, device, time, found.shape.factors, found.shape.device
 
 
+def _finished(found: Plan, chip: Target) -> Plan:
+    """A chosen plan with the kernels of its filter's spectrum."""
+    return replace(found, filter=design(found, chip))
+
+
 @lru_cache(maxsize=1024)
 def plan(problem: Problem, target: str | Target) -> Plan:
     """The chosen plan. Raises NoPlanError with every candidate's reason when none is legal."""
@@ -218,7 +224,7 @@ def plan(problem: Problem, target: str | Target) -> Plan:
             + (supports_dtype(problem.dtype, chip) or "every factorisation breaks a rule"),
             [str(c) for c in candidates[:20]],
         )
-    return candidates[0].plan
+    return _finished(candidates[0].plan, chip)
 
 
 def with_shape(
@@ -231,7 +237,7 @@ def with_shape(
     found = candidate(problem, chip, n, Shape(factors, device), fold, engine)
     if found.plan is None:
         raise NoPlanError(f"factors {factors} do not fit {chip.name}: {found.reason}")
-    return found.plan
+    return _finished(found.plan, chip)
 
 
 def nearest_transform(problem: Problem) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fftgen.dtypes import dtype, encode
-from fftgen.planner import fragments
+from fftgen.planner import filter_tables, fragments
 from fftgen.planner.plan import Plan, Stage, Table
 from fftgen.planner.twiddle import dft_turns, evaluate, twiddle_turns
 
@@ -99,6 +99,7 @@ def twiddles(plan: Plan, stage: int, columns: npt.ArrayLike) -> npt.NDArray[np.c
 def build(plan: Plan) -> bytes:
     """The table block that a plan's kernels read: ``plan.table_bytes`` bytes, the same for equal plans."""
     block = np.zeros(plan.table_bytes, np.uint8)
+    filter_tables.fill(plan.filter, block)
     if plan.engine == "mma":
         for table in plan.tables:
             raw = np.ascontiguousarray(fragments.build(plan, table)).view(np.uint8).reshape(-1)

@@ -42,6 +42,7 @@ ORDER = (
     "runtime",
     "filters",
     "execute",
+    "prepare",
     "check",
     "signature",
     "autograd",

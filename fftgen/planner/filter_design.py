@@ -1,0 +1,319 @@
+"""Decisions about the filter's spectrum: radices, one pass or two, threads, shared memory, tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from itertools import accumulate, groupby, pairwise
+from math import gcd, prod
+from operator import mul
+
+import numpy as np
+import numpy.typing as npt
+
+from fftgen.errors import InternalError
+from fftgen.planner.filter import Digits, Filter, FilterKernel, FilterStage, FilterTable
+from fftgen.planner.order import spectrum_digits
+from fftgen.planner.plan import Plan
+from fftgen.targets import Target
+
+ALIGNMENT = 256
+MAX_TWOS = 4  # the longest radix is 16
+PIECE = 8  # frequencies of a stored piece: 16 bytes in each plane
+MAX_THREADS = 512  # of a block: leaves a radix of 16 the registers it needs (128)
+REGISTERS = 128
+ELEMENTS = 4096  # of a block over columns: enough for a radix of 16 in every thread
+COLUMNS = (8, 256)  # columns of a block: 64 bytes of the workspace in a row, fewer only where no more fit
+ROW = 11  # log2 of the length that rows should have: a few warps, several blocks resident
+PEAKS_BYTES = 2 * 32 * 4
+BANKS = 16  # of 8 bytes: half a warp reads a complex number each at a time
+SPREADS = (
+    (1, 0),
+    (8, 1),
+    (16, 1),
+    (32, 1),
+    (64, 1),
+    (128, 1),
+    (16, 2),
+    (32, 2),
+    (16, 3),
+    (32, 3),
+    (64, 4),
+    (128, 8),
+)
+CHUNK_LIMIT = 32 * 1024 * 1024
+
+
+def _primes(factors: Iterable[int]) -> tuple[int, ...]:
+    """The prime factors of the transform in turn: of each of the plan's factors first the twos.
+
+    A stored spectrum splits a factor's digit inside its first 16 and into tiles of 16. With the twos first,
+    radices made of neighbouring primes and these splits stay on one chain of divisors.
+    """
+    found: list[int] = []
+    for factor in factors:
+        rest = factor
+        for prime in (2, 3, 5, 7):
+            while rest % prime == 0:
+                found.append(prime)
+                rest //= prime
+        if rest > 1:
+            raise InternalError(f"no radices for a factor of {factor}")
+    return tuple(found)
+
+
+def radices(primes: Iterable[int]) -> tuple[int, ...]:
+    """Radices of 2 to 16 for prime factors in turn: runs of twos in few and even steps."""
+    found: list[int] = []
+    for prime, run in groupby(primes):
+        count = len(list(run))
+        if prime == 2:
+            steps = -(-count // MAX_TWOS)
+            found += [2 ** (count // steps + (i < count % steps)) for i in range(steps)]
+        else:
+            found += [prime] * count
+    return tuple(found)
+
+
+def _split(digits: Iterable[tuple[int, int]], at: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Digits (extent, stride), each broken wherever its range of strides crosses one in ``at``."""
+    for extent, stride in digits:
+        cuts = [stride, *(c for c in at if stride < c < stride * extent), stride * extent]
+        if any(high % low for low, high in pairwise(cuts)):
+            raise InternalError(f"digit of {extent} times {stride} does not split at {cuts}")
+        yield from reversed([(high // low, low) for low, high in pairwise(cuts)])
+
+
+def transform_places(digits: Digits, chosen: Sequence[int]) -> list[tuple[int, int]]:
+    """Digits over frequencies as digits over the places where decimation in frequency leaves them.
+
+    Place k_1 N/R_1 + k_2 N/(R_1 R_2) + ... holds frequency k_1 + R_1 k_2 + ...
+    """
+    ends = list(accumulate(chosen, mul))
+    found = []
+    for extent, stride in _split(digits, ends):
+        stage = next(i for i, end in enumerate(ends) if stride < end)
+        within = stride // (ends[stage] // chosen[stage])
+        found.append((extent, ends[-1] // ends[stage] * within))
+    return found
+
+
+def _pieces(plan: Plan, chosen: Sequence[int]) -> tuple[Digits, tuple[int, ...], int]:
+    """``places``, ``offsets`` and ``plane`` of a Filter."""
+    stored = [d for d in spectrum_digits(plan) if d[0] > 1]
+    part = stored.index((2, 1))
+    plane = prod(extent for extent, _ in stored[part + 1 :])
+    complex_digits = tuple((extent, stride // 2) for extent, stride in stored if stride > 1)
+    offsets = np.zeros(1, np.int64)
+    outer: list[tuple[int, int]] = []
+    fast = 1
+    for extent, stride in reversed(transform_places(complex_digits, chosen)):
+        take = gcd(extent, PIECE // fast)
+        offsets = (stride * np.arange(take)[:, None] + offsets).reshape(-1)
+        fast *= take
+        if extent > take:
+            if fast < PIECE:
+                raise InternalError(f"the fastest digits of {plan.name}'s spectrum hold no piece of {PIECE}")
+            extent, stride = extent // take, stride * take
+            if outer and outer[-1][0] * outer[-1][1] == stride:
+                outer[-1] = (outer[-1][0] * extent, outer[-1][1])
+            else:
+                outer.append((extent, stride))
+    return tuple(outer), tuple(int(x) for x in offsets), plane
+
+
+def _stages(chosen: Sequence[int]) -> tuple[FilterStage, ...]:
+    rests = [prod(chosen[i + 1 :]) for i in range(len(chosen))]
+    return tuple(FilterStage(radix, rest) for radix, rest in zip(chosen, rests, strict=True))
+
+
+def _accesses(stages: Sequence[FilterStage], columns: int, threads: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Places that half warps touch together, (halves, 16), in one step of each stage: of the first warps."""
+    length = prod(s.radix for s in stages)
+    for stage in stages:
+        work = np.arange(min(threads, length // stage.radix * columns, 128))
+        work = work[: len(work) // BANKS * BANKS]
+        block, column = np.divmod(work, columns)
+        high, r = np.divmod(block, stage.rest)
+        at = high * stage.radix * stage.rest + r
+        yield (at * columns + column).reshape(-1, BANKS)
+
+
+def _wavefronts(places: npt.NDArray[np.int64], run: int, gap: int) -> float:
+    """Passes that half a warp takes for distinct places, on average."""
+    bank = (places + places // run * gap) % BANKS
+    most = [np.bincount(row).max() for row in bank]
+    return float(np.mean(most)) if len(most) else 1.0
+
+
+def _spread(
+    kernel: FilterKernel, places: Digits, offsets: tuple[int, ...], limit: int
+) -> FilterKernel | None:
+    """The gaps in shared memory that leave the fewest bank conflicts; None when nothing fits."""
+    count = kernel.length * kernel.columns
+    if len(kernel.stages) == 1:
+        return kernel  # everything stays in registers
+    steps = [(2.0, touched) for touched in _accesses(kernel.stages, kernel.columns, kernel.threads)]
+    if kernel.role == "filter":
+        rest = np.arange(min(kernel.threads, count // PIECE, 128))
+        at = np.zeros_like(rest)
+        for extent, stride in places:
+            at += rest % extent * stride
+            rest = rest // extent
+        halves = at[: len(at) // BANKS * BANKS].reshape(-1, BANKS)
+        steps += [(1 / PIECE, halves + offset) for offset in offsets]
+    best: tuple[float, FilterKernel] | None = None
+    for run, gap in SPREADS:
+        held = 8 * (count + (count - 1) // run * gap)
+        peaks_at = -(-held // 16) * 16
+        total = peaks_at + (0 if kernel.role == "filter_columns" else PEAKS_BYTES)
+        if total > limit:
+            continue
+        price = sum(share * _wavefronts(touched, run, gap) for share, touched in steps)
+        if best is None or price < best[0]:
+            best = (price, replace(kernel, run=run, gap=gap, peaks_at=peaks_at, shared_bytes=total))
+    if best is None:
+        return None
+    found = best[1]
+    return replace(found, stages=tuple(replace(s, apart=_apart(found, s)) for s in found.stages))
+
+
+def _apart(kernel: FilterKernel, stage: FilterStage) -> int:
+    """Distance in shared memory of the points of one DFT, or 0: whole runs apart, or all within one."""
+    step, run = stage.rest * kernel.columns, kernel.run
+    if kernel.gap == 0 or run % (step * stage.radix) == 0:
+        return step
+    return step + step // run * kernel.gap if step % run == 0 else 0
+
+
+def _threads(work: int) -> int:
+    return max(32, min(MAX_THREADS, -(-work // 32) * 32))
+
+
+def _resident(kernel: FilterKernel, target: Target) -> FilterKernel:
+    by_registers = target.registers_sm // (kernel.threads * REGISTERS)
+    by_shared = target.shared_sm // max(1, kernel.shared_bytes + target.shared_reserved)
+    by_warps = target.warps_sm * 32 // kernel.threads
+    return replace(kernel, resident=max(1, min(by_registers, by_shared, by_warps, target.blocks_sm)))
+
+
+def _kernel(
+    role: str,
+    chosen: Sequence[int],
+    columns: int,
+    target: Target,
+    places: Digits = (),
+    offsets: tuple[int, ...] = (),
+) -> FilterKernel | None:
+    """A kernel that transforms inside a block, or None where its shared memory does not fit."""
+    length = prod(chosen)
+    threads = _threads(length * columns // max(chosen))
+    kernel = FilterKernel(role, threads, 1, length, columns, _stages(chosen))
+    found = _spread(kernel, places, offsets, target.shared_block)
+    return _resident(found, target) if found else None
+
+
+def _columns(rest: int, length: int) -> int:
+    """Columns of a block: the power of two that divides ``rest`` and comes nearest to ELEMENTS."""
+    columns = min(rest & -rest, COLUMNS[1])
+    while columns > COLUMNS[0] and columns * length > ELEMENTS:
+        columns //= 2
+    return columns
+
+
+def _passes(primes: tuple[int, ...], target: Target) -> tuple[FilterKernel, FilterKernel] | None:
+    """Columns, then rows: the fewest stages, rows of some 2**ROW points; None where nothing fits."""
+
+    def price(cut: int) -> tuple[int, float]:
+        stages = len(radices(primes[:cut])) + len(radices(primes[cut:]))
+        return stages, abs(float(np.log2(prod(primes[cut:]))) - ROW)
+
+    cuts = [c for c in range(1, len(primes)) if len(radices(primes[c:])) > 1]  # rows find peaks between two
+    for least in (COLUMNS[0], 1):
+        for cut in sorted(cuts, key=price):
+            rows = _kernel("filter_rows", radices(primes[cut:]), 1, target)
+            width = _columns(prod(primes[cut:]), prod(primes[:cut]))
+            while rows and width >= least:
+                columns = _kernel("filter_columns", radices(primes[:cut]), width, target)
+                if columns:
+                    return columns, rows
+                width //= 2
+    return None
+
+
+class _Block:
+    """Tables one after the other, from an offset on."""
+
+    def __init__(self, start: int) -> None:
+        self.at = -(-start // ALIGNMENT) * ALIGNMENT
+        self.tables: list[FilterTable] = []
+
+    def add(
+        self, kind: str, length: int, radix: int, rows: int, count: int, step: int, weighted: bool
+    ) -> int:
+        table = FilterTable(kind, length, radix, rows, count, step, weighted, self.at)
+        self.tables.append(table)
+        self.at += -(-table.nbytes // ALIGNMENT) * ALIGNMENT
+        return table.offset
+
+    def stages(self, kernel: FilterKernel, weighted: bool) -> FilterKernel:
+        """The kernel with tables for the twiddles of its stages."""
+        found = []
+        for number, stage in enumerate(kernel.stages):
+            table = -1
+            if stage.rest > 1:
+                turned = weighted and number == 0
+                rows = len(exponents(stage.radix, turned))
+                table = self.add(
+                    "twiddle", stage.radix * stage.rest, stage.radix, rows, stage.rest, 1, turned
+                )
+            found.append(replace(stage, table=table))
+        return replace(kernel, stages=tuple(found))
+
+
+def exponents(radix: int, weighted: bool) -> tuple[tuple[int, bool], ...]:
+    """Rows of a twiddle table, as ``twist`` in filter.cuh reads them: (k, whether weights are in)."""
+    single = 4 if radix > 7 else radix
+    fine = [(a, weighted) for a in range(0 if weighted else 1, single)]
+    return (*fine, *((single * b, False) for b in range(1, radix // single)))
+
+
+@lru_cache(maxsize=256)
+def design(plan: Plan, target: Target) -> Filter:
+    """The filter kernels of a plan whose convolution is decided; none where two passes do not fit."""
+    primes = _primes(plan.factors)
+    chosen = radices(primes)
+    places, offsets, plane = _pieces(plan, chosen)
+    block = _Block(max(t.offset + t.nbytes for t in plan.tables))
+    whole = _kernel("filter", chosen, 1, target, places, offsets)
+    if whole:
+        whole = block.stages(whole, plan.real_input)
+        return Filter((whole,), tuple(block.tables), places, offsets, plane)
+    passes = _passes(primes, target)
+    if passes is None:
+        return Filter()
+    columns, rows = passes
+    chosen = tuple(s.radix for k in passes for s in k.stages)
+    places, offsets, plane = _pieces(plan, chosen)
+    above = tuple(s.radix for s in columns.stages[:-1])
+    columns, rows = block.stages(columns, plan.real_input), block.stages(rows, False)
+    roots = plan.transform * (4 if plan.real_input else 1)
+    split = 1 << (roots - 1).bit_length() // 2
+    low = block.add("low", roots, 0, 1, split, 1, False)
+    high = block.add("high", roots, 0, 1, -(-roots // split), split, False)
+    convert = _resident(FilterKernel("filter_convert", 256, 1), target)
+    ends = [1, *accumulate(above, mul)]
+    return Filter(
+        (columns, rows, convert),
+        tuple(block.tables),
+        places,
+        offsets,
+        plane,
+        rest=rows.length,
+        reversal=tuple(reversed(list(zip(above, ends, strict=False)))),
+        split=split,
+        low_at=low,
+        high_at=high,
+        chunk_bytes=max(8 * plan.transform, min(target.l2_bytes // 2, CHUNK_LIMIT)),
+    )

@@ -1,0 +1,369 @@
+"""Ring 3 and 4 for the filter's spectrum: the PTX of its kernels in the simulator, against float64 and torch.
+
+The planes are rounded to 16 bits, which hides errors of fp32: where a test is about them, the source is
+compiled once more with a line that also writes what is about to be rounded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+from fftgen import emulate, nvrtc
+from fftgen.execute import spectrum
+from fftgen.launch import FILTER_ARGS_BYTES, FilterCall, run_filter
+from fftgen.planner import search, tables
+from fftgen.planner.order import spectrum_index
+from fftgen.planner.plan import Plan
+from fftgen.prepare import prepare
+from fftgen.problem import Problem
+from fftgen.render import render
+from fftgen.simulator import GlobalRace, Report
+from fftgen.source import Source
+
+FP32 = (
+    3e-7  # relative L2 error of a spectrum before it is rounded; measured: 1.0e-7 to 1.7e-7, as torch.fft's
+)
+TINY = 2e-6  # of the largest modulus: near a zero of the spectrum an error of fp32 spans several fp16 numbers
+TALE = "    if (threadIdx.x == 0) store_scale(args, channel, e);\n"
+TELL = """    for (int i = threadIdx.x; i < P; i += THREADS)
+        args.workspace[channel * (long long)P + i] = data[spread(i)];
+"""
+
+
+def plan_for(mode: str, length: int, dtype: str = "bf16", target: str = "sm_90") -> Plan:
+    return search.plan(Problem(mode, length, dtype), target)
+
+
+def wmma(mode: str, *factors: int, device: int = 0) -> Plan:
+    return search.with_shape(Problem(mode, prod(factors), "bf16"), "sm_90", factors, device, "wmma")
+
+
+@lru_cache(maxsize=16)
+def ptx_of(plan: Plan, telling: bool = False) -> tuple[str, str, Tensor]:
+    """PTX, source text and table block. ``telling``: the fp32 spectrum goes to the workspace as well."""
+    source = render(plan)
+    text = source.text
+    if telling and plan.filter.whole:
+        assert text.count(TALE) == 1
+        text = text.replace(TALE, TALE + TELL)
+    source = Source(source.name, text, source.headers, source.entries)
+    ptx = nvrtc.compile_ptx(source, plan.target.replace("sm_", "compute_"), line_info=True)
+    return ptx, text, torch.frombuffer(bytearray(tables.build(plan)), dtype=torch.uint8)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What the kernels of a plan made of a filter, and what they counted, by role."""
+
+    planes: Tensor
+    scale: Tensor
+    reports: dict[str, Report]
+
+
+def make(plan: Plan, k: Tensor, skip: Tensor | None = None) -> Made:
+    """A filter's spectrum by the kernels, all of which must have written all of it."""
+    ptx, text, block = ptx_of(plan)
+    simulated = emulate.Simulated(ptx, text)
+    made = prepare(plan, block, simulated, k, skip=skip, address=simulated.address)
+    assert simulated.unwritten("filter_planes") == simulated.unwritten("filter_scale") == 0
+    assert made.digest == plan.digest
+    assert made.filter_length == k.shape[1]
+    roles = {plan.filter_entry(kernel): kernel.role for kernel in plan.filter.kernels}
+    assert set(simulated.reports) == set(roles)
+    return Made(made.planes, made.scale, {roles[name]: r for name, r in simulated.reports.items()})
+
+
+def unrounded(plan: Plan, k: Tensor) -> npt.NDArray[np.complex64]:
+    """The fp32 spectrum (H, N) as the kernels hold it before rounding, digits reversed."""
+    ptx, text, block = ptx_of(plan, True)
+    simulated = emulate.Simulated(ptx, text)
+    channels = k.shape[0]
+    workspace = torch.empty(channels, plan.transform, 2)
+    operand = torch.empty(channels, 2, plan.transform, dtype=spectrum(plan, k).planes.dtype)
+    call = FilterCall(
+        filter=simulated.address("filter", k),
+        stride=k.stride(0),
+        taps=k.shape[1],
+        channels=channels,
+        skip=0,
+        planes=simulated.address("filter_planes", operand),
+        scale=simulated.address("filter_scale", torch.empty(channels, 2)),
+        tables=simulated.address("filter_tables", block),
+        workspace=simulated.address("filter_workspace", workspace),
+        peaks=simulated.address("filter_peaks", torch.zeros(channels, dtype=torch.int32)),
+    )
+    run_filter(plan, call, simulated)
+    return np.asarray(torch.view_as_complex(workspace).numpy())
+
+
+def reversed_digits(plan: Plan) -> npt.NDArray[np.int64]:
+    """The frequency at each place that decimation in frequency leaves, from the radices alone."""
+    frequency, stride = np.zeros(1, np.int64), 1
+    for radix in (s.radix for kernel in plan.filter.kernels for s in kernel.stages):
+        frequency = (frequency[:, None] + stride * np.arange(radix)).reshape(-1)
+        stride *= radix
+    return frequency
+
+
+def exact(plan: Plan, k: Tensor, skip: Tensor | None = None) -> npt.NDArray[np.complex128]:
+    """The natural spectrum (H, N) in float64, by definition."""
+    n = plan.transform
+    taps = np.zeros((k.shape[0], n), complex)
+    taps[:, : k.shape[1]] = k.double().numpy()
+    if skip is not None:
+        taps[:, 0] += skip.double().numpy()
+    if plan.real_input:
+        taps *= np.exp(0.5j * np.pi * np.arange(n) / n)
+    return np.fft.fft(taps)
+
+
+def check(plan: Plan, made: Made, k: Tensor, skip: Tensor | None = None) -> None:
+    """Scale and planes as those of torch, up to a unit in the last place; and right against float64."""
+    reference = spectrum(plan, k, skip=skip)
+    assert torch.equal(made.scale, reference.scale)
+    assert made.planes.shape == reference.planes.shape
+    assert made.planes.dtype == reference.planes.dtype
+    found, other = made.planes.double(), reference.planes.double()
+    assert torch.isfinite(found).all()
+    bits = made.planes.view(torch.int16).int(), reference.planes.view(torch.int16).int()
+    ordered = [torch.where(b < 0, -32768 - b, b) for b in bits]
+    steps = (ordered[0] - ordered[1]).abs()
+    far = (steps > 1) & ((found - other).abs() > TINY)
+    assert not far.any(), f"{int(far.sum())} numbers differ by more than a unit in the last place"
+    share = float((steps > 0).double().mean())
+    assert share < 0.01, f"{share:.2%} of the numbers differ from torch's"
+    natural = exact(plan, k, skip) * made.scale[:, :1].double().numpy()
+    wanted = natural.view(np.float64)[:, spectrum_index(plan)].reshape(found.shape)
+    largest = np.abs(natural).max(axis=1)
+    assert ((largest >= 0.5 - TINY) & (largest < 1 + TINY)).all()
+    half = torch.finfo(made.planes.dtype).eps / 2
+    error = np.abs(found.numpy() - wanted)
+    assert (error <= half * np.abs(wanted) + TINY).all()
+    undone = made.scale[:, 0] * made.scale[:, 1]
+    assert torch.equal(undone, torch.full_like(undone, plan.residual))
+
+
+def draw(rng: np.random.Generator, channels: int, taps: int) -> Tensor:
+    return torch.from_numpy(rng.standard_normal((channels, taps)).astype(np.float32))
+
+
+LENGTHS = (256, 512, 768, 1000, 1024, 4096, 8192, 12_288, 20_480, 32_768, 65_536)
+WMMA = ((16, 16), (16, 32), (48, 16), (32, 32), (16, 16, 16), (48, 16, 16), (80, 16, 16), (112, 16, 16))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_spectra_of_every_length(mode: str, length: int, rng: np.random.Generator) -> None:
+    plan = plan_for(mode, length)
+    k = draw(rng, 1 if length > 10_000 else 3, length)
+    check(plan, make(plan, k), k)
+
+
+@pytest.mark.parametrize("factors", WMMA)
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_spectra_in_the_order_of_the_wmma_engine(
+    mode: str, factors: tuple[int, ...], rng: np.random.Generator
+) -> None:
+    plan = wmma(mode, *factors)
+    k = draw(rng, 2, plan.transform)
+    check(plan, make(plan, k), k)
+
+
+@pytest.mark.parametrize(
+    ("mode", "length", "target"),
+    [
+        ("causal", 256, "sm_75"),
+        ("circular", 8192, "sm_75"),  # two passes
+        ("causal", 24_576, "sm_80"),
+        ("circular", 16_384, "sm_86"),
+        ("causal", 5120, "sm_120"),
+        ("circular", 7168, "compute_80"),
+    ],
+)
+def test_spectra_on_other_targets(mode: str, length: int, target: str, rng: np.random.Generator) -> None:
+    plan = plan_for(mode, length, "fp16", target)
+    k = draw(rng, 2, length)
+    check(plan, make(plan, k), k)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        *(plan_for(mode, n) for n in (256, 768, 4096, 20_480, 65_536) for mode in ("causal", "circular")),
+        plan_for("causal", 24_576),
+        wmma("circular", 112, 16, 16),
+        wmma("causal", 96, 32, 32, device=1),
+    ],
+    ids=lambda p: f"{p.problem.mode}-{p.factors}-{p.engine}",
+)
+def test_the_error_is_that_of_fp32(plan: Plan, rng: np.random.Generator) -> None:
+    k = draw(rng, 2, plan.problem.length)
+    found, wanted = unrounded(plan, k), exact(plan, k)[:, reversed_digits(plan)]
+    error = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+    assert error.max() < FP32, f"relative error {error.max():.2e}"
+
+
+@pytest.mark.parametrize("taps", [1, 2, 129, 255, 2047, 4095])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize("target", ["sm_75", "sm_90"])
+def test_short_and_odd_filters_with_a_skip(
+    mode: str, taps: int, target: str, rng: np.random.Generator
+) -> None:
+    """What lies beyond the taps is not read (the simulator would say so) and counts as zero."""
+    plan = plan_for(mode, 4096 if target == "sm_90" else 8192, "fp16", target)
+    assert plan.filter.whole == (target == "sm_90")
+    k, skip = draw(rng, 3, taps), draw(rng, 3, 1)[:, 0]
+    check(plan, make(plan, k, skip), k, skip)
+    assert not torch.equal(make(plan, k).planes, make(plan, k, skip).planes)
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_90"])
+def test_strided_rows_and_other_types(target: str, rng: np.random.Generator) -> None:
+    plan = plan_for("causal", 8192, "fp16", target)
+    wide = draw(rng, 3, 1001)
+    for k in (
+        wide[:, 3:700],
+        wide[::2, 1:],
+        draw(rng, 700, 3).t(),
+        wide.half(),
+        wide.bfloat16(),
+        wide.double(),
+    ):
+        assert not k.is_contiguous() or k.dtype != torch.float32
+        check(plan, make(plan, k), k.float())
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_90"])
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1e-3, 1e6, 1e20, 1e30])
+def test_filters_of_any_size(target: str, size: float, rng: np.random.Generator) -> None:
+    plan = plan_for("causal", 8192, "fp16", target)
+    k = draw(rng, 2, 8192) * torch.tensor([[size], [1.0]])
+    check(plan, make(plan, k), k)
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_90"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_zeros_and_what_is_not_finite(mode: str, bad: float, target: str, rng: np.random.Generator) -> None:
+    """Zeros stay zeros, a channel with a bad tap is bad at every frequency, its neighbours do not notice."""
+    plan = plan_for(mode, 8192, "fp16", target)
+    good = draw(rng, 4, 8192)
+    k = good.clone()
+    k[1] = 0
+    k[2, int(rng.integers(8192))] = bad
+    made, clean = make(plan, k), make(plan, good)
+    assert torch.equal(made.scale[1:3], torch.tensor([[1.0, plan.residual]] * 2))
+    assert torch.equal(made.scale, spectrum(plan, k).scale)
+    assert not made.planes[1].any()
+    parts = made.planes[2].float().reshape(-1, 2, plan.filter.plane)
+    assert not torch.isfinite(parts).all(dim=1).any()
+    for channel in (0, 3):
+        assert torch.equal(made.planes[channel], clean.planes[channel])
+
+
+def test_the_peak_decides_exactly(rng: np.random.Generator) -> None:
+    """One tap alone has one modulus everywhere: powers of two and their neighbours fall on the right side."""
+    for target in ("sm_75", "sm_90"):
+        plan = plan_for("circular", 8192, "fp16", target)
+        below, above = np.nextafter(np.float32(4), np.float32([0, 9]))
+        k = torch.tensor([[below], [4.0], [above], [2.0**-126], [2.0**-130], [3e38]], dtype=torch.float32)
+        made = make(plan, k)
+        assert made.scale[:, 0].log2().tolist() == [-2, -3, -3, 125, 126, -126]
+        assert torch.equal(made.scale, spectrum(plan, k).scale)
+
+
+def test_chunks_reuse_the_workspace(rng: np.random.Generator) -> None:
+    """Five channels through a workspace of two: three chunks, each of three launches."""
+    plan = plan_for("causal", 8192, "fp16", "sm_75")
+    small = dataclasses.replace(
+        plan, filter=dataclasses.replace(plan.filter, chunk_bytes=2 * 8 * plan.transform)
+    )
+    k = draw(rng, 5, 8192)
+    made = make(small, k)
+    check(small, made, k)
+    convert = plan.filter.kernels[-1]
+    assert made.reports["filter_convert"].blocks == 5 * -(-plan.transform // (8 * convert.threads))
+
+
+def test_a_missing_barrier_is_seen() -> None:
+    """The simulator does watch these kernels: without barriers a stage races with the next."""
+    from fftgen.simulator import SharedRace
+
+    plan = plan_for("causal", 4096)
+    source = render(plan)
+    start = source.text.index(f"{plan.name}_filter(")
+    text = source.text[:start] + source.text[start:].replace("    __syncthreads();\n", "")
+    source = Source(source.name, text, source.headers, source.entries)
+    simulated = emulate.Simulated(nvrtc.compile_ptx(source, "compute_90", line_info=True), text)
+    with pytest.raises((SharedRace, GlobalRace)):
+        prepare(plan, ptx_of(plan)[2], simulated, torch.ones(1, 4096), address=simulated.address)
+
+
+@pytest.mark.parametrize("length", [256, 4096, 12_288, 20_480, 32_768, 65_536])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_memory_is_touched_once(mode: str, length: int, rng: np.random.Generator) -> None:
+    """Taps and planes: no sector more than there are. The workspace: written twice, read twice, and the
+    gather of pieces reads some sectors again. Shared memory: conflicts of the gather alone weigh much."""
+    plan = plan_for(mode, length)
+    made = make(plan, draw(rng, 2, length))
+    first, last = (made.reports[plan.filter.kernels[i].role].counters for i in (0, -1))
+    assert first.buffers["filter"].loads.units == 2 * length // 8
+    assert last.buffers["filter_planes"].stores.units == 2 * 2 * plan.transform * 2 // 32
+    if not plan.filter.whole:
+        once = 2 * plan.transform * 8 // 32
+        rows = made.reports["filter_rows"].counters.buffers["filter_workspace"]
+        assert first.buffers["filter_workspace"].stores.units == once
+        assert rows.loads.units == rows.stores.units == once
+        assert last.buffers["filter_workspace"].loads.units <= 4 * once
+    shared = [r.counters for r in made.reports.values()]
+    taken, least = sum(c.shared_wavefronts for c in shared), sum(c.shared_wavefronts_least for c in shared)
+    assert taken <= 1.6 * least, f"{taken} wavefronts where {least} would do"
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_no_filter_kernel_spills(target: str) -> None:
+    lengths = {"causal": (256, 4096, 65_536), "circular": (768, 20_480, 1_048_576)}
+    plans = [plan_for(mode, n, "bf16", target) for mode, those in lengths.items() for n in those]
+    plans.append(search.with_shape(Problem("causal", 112 * 256, "bf16"), target, (112, 16, 16), 0, "wmma"))
+    for plan in plans:
+        found = nvrtc.compile_cubin(render(plan), target).resources
+        for kernel in plan.filter.kernels:
+            r = found[plan.filter_entry(kernel)]
+            assert r.spill_store_bytes == r.spill_load_bytes == r.stack_bytes == 0, (
+                str(plan),
+                kernel.role,
+                r,
+            )
+            assert r.registers * kernel.threads * kernel.resident <= 65_536, (str(plan), kernel.role, r)
+
+
+def test_the_argument_block_is_the_structure_the_kernels_read() -> None:
+    ptx, _, _ = ptx_of(plan_for("causal", 4096))
+    declared = ptx.split("_filter(")[1].split(")")[0]
+    assert f"[{FILTER_ARGS_BYTES}]" in declared, declared
+    assert FILTER_ARGS_BYTES % ctypes.sizeof(ctypes.c_uint64) == 0
+
+
+def test_a_million_points(rng: np.random.Generator) -> None:
+    plan = plan_for("causal", 1_048_576)
+    k = draw(rng, 1, 700_001)
+    check(plan, make(plan, k), k)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_86", "sm_90"])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_the_longest_transform(mode: str, target: str, rng: np.random.Generator) -> None:
+    plan = plan_for(mode, 4_194_304, "fp16", target)
+    k = draw(rng, 1, 4_194_304)
+    check(plan, make(plan, k), k)
