@@ -17,7 +17,6 @@ from gradients import OPTIONS, TORCH
 
 import fftgen
 from fftgen import eager, emulate, gradient_accuracy
-from fftgen.accuracy import EXPECTED
 from fftgen.cache import Cache
 from fftgen.pipeline import Built, build_plan
 from fftgen.planner import search
@@ -70,7 +69,11 @@ def check(
     u, k, k_rev, a, b, d = (given.get(n) for n in gradients.NAMES)
     assert u is not None
     if k_rev is not None:
-        gradients.judge(launched(plan, rng, u, k, k_rev, a, b, d), y, EXPECTED[p.dtype, plan.order])
+        gradients.judge(
+            launched(plan, rng, u, k, k_rev, a, b, d),
+            y,
+            gradient_accuracy.result(p.dtype, plan.order, plan.compute_format),
+        )
     # As Conv.backward of fftgen/autograd.py calls them.
     calls = {
         "u": (v, k_rev, k, b, a, d),
@@ -79,7 +82,9 @@ def check(
     }
     for name in wanted:
         found = launched(plan, rng, *calls[name])
-        gradients.judge(found, ref[name], gradient_accuracy.signal(p.dtype, plan.order, gated=True))
+        gradients.judge(
+            found, ref[name], gradient_accuracy.signal(p.dtype, plan.order, plan.compute_format, gated=True)
+        )
 
 
 def plan_for(mode: str, length: int, dtype: str = "bf16", target: str = "sm_90") -> Plan:
@@ -162,11 +167,15 @@ def test_autograd_through_the_kernels(
     y.backward(v)
     assert launches == ["forward", "adjoint", "adjoint", "forward"]  # y, du, d in_gate, d out_gate
     ref, wanted = gradients.exact(given, v, mode=mode, length=length)
-    gradients.judge(y, ref, gradient_accuracy.signal("bf16", plan.order, gated=True))
+    gradients.judge(y, ref, gradient_accuracy.signal("bf16", plan.order, plan.compute_format, gated=True))
     for name, x in given.items():
         assert x.grad is not None
         if name in ("k", "k_rev", "skip"):
             expected = gradient_accuracy.cpu_filters("bf16", gates=2)
             gradients.judge(x.grad, wanted[name], expected, margin=4 if name == "skip" else 1.5)
         else:
-            gradients.judge(x.grad, wanted[name], gradient_accuracy.signal("bf16", plan.order, gated=True))
+            gradients.judge(
+                x.grad,
+                wanted[name],
+                gradient_accuracy.signal("bf16", plan.order, plan.compute_format, gated=True),
+            )

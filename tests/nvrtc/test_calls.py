@@ -162,7 +162,7 @@ def test_the_driver_is_handed_what_the_simulator_runs(
         loaded.on(7), u, made.planes, made.scale, address=lambda name, _: simulated.memory.address(name)
     )
     assert calls == wanted
-    assert {c[0] for c in calls} == set(module.entries)
+    assert {c[0] for c in calls} == {module.plan.entry(k) for k in module.plan.kernels}
     assert attributes == {n: size for n, size in module.entries.items() if size > 48 * 1024}
 
 
