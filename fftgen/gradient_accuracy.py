@@ -33,14 +33,14 @@ ROUNDING = {"bf16": 1.7e-3, "fp16": 1.7e-3 / 8}
 FP32 = 2e-6  # a transform in fp32 and its rounding, with room
 
 
-def result(dtype: str, order: int, compute_format: str) -> float:
-    """Expected relative error of a convolution: 2/3 of what accuracy.py allows scaled fp16 for fp16 tensors."""
+def result(dtype: str, order: int, compute_format: str = "") -> float:
+    """Expected relative error of a convolution; of scaled fp16, two thirds of what accuracy.py allows."""
     if compute_format == "scaled-fp16":
         return max(SCALED / MARGIN, math.hypot(ARITHMETIC, ROUNDING[dtype]))
     return EXPECTED[dtype, order]
 
 
-def signal(dtype: str, order: int, compute_format: str, *, gated: bool = False) -> float:
+def signal(dtype: str, order: int, compute_format: str = "", *, gated: bool = False) -> float:
     """Expected relative error of the gradient of u or of a gate; ``gated``: the kernel's input was."""
     return math.hypot(result(dtype, order, compute_format), ROUNDING[dtype] if gated else 0.0)
 
