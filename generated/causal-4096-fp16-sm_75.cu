@@ -2,9 +2,10 @@
 //   fftgen render 4096 --dtype fp16 --causal --arch sm_75
 //
 // plan    causal 4096 fp16 sm_75 | N=4096=16b·16w·16w right-angle block wmma fp16-fp32 | convolve[8w 45056B]
-// digest  db28394a1c8b728c885757b0a359f3edbaad990807f3203cff135301934e7512
+// digest  2ff7783859510879f79b75fd06456f08d81b2094ad6779d1dd48bae7b2f6bf42
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 45056 bytes of shared memory a block
 #include "fftgen/signal.cuh"
+#include "fftgen/filter.cuh"
 #include "fftgen/tables.cuh"
 #include "fftgen/wmma.cuh"
 
@@ -19,6 +20,20 @@ constexpr int N1 = 16, M1 = 256;  // radix and rest of stage 1
 constexpr int N2 = 16, M2 = 16;  // radix and rest of stage 2
 constexpr int N3 = 16, M3 = 1;  // radix and rest of stage 3
 constexpr int ROWS_PER_ITEM = 1;  // batch rows in one transform
+
+// Row tiles of stage 1 that hold anything of a sequence of this length.
+__device__ __forceinline__ int row_tiles(int length) {
+    return min(N1 / TILE, (length + TILE * M1 - 1) / (TILE * M1));
+}
+
+struct Item {  // which channel and batch row a transform belongs to
+    int h, b;
+};
+
+__device__ __forceinline__ Item locate_item(const Args<T>& args, int item) {
+    const int id = args.first + item;
+    return {id / args.per_channel, id % args.per_channel * ROWS_PER_ITEM};
+}
 
 constexpr int DFT1_AT = 0;  // bytes from args.tables
 constexpr int DFT2_AT = 1536;  // bytes from args.tables
@@ -39,29 +54,15 @@ __device__ __forceinline__ const T* matrix(const unsigned char* tables, int at) 
     return reinterpret_cast<const T*>(tables + at);
 }
 
-// Row tiles of stage 1 that hold anything of a sequence of this length.
-__device__ __forceinline__ int row_tiles(int length) {
-    return min(N1 / TILE, (length + TILE * M1 - 1) / (TILE * M1));
-}
-
-struct Item {  // which channel and batch row a transform belongs to
-    int h, b;
-};
-
-__device__ __forceinline__ Item locate_item(const Args<T>& args, int item) {
-    const int id = args.first + item;
-    return {id / args.per_channel, id % args.per_channel * ROWS_PER_ITEM};
-}
-
 __device__ __forceinline__ Spectrum<T> channel_spectrum(const Args<T>& args, int h) {
     const T* const re = args.spectrum + h * (2LL * N);
-    return {re, re + N, args.skip == nullptr ? 0.0f : args.skip[h] * args.scale[h].x};
+    return {re, re + N};
 }
 
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n4096_causal_fp16_wmma_sm75_db28394a(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n4096_causal_fp16_wmma_sm75_2ff77838(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int PITCH = 16;  // elements between rows of a warp's tile
     constexpr int ROW = 272;  // elements between rows of the block
@@ -164,4 +165,136 @@ extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n4096_causal_fp
                 });
         }
     }
+}
+
+namespace {
+
+using Operand = __half;
+
+// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+__device__ __forceinline__ int piece_place(unsigned x) {
+    unsigned at = 0;
+    at += x * 8;
+    return at;
+}
+
+// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+template <typename Load>
+__device__ __forceinline__ void store_piece(Operand* planes, unsigned piece, float up, Load load) {
+    constexpr int PLANE = 4096;  // numbers of one plane side by side
+    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    float re[VECTOR], im[VECTOR];
+    { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
+    { const float2 z = load(at + 1); re[1] = z.x * up, im[1] = z.y * up; }
+    { const float2 z = load(at + 2); re[2] = z.x * up, im[2] = z.y * up; }
+    { const float2 z = load(at + 3); re[3] = z.x * up, im[3] = z.y * up; }
+    { const float2 z = load(at + 4); re[4] = z.x * up, im[4] = z.y * up; }
+    { const float2 z = load(at + 5); re[5] = z.x * up, im[5] = z.y * up; }
+    { const float2 z = load(at + 6); re[6] = z.x * up, im[6] = z.y * up; }
+    { const float2 z = load(at + 7); re[7] = z.x * up, im[7] = z.y * up; }
+    Operand* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
+    store_vector(to, narrow<Operand>(re));
+    store_vector(to + PLANE, narrow<Operand>(im));
+}
+
+__device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int channel, int exponent) {
+    args.scale[channel] = {power(-exponent), power(exponent) * 1.0f};
+}
+
+}  // namespace
+
+// The spectrum of a filter, a channel to a block.
+extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n4096_causal_fp16_wmma_sm75_2ff77838_filter(const FilterArgs<Operand> args) {
+    constexpr int THREADS = 256;
+    constexpr int P = 4096;  // points
+    extern __shared__ float2 data[];
+    const auto spread = [](unsigned i) { return i + i / 16; };  // over the banks
+    unsigned* const peaks = reinterpret_cast<unsigned*>(data + 4352);
+    unsigned peak = 0;
+    const int channel = args.first + blockIdx.x;
+    const float* const taps = args.filter + channel * args.stride;
+
+    // Stage 1: 256 DFTs of 16 points, 256 apart
+#pragma unroll 1
+    for (int work = threadIdx.x; work < 256; work += THREADS) {
+        const int b = work;
+        const int r = b;
+        const unsigned base = spread(r);
+        float2 x[16];
+        float tap[16];
+#pragma unroll
+        for (int j = 0; j < 16; ++j) {
+            const int n = r + j * 256;
+            tap[j] = n < args.taps ? __ldg(taps + n) : 0.0f;
+        }
+        if (args.skip != nullptr && r == 0) tap[0] += args.skip[channel];
+        x[0] = {tap[0] * 1.000000000e+00f, tap[0] * 0.000000000e+00f};
+        x[1] = {tap[1] * 9.951847267e-01f, tap[1] * 9.801714033e-02f};
+        x[2] = {tap[2] * 9.807852804e-01f, tap[2] * 1.950903220e-01f};
+        x[3] = {tap[3] * 9.569403357e-01f, tap[3] * 2.902846773e-01f};
+        x[4] = {tap[4] * 9.238795325e-01f, tap[4] * 3.826834324e-01f};
+        x[5] = {tap[5] * 8.819212643e-01f, tap[5] * 4.713967368e-01f};
+        x[6] = {tap[6] * 8.314696123e-01f, tap[6] * 5.555702330e-01f};
+        x[7] = {tap[7] * 7.730104534e-01f, tap[7] * 6.343932842e-01f};
+        x[8] = {tap[8] * 7.071067812e-01f, tap[8] * 7.071067812e-01f};
+        x[9] = {tap[9] * 6.343932842e-01f, tap[9] * 7.730104534e-01f};
+        x[10] = {tap[10] * 5.555702330e-01f, tap[10] * 8.314696123e-01f};
+        x[11] = {tap[11] * 4.713967368e-01f, tap[11] * 8.819212643e-01f};
+        x[12] = {tap[12] * 3.826834324e-01f, tap[12] * 9.238795325e-01f};
+        x[13] = {tap[13] * 2.902846773e-01f, tap[13] * 9.569403357e-01f};
+        x[14] = {tap[14] * 1.950903220e-01f, tap[14] * 9.807852804e-01f};
+        x[15] = {tap[15] * 9.801714033e-02f, tap[15] * 9.951847267e-01f};
+#pragma unroll
+        for (int j = 0; j < 16; ++j) peak = max(peak, magnitude(x[j]));
+        dft<16>(x);
+        twist<16, 256, true>(x, args.tables + 9216, r);
+#pragma unroll
+        for (int j = 0; j < 16; ++j) data[base + j * 272] = x[j];
+    }
+    share_peak<THREADS>(peak, peaks);
+    __syncthreads();
+
+    // Stage 2: 256 DFTs of 16 points, 16 apart
+    const int scaled = exponent(shared_peak<THREADS>(peaks));
+    const float down = power(-scaled);  // the largest |X|^2 lies between peak^2 (Parseval) and 2 P^2 peak^2
+    peak = 0;
+#pragma unroll 1
+    for (int work = threadIdx.x; work < 256; work += THREADS) {
+        const int b = work;
+        const int r = b % 16, at = b / 16 * 256 + r;
+        const unsigned base = spread(at);
+        float2 x[16];
+#pragma unroll
+        for (int j = 0; j < 16; ++j) x[j] = data[base + j * 17];
+        dft<16>(x);
+        twist<16, 16, false>(x, args.tables + 23552, r);
+#pragma unroll
+        for (int j = 0; j < 16; ++j) data[base + j * 17] = x[j];
+    }
+    __syncthreads();
+
+    // Stage 3: 256 DFTs of 16 points, 1 apart
+#pragma unroll 1
+    for (int work = threadIdx.x; work < 256; work += THREADS) {
+        const int b = work;
+        const int at = b * 16;
+        const unsigned base = spread(at);
+        float2 x[16];
+#pragma unroll
+        for (int j = 0; j < 16; ++j) x[j] = data[base + j * 1];
+        dft<16>(x);
+#pragma unroll
+        for (int j = 0; j < 16; ++j) data[base + j * 1] = x[j];
+#pragma unroll
+        for (int j = 0; j < 16; ++j) peak = max(peak, square(x[j], down));
+    }
+    share_peak<THREADS>(peak, peaks + LANES);
+    __syncthreads();
+
+    const int e = channel_exponent(peak_of(shared_peak<THREADS>(peaks + LANES), scaled));
+    if (threadIdx.x == 0) store_scale(args, channel, e);
+    Operand* const planes = args.planes + channel * (2LL * N);
+#pragma unroll 1
+    for (int piece = threadIdx.x; piece < P / VECTOR; piece += THREADS)
+        store_piece(planes, piece, power(-e), [&](unsigned i) { return data[spread(i)]; });
 }

@@ -2,9 +2,10 @@
 //   fftgen render 1000 --dtype fp16 --circular --arch sm_90
 //
 // plan    circular 1000 fp16 sm_90 | N=1024=32w·32w right-angle fold 1000 block wmma fp16-fp32 | convolve[8w 92160B]
-// digest  8f2a2b09cd9d5b8257e80dac51841dd8d047b6a7fe352124b970f8ceb397fef3
+// digest  9c7cac37644be7bb9aeef7b7a21d1915ebe62d882f4354a28eb346a7223d38a7
 // work    per row: 112 matrix instructions 16x16x16 (0.92 MFLOP), 4000 bytes of device memory at least; 92160 bytes of shared memory a block
 #include "fftgen/signal.cuh"
+#include "fftgen/filter.cuh"
 #include "fftgen/tables.cuh"
 #include "fftgen/wmma.cuh"
 
@@ -20,19 +21,6 @@ constexpr int N2 = 32, M2 = 1;  // radix and rest of stage 2
 constexpr int ROWS_PER_ITEM = 1;  // batch rows in one transform
 constexpr int PERIOD = 1000;  // circular length, wrapped from a linear convolution
 
-constexpr int DFT1_AT = 0;  // bytes from args.tables
-constexpr int DFT2_AT = 9216;  // bytes from args.tables
-constexpr int SPLIT1 = 32;
-
-__device__ __forceinline__ Twiddle<M1, SPLIT1> twiddle1(const unsigned char* tables) {
-    return {reinterpret_cast<const float2*>(tables + 18432),
-            nullptr};
-}
-
-__device__ __forceinline__ const T* matrix(const unsigned char* tables, int at) {
-    return reinterpret_cast<const T*>(tables + at);
-}
-
 // Row tiles of stage 1 that hold anything of a sequence of this length.
 __device__ __forceinline__ int row_tiles(int length) {
     return min(N1 / TILE, (length + TILE * M1 - 1) / (TILE * M1));
@@ -47,15 +35,28 @@ __device__ __forceinline__ Item locate_item(const Args<T>& args, int item) {
     return {id / args.per_channel, id % args.per_channel * ROWS_PER_ITEM};
 }
 
+constexpr int DFT1_AT = 0;  // bytes from args.tables
+constexpr int DFT2_AT = 9216;  // bytes from args.tables
+constexpr int SPLIT1 = 32;
+
+__device__ __forceinline__ Twiddle<M1, SPLIT1> twiddle1(const unsigned char* tables) {
+    return {reinterpret_cast<const float2*>(tables + 18432),
+            nullptr};
+}
+
+__device__ __forceinline__ const T* matrix(const unsigned char* tables, int at) {
+    return reinterpret_cast<const T*>(tables + at);
+}
+
 __device__ __forceinline__ Spectrum<T> channel_spectrum(const Args<T>& args, int h) {
     const T* const re = args.spectrum + h * (2LL * N);
-    return {re, re + N, args.skip == nullptr ? 0.0f : args.skip[h] * args.scale[h].x};
+    return {re, re + N};
 }
 
 }  // namespace
 
 // The whole convolution: each warp works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1000_circular_fp16_wmma_sm90_8f2a2b09(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1000_circular_fp16_wmma_sm90_9c7cac37(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int PITCH = 48;  // elements between rows of a warp's tile
     constexpr int PLANE = 1536;  // elements of the real or imaginary plane in shared memory
@@ -133,4 +134,138 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1000_circular_
         });
         __syncwarp();
     }
+}
+
+namespace {
+
+using Operand = __half;
+
+// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+__device__ __forceinline__ int piece_place(unsigned x) {
+    unsigned at = 0;
+    at += x % 4 * 2, x /= 4;
+    at += x % 16 * 64, x /= 16;
+    at += x * 8;
+    return at;
+}
+
+// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+template <typename Load>
+__device__ __forceinline__ void store_piece(Operand* planes, unsigned piece, float up, Load load) {
+    constexpr int PLANE = 1024;  // numbers of one plane side by side
+    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    float re[VECTOR], im[VECTOR];
+    { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
+    { const float2 z = load(at + 16); re[1] = z.x * up, im[1] = z.y * up; }
+    { const float2 z = load(at + 32); re[2] = z.x * up, im[2] = z.y * up; }
+    { const float2 z = load(at + 48); re[3] = z.x * up, im[3] = z.y * up; }
+    { const float2 z = load(at + 1); re[4] = z.x * up, im[4] = z.y * up; }
+    { const float2 z = load(at + 17); re[5] = z.x * up, im[5] = z.y * up; }
+    { const float2 z = load(at + 33); re[6] = z.x * up, im[6] = z.y * up; }
+    { const float2 z = load(at + 49); re[7] = z.x * up, im[7] = z.y * up; }
+    Operand* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
+    store_vector(to, narrow<Operand>(re));
+    store_vector(to + PLANE, narrow<Operand>(im));
+}
+
+__device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int channel, int exponent) {
+    args.scale[channel] = {power(-exponent), power(exponent) * 1.0f};
+}
+
+}  // namespace
+
+// The spectrum of a filter, a channel to a block.
+extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1000_circular_fp16_wmma_sm90_9c7cac37_filter(const FilterArgs<Operand> args) {
+    constexpr int THREADS = 64;
+    constexpr int P = 1024;  // points
+    extern __shared__ float2 data[];
+    const auto spread = [](unsigned i) { return i + i / 8; };  // over the banks
+    unsigned* const peaks = reinterpret_cast<unsigned*>(data + 1152);
+    unsigned peak = 0;
+    const int channel = args.first + blockIdx.x;
+    const float* const taps = args.filter + channel * args.stride;
+
+    // Stage 1: 64 DFTs of 16 points, 64 apart
+#pragma unroll 1
+    for (int work = threadIdx.x; work < 64; work += THREADS) {
+        const int b = work;
+        const int r = b;
+        const unsigned base = spread(r);
+        float2 x[16];
+        float tap[16];
+#pragma unroll
+        for (int j = 0; j < 16; ++j) {
+            const int n = r + j * 64;
+            tap[j] = n < args.taps ? __ldg(taps + n) : 0.0f;
+        }
+        if (args.skip != nullptr && r == 0) tap[0] += args.skip[channel];
+        x[0] = {tap[0] * 1.000000000e+00f, tap[0] * 0.000000000e+00f};
+        x[1] = {tap[1] * 9.951847267e-01f, tap[1] * 9.801714033e-02f};
+        x[2] = {tap[2] * 9.807852804e-01f, tap[2] * 1.950903220e-01f};
+        x[3] = {tap[3] * 9.569403357e-01f, tap[3] * 2.902846773e-01f};
+        x[4] = {tap[4] * 9.238795325e-01f, tap[4] * 3.826834324e-01f};
+        x[5] = {tap[5] * 8.819212643e-01f, tap[5] * 4.713967368e-01f};
+        x[6] = {tap[6] * 8.314696123e-01f, tap[6] * 5.555702330e-01f};
+        x[7] = {tap[7] * 7.730104534e-01f, tap[7] * 6.343932842e-01f};
+        x[8] = {tap[8] * 7.071067812e-01f, tap[8] * 7.071067812e-01f};
+        x[9] = {tap[9] * 6.343932842e-01f, tap[9] * 7.730104534e-01f};
+        x[10] = {tap[10] * 5.555702330e-01f, tap[10] * 8.314696123e-01f};
+        x[11] = {tap[11] * 4.713967368e-01f, tap[11] * 8.819212643e-01f};
+        x[12] = {tap[12] * 3.826834324e-01f, tap[12] * 9.238795325e-01f};
+        x[13] = {tap[13] * 2.902846773e-01f, tap[13] * 9.569403357e-01f};
+        x[14] = {tap[14] * 1.950903220e-01f, tap[14] * 9.807852804e-01f};
+        x[15] = {tap[15] * 9.801714033e-02f, tap[15] * 9.951847267e-01f};
+#pragma unroll
+        for (int j = 0; j < 16; ++j) peak = max(peak, magnitude(x[j]));
+        dft<16>(x);
+        twist<16, 64, true>(x, args.tables + 26624, r);
+#pragma unroll
+        for (int j = 0; j < 16; ++j) data[base + j * 72] = x[j];
+    }
+    share_peak<THREADS>(peak, peaks);
+    __syncthreads();
+
+    // Stage 2: 128 DFTs of 8 points, 8 apart
+    const int scaled = exponent(shared_peak<THREADS>(peaks));
+    const float down = power(-scaled);  // the largest |X|^2 lies between peak^2 (Parseval) and 2 P^2 peak^2
+    peak = 0;
+#pragma unroll 1
+    for (int work = threadIdx.x; work < 128; work += THREADS) {
+        const int b = work;
+        const int r = b % 8, at = b / 8 * 64 + r;
+        const unsigned base = spread(at);
+        float2 x[8];
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[j] = data[base + j * 9];
+        dft<8>(x);
+        twist<8, 8, false>(x, args.tables + 30208, r);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) data[base + j * 9] = x[j];
+    }
+    __syncthreads();
+
+    // Stage 3: 128 DFTs of 8 points, 1 apart
+#pragma unroll 1
+    for (int work = threadIdx.x; work < 128; work += THREADS) {
+        const int b = work;
+        const int at = b * 8;
+        const unsigned base = spread(at);
+        float2 x[8];
+#pragma unroll
+        for (int j = 0; j < 8; ++j) x[j] = data[base + j * 1];
+        dft<8>(x);
+#pragma unroll
+        for (int j = 0; j < 8; ++j) data[base + j * 1] = x[j];
+#pragma unroll
+        for (int j = 0; j < 8; ++j) peak = max(peak, square(x[j], down));
+    }
+    share_peak<THREADS>(peak, peaks + LANES);
+    __syncthreads();
+
+    const int e = channel_exponent(peak_of(shared_peak<THREADS>(peaks + LANES), scaled));
+    if (threadIdx.x == 0) store_scale(args, channel, e);
+    Operand* const planes = args.planes + channel * (2LL * N);
+#pragma unroll 1
+    for (int piece = threadIdx.x; piece < P / VECTOR; piece += THREADS)
+        store_piece(planes, piece, power(-e), [&](unsigned i) { return data[spread(i)]; });
 }
