@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -331,8 +332,24 @@ def register(conv: Conv) -> Conv:
 
 def terms(handle: str, steps: int) -> tuple[str, int]:
     """Mode and length that a handle names; ``*`` is the length of the signal."""
-    mode, length, _ = handle.rpartition(":")[2].split("-")
+    mode, length, _ = _words(handle)
     return mode, steps if length == "*" else int(length)
+
+
+_HANDLE = re.compile(r"(?:.*:)?(causal|circular)-([0-9]+|\*)-(bf16|fp16)")
+
+
+def _words(handle: str) -> tuple[str, str, str]:
+    """Mode, length and dtype in a handle, of an artifact's as well. Raises InputError where it is none."""
+    found = _HANDLE.fullmatch(handle)
+    if found is None:
+        raise InputError(_not_loaded(handle))
+    mode, length, dtype = found.groups()
+    return mode, length, dtype
+
+
+def _not_loaded(handle: str) -> str:
+    return f"no convolution is loaded under {handle!r}: call fftgen.load on its artifact first"
 
 
 def any_length(mode: str, dtype: str) -> str:
@@ -350,8 +367,8 @@ def registered(handle: str, steps: int = 1) -> Conv:
     if found is not None:
         return found
     if ":" in handle:
-        raise InputError(f"no convolution is loaded under {handle!r}: call fftgen.load on its artifact first")
-    mode, length, dtype = handle.split("-")
+        raise InputError(_not_loaded(handle))
+    mode, length, dtype = _words(handle)
     if length != "*":
         return _jit(Problem(mode, int(length), dtype))
     problem = Problem(mode, steps, dtype)

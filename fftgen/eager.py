@@ -1,7 +1,7 @@
 """The same convolutions through ``torch.fft``: what the operators do on CPU tensors, and a yardstick.
 
-Arithmetic is in float32 (float64 for float64 inputs); a result is rounded to the input's dtype once, and
-a gated input to that dtype as the kernels round it.
+Arithmetic is in float32 (float64 for float64 inputs), the gated input's too, which keeps the accuracy that
+every engine promises (accuracy.py); a result is rounded to the input's dtype once.
 
 Conjugates are made, not marked: under torch.compile an operator may run where PyTorch's lazy ``conj()``
 is ignored (its dispatch key is excluded), and the product would silently be the unconjugated one.
@@ -54,8 +54,7 @@ def convolve(
     if u.numel() == 0:  # FFT libraries refuse empty batches
         return torch.empty_like(u, memory_format=torch.contiguous_format)
     steps = u.shape[-1]
-    x = u if in_gate is None else u * in_gate
-    signal = x.to(wide(u))
+    signal = _gated(u, in_gate)
     ahead, back = (_taps(f, signal, steps, mode) for f in (k, k_rev))
     most = max(f.shape[-1] for f in (ahead, back) if f is not None)
     points = length if mode == "circular" else fast_length(steps + most - 1)
@@ -69,6 +68,11 @@ def convolve(
     if out_gate is not None:
         y = y * out_gate.to(signal.dtype)
     return y.to(u.dtype).contiguous()
+
+
+def _gated(x: Tensor, gate: Tensor | None) -> Tensor:
+    """A signal, times its gate, in the wide precision."""
+    return x.to(wide(x)) if gate is None else x.to(wide(x)) * gate.to(wide(x))
 
 
 def _taps(f: Tensor | None, signal: Tensor, steps: int, mode: str) -> Tensor | None:
@@ -94,8 +98,7 @@ def correlate_input(
     """
     if u.numel() == 0:
         return u.new_zeros(u.shape[1], taps, dtype=wide(u))
-    x = (u if in_gate is None else u * in_gate).to(wide(u))
-    g = (v if out_gate is None else v * out_gate).to(wide(u))
+    x, g = _gated(u, in_gate), _gated(v, out_gate)
     if taps == 1:  # lag 0 only, what a skip term needs: no transform
         return (x * g).sum(dim=(0, 2))[:, None]
     steps = u.shape[-1]

@@ -18,7 +18,8 @@ it is smaller where terms agree.
 
 Gradient of skip: a sum over (B, L) of products that were rounded only where gated: g r^2, nothing else.
 
-On the CPU path transforms are in fp32 (or float64): of all this r^2 for a stored result and g r^2 remain.
+On the CPU path transforms and gated inputs are in fp32 (or float64): r^2 for a stored result remains, and
+g r^2 only where gated inputs come rounded to the storage type, as the wmma engine has them.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from fftgen import autograd, eager, filter_gradient
-from fftgen.conv import registered, terms
+from fftgen.conv import CPU_DIGEST, registered, terms
 from fftgen.errors import InputError
 from fftgen.execute import with_skip
 
@@ -103,6 +103,11 @@ def _prepared_cpu(
     digest: str,
 ) -> Tensor:
     """What ``prepare`` keeps on a CPU are the taps: planes (H, 2, T), forward and reversed."""
+    if digest != CPU_DIGEST:
+        raise InputError(
+            f"the spectrum was prepared for another device than {u.device} (plan {digest[:8]}): "
+            "prepare it there"
+        )
     return _conv_cpu(u, planes[:, 0], planes[:, 1], in_gate, out_gate, skip, handle)
 
 

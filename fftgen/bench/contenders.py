@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fftgen import op  # noqa: F401  (registers the operators)
 from fftgen.bench.backend import Backend
 from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs

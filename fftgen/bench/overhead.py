@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fftgen import op  # noqa: F401  (registers the operators)
 from fftgen.bench.backend import Backend
 from fftgen.bench.cases import Case
 from fftgen.bench.contenders import real_fft

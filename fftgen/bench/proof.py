@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fftgen import emulate
+from fftgen import emulate, op  # noqa: F401  (op registers the operators)
 from fftgen.accuracy import compare
 from fftgen.bench.backend import Backend
 from fftgen.bench.reference import number

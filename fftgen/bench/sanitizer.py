@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fftgen import environment, toolkit
+from fftgen import environment, op, toolkit  # noqa: F401  (op registers the operators)
 from fftgen.bench.proof import moved
 from fftgen.check import TORCH
 from fftgen.conv import get_conv

@@ -17,8 +17,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fftgen
-from fftgen import runtime
-from fftgen.conv import Conv, Loaded
+from fftgen import autograd, runtime
+from fftgen.check import check_input
+from fftgen.conv import Conv, Loaded, registered
 from fftgen.errors import InputError, ToolchainError
 from fftgen.execute import Spectrum, spectrum
 from fftgen.planner import search
@@ -160,16 +161,14 @@ U, K = torch.zeros(2, 3, 100, dtype=torch.bfloat16), torch.zeros(3, 50)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"u": U[0]}, r"u must be \(batch, channels, length\), got \(3, 100\): reshape"),
-        ({"u": U[None]}, r"u must be \(batch, channels, length\), got \(1, 2, 3, 100\)"),
-        ({"u": U.float()}, r"u is torch.float32, this convolution was made for torch.bfloat16: u\.to"),
+        ({"u": U[0, 0]}, r"u must be \(\.\.\., channels, length\), got \(100\): u\[None\] for one channel"),
         ({"u": U.half()}, r"u is torch.float16, this convolution was made for torch.bfloat16"),
         ({"u": U.int()}, r"u is torch.int32, .* if integers are meant"),
         ({"u": [1.0]}, "u must be a torch.Tensor, got list"),
         ({"u": U[..., :0]}, "u has length 0"),
         ({"u": torch.zeros(1, 3, 257).bfloat16()}, r"length 257, .* at most 256: use fftgen.get_conv\(257"),
         ({"k": K[0]}, r"k must be \(channels, taps\), got \(50\)"),
-        ({"k": K[None]}, r"k must be \(channels, taps\), got \(1, 3, 50\)"),
+        ({"k": K[None, None]}, r"k must be .*\(filters, channels, taps\), got \(1, 1, 3, 50\): per_row"),
         ({"k": K.long()}, r"k must be real floating point, got torch.int64"),
         ({"k": K.cfloat()}, r"k must be real floating point, got torch.complex64"),
         ({"k": K[:2]}, "k has 2 channels, u has 3"),
@@ -180,8 +179,8 @@ U, K = torch.zeros(2, 3, 100, dtype=torch.bfloat16), torch.zeros(3, 50)
         ({"in_gate": U[:1]}, r"in_gate must have u's shape \(2, 3, 100\), got \(1, 3, 100\)"),
         ({"out_gate": U.float()}, "out_gate is torch.float32, u is torch.bfloat16"),
         ({"out_gate": U.to("meta")}, "out_gate is on meta, u on cpu"),
-        ({"skip": torch.zeros(3, 1)}, r"skip must be \(channels,\) = \(3,\), got \(3, 1\)"),
-        ({"skip": torch.zeros(2)}, "skip has 2 channels, u has 3"),
+        ({"skip": torch.zeros(3, 1)}, r"skip must be \(channels,\) = \(3\), got \(3, 1\): skip\.flatten"),
+        ({"skip": torch.zeros(2)}, r"skip must be \(channels,\) = \(3\), got \(2\)"),
         ({"skip": torch.zeros(3, dtype=torch.int32)}, "skip must be floating point, got torch.int32"),
     ],
 )
@@ -191,9 +190,30 @@ def test_arguments_that_do_not_fit_are_named(mode: str, change: dict[str, Any], 
     asked = conv(mode)
     with pytest.raises(InputError, match=message):
         asked(arguments.pop("u"), arguments.pop("k"), **arguments)
-    if set(change) == {"k"} and "on meta" not in message and "k has 2" not in message:
+    of_a_call = ("on meta", "k has 2", "per_row")
+    if set(change) == {"k"} and not any(words in message for words in of_a_call):
         with pytest.raises(InputError, match=message):
             asked.prepare(change["k"])
+
+
+def test_a_spectrum_is_of_one_filter_per_channel() -> None:
+    for k in (K[None], K[None, None]):
+        shape = re.escape(str(tuple(k.shape)))
+        with pytest.raises(InputError, match=rf"is prepared of filters \(channels, taps\) .*\[{shape}\]"):
+            conv().prepare(k)
+
+
+def test_a_gpu_takes_the_storage_type_only() -> None:
+    """A CPU also takes float32 and float64 (test_operators.py)."""
+    for x in (U.float(), U.double(), U.half()):
+        assert check_input(Problem("causal", 256, "fp16"), x) is x
+        with (
+            FakeTensorMode(),
+            pytest.raises(
+                InputError, match=rf"u is {x.dtype}, this convolution was made for torch.bfloat16: u\.to"
+            ),
+        ):
+            conv()(torch.empty(U.shape, dtype=x.dtype, device="cuda"), torch.empty(K.shape, device="cuda"))
 
 
 def test_a_filter_longer_than_the_input_is_fine(rng: np.random.Generator) -> None:
@@ -251,13 +271,21 @@ def test_on_a_gpu_a_spectrum_finds_the_kernels_of_its_plan_and_no_others() -> No
 
 
 def test_an_operator_of_a_convolution_that_is_not_loaded_names_the_way_out() -> None:
-    for handle in ("artifact:0123:causal-256-bf16", "causal-x-bf16", ""):
+    artifact, *malformed = "artifact:0123:causal-256-bf16", "causal-x-bf16", "causal-256", ""
+    for handle in (artifact, *malformed):
         with pytest.raises(
             InputError, match=rf"no convolution is loaded under '{handle}': call fftgen\.load"
         ):
-            torch.ops.fftgen.conv(U, K, None, None, None, handle)
-    made = torch.ops.fftgen.conv(U, K, None, None, None, "causal-200-bf16")  # made from the handle itself
-    assert torch.equal(made, conv(length=200)(U, K))
+            registered(handle)  # what the operators ask for on a GPU
+    for handle in malformed:
+        with pytest.raises(
+            InputError, match=rf"no convolution is loaded under '{handle}': call fftgen\.load"
+        ):
+            torch.ops.fftgen.conv(U, K, None, None, None, None, handle)
+    made = torch.ops.fftgen.conv(U + 1, K + 1, None, None, None, None, "causal-200-bf16")  # from the handle
+    assert torch.equal(made, conv(length=200)(U + 1, K + 1))
+    # A CPU needs nothing of an artifact but what its handle says.
+    assert torch.equal(torch.ops.fftgen.conv(U + 1, K + 1, None, None, None, None, artifact), made)
 
 
 # --- operators
@@ -277,18 +305,41 @@ def test_fake_tensors_get_shape_dtype_device_and_strides_of_the_result(mode: str
         assert (y.shape, y.device.type, y.is_contiguous()) == ((2, 3, 200), device, True)
 
 
-def test_gradients_through_the_kernels_are_refused_and_not_lost() -> None:
+def test_gradients_through_the_kernels_are_recorded_or_refused_and_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a call hands to autograd, which itself needs the GPU that these tensors only name."""
+    handed: list[tuple[Any, ...]] = []
+
+    def hand(*inputs: Any) -> Tensor:
+        handed.append(inputs)
+        return torch.empty_like(inputs[0])
+
+    monkeypatch.setattr(autograd, "conv", hand)
     with FakeTensorMode():
         u = torch.empty(2, 3, 200, dtype=torch.bfloat16, device="cuda")
-        k = torch.empty(3, 50, device="cuda")
-        ready = {"u": u, "k": k, "in_gate": u, "out_gate": u, "skip": torch.empty(3, device="cuda")}
+        k, skip = torch.empty(3, 50, device="cuda"), torch.empty(3, device="cuda")
+        ready = {"u": u, "k": k, "k_rev": k, "in_gate": u, "out_gate": u, "skip": skip}
         for name, x in ready.items():
             wanted = torch.empty(x.shape, dtype=x.dtype, device="cuda", requires_grad=True)
             given = {**ready, name: wanted}
-            with pytest.raises(InputError, match=r"gradients .* not available yet: .*torch\.no_grad\(\)"):
-                conv()(given.pop("u"), given.pop("k"), **given)
+            handed.clear()
+            if name in ("k", "k_rev"):
+                with pytest.raises(
+                    InputError, match=r"gradient of the filter has no CUDA kernel .*k\.detach"
+                ):
+                    conv()(given.pop("u"), given.pop("k"), **given)
+                assert not handed
+                continue
+            conv()(given.pop("u"), given.pop("k"), **given)
+            ((*inputs, handle),) = handed
+            assert handle == conv().handle
+            assert autograd.recorded(*inputs)
+            assert [x is not None and x.requires_grad for x in inputs] == [n == name for n in ready]
+        monkeypatch.undo()
         with torch.no_grad():
-            assert conv()(u, k.requires_grad_()).shape == u.shape
+            asked = torch.empty(3, 50, device="cuda", requires_grad=True)
+            assert conv()(u, asked, k_rev=asked).shape == u.shape
 
 
 def test_gradients_on_the_cpu_are_those_of_the_definition() -> None:
@@ -310,7 +361,7 @@ def test_gradients_on_the_cpu_are_those_of_the_definition() -> None:
 def test_the_operators_hold_what_torch_library_asks(gates: bool, rng: np.random.Generator) -> None:
     u = draw(rng, 2, 3, 64)
     gate, skip = (u, torch.ones(3)) if gates else (None, None)
-    arguments = (u, draw(rng, 3, 9, dtype=torch.float32), gate, gate, skip, "causal-64-bf16")
+    arguments = (u, draw(rng, 3, 9, dtype=torch.float32), None, gate, gate, skip, "causal-64-bf16")
     outcome = torch.library.opcheck(torch.ops.fftgen.conv, arguments)
     assert set(outcome.values()) == {"SUCCESS"}
 

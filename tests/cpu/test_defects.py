@@ -82,18 +82,21 @@ def test_taps_beyond_the_input_do_not_leak_from_the_future(taps: int, white: Any
 class Driver(SimpleNamespace):
     """What runtime.py uses of cuda.bindings.driver."""
 
-    def __init__(self, failing: str = "", code: int = 700) -> None:
+    def __init__(self, failing: str = "", code: int = 700, after: int = 0) -> None:
+        """``failing``: a function that returns ``code``, once it has worked ``after`` times."""
         super().__init__()
         self.launched: list[tuple[Any, ...]] = []
-        self._failing, self._code = failing, code
+        self._failing, self._code, self._left = failing, code, after
         self.CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> tuple[Any, ...]:
             if name == "cuLaunchKernel":
                 self.launched.append(arguments)
-            code = self._code if name == self._failing else 0
-            return (Code(code), 1)
+            if name != self._failing:
+                return (Code(0), 1)
+            self._left -= 1
+            return (Code(self._code if self._left < 0 else 0), 1)
 
         return call
 
@@ -115,9 +118,11 @@ def on_fake_gpu(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> tuple[fftgen
     conv = conv_module.Conv(fftgen.get_conv(512, causal=True).problem, conv_module.JustInTime(), "test")
     plan = search.plan(conv.problem, "sm_90")
     tables = torch.zeros(1, dtype=torch.uint8)  # nothing reads them here
-    loaded = SimpleNamespace(module=runtime.Module(b"", 0, {}), executable=Executable(plan, tables))
-    launches = loaded.executable.launches(2, 3, 100)
-    loaded.module._functions = {launch.entry: 1 for launch in launches}
+    loaded = object.__new__(conv_module.Loaded)  # without a module to load and a GPU to hold its tables
+    loaded.module, loaded.executable = runtime.Module(b"", 0, {}), Executable(plan, tables)
+    entries = [plan.filter_entry(kernel) for kernel in plan.filter.kernels]
+    entries += [launch.entry for launch in loaded.executable.launches(2, 3, 100)]
+    loaded.module._functions = dict.fromkeys(entries, 1)
     monkeypatch.setattr(conv, "on", lambda device, problem: loaded)
     return conv, asked
 
@@ -135,17 +140,19 @@ def test_kernels_run_on_the_current_stream_of_the_tensors_device(
     y = conv.run(u, *rest)  # type: ignore[arg-type]
     assert u is not None
     assert y.shape == u.shape
-    assert asked == [u.device]
-    assert driver.launched
+    assert asked == [u.device, u.device]  # the filter's spectrum, then the call
+    assert len(driver.launched) == 2
     assert all(0xABC0 in launch for launch in driver.launched)
 
 
+@pytest.mark.parametrize("after", [0, 1], ids=["the spectrum's kernel", "the convolution's"])
 @pytest.mark.parametrize("failing", ["cuLaunchKernel", "cuCtxPushCurrent"])
 def test_an_error_of_the_driver_is_raised_and_no_result_comes_back(
-    failing: str, white: Any, monkeypatch: pytest.MonkeyPatch
+    failing: str, after: int, white: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = Driver()
     conv, _ = on_fake_gpu(monkeypatch, driver)
-    driver._failing = failing
+    driver._failing, driver._left = failing, after
     with pytest.raises(ToolchainError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"):
         conv.run(*arguments(white))  # type: ignore[arg-type]
+    assert len(driver.launched) == after + (failing == "cuLaunchKernel")

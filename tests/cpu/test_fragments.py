@@ -224,11 +224,12 @@ def layouts(mode: str, factors: tuple[int, ...]) -> Iterator[Plan]:
     """A plan for every width of the outer stage that some number of warps allows; one if there is none."""
     plan = with_shape(Problem(mode, int(np.prod(factors)), "bf16"), "sm_90", factors, 0, engine="mma")
     seen = set()
-    for kernel in mma_rules.kernels(plan.stages, plan.real_input, target("sm_90")):
-        if isinstance(kernel, str) or kernel.columns in seen:
+    for kernels in mma_rules.kernels(plan.stages, 0, plan.real_input, target("sm_90")):
+        if isinstance(kernels, str) or kernels[0].columns in seen:
             continue
+        (kernel,) = kernels
         seen.add(kernel.columns)
-        layout = fragments.layout(plan.stages, plan.real_input, kernel.columns)
+        layout = fragments.layout(plan.stages, plan.real_input, kernel.columns, 0)
         yield dataclasses.replace(plan, kernels=(kernel,), tables=layout)
 
 

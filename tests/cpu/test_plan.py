@@ -24,6 +24,7 @@ from fftgen.dtypes import BF16, FP16, decode, dtype
 from fftgen.errors import ArtifactError, InputError, InternalError, NoPlanError
 from fftgen.planner import cost, tables
 from fftgen.planner.factor import factorable, factorisations, transforms
+from fftgen.planner.filter_design import design
 from fftgen.planner.plan import SCHEMA, Kernel, Plan
 from fftgen.planner.rules import STAGING_BYTES
 from fftgen.planner.search import plan, search, with_shape
@@ -110,7 +111,8 @@ def test_every_engine_is_among_the_plans() -> None:
         assert kinds >= {("wmma", "block"), ("wmma", "device")} | mma
         for problem in (Problem("causal", 256, "fp16"), Problem("circular", 4096, "fp16")):
             both = engines(problem, name)
-            assert both[0] == plan(problem, name)
+            complete = dataclasses.replace(both[0], filter=design(both[0], target(name)))
+            assert complete == plan(problem, name)
             assert {f.engine for f in both} == ({"wmma"} if name == "sm_75" else {"mma", "wmma"})
 
 
