@@ -80,11 +80,12 @@ def workspace_bytes(plan: Plan) -> int:
 
 
 def occupancy(plan: Plan, target: Target) -> float:
-    """Warps resident per multiprocessor in the worst kernel, as far as shared memory and slots decide."""
+    """Warps resident per multiprocessor in the worst kernel: by shared memory, slots and the plan."""
     worst = float(target.warps_sm)
     for kernel in plan.kernels:
         shared = kernel.shared_bytes + target.shared_reserved
-        blocks = min(target.shared_sm // shared if shared else target.blocks_sm, target.blocks_sm)
+        by_shared = target.shared_sm // shared if shared else target.blocks_sm
+        blocks = min(by_shared, target.blocks_sm, kernel.resident)
         worst = min(worst, blocks * kernel.warps)
     return worst
 
