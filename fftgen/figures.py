@@ -6,7 +6,7 @@ in the compiled code (hot_path.py), registers and spills by the compiler. None o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from fftgen.planner import search
 from fftgen.planner.cost import matrix_operations
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.problem import Problem
-from fftgen.simulator import Report
+from fftgen.simulator import Accesses, Report
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
 from fftgen.verify import FULL_POINTS, Case, draw
@@ -115,13 +115,7 @@ def figures(problem: Problem, gated: bool, target: str = "sm_90", seed: int = 1)
         plan=plan,
         operations=counted,
         least_operations=matrix_operations(plan),
-        sectors=_ratio(
-            (a.units, -(-a.distinct // 32) if whole else a.least)
-            for report in reports.values()
-            for name, buffer in report.counters.buffers.items()
-            if name in SIGNALS
-            for a in (buffer.loads, buffer.stores)
-        ),
+        sectors=_sectors(reports, whole),
         wavefronts=_ratio(
             (a.units, a.least)
             for report in reports.values()
@@ -138,6 +132,20 @@ def figures(problem: Problem, gated: bool, target: str = "sm_90", seed: int = 1)
             if k.role != "peaks"
         },
     )
+
+
+def _sectors(reports: Mapping[str, Report], whole: bool) -> float:
+    """Sectors of signals over what reading and writing each once takes (of its own blocks, a sample)."""
+    moved: dict[tuple[str, str], list[Accesses]] = {}
+    for report in reports.values():
+        for name, buffer in report.counters.buffers.items():
+            for kind, accesses in (("load", buffer.loads), ("store", buffer.stores)):
+                if name in SIGNALS and accesses.units:
+                    moved.setdefault((name, kind), []).append(accesses)
+    units = sum(a.units for found in moved.values() for a in found)
+    if whole:  # kernels that read the same signal again have no compulsory sectors of their own
+        return units / sum(-(-max(a.distinct for a in found) // 32) for found in moved.values())
+    return units / sum(a.least for found in moved.values() for a in found)
 
 
 def _ratio(pairs: Any) -> float:
@@ -195,7 +203,7 @@ def page(found: Sequence[Figures], target: str, compiler: str) -> str:
         "complex elements, counted in the compiled code of the path that aligned rows of full length take",
         "(all kernels of a long transform together); registers a thread; warps resident on a",
         "multiprocessor. A circular transform does two rows. Lengths above 65 536 are counted on sampled",
-        "blocks, with gates in all but the instructions.",
+        "blocks, with gates in all but the instructions, sectors against each kernel's own least.",
         "",
         f"The bounds asked of 4096 points, causal: sectors {SECTORS}, wavefronts {WAVEFRONTS}, "
         f"{INSTRUCTIONS} instructions, {WARPS} warps, no spill. The last column says why a figure is beyond.",

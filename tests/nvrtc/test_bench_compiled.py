@@ -15,7 +15,7 @@ from fftgen.bench import proof
 from fftgen.bench.overhead import cold_start
 from fftgen.bench.proof import check_agreement
 from fftgen.bench.row import CONTENDERS
-from fftgen.execute import Executable, Spectrum
+from fftgen.execute import Executable, Spectrum, with_skip
 from fftgen.pipeline import build
 from fftgen.problem import Problem
 
@@ -73,7 +73,9 @@ def test_the_device_gets_the_same_call_and_the_same_spectrum(
             run = Executable(built.plan, table)
             skip = options["skip"] * (1.5 if fault else 1)
             gates = options["in_gate"], options["out_gate"]
-            return run(simulated, u, made.planes, made.scale, *gates, skip, address=simulated.address)
+            planes, scale = with_skip(built.plan, made.planes, made.scale, skip)
+
+        return run(simulated, u, planes, scale, *gates, address=simulated.address)
 
     monkeypatch.setattr(proof, "get_conv", lambda *_, **__: Device())
     backend = host()

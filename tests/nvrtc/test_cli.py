@@ -203,14 +203,14 @@ def test_verify_runs_the_kernels_of_a_file() -> None:
 
 
 def test_verify_runs_equal_plans_once() -> None:
-    api.build(256, causal=True, targets=["sm_80", "sm_90", "compute_80"], path="x.fftgen")
+    api.build(256, causal=True, targets=["sm_90", "sm_100", "sm_120"], path="x.fftgen")
     modules = answer("verify", "x.fftgen", "--quick")["modules"]
-    assert [m["same_plan_not_run"] for m in modules] == [["sm_90", "compute_80"]]
-    one = answer("verify", "x.fftgen", "--quick", "--arch", "sm_90")["modules"]
-    assert [m["name"].split("_")[-2] for m in one] == ["sm90"]
-    missing = fftgen("verify", "x.fftgen", "--arch", "sm_120")
+    assert [m["same_plan_not_run"] for m in modules] == [["sm_100", "sm_120"]]
+    one = answer("verify", "x.fftgen", "--quick", "--arch", "sm_100")["modules"]
+    assert [m["name"].split("_")[-2] for m in one] == ["sm100"]
+    missing = fftgen("verify", "x.fftgen", "--arch", "sm_80")
     assert missing.exit_code == 2
-    assert "holds nothing for sm_120: it has sm_80, sm_90, compute_80" in missing.stderr
+    assert "holds nothing for sm_80: it has sm_90, sm_100, sm_120" in missing.stderr
 
 
 def test_verify_notices_wrong_results() -> None:

@@ -96,7 +96,7 @@ def test_counters_of_the_kernels_are_shown(place: Path) -> None:
         "--counters",
     )
     assert done.exit_code == 0, done.output
-    assert "wmma.m16n16k16.f32.f16" in done.output
+    assert "mma.m16n8k16.f16.f16" in done.output
 
 
 @pytest.mark.parametrize(
