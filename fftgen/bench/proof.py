@@ -19,7 +19,7 @@ from fftgen.bench.reference import number
 from fftgen.check import TORCH
 from fftgen.conv import get_conv
 from fftgen.dtypes import dtype as find_dtype
-from fftgen.execute import Spectrum, spectrum
+from fftgen.execute import Executable, Spectrum, spectrum
 from fftgen.pipeline import Built, build
 from fftgen.problem import Problem
 from fftgen.verify import Case, cases_for, draw, reference
@@ -90,10 +90,12 @@ def check_agreement(problem: Problem, backend: Backend, seed: int) -> dict[str, 
     u, k = inputs.pop("u"), inputs.pop("k")
     assert u is not None
     assert k is not None
+    made = spectrum(plan, k, skip=inputs["skip"])
+    gates = {name: inputs[name] for name in ("in_gate", "out_gate")}
     started = time.perf_counter()
-    simulated, _ = emulate.convolve(built, u, k, **inputs, ptx=None, seed=seed)
+    simulated = _simulated(built, u, made, gates, seed)
     seconds = time.perf_counter() - started
-    measured = _on_device(built, backend, u, k, inputs, simulated)
+    measured = _on_device(built, backend, u, made, gates, simulated)
     return {
         "plan": str(plan),
         "seed": seed,
@@ -103,12 +105,20 @@ def check_agreement(problem: Problem, backend: Backend, seed: int) -> dict[str, 
     }
 
 
+def _simulated(built: Built, u: Tensor, made: Spectrum, gates: dict[str, Tensor | None], seed: int) -> Tensor:
+    """The convolution's kernels in the simulator, on a spectrum that is given."""
+    device = emulate.Simulated(emulate.line_ptx(built), built.source.text, seed)
+    table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
+    executable = Executable(built.plan, table)
+    return executable(device, u, made.planes, made.scale, **gates, address=device.address)
+
+
 def _on_device(
     built: Built,
     backend: Backend,
     u: Tensor,
-    k: Tensor,
-    options: dict[str, Tensor | None],
+    made: Spectrum,
+    gates: dict[str, Tensor | None],
     simulated: Tensor,
 ) -> Tensor:
     """The call on the device. A dry run has none: the simulator's own result stands for it."""
@@ -116,8 +126,8 @@ def _on_device(
         return simulated.clone()
     problem = built.plan.problem
     conv = get_conv(problem.length, problem.dtype, causal=problem.causal).warmup(backend.device)
-    given: dict[str, Any] = {name: None if x is None else x.to(backend.device) for name, x in options.items()}
-    out = conv(u.to(backend.device), moved(spectrum(built.plan, k), backend.device), **given)
+    given: dict[str, Any] = {name: None if x is None else x.to(backend.device) for name, x in gates.items()}
+    out = conv(u.to(backend.device), moved(made, backend.device), **given)
     return out.cpu()
 
 

@@ -15,9 +15,10 @@ from fftgen.bench import proof
 from fftgen.bench.overhead import cold_start
 from fftgen.bench.proof import check_agreement
 from fftgen.bench.row import CONTENDERS
-from fftgen.execute import Executable, Spectrum, with_skip
+from fftgen.execute import Executable, Spectrum
 from fftgen.pipeline import build
 from fftgen.problem import Problem
+from fftgen.verify import Case, draw
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -38,12 +39,15 @@ def test_the_simulator_runs_the_call_that_the_device_gets(
     seen: dict[str, torch.Tensor] = {}
 
     def other(
-        built: Any, backend: Any, u: Any, k: Any, options: Any, simulated: torch.Tensor
+        built: Any, backend: Any, u: torch.Tensor, made: Any, gates: Any, simulated: torch.Tensor
     ) -> torch.Tensor:
         from fftgen.conv import get_conv
 
         conv = get_conv(problem.length, problem.dtype, causal=problem.causal)
-        seen["y"] = conv(u, k, **options)
+        case = Case(u.shape[0], u.shape[1], problem.length, problem.length, True, True, True)
+        drawn = draw(case, u.dtype, torch.Generator().manual_seed(3))  # the filter behind the spectrum
+        assert torch.equal(drawn["u"], u)
+        seen["y"] = conv(u, drawn["k"], skip=drawn["skip"], **gates)
         return seen["y"]
 
     monkeypatch.setattr(proof, "_on_device", other)
@@ -67,15 +71,12 @@ def test_the_device_gets_the_same_call_and_the_same_spectrum(
             return self
 
         def __call__(self, u: torch.Tensor, made: Spectrum, **options: torch.Tensor) -> torch.Tensor:
-            assert set(options) == {"in_gate", "out_gate", "skip"}
+            assert set(options) == {"in_gate", "out_gate"}
             table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
             simulated = emulate.Simulated(emulate.line_ptx(built), built.source.text, seed=99)
             run = Executable(built.plan, table)
-            skip = options["skip"] * (1.5 if fault else 1)
-            gates = options["in_gate"], options["out_gate"]
-            planes, scale = with_skip(built.plan, made.planes, made.scale, skip)
-
-        return run(simulated, u, planes, scale, *gates, address=simulated.address)
+            scale = made.scale * (1.5 if fault else 1)
+            return run(simulated, u, made.planes, scale, **options, address=simulated.address)
 
     monkeypatch.setattr(proof, "get_conv", lambda *_, **__: Device())
     backend = host()
