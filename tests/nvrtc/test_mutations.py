@@ -1,14 +1,15 @@
 """Mutants of our own kernels: none may pass for right.
 
-A plan's PTX is changed in one place (a barrier dropped, an index shifted) and run as three whole calls; the
+A plan's PTX is changed in one place (a barrier dropped, an index shifted) and run as four whole calls; the
 simulator must stop, or a result must fail the accuracy check. The calls together reach every branch of a
-kernel: 16-byte and ragged accesses, gates and skip, an odd last row, workers that take one piece of work and
-several, a workspace that is used again.
+kernel: 16-byte and ragged accesses, each with gates and without, skip, an odd last row, workers that take one
+piece of work and several, a workspace that is used again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -103,8 +104,8 @@ class Whole:
 
     u: torch.Tensor
     k: torch.Tensor
-    in_gate: torch.Tensor
-    out_gate: torch.Tensor
+    in_gate: torch.Tensor | None
+    out_gate: torch.Tensor | None
     skip: torch.Tensor
     exact: Float64
     long_runs: bool
@@ -114,12 +115,13 @@ def _calls(plan: Plan, rng: np.random.Generator) -> list[Whole]:
     n, pair = plan.problem.length, plan.rows_per_item
     dtype = torch.bfloat16 if plan.problem.dtype == "bf16" else torch.float16
 
-    def one(batch: int, channels: int, length: int, long_runs: bool) -> Whole:
+    def one(batch: int, channels: int, length: int, *, gated: bool, long_runs: bool) -> Whole:
         def draw(*shape: int) -> torch.Tensor:
             return torch.from_numpy(rng.standard_normal(shape))
 
         shape = (batch, channels, length)
-        u, in_gate, out_gate = (draw(*shape).to(dtype) for _ in range(3))
+        u = draw(*shape).to(dtype)
+        in_gate, out_gate = (draw(*shape).to(dtype) for _ in range(2)) if gated else (None, None)
         k = (draw(channels, n) * torch.exp(-8 * torch.arange(n) / n)).float()
         skip = draw(channels).float()
         exact = convolve(
@@ -127,17 +129,19 @@ def _calls(plan: Plan, rng: np.random.Generator) -> list[Whole]:
             k.double(),
             mode=plan.problem.mode,
             length=n,
-            in_gate=in_gate.double(),
-            out_gate=out_gate.double(),
+            in_gate=None if in_gate is None else in_gate.double(),
+            out_gate=None if out_gate is None else out_gate.double(),
             skip=skip.double(),
         )
         return Whole(u, k, in_gate, out_gate, skip, exact, long_runs)
 
-    # Whole 16-byte vectors and an odd last row; a ragged end and two channels; half the rows empty.
+    # Whole 16-byte vectors and an odd last row; a ragged end and two channels; half the rows empty, twice.
+    half = 3 * n // 7
     return [
-        one(2 * pair - pair // 2, 1, n - n % 8, True),
-        one(pair, 2, n - 3, False),
-        one(2 * pair, 1, 3 * n // 7, True),
+        one(2 * pair - pair // 2, 1, n - n % 8, gated=True, long_runs=True),
+        one(pair, 2, n - 3, gated=True, long_runs=False),
+        one(2 * pair, 1, half - half % 8 + 5, gated=False, long_runs=True),
+        one(2 * pair, 1, half - half % 8, gated=False, long_runs=True),
     ]
 
 
@@ -188,7 +192,8 @@ class Laboratory:
                     skip=call.skip,
                     ptx=ptx,
                 )
-            share = shares((call.u.double() * call.in_gate.double()).numpy(), plan.rows_per_item)
+            gated = call.u if call.in_gate is None else call.u.double() * call.in_gate.double()
+            share = shares(gated.double().numpy(), plan.rows_per_item)
             check(
                 y.double().numpy(),
                 call.exact,
@@ -210,22 +215,16 @@ class Laboratory:
         """Mutants that pass for right.
 
         The compiler unrolls loops and so makes copies of an instruction that a given plan never comes to; of
-        those, another copy has to be in use.
+        those, another copy has to be in use (``unreached``).
         """
-        found = []
-        for mutation in mutations:
-            if mutation.line not in self.reached:
-                copies = {other.line for other in self._same_place(mutation)}
-                assert copies & self.reached, f"no call reaches {mutation}"
-            elif self.survives(mutation):
-                found.append(mutation)
-        return found
+        return [m for m in mutations if m.line in self.reached and self.survives(m)]
 
-    def _same_place(self, mutation: Mutation) -> Iterator[Mutation]:
-        """The accesses of this kernel that the compiler made of the same place in the source."""
-        for other in shifted_indices(self.ptx):
-            if (other.entry, other.places) == (mutation.entry, mutation.places):
-                yield other
+    def unreached(self, mutations: Iterable[Mutation]) -> list[str]:
+        """Places in the source of which no call reaches any copy."""
+        places: dict[Any, list[Mutation]] = defaultdict(list)
+        for mutation in mutations:
+            places[mutation.entry, mutation.places].append(mutation)
+        return [str(copies[0]) for copies in places.values() if not self.reached & {m.line for m in copies}]
 
     def source_line(self, place: tuple[str, int], step: int = 0) -> str:
         """The text of a source line, or of that ``step`` lines further."""
@@ -267,6 +266,7 @@ def test_no_barrier_of_the_register_chain_can_be_dropped(name: str, laboratory: 
 def test_a_shifted_index_is_noticed(name: str, laboratory: Laboratory, rng: np.random.Generator) -> None:
     mutations = [m for m in shifted_indices(laboratory.ptx) if "_filter" not in m.entry]
     assert len(mutations) > 200
+    assert laboratory.unreached(mutations) == []
     sample = rng.choice(len(mutations), SAMPLED, replace=False)
     assert [str(m) for m in laboratory.survivors(mutations[i] for i in sample)] == []
 
@@ -279,4 +279,5 @@ def test_every_shifted_index_is_noticed(name: str, laboratory: Laboratory) -> No
         m for m in shifted_indices(laboratory.ptx) if m.entry.endswith(entries) and "_filter" not in m.entry
     ]
     assert len(mutations) > 40
+    assert laboratory.unreached(mutations) == []
     assert [str(m) for m in laboratory.survivors(mutations)] == []
