@@ -59,18 +59,20 @@ def build(
     causal: bool = False,
     targets: Sequence[str | Target] = (),
     path: str | Path | None = None,
+    train: bool = False,
     cache: Cache | None = None,
 ) -> File:
     """Plan, render and compile for several architectures at once and write one artifact for ``load``.
 
     Arguments as ``get_conv``; ``targets``: names such as "sm_90", by default every target that takes the
-    dtype, with PTX for newer chips. ``path``: the file, by default ``generated/fftconv-...fftgen``. Needs
+    dtype, with PTX for newer chips. ``path``: the file, by default ``generated/fftconv-...fftgen``.
+    ``train``: with the kernels of the filter's gradient (all other gradients need none of their own). Needs
     NVRTC, no GPU. Raises what ``pipeline.build`` raises, and ArtifactError when the file cannot be
     written; a file that was there is then as it was.
     """
     asked = problem(length, dtype, causal=causal)
     where = Path(DIRECTORY) / file_name(asked) if path is None else Path(path)
-    return build_files({where: (asked,)}, [find_target(t) for t in targets], cache)[0]
+    return build_files({where: (asked,)}, [find_target(t) for t in targets], train, cache)[0]
 
 
 def file_name(asked: Problem) -> str:
@@ -89,15 +91,20 @@ def files_for(problems: Iterable[Problem], output: str | Path) -> dict[Path, tup
     return {output / file_name(p): (p,) for p in unique}
 
 
-def jobs_for(asked: Problem, targets: Sequence[Target] = ()) -> list[tuple[Problem, Target]]:
+def jobs_for(asked: Problem, targets: Sequence[Target] = (), train: bool = False) -> list[bundle.Job]:
     """What has to be built for a problem, for the given targets or for all that take its dtype."""
     chips = tuple(targets) or bundle.default_targets(asked)
-    return [(p, chip) for p in bundle.problems_of(asked) for chip in chips]
+    jobs = [(p, chip, False) for p in bundle.problems_of(asked) for chip in chips]
+    if train:  # the gradient's kernels of a circular length are those of the causal one
+        causal = (Problem("causal", p.length, p.dtype) for p in bundle.problems_of(asked))
+        jobs += [(p, chip, True) for p in causal for chip in chips if bundle.trains(p, chip)]
+    return jobs
 
 
 def build_files(
     files: dict[Path, tuple[Problem, ...]],
     targets: Sequence[Target] = (),
+    train: bool = False,
     cache: Cache | None = None,
     done: Callable[[Built], None] | None = None,
 ) -> tuple[File, ...]:
@@ -106,7 +113,7 @@ def build_files(
     ``done`` is called with each build, from worker threads.
     """
     wanted = {
-        path: list(dict.fromkeys(job for asked in problems for job in jobs_for(asked, targets)))
+        path: list(dict.fromkeys(job for asked in problems for job in jobs_for(asked, targets, train)))
         for path, problems in files.items()
     }
     jobs = list(dict.fromkeys(job for those in wanted.values() for job in those))

@@ -51,6 +51,13 @@ def stored_order(natural: Tensor, digits: Sequence[tuple[int, int]]) -> Tensor:
     return spread.permute(0, *(1 + p for p in places)).reshape(natural.shape[0], -1)
 
 
+def natural_order(stored: Tensor, digits: Sequence[tuple[int, int]]) -> Tensor:
+    """The inverse of ``stored_order``: (H, 2 N) as the digits say to (H, N, 2) by frequency."""
+    slowest = sorted(range(len(digits)), key=lambda i: -digits[i][1])
+    spread = stored.reshape(-1, *(extent for extent, _ in digits))
+    return spread.permute(0, *(1 + i for i in slowest)).reshape(stored.shape[0], -1, 2)
+
+
 def storage(plan: Plan) -> torch.dtype:
     """The torch dtype of a plan's signals."""
     return torch.bfloat16 if dtype(plan.problem.dtype).name == "bf16" else torch.float16
@@ -111,11 +118,12 @@ def time_contiguous(x: Tensor | None) -> Tensor | None:
     return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _signal(name: str, x: Tensor | None, address: Address) -> Signal:
+def signal(name: str, x: Tensor | None, address: Address) -> Signal:
+    """A tensor as kernels see it; absent for None."""
     return ABSENT if x is None else Signal(address(name, x), x.stride(0), x.stride(1))
 
 
-def _aligned(x: Tensor | None) -> bool:
+def aligned(x: Tensor | None) -> bool:
     """Every row starts on 16 bytes and is a whole number of 16-byte pieces."""
     return x is None or (
         x.data_ptr() % 16 == 0 and x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0 and x.shape[-1] % 8 == 0
@@ -172,16 +180,16 @@ class Executable:
             batch=batch,
             channels=channels,
             length=length,
-            u=_signal("u", u, address),
-            y=_signal("y", y, address),
+            u=signal("u", u, address),
+            y=signal("y", y, address),
             spectrum=address("spectrum", spectrum),
             scale=address("scale", scale),
             tables=address("tables", self.tables),
-            in_gate=_signal("in_gate", in_gate, address),
-            out_gate=_signal("out_gate", out_gate, address),
+            in_gate=signal("in_gate", in_gate, address),
+            out_gate=signal("out_gate", out_gate, address),
             workspace=0 if workspace is None else address("workspace", workspace),
             peaks=0 if peaks is None else address("peaks", peaks),
-            vector=_aligned(u) and _aligned(y) and _aligned(in_gate) and _aligned(out_gate),
+            vector=aligned(u) and aligned(y) and aligned(in_gate) and aligned(out_gate),
         )
         run(self.plan, call, self.launches(batch, channels, length), launcher)
         return y

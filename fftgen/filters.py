@@ -23,7 +23,7 @@ from fftgen.planner.plan import Plan
 
 
 @lru_cache(maxsize=32)
-def _weights(transform: int, device: torch.device) -> Tensor:
+def weights(transform: int, device: torch.device) -> Tensor:
     """Right-angle weights exp(i*pi*n/(2N)), complex64 (N,)."""
     angle = torch.arange(transform, dtype=torch.float64) * (math.pi / (2 * transform))
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(device)
@@ -35,7 +35,7 @@ def transform(plan: Plan, k: Tensor) -> Tensor:
     taps = k.detach().to(torch.float32)
     padded = torch.nn.functional.pad(taps, (0, n - taps.shape[-1]))
     if plan.real_input:
-        padded = padded * _weights(n, k.device)
+        padded = padded * weights(n, k.device)
     natural: Tensor = torch.fft.fft(padded)
     return natural
 

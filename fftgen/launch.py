@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from fftgen.planner.filter import filter_launches
+from fftgen.planner.gradient import Gradient, GradientLaunch
 from fftgen.planner.launch import Launch, items_per_channel
 from fftgen.planner.plan import Plan
 
@@ -21,6 +22,11 @@ ARGS_BYTES = _ARGS.size
 # FilterArgs in templates/device/filter.cuh: two fields of the filter, six addresses, two 32-bit numbers.
 _FILTER_ARGS = struct.Struct("<" + "Qq" + "6Q" + "2i")
 FILTER_ARGS_BYTES = _FILTER_ARGS.size
+
+
+# GradientArgs in templates/device/gradient.cuh: two Args, two addresses, two 32-bit numbers.
+_GRADIENT_ARGS = struct.Struct("<" + "2Q" + "2i")
+GRADIENT_ARGS_BYTES = 2 * ARGS_BYTES + _GRADIENT_ARGS.size
 
 
 class Signal(NamedTuple):
@@ -87,6 +93,39 @@ def run(plan: Plan, call: Call, launches: Iterable[Launch], launcher: Launcher) 
     """Carry out a call: its launches (planner/launch.py), in order, on the launcher."""
     for launch in launches:
         params = argument_block(plan, call, launch)
+        launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params)
+
+
+@dataclass(frozen=True)
+class GradientCall:
+    """All that the kernels of a filter's gradient are handed: two signals, each as a convolution takes it."""
+
+    x: Call
+    v: Call
+    sums: int
+    spectra: int = 0
+
+
+def run_gradient(
+    found: Gradient, call: GradientCall, launches: Iterable[GradientLaunch], launcher: Launcher
+) -> None:
+    """Make the parts of a filter's gradient: the launches of planner/gradient.py, in order."""
+    for launch in launches:
+        first = Launch(
+            found.kernel,
+            launch.entry,
+            launch.grid,
+            launch.block,
+            launch.shared_bytes,
+            launch.first,
+            launch.items,
+            launch.run,
+        )
+        x, v = (argument_block(found.plan, signal, first) for signal in (call.x, call.v))
+        if launch.side >= 0:
+            params = v if launch.side else x
+        else:
+            params = x + v + _GRADIENT_ARGS.pack(call.sums, call.spectra, launch.parts, launch.workers)
         launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params)
 
 

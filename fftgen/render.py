@@ -11,7 +11,9 @@ import jinja2
 from fftgen import __version__
 from fftgen.dtypes import FP16, dtype
 from fftgen.planner import filter_tables, fragments
+from fftgen.planner import gradient as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
+from fftgen.planner.gradient import Gradient
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.planner.tables import matrix_bytes
 from fftgen.source import Source
@@ -98,6 +100,7 @@ def render(plan: Plan) -> Source:
         .get_template("mma.cu.j2" if mma else "convolution.cu.j2")
         .render(
             plan=plan,
+            subject=plan,
             version=__version__,
             command=command(plan),
             summary=summary(plan),
@@ -110,6 +113,35 @@ def render(plan: Plan) -> Source:
     headers = {f"fftgen/{name}.cuh": header(name) for name in used}
     entries = [*map(plan.entry, plan.kernels), *map(plan.filter_entry, plan.filter.kernels)]
     return Source(f"{plan.name}.cu", text, headers, tuple(entries))
+
+
+def render_gradient(gradient: Gradient) -> Source:
+    """The source of the kernels of a filter's gradient: the same bytes for the same decisions."""
+    plan = gradient.plan
+    used = [*_headers(plan), "gradient"]
+    columns = [t.nbytes for t in plan.tables if t.name == "columns"]
+    text = (
+        _environment()
+        .get_template("gradient.cu.j2")
+        .render(
+            gradient=gradient,
+            plan=plan,
+            subject=gradient,
+            version=__version__,
+            command=f"{command(plan)} --gradient",
+            summary=f"per row and its cotangent: {gradient.tensor_ops} matrix instructions 16x16x16; "
+            f"{gradient.kernel.shared_bytes} bytes of shared memory a block",
+            ctype=dtype(plan.problem.dtype).ctype,
+            headers=[name for name in used if name not in ("mma", "chain", "gradient")],
+            kernel_templates=MMA_TEMPLATES,
+            tables=gradients.tables(plan),
+            chain_tables=gradients.chain_bytes(plan),
+            columns_bytes=sum(columns),
+        )
+    )
+    headers = {f"fftgen/{name}.cuh": header(name) for name in ("types", "signal", *used)}
+    before = map(plan.entry, gradient.before)
+    return Source(f"{gradient.name}.cu", text, headers, (*before, gradient.name))
 
 
 def _headers(plan: Plan) -> tuple[str, ...]:

@@ -67,11 +67,11 @@ def launches(plan: Plan, batch: int, channels: int, length: int) -> tuple[Launch
     found = []
     for first in range(0, total, chunk):
         items = min(chunk, total - first)
-        found += [_launch(plan, kernel, first, items, length) for kernel in plan.kernels]
+        found += [launches_of(plan, kernel, first, items, length) for kernel in plan.kernels]
     return tuple(found)
 
 
-def _launch(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -> Launch:
+def launches_of(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -> Launch:
     run = 1
     if kernel.role == "fold":
         grid = items * -(-length // (kernel.warps * 32 * FOLD_STEPS))

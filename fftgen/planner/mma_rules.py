@@ -52,7 +52,7 @@ def _group(points: int, rows: int) -> int:
     return next(g for g in (4, 2, 1) if g * points <= CHAIN_POINTS and rows % g == 0)
 
 
-def _resident(shared: int, warps: int, target: Target, registers: int = REGISTERS) -> int:
+def resident_blocks(shared: int, warps: int, target: Target, registers: int = REGISTERS) -> int:
     by_shared = target.shared_sm // (shared + target.shared_reserved)
     by_registers = target.registers_sm // (32 * warps * registers)
     return max(1, min(by_shared, by_registers, target.blocks_sm, target.warps_sm // warps))
@@ -131,14 +131,14 @@ def _warp_kernel(
     shared = tables_at + fragments.shared_bytes(stages, real, 0)
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
-    registers = _warp_registers(points, target)
+    registers = warp_registers(points, target)
     if 32 * warps * registers > target.registers_sm:
         return f"{warps} warps of {registers} registers a thread exceed the {target.registers_sm} there are"
-    resident = _resident(shared, warps, target, registers)
+    resident = resident_blocks(shared, warps, target, registers)
     return Kernel(role, 0, warps, warps * group, resident, 0, 0, plane, -1, tables_at, shared, group=group)
 
 
-def _warp_registers(points: int, target: Target) -> int:
+def warp_registers(points: int, target: Target) -> int:
     """Registers that a thread must have for a warp to hold a transform without spilling (as compiled)."""
     if points > CHAIN_POINTS:
         return 255
@@ -176,7 +176,7 @@ def _block_kernel(
         0,
         warps,
         1,
-        _resident(shared, warps, target),
+        resident_blocks(shared, warps, target),
         rest // 8,
         0,
         points,

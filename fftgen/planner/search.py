@@ -12,6 +12,7 @@ from fftgen.errors import NoPlanError
 from fftgen.planner import fragments, mma_rules
 from fftgen.planner.cost import Cost, cost
 from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
+from fftgen.planner.filter import Filter
 from fftgen.planner.filter_design import design
 from fftgen.planner.plan import Kernel, Plan, Stage, Table
 from fftgen.planner.rules import WARPS, Shape, columns_kernel, inner_kernel, shape_is_legal, supports_dtype
@@ -238,6 +239,15 @@ def with_shape(
     if found.plan is None:
         raise NoPlanError(f"factors {factors} do not fit {chip.name}: {found.reason}")
     return _finished(found.plan, chip)
+
+
+def layouts(found: Plan, chip: Target) -> Iterator[Plan]:
+    """Plans of a shape on the mma engine with every legal layout of its kernels, without a filter's."""
+    device = len(found.device_stages)
+    for kernels in mma_rules.kernels(found.stages, device, found.real_input, chip):
+        if not isinstance(kernels, str):
+            tables = _tables("mma", found.stages, kernels, found.real_input)
+            yield replace(found, kernels=kernels, tables=tables, filter=Filter())
 
 
 def nearest_transform(problem: Problem) -> int:

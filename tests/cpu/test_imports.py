@@ -43,6 +43,7 @@ ORDER = (
     "filters",
     "execute",
     "prepare",
+    "gradient",
     "check",
     "signature",
     "autograd",
