@@ -18,7 +18,8 @@ it is smaller where terms agree.
 
 In scaled fp16 two of these transforms are in fp16, as in a convolution, and the way back is in fp32; gated
 inputs and the result stay in fp32. That is the arithmetic of a convolution without its result's rounding:
-accuracy.ARITHMETIC (design 1.8), whatever the order and the gates.
+accuracy.ARITHMETIC (design 1.8), whatever the order and the gates. It is in proportion to the norms of x and
+of the cotangent: where these hardly meet within the lags asked for, the gradient is less exact for its size.
 
 Gradient of skip: a sum over (B, L) of products that were rounded only where gated: g r^2, nothing else.
 

@@ -19,9 +19,9 @@ from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 from fftgen.errors import ArtifactError, NoPlanError
-from fftgen.planner import search
+from fftgen.planner import mma_rules, search
 from fftgen.planner.launch import launches_of
-from fftgen.planner.mma_rules import REGISTERS, STRIPS, resident_blocks, warp_registers
+from fftgen.planner.mma_rules import CHAIN_POINTS, REGISTERS, STRIPS, resident_blocks
 from fftgen.planner.plan import TILE, Kernel, Plan, Table
 from fftgen.problem import Problem
 from fftgen.targets import Target
@@ -146,7 +146,7 @@ def _fitted(plan: Plan, chip: Target, group: int, warps: int, spectra: bool, sum
         peaks_at = 4 * points
         at = peaks_at + 2 * 4 * STRIPS
     else:
-        workers, kept, registers = warps, group, warp_registers(group * points, chip)
+        workers, kept, registers = warps, group, _warp_registers(group * points)
         # One row at a time: room for a copy of an unaligned one and of its gate.
         plane = group * points if group > 1 or plan.device_stages else 2 * points
         peaks_at = -1
@@ -172,24 +172,31 @@ def _fitted(plan: Plan, chip: Target, group: int, warps: int, spectra: bool, sum
     return Gradient(plan, kernel, spectra_at, sums_at)
 
 
+def _warp_registers(points: int) -> int:
+    """Registers of a thread whose warp holds so many points of a transform without spilling (as compiled)."""
+    return 255 if points > CHAIN_POINTS else 160 if 2 * points > CHAIN_POINTS else REGISTERS
+
+
 def _fitting(plan: Plan, chip: Target) -> Iterator[Gradient]:
     """Every layout that fits: columns of a thread, warps of a block, transforms of a warp, places."""
     places = ((True, True), (True, False), (False, False))
     for layout in search.layouts(plan, chip):
         body = layout.body
-        groups = (body.group,) if plan.block_stage or body.group == 1 else (body.group, body.group // 2)
-        for group in groups:
-            for spectra, sums in places:
-                found = _fitted(layout, chip, group, body.warps, spectra, sums)
-                if found is not None:
-                    yield found
+        # Of several transforms at a time one half: the other half's registers go to the sum.
+        group = body.group if plan.block_stage else max(1, body.group // 2)
+        for spectra, sums in places:
+            found = _fitted(layout, chip, group, body.warps, spectra, sums)
+            if found is not None:
+                yield found
 
 
 def _rank(found: Gradient) -> tuple[bool | int, ...]:
     """Enough warps first, then what stays on the multiprocessor, then what a thread does at a time."""
     kernel = found.kernel
     warps = min(kernel.resident * kernel.warps, ENOUGH_WARPS)
-    return warps, found.sums_at >= 0, found.spectra_at >= 0, kernel.columns, kernel.group, kernel.warps
+    # Complex columns from the workspace, eight to a thread, may spill.
+    columns = -abs(kernel.columns - 4) if found.plan.device_stages else kernel.columns
+    return warps, found.sums_at >= 0, found.spectra_at >= 0, columns, kernel.warps
 
 
 @lru_cache(maxsize=256)
@@ -199,16 +206,17 @@ def gradient(problem: Problem, target: str | Target) -> Gradient:
     Raises NoPlanError where the register chain does not run: before sm_80.
     """
     chip = find_target(target)
-    plan = search.plan(Problem("causal", problem.length, problem.dtype), chip)
-    if plan.engine != "mma":
+    candidates = search.search(Problem("causal", problem.length, problem.dtype), chip)
+    plan = next((c.plan for c in candidates if c.plan is not None and c.engine == "mma"), None)
+    if plan is None:
         raise NoPlanError(
-            f"no kernel makes the gradient of a filter of length {problem.length} on {chip.name}: it needs "
-            f"the mma engine, and the plan is {plan}",
-            [],
+            f"no kernel makes the gradient of a filter of length {problem.length} {problem.dtype} on "
+            f"{chip.name}: " + (mma_rules.supports(chip) or "no plan of the mma engine serves it"),
+            [str(c) for c in candidates if c.engine == "mma"][:20],
         )
     found = max(_fitting(plan, chip), key=_rank, default=None)
     if found is None:
-        raise NoPlanError(f"the gradient of {plan} fits no block of {chip.name}", [])
+        raise NoPlanError(f"the gradient's kernel does not fit a block of {chip.name}: {plan}", [])
     return found
 
 
@@ -228,6 +236,11 @@ class GradientLaunch:
     workers: int
 
 
+def least_share(found: Gradient) -> int:
+    """Transforms that are worth a worker."""
+    return LEAST_SHARE if found.blocks else max(LEAST_SHARE, found.kernel.group)
+
+
 def parts(found: Gradient, batch: int, channels: int) -> int:
     """Workers that share a channel's batch rows: as many as fill the chip, if each has rows enough."""
     kernel = found.kernel
@@ -235,8 +248,7 @@ def parts(found: Gradient, batch: int, channels: int) -> int:
     at_once = channels
     if found.plan.chunk_bytes:
         at_once = max(1, min(channels, chunk_items(found, batch * channels) // batch))
-    least = max(LEAST_SHARE, kernel.group if not found.blocks else 1)
-    return max(1, min(full // (at_once * found.rows), batch // least))
+    return max(1, min(full // (at_once * found.rows), batch // least_share(found)))
 
 
 def chunk_items(found: Gradient, items: int) -> int:

@@ -131,14 +131,14 @@ def _warp_kernel(
     shared = tables_at + fragments.shared_bytes(stages, real, 0)
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
-    registers = warp_registers(points, target)
+    registers = _warp_registers(points, target)
     if 32 * warps * registers > target.registers_sm:
         return f"{warps} warps of {registers} registers a thread exceed the {target.registers_sm} there are"
     resident = resident_blocks(shared, warps, target, registers)
     return Kernel(role, 0, warps, warps * group, resident, 0, 0, plane, -1, tables_at, shared, group=group)
 
 
-def warp_registers(points: int, target: Target) -> int:
+def _warp_registers(points: int, target: Target) -> int:
     """Registers that a thread must have for a warp to hold a transform without spilling (as compiled)."""
     if points > CHAIN_POINTS:
         return 255

@@ -360,7 +360,7 @@ def test_on_a_gpu_a_filter_may_want_a_gradient() -> None:
 def test_a_filters_gradient_on_a_gpu_without_kernels(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What fftgen::correlate_input does on CUDA tensors: lag 0 needs no kernel; else torch.fft with a warning."""
+    """What fftgen::correlate_input does on CUDA tensors: lag 0 needs none; else torch.fft with a warning."""
     given = tensors(rng)
     v = torch.from_numpy(rng.standard_normal((2, 3, 40))).bfloat16()
     conv = fftgen.get_conv(64, causal=True)

@@ -41,14 +41,15 @@ __device__ __forceinline__ Share locate_share(const GradientArgs<T>& args, int w
     return share;
 }
 
-// Where a worker keeps its sum: LOCAL, a copy in shared memory, a lane's 16-byte pieces LANES apart; else its
-// place in device memory itself, eight numbers of a lane side by side.
+// Where a worker keeps its sum: its place in device memory itself, eight numbers of a lane side by side, or,
+// LOCAL, a copy in shared memory, where every second group of four lanes has its two 16-byte pieces exchanged:
+// neither lanes nor neighbouring pieces meet on a bank.
 template <bool LOCAL>
 struct Sums {
     float4* at;
 
     __device__ __forceinline__ float4& piece(int plane, int half, int lane) const {
-        return at[LOCAL ? (2 * plane + half) * LANES + lane : (plane * LANES + lane) * 2 + half];
+        return at[(plane * LANES + lane) * 2 + (LOCAL ? half ^ (lane >> 2 & 1) : half)];
     }
     // The piece that stands at `i` of device memory.
     __device__ __forceinline__ float4& piece(int i) const { return piece(i / (2 * LANES), i % 2, i / 2 % LANES); }
