@@ -78,7 +78,8 @@ def test_kernels_fit_the_target(found: Gradient) -> None:
         assert kernel.shared_bytes <= chip.shared_block
         assert kernel.resident * (kernel.shared_bytes + chip.shared_reserved) <= chip.shared_sm
         assert kernel.resident * kernel.threads <= 32 * chip.warps_sm
-    spans = sorted((t.offset, t.offset + t.nbytes) for t in (*found.plan.tables, *found.plan.filter.tables))
+    own = [(t.offset, t.offset + t.nbytes) for t in found.plan.tables]
+    spans = sorted(own + [(t.offset, t.offset + t.nbytes) for t in found.plan.filter.tables])
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     assert spans[-1][1] == found.plan.table_bytes
 
