@@ -18,7 +18,7 @@ from fftgen import nvrtc
 from fftgen.errors import InternalError
 from fftgen.execute import Executable, time_contiguous
 from fftgen.gradient import correlate_input
-from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES, GRADIENT_ARGS_BYTES
+from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES, FINISH_ARGS_BYTES, GRADIENT_ARGS_BYTES
 from fftgen.pipeline import Built
 from fftgen.prepare import prepare
 from fftgen.simulator import DeviceMemory, Report, simulate
@@ -34,9 +34,12 @@ WRITTEN = (
     "v_workspace",
     "sums",
     "spectra",
+    "lags",
+    "tails",
+    "finish_workspace",
 )
 GROWN = ("peaks", "filter_peaks", "v_peaks")  # start as zeros, and are read and written
-SIZES = (ARGS_BYTES, FILTER_ARGS_BYTES, GRADIENT_ARGS_BYTES)
+SIZES = (ARGS_BYTES, FILTER_ARGS_BYTES, GRADIENT_ARGS_BYTES, FINISH_ARGS_BYTES)
 ALIGNMENT = 16  # bytes of the widest access: an address keeps its remainder
 
 
@@ -193,7 +196,8 @@ def gradient(
         period=period,
         address=simulated.address,
     )
-    missing = simulated.unwritten("sums")
-    if missing:
-        raise InternalError(f"{missing} bytes of the sum were not written by {built.gradient.name}")
+    for name in ("sums", "lags") if built.plan.filter.kernels else ("sums",):
+        missing = simulated.unwritten(name)
+        if missing:
+            raise InternalError(f"{missing} bytes of {name} were not written by {built.gradient.name}")
     return found, simulated

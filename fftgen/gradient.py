@@ -13,7 +13,9 @@ from torch import Tensor
 from fftgen import filters
 from fftgen.errors import InputError
 from fftgen.execute import Address, aligned, natural_order, signal
-from fftgen.launch import ABSENT, Call, GradientCall, Launcher, run_gradient
+from fftgen.launch import ABSENT, Call, FinishCall, GradientCall, Launcher, run_finish, run_gradient
+from fftgen.planner.filter import chunk_channels
+from fftgen.planner.finish import comes_around
 from fftgen.planner.gradient import Gradient, launches, parts, spectra_bytes, workspace_elements
 from fftgen.planner.order import spectrum_digits
 
@@ -70,19 +72,67 @@ def correlate_input(
         )
 
     x, y = side("", u, in_gate), side("v_", v, out_gate)
+    sums_at = address("sums", sums)
     call = GradientCall(
         x,
         replace(y, tables=x.tables),
-        sums=address("sums", sums),
+        sums=sums_at,
         spectra=0 if spectra is None else address("spectra", spectra),
     )
     run_gradient(found, call, launches(found, batch, channels, length), launcher)
-    return finish(found, sums, length, taps, period)
+    if not plan.filter.kernels:
+        return finish(found, sums, length, taps, period)
+    return finish_by_kernels(
+        found, launcher, sums, length, taps, period, sums_at=sums_at, tables_at=x.tables, address=address
+    )
+
+
+def finish_by_kernels(
+    found: Gradient,
+    launcher: Launcher,
+    sums: Tensor,
+    length: int,
+    taps: int,
+    period: int = 0,
+    *,
+    sums_at: int,
+    tables_at: int,
+    address: Address = lambda _, x: x.data_ptr(),
+) -> Tensor:
+    """What ``finish`` gives, by kernels on the launcher (planner/finish.py), with the rounding of fp32.
+
+    ``sums_at``, ``tables_at``: where the kernels see ``sums`` and the plan's table block. Parts are added in
+    their order, and nothing depends on the order of blocks.
+    """
+    plan = found.plan
+    channels, shared, _ = sums.shape
+    reach = min(taps, period or length)
+    lags = torch.empty(channels, reach, dtype=torch.float32, device=sums.device)
+    tails = workspace = None
+    if comes_around(plan.filter, plan.transform, period):
+        tails = torch.empty_like(lags)
+    if not plan.filter.whole:
+        count = chunk_channels(plan.filter, plan.transform, channels) * plan.transform
+        workspace = torch.empty(count, 2, dtype=torch.float32, device=sums.device)
+    call = FinishCall(
+        sums=sums_at,
+        lags=address("lags", lags),
+        tables=tables_at,
+        channels=channels,
+        parts=shared,
+        reach=reach,
+        period=period,
+        tails=0 if tails is None else address("tails", tails),
+        workspace=0 if workspace is None else address("finish_workspace", workspace),
+    )
+    run_finish(found, call, launcher)
+    return torch.nn.functional.pad(lags, (0, taps - reach)) if taps > reach else lags
 
 
 def finish(found: Gradient, sums: Tensor, length: int, taps: int, period: int = 0) -> Tensor:
-    """From the parts of the sum, (H, parts, 2 N) fp32 in the spectrum's order, to (H, taps) fp32.
+    """From the parts of the sum, (H, parts, 2 N) in the spectrum's order, to (H, taps), by torch.fft.
 
+    The reference of the kernels, in the type of ``sums``, and for plans that have none.
     z = T^-1 of the sum. The transform's numbers are polynomials in x with x^N = i, so lag j is Re z_j, and
     lag j - period, which is the same on a circle, is -Im z at N - period + j. Where nothing wraps, lags from
     ``length`` on are zero.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from fftgen.planner.filter import filter_launches
+from fftgen.planner.finish import finish_launches
 from fftgen.planner.gradient import Gradient, GradientLaunch
 from fftgen.planner.launch import Launch, items_per_channel
 from fftgen.planner.plan import Plan
@@ -23,10 +24,13 @@ ARGS_BYTES = _ARGS.size
 _FILTER_ARGS = struct.Struct("<" + "Qq" + "6Q" + "2i")
 FILTER_ARGS_BYTES = _FILTER_ARGS.size
 
-
 # GradientArgs in templates/device/gradient.cuh: two Args, two addresses, two 32-bit numbers.
 _GRADIENT_ARGS = struct.Struct("<" + "2Q" + "2i")
 GRADIENT_ARGS_BYTES = 2 * ARGS_BYTES + _GRADIENT_ARGS.size
+
+# FinishArgs in templates/device/finish.cuh: five addresses, four 32-bit numbers.
+_FINISH_ARGS = struct.Struct("<" + "5Q" + "4i")
+FINISH_ARGS_BYTES = _FINISH_ARGS.size
 
 
 class Signal(NamedTuple):
@@ -159,6 +163,44 @@ def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
             call.peaks,
             launch.first,
             call.taps,
+        )
+        kernel = launch.kernel
+        launcher.launch(plan.filter_entry(kernel), launch.grid, kernel.threads, kernel.shared_bytes, params)
+
+
+@dataclass(frozen=True)
+class FinishCall:
+    """All that the kernels at the end of a filter's gradient are handed. Addresses are device addresses.
+
+    ``tails``: where ``comes_around`` (planner/finish.py); ``workspace``: where one block does not hold a
+    transform; 0: absent.
+    """
+
+    sums: int
+    lags: int
+    tables: int
+    channels: int
+    parts: int
+    reach: int
+    period: int = 0
+    tails: int = 0
+    workspace: int = 0
+
+
+def run_finish(found: Gradient, call: FinishCall, launcher: Launcher) -> None:
+    """Take the sums of a gradient to taps: the launches of planner/finish.py, in order."""
+    plan = found.plan
+    for launch in finish_launches(plan.filter, plan.transform, call.channels, call.reach, call.period):
+        params = _FINISH_ARGS.pack(
+            call.sums,
+            call.lags,
+            call.tails,
+            call.tables,
+            call.workspace,
+            launch.first,
+            call.parts,
+            call.reach,
+            call.period,
         )
         kernel = launch.kernel
         launcher.launch(plan.filter_entry(kernel), launch.grid, kernel.threads, kernel.shared_bytes, params)

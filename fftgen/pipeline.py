@@ -49,10 +49,10 @@ class Built:
     @property
     def entries(self) -> dict[str, int]:
         """Kernel names and their dynamic shared memory in bytes."""
+        filters = {self.plan.filter_entry(k): k.shared_bytes for k in self.plan.filter.kernels}
         if self.gradient is not None:
             found = {self.plan.entry(k): k.shared_bytes for k in self.gradient.before}
-            return found | {self.gradient.name: self.gradient.kernel.shared_bytes}
-        filters = {self.plan.filter_entry(k): k.shared_bytes for k in self.plan.filter.kernels}
+            return found | {self.gradient.name: self.gradient.kernel.shared_bytes} | filters
         return {self.plan.entry(k): k.shared_bytes for k in self.plan.kernels} | filters
 
 

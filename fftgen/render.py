@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -35,6 +36,10 @@ FILTER_TITLES = {
     "filter_columns": "Filters to spectra, columns: from the taps to the workspace.",
     "filter_rows": "Filters to spectra, rows: in place, and the largest modulus of a channel.",
     "filter_convert": "Filters to spectra, the end: scaled, rounded, in the order of the convolution.",
+    "finish": "From the sum to taps, a channel to a block.",
+    "finish_rows": "From the sum to taps, rows: of the sum, to the workspace.",
+    "finish_columns": "From the sum to taps, columns: from the workspace.",
+    "finish_wrap": "From the sum to taps, the end on a circle: what has come around.",
 }
 
 
@@ -118,7 +123,7 @@ def render(plan: Plan) -> Source:
 def render_gradient(gradient: Gradient) -> Source:
     """The source of the kernels of a filter's gradient: the same bytes for the same decisions."""
     plan = gradient.plan
-    used = [*_headers(plan), "gradient"]
+    used = [*_headers(plan), "gradient", "filter", "finish"]
     columns = [t.nbytes for t in plan.tables if t.name == "columns"]
     text = (
         _environment()
@@ -132,16 +137,19 @@ def render_gradient(gradient: Gradient) -> Source:
             summary=f"per row and its cotangent: {gradient.tensor_ops} matrix instructions 16x16x16; "
             f"{gradient.kernel.shared_bytes} bytes of shared memory a block",
             ctype=dtype(plan.problem.dtype).ctype,
-            headers=[name for name in used if name not in ("mma", "chain", "gradient")],
+            headers=_headers(plan)[2:],
             kernel_templates=MMA_TEMPLATES,
             tables=gradients.tables(plan),
             chain_tables=gradients.chain_bytes(plan),
             columns_bytes=sum(columns),
+            titles=FILTER_TITLES,
+            weights=_weights((k.stages[0].radix for k in plan.filter.kernels if k.stages), plan.residual),
         )
     )
     headers = {f"fftgen/{name}.cuh": header(name) for name in ("types", "signal", *used)}
     before = map(plan.entry, gradient.before)
-    return Source(f"{gradient.name}.cu", text, headers, (*before, gradient.name))
+    after = map(plan.filter_entry, plan.filter.kernels)
+    return Source(f"{gradient.name}.cu", text, headers, (*before, gradient.name, *after))
 
 
 def _headers(plan: Plan) -> tuple[str, ...]:
@@ -154,14 +162,18 @@ def _headers(plan: Plan) -> tuple[str, ...]:
 
 def _filter_names(plan: Plan) -> dict[str, Any]:
     scaled = plan.compute_format == "scaled-fp16"
-
-    def literals(radix: int) -> list[tuple[str, str]]:
-        return [(f"{w.real:.9e}", f"{w.imag:.9e}") for w in filter_tables.first_weights(radix)]
-
     return {
         "operand": (FP16 if scaled else dtype(plan.problem.dtype)).ctype,
-        "weights": {s.radix: literals(s.radix) for k in plan.filter.kernels for s in k.stages[:1]},
+        "weights": _weights(s.radix for k in plan.filter.kernels for s in k.stages[:1]),
         "titles": FILTER_TITLES,
+    }
+
+
+def _weights(radices: Iterable[int], scale: float = 1.0) -> dict[int, list[tuple[str, str]]]:
+    """The weights of first stages, by radix, as literals."""
+    return {
+        radix: [(f"{w.real:.9e}", f"{w.imag:.9e}") for w in scale * filter_tables.first_weights(radix)]
+        for radix in radices
     }
 
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 from fftgen.errors import ArtifactError, NoPlanError
 from fftgen.planner import mma_rules, search
+from fftgen.planner.filter_design import transposed
+from fftgen.planner.finish import Gather
 from fftgen.planner.launch import launches_of
 from fftgen.planner.mma_rules import CHAIN_POINTS, REGISTERS, STRIPS, resident_blocks
 from fftgen.planner.plan import TILE, Kernel, Plan, Table
@@ -37,9 +39,10 @@ class Gradient:
     """The gradient's kernels for a transform and a target.
 
     ``plan``: the causal plan whose stages and tables they use, and whose peaks and columns kernels run
-    before them where there is a device stage. ``kernel``: the kernel that makes the sum. A worker's spectrum
-    of the first signal stands at ``spectra_at`` of shared memory (bytes), its sum at ``sums_at``; -1: in
-    device memory.
+    before them where there is a device stage; its ``filter`` are the kernels that take the sum to taps
+    (planner/finish.py), which find it with ``gather``. ``kernel``: the kernel that makes the sum. A worker's
+    spectrum of the first signal stands at ``spectra_at`` of shared memory (bytes), its sum at ``sums_at``;
+    -1: in device memory.
     """
 
     PREFIX: ClassVar[str] = "fftgen_gradient_"
@@ -48,6 +51,7 @@ class Gradient:
     kernel: Kernel
     spectra_at: int
     sums_at: int
+    gather: Gather = field(default_factory=Gather)
 
     @property
     def problem(self) -> Problem:
@@ -79,8 +83,9 @@ class Gradient:
         try:
             raw: dict[str, Any] = json.loads(text)
             plan = Plan.from_json(json.dumps(raw["plan"]))
-            return Gradient(plan, Kernel(**raw["kernel"]), raw["spectra_at"], raw["sums_at"])
-        except (ValueError, KeyError, TypeError) as error:
+            gather = Gather.of(raw["gather"])
+            return Gradient(plan, Kernel(**raw["kernel"]), raw["spectra_at"], raw["sums_at"], gather)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"not a gradient's plan: {error}: rebuild with `fftgen build --train`"
             ) from error
@@ -217,7 +222,13 @@ def gradient(problem: Problem, target: str | Target) -> Gradient:
     found = max(_fitting(plan, chip), key=_rank, default=None)
     if found is None:
         raise NoPlanError(f"the gradient's kernel does not fit a block of {chip.name}: {plan}", [])
-    return found
+    return finished(found, chip)
+
+
+def finished(found: Gradient, chip: Target) -> Gradient:
+    """A chosen layout with the kernels that take its sum to taps."""
+    finish, gather = transposed(found.plan, chip)
+    return replace(found, plan=replace(found.plan, filter=finish), gather=gather)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from fftgen.errors import InternalError
 from fftgen.planner import search, tables
 from fftgen.planner.factor import transforms
 from fftgen.planner.filter import FilterKernel, FilterTable, filter_launches
-from fftgen.planner.filter_design import _primes, exponents, radices, transform_places
+from fftgen.planner.filter_design import _primes, exponents, radices
+from fftgen.planner.filter_places import transform_places
 from fftgen.planner.filter_tables import first_weights
 from fftgen.planner.order import spectrum_index
 from fftgen.planner.plan import Plan
