@@ -187,8 +187,10 @@ def _fitting(plan: Plan, chip: Target) -> Iterator[Gradient]:
     places = ((True, True), (True, False), (False, False))
     for layout in search.layouts(plan, chip):
         body = layout.body
-        # Of several transforms at a time one half: the other half's registers go to the sum.
-        group = body.group if plan.block_stage else max(1, body.group // 2)
+        if plan.block_stage:  # no warp idle in the chain
+            group = min(body.group, max(1, layout.inner[0].radix // body.warps))
+        else:  # of several transforms at a time one half: the other half's registers go to the sum
+            group = max(1, body.group // 2)
         for spectra, sums in places:
             found = _fitted(layout, chip, group, body.warps, spectra, sums)
             if found is not None:

@@ -57,6 +57,7 @@ ORDER = (
     "nn",
     "verify",
     "figures",
+    "gradient_figures",
     "api",
     "portfolio",
     "evidence",
