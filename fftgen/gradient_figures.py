@@ -1,4 +1,4 @@
-"""The figures of figures.py for the gradient of a filter: a row and its cotangent, beside the least possible."""
+"""The figures of figures.py for the gradient of a filter: of a row of u and its row of the cotangent."""
 
 from __future__ import annotations
 
@@ -164,8 +164,9 @@ def section(made: Sequence[GradientFigures]) -> str:
             "" if x is None else f"{x:.3f}" if isinstance(x, float) else str(x)
             for x in (f.operations, f.sectors, f.wavefronts)
         ]
+        layout = ", ".join(str(f.found).split(" | ")[1:])
         lines.append(
-            f"| {f.found.problem.length}{', gated' if f.gated else ''} | {', '.join(str(f.found).split(' | ')[1:])} "
+            f"| {f.found.problem.length}{', gated' if f.gated else ''} | {layout} "
             f"| {' | '.join(counts)} | {total:.0f} | {f.registers['gradient']}/{others} | {f.resident} "
             f"| {'; '.join(f.reasons)} |"
         )

@@ -79,7 +79,7 @@ def hot_paths(plan: Plan, gated: bool) -> dict[str, HotPath]:
 
 
 def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
-    """The same for a filter's gradient: its own kernel and the columns before it, for a row and its cotangent.
+    """The same for a filter's gradient: its own kernel and the columns before it, for a row of each signal.
 
     The loop over the two signals is taken apart, so that each counts the code that it runs.
     """
