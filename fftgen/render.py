@@ -24,7 +24,6 @@ WMMA_TEMPLATES = {
     "rows": "inner.j2",
     "columns": "columns.j2",
     "columns_inverse": "columns_inverse.j2",
-    "fold": "fold.j2",
 }
 MMA_TEMPLATES = {
     "peaks": "mma_peaks.j2",

@@ -122,7 +122,7 @@ def check_launches(
             if not np.array_equal(found, peaks):
                 raise InternalError(f"{description}: peaks {found} instead of {peaks}")
             continue
-        to_output = role == ("fold", 0) or (role == ("columns_inverse", 1) and not plan.fold)
+        to_output = role == ("columns_inverse", 1)
         if to_output:
             written, after, target = y != POISON, y, exact
         else:

@@ -42,14 +42,13 @@ def tensor_ops(plan: Plan) -> int:
 
     Every stage multiplies N/256 output tiles by radix/16 operand tiles, with four real products per
     complex one, forward and inverse; the first stage reads and the last writes real numbers in
-    right-angle mode (two products), unless a circular fold needs the imaginary parts of the output.
+    right-angle mode (two products).
     """
     tiles = plan.transform // (TILE * TILE)
     total = 0
     for number, stage in enumerate(plan.stages, 1):
-        forward = 2 if plan.real_input and number == 1 else 4
-        inverse = 2 if plan.real_input and number == 1 and not plan.fold else 4
-        total += tiles * (stage.radix // TILE) * (forward + inverse)
+        products = 2 if plan.real_input and number == 1 else 4
+        total += tiles * (stage.radix // TILE) * 2 * products
     return total
 
 
@@ -68,15 +67,13 @@ def device_bytes(plan: Plan) -> int:
 
 def workspace_bytes(plan: Plan) -> int:
     """Bytes that device stages write and read in the workspace: exact at full length."""
-    n = plan.transform
     device = len(plan.device_stages)
     if not device:
         return 0
     # Every device stage but the first reads and writes in each direction, the rows once, the first
-    # stage writes on the way in and reads on the way out; the fold adds one more write and read.
+    # stage writes on the way in and reads on the way out.
     passes = 2 * (2 * (device - 1)) + 2 + 2
-    fold = 4 * (n + plan.fold) if plan.fold else 0  # all of it is written, two numbers a step are read
-    return passes * 4 * n + fold
+    return passes * 4 * plan.transform
 
 
 def occupancy(plan: Plan, target: Target) -> float:

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from fftgen.dtypes import FP16, decode, dtype, encode
 from fftgen.errors import InputError
 from fftgen.planner import tables
+from fftgen.planner.fold import folded
 from fftgen.planner.order import monarch_permutation
 from fftgen.planner.plan import Plan, Stage, Table
 
@@ -226,7 +227,7 @@ def convolve(
     filters, exponent = spectrum(plan, _with_skip(taps, direct), rounded=rounded)
     z = _forward(machine, _pack(plan, x))
     z = _inverse(machine, machine.twist(z, filters))
-    y = _unpack(plan, machine, z, *signal.shape[::2])
+    y = _unpack(plan, z, *signal.shape[::2])
     y = y * (machine.wide(np.ldexp(plan.residual, -exponent))[:, None] * down)
     if gate_out is not None:
         y = y * machine.wide(machine.store_real(gate_out))
@@ -267,15 +268,15 @@ def workspace_states(
 def spectrum(plan: Plan, k: npt.ArrayLike, *, rounded: bool = True) -> tuple[Complex, npt.NDArray[np.int64]]:
     """The spectrum of filters ``k (H, Lk)`` as the kernels take it: ``(H, N)`` complex and ``e (H,)``.
 
-    FFT of the (weighted) filter padded to N, in Monarch order, times ``2**e``: the power of two that
-    brings a channel's largest modulus into [1/2, 1). A channel of zeros, or with a value that is not
+    FFT of the (folded, weighted) filter padded to N, in Monarch order, times ``2**e``: the power of two
+    that brings a channel's largest modulus into [1/2, 1). A channel of zeros, or with a value that is not
     finite, has e = 0. With ``rounded`` the numbers are those that the storage type holds.
     """
     taps = np.asarray(k, np.float64)
     n = plan.transform
-    weighted: Complex = taps.astype(np.complex128)
+    weighted: Complex = folded(taps, plan.fold, n) if plan.fold else taps.astype(np.complex128)
     if plan.real_input:
-        weighted = weighted * np.exp(0.5j * np.pi / n * np.arange(taps.shape[-1]))
+        weighted = weighted * np.exp(0.5j * np.pi / n * np.arange(weighted.shape[-1]))
     natural = np.fft.fft(weighted, n, axis=-1)
     largest = np.abs(natural).max(axis=-1)
     _, power = np.frexp(np.where(np.isfinite(largest), largest, 0.0))
@@ -376,20 +377,12 @@ def _along_digit(matrix: Complex, z: Real | Complex, stage: Stage) -> Complex:
     return np.asarray(matrix @ z.reshape(-1, stage.radix, stage.rest))
 
 
-def _unpack(plan: Plan, machine: Arithmetic, z: Complex, batch: int, length: int) -> Real:
-    """Rows (B, H, L) out of transform outputs (items, H, N), a circular length wrapped (design 1.6)."""
-    if not plan.real_input:
-        pairs = np.stack([z.real, z.imag], axis=1)  # (items, 2, H, N)
-        return pairs.reshape(-1, *z.shape[1:])[:batch, :, :length]
-    if not plan.fold:
+def _unpack(plan: Plan, z: Complex, batch: int, length: int) -> Real:
+    """Rows (B, H, L) out of transform outputs (items, H, N)."""
+    if plan.real_input:
         return z.real[..., :length]
-    # Both halves of the linear convolution go through storage before they meet.
-    stored = machine.store(z)
-    linear = np.concatenate([stored.real, stored.imag], axis=-1)
-    wrapped = linear[..., : plan.fold].copy()
-    tail = linear[..., plan.fold : 2 * plan.fold]
-    wrapped[..., : tail.shape[-1]] += tail
-    return np.asarray(wrapped[..., :length])
+    pairs = np.stack([z.real, z.imag], axis=1)  # (items, 2, H, N)
+    return pairs.reshape(-1, *z.shape[1:])[:batch, :, :length]
 
 
 def _two_levels(high: Complex, low: Complex) -> Complex:

@@ -9,7 +9,6 @@ from fftgen.targets import target
 
 MAX_RUN = 8  # pieces that one worker takes in a row: enough to make loading the DFT matrices cheap
 WAVES = 2  # a grid below this many full waves leaves multiprocessors idle at its end
-FOLD_STEPS = 8  # outputs of a thread of the fold kernel
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,7 @@ def launches(plan: Plan, batch: int, channels: int, length: int) -> tuple[Launch
 
 def launches_of(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -> Launch:
     run = 1
-    if kernel.role == "fold":
-        grid = items * -(-length // (kernel.warps * 32 * FOLD_STEPS))
-    elif kernel.role == "peaks":
+    if kernel.role == "peaks":
         grid = items * plan.rows_per_item * -(-length // kernel.plane)
     else:
         pieces = _pieces(plan, kernel, items)

@@ -30,10 +30,8 @@ def supports(target: Target) -> str | None:
     return None
 
 
-def shape_is_legal(shape: Shape, fold: bool) -> str | None:
+def shape_is_legal(shape: Shape) -> str | None:
     """What the register chain and the outer stage can run."""
-    if fold:
-        return "the mma engine does not wrap a linear convolution onto a circle"
     if shape.device > 1:
         return "the mma engine has one device stage: rows of the workspace hold the rest"
     if len(shape.inner) not in (2, 3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 from typing import Any
 
 import cases
@@ -140,8 +141,8 @@ def test_circular_lengths_that_are_prime_are_folded(rng: np.random.Generator, le
     assert distance(run(found, inputs, rounded=False), expected(found, inputs)) < EXACT
 
 
-def test_a_fold_may_need_both_halves_of_the_transform(rng: np.random.Generator) -> None:
-    """Lengths just below N: almost all of the tail wraps; a filter of one late tap shows where to."""
+def test_a_late_tap_wraps_to_where_it_belongs(rng: np.random.Generator) -> None:
+    """A period just below N: almost all wraps."""
     length = 1023
     found = plan(Problem("circular", length, "fp16"), "sm_90")
     assert found.transform == 1024
@@ -173,8 +174,14 @@ def test_every_shape_of_plan_computes_the_same(
 ) -> None:
     """Orders 2 to 4, radices that are no powers of two, none to two device stages; folded ones as well."""
     transform = int(np.prod(factors))
-    for length in (transform, transform - 7):
-        found = with_shape(Problem(mode, length, "bf16"), "sm_90", factors, device)
+    for length, fold in (
+        (transform, False),
+        (transform, True),
+        (transform - 7, True),
+        (transform // 3, True),
+    ):
+        found = with_shape(Problem(mode, length, "bf16"), "sm_90", factors, device, fold=fold)
+        assert found.fold == (length if fold and mode == "circular" else 0)
         assert len(found.device_stages) == device
         inputs = cases.draw(rng, (3, 1, length), length, "bf16", in_gate=True, out_gate=True, skip=True)
         ref = expected(found, inputs)
@@ -190,9 +197,10 @@ def test_every_shape_of_the_register_chain_computes_the_same(
     rng: np.random.Generator, mode: str, factors: tuple[int, ...]
 ) -> None:
     transform = int(np.prod(factors))
-    for dtype in cases.DTYPES:
-        found = with_shape(Problem(mode, transform, dtype), "sm_90", factors, 0, engine="mma")
-        inputs = cases.draw(rng, (3, 1, transform), transform, dtype, in_gate=True, out_gate=True, skip=True)
+    sizes = ((transform, False), (transform, True), (transform - 7, True))
+    for dtype, (length, fold) in product(cases.DTYPES, sizes):
+        found = with_shape(Problem(mode, length, dtype), "sm_90", factors, 0, engine="mma", fold=fold)
+        inputs = cases.draw(rng, (3, 1, length), length, dtype, in_gate=True, out_gate=True, skip=True)
         ref = expected(found, inputs)
         assert distance(run(found, inputs, rounded=False), ref) < EXACT
         judge(found, inputs, run(found, inputs, rounded=True))
@@ -208,16 +216,13 @@ def test_the_workspace_after_each_kernel_leads_to_the_output(
     found = with_shape(Problem(mode, n - fold, "fp16"), "sm_90", factors, device)
     inputs = cases.draw(rng, (3, 2, n - fold), n - fold, "fp16", in_gate=True, skip=True)
     states = workspace_states(found, inputs.u, inputs.k, in_gate=inputs.in_gate, skip=inputs.skip)
-    assert set(states) == {(k.role, k.stage) for k in found.kernels if k.role != "fold"}
+    assert set(states) == {(k.role, k.stage) for k in found.kernels}
     _, exponent = spectrum(found, inputs.k)
     z = states["columns_inverse", 1] * np.ldexp(found.residual, -exponent)[:, None]
     if mode == "circular" and not fold:
         rows = np.stack([z.real, z.imag], axis=1).reshape(4, 2, n)[:3]
     else:
-        linear = np.concatenate([z.real, z.imag], axis=-1)
-        rows = linear[..., : n - fold]
-        if fold:
-            rows = rows + linear[..., n - fold : 2 * (n - fold)]
+        rows = z.real[..., : n - fold]
     assert distance(np.asarray(rows, np.float64), expected(found, inputs)) < EXACT
 
     assert inputs.in_gate is not None

@@ -78,7 +78,7 @@ def test_every_piece_has_exactly_one_worker_and_no_block_is_idle(shape: tuple[in
             assert launch.shared_bytes == kernel.shared_bytes
             assert launch.entry == found.entry(kernel)
             assert 1 <= launch.grid < 2**31
-            if kernel.role in ("fold", "peaks"):
+            if kernel.role == "peaks":
                 assert launch.grid % launch.items == 0
                 if kernel.role == "peaks":  # a block to so many numbers of a row
                     rows = launch.items * found.rows_per_item
@@ -94,7 +94,7 @@ def test_pieces_are_dealt_out_as_the_kernels_take_them() -> None:
     """Small launches piece by piece: consecutive pieces of a worker, or of a block's warps in turn."""
     for found in plans():
         for launch in launches(found, 3, 1, found.problem.length):
-            if launch.kernel.role in ("fold", "peaks") or pieces(found, launch) > 5000:
+            if launch.kernel.role == "peaks" or pieces(found, launch) > 5000:
                 continue
             taken: Counter[int] = Counter()
             for block in range(launch.grid):

@@ -75,6 +75,43 @@ def test_causal_lengths_that_are_no_transforms(length: int, rng: np.random.Gener
     run(plan_for("causal", length), rng, batch=2 if length < 10_000 else 1, channels=2)
 
 
+def folded(length: int, *factors: int, device: int = 0, dtype: str = "bf16") -> Plan:
+    """A circular length in a right-angle transform of these radices."""
+    problem = Problem("circular", length, dtype)
+    return with_shape(problem, "sm_90", factors, device, engine="mma", fold=True)
+
+
+# Four, two and one transform to a warp; a block of radix 16, 32 and 80; the device stage around the chain of
+# a block and of a warp; periods as long as the transform.
+FOLDED = [
+    *(plan_for("circular", n) for n in (1, 100, 250, 257, 1000, 2000, 3700, 5003, 20_000, 65_521)),
+    folded(3700, 16, 16, 16, device=1),
+    folded(256, 16, 16),
+    folded(4096, 16, 16, 16),
+    folded(4096, 16, 16, 16, device=1),
+]
+
+
+@pytest.mark.parametrize("plan", FOLDED, ids=lambda p: f"{p.fold}-{p.factors}-{p.memory_class}")
+def test_circular_lengths_that_are_no_transforms(plan: Plan, rng: np.random.Generator) -> None:
+    """Folded: whole rows with all options, then a ragged end and filters of other lengths."""
+    n = plan.fold
+    assert n == plan.problem.length
+    run(plan, rng, batch=1 if n > 10_000 else 5, channels=2 if n < 10_000 else 1, options=OPTIONS)
+    for length, taps in ((max(1, n - 3), n), (n, max(1, n // 2 - 1)), (n // 3 + 1, n)):
+        run(plan, rng, batch=1 if n > 10_000 else 2, length=length, taps=taps)
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids="+".join)
+@pytest.mark.parametrize(
+    "plan", [folded(250, 16, 16, dtype="fp16"), folded(3700, 16, 16, 16)], ids=["250", "3700"]
+)
+def test_every_combination_of_options_on_a_folded_length(
+    plan: Plan, options: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    run(plan, rng, batch=3, options=options)
+
+
 @pytest.mark.parametrize("options", COMBINATIONS, ids="+".join)
 @pytest.mark.parametrize("length", [512, 4096])
 @pytest.mark.parametrize("mode", MODES)
@@ -157,6 +194,28 @@ def test_hard_signals(mode: str, length: int, dtype: str, name: str, rng: np.ran
     if name == "mean":  # a filter that all but cancels what is large amplifies the rounding of u itself
         k[:, 0] += torch.copysign(k.norm(dim=1), k.sum(dim=1))
     judged(plan_for(mode, length, dtype), rng, u, k)
+
+
+@pytest.mark.parametrize(("dtype", "name"), HARD)
+@pytest.mark.parametrize(
+    ("length", "factors", "device"),
+    [
+        (250, (16, 16), 0),
+        (1000, (32, 32), 0),
+        (3700, (16, 16, 16), 0),
+        (3700, (16, 16, 16), 1),
+        (4096, (16, 16, 16), 0),
+    ],
+)
+def test_hard_signals_of_folded_lengths(
+    length: int, factors: tuple[int, ...], device: int, dtype: str, name: str, rng: np.random.Generator
+) -> None:
+    """What the transform holds beside the result is as large as the result: its noise counts, too."""
+    u = hard_signal(rng, name, 2, 1, length).to(TORCH[dtype])
+    k = filters(rng, 1, length) / 8
+    if name == "mean":
+        k[:, 0] += torch.copysign(k.norm(dim=1), k.sum(dim=1))
+    judged(folded(length, *factors, device=device, dtype=dtype), rng, u, k)
 
 
 @pytest.mark.parametrize("length", [256, 4096])
@@ -258,7 +317,7 @@ def test_a_filter_that_is_not_finite_spoils_its_channel_only(
     assert torch.equal(after[:, ::2], before[:, ::2])
 
 
-@pytest.mark.parametrize("length", [256, 4096])
+@pytest.mark.parametrize("length", [250, 256, 3700, 4096])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dtype", TORCH)
 def test_a_skip_term_of_any_size_joins_a_prepared_spectrum(
@@ -296,6 +355,18 @@ def test_tensor_core_work_is_what_the_planner_counts(
     tensor = report(run(plan, rng, batch=items * plan.rows_per_item).reports).counters.tensor
     assert all(name.startswith("mma.m16n8k16.") for name in tensor)
     assert sum(tensor.values()) == 2 * items * tensor_ops(plan)
+
+
+@pytest.mark.parametrize("length", [250, 1000, 3700])
+def test_a_folded_length_takes_the_work_of_a_causal_one(length: int, rng: np.random.Generator) -> None:
+    plan, causal = (plan_for(mode, length) for mode in ("circular", "causal"))
+    assert plan.fold == length
+    assert plan.factors == causal.factors
+    counts = [report(run(p, rng, batch=4).reports).counters for p in (plan, causal)]
+    assert sum(counts[0].tensor.values()) == 4 * 2 * tensor_ops(plan)
+    assert counts[0].tensor == counts[1].tensor
+    assert counts[0].buffers["u"].loads.units == counts[1].buffers["u"].loads.units
+    assert counts[0].buffers["y"].stores.units == counts[1].buffers["y"].stores.units
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])

@@ -229,20 +229,4 @@ __device__ __forceinline__ PairSink<T> pair_sink(const Args<T>& a, int b, int h)
     return pair;
 }
 
-// Circular length P from a linear convolution of at most 2P - 1 steps held as planes of length N:
-// step m stands in the real plane at m, from N on in the imaginary plane at m - N.
-template <int P, int N, typename T, typename Locate>
-__device__ __forceinline__ void wrap(
-    const Planes<T>& z, const RealSink<T>& sink, int thread, int threads, Locate locate) {
-    for (int n = thread; n < sink.length; n += threads) {
-        const int m = n + P;
-        const float tail = m < N ? widen(z.re[locate(m)]) : widen(z.im[locate(m - N)]);
-        float out = (widen(z.re[locate(n)]) + tail) * sink.scale;
-        if (sink.gate != nullptr) out *= widen(sink.gate[n]);
-        T pair[2];
-        narrow_pair(pair, out, 0.0f);
-        sink.y[n] = pair[0];
-    }
-}
-
 }  // namespace fftgen
