@@ -2,7 +2,7 @@
 //   fftgen render 20480 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 20480 bf16 sm_90 | N=20480=80b·16w·16w right-angle block mma scaled-fp16 | convolve[16w 141824B]
-// digest  a3017b027580b07c96639a669a231aa9b8b005a37fe525eb3b59bdd84b0ce7fb
+// digest  58039576516e334d76015d56ef630a902ca67bb4c87822977c456435605001a4
 // work    per row: 2880 matrix instructions 16x16x16 (23.59 MFLOP), 81920 bytes of device memory at least; 141824 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_a3017b02(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_58039576(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 2;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -204,7 +204,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_a3017b02_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_58039576_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 512;
     constexpr int P = 20480;  // points
     extern __shared__ float2 data[];

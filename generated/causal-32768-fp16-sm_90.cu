@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype fp16 --causal --arch sm_90
 //
 // plan    causal 32768 fp16 sm_90 | N=32768=32b·32w·32w right-angle block mma scaled-fp16 | convolve[16w 172544B]
-// digest  fe84d90e3a0cdcd279dd94379889ea20c55bc44fbcd8b9d6982dfbf4c2e778c2
+// digest  21f405e7fd02d486e2e6d10141ceb3e799dba6c404125e716b623fdae9b6edbe
 // work    per row: 5120 matrix instructions 16x16x16 (41.94 MFLOP), 131072 bytes of device memory at least; 172544 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_fp16_mma_sm90_fe84d90e(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -207,7 +207,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_fe84d90e_filter_columns(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_columns(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -259,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_f
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_fp16_mma_sm90_fe84d90e_filter_rows(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_rows(const FilterArgs<Operand> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
@@ -329,7 +329,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_f
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_fe84d90e_filter_convert(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_convert(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

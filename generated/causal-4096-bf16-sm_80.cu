@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype bf16 --causal --arch sm_80
 //
 // plan    causal 4096 bf16 sm_80 | N=4096=16b·16w·16w right-angle block mma scaled-fp16 | convolve[4w 27136B]
-// digest  ee67d5ccfc08ebda00bd1ac44c2df8dd614ce3ae120b54efb23af6a4b0686bb9
+// digest  7ddfe252dba85ae58e8023f9767e3ed63e8ffa986930cf5a85e2abb9f4fbdcc8
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 27136 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm80_ee67d5cc(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm80_7ddfe252(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -202,7 +202,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm80_ee67d5cc_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm80_7ddfe252_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 4096 bf16 sm_90 | N=4096=16b·16w·16w right-angle block mma scaled-fp16 | convolve[4w 27136B]
-// digest  43fd3f6d4688eb23554d37b593950729cbed6c03051e13a36c1bbbb3b74ed69d
+// digest  9df7e8d9d70c98bb230f7614354261e584214ef7d6774c7a5dcaffc2cc19335f
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 27136 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm90_43fd3f6d(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm90_9df7e8d9(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -202,7 +202,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm90_43fd3f6d_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm90_9df7e8d9_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

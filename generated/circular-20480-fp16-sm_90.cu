@@ -2,7 +2,7 @@
 //   fftgen render 20480 --dtype fp16 --circular --arch sm_90
 //
 // plan    circular 20480 fp16 sm_90 | N=20480=80b·16w·16w batch-pair block mma scaled-fp16 | convolve[16w 167424B]
-// digest  a89ac478e174586a3f874fcedc16fb5561711dbe4336757adbe604ba9910c51c
+// digest  90d8b03881e216033e7f96c1c1fa9f4db1d9370bb6df314517a76d6385ba36d0
 // work    per pair of rows: 4480 matrix instructions 16x16x16 (36.70 MFLOP), 163840 bytes of device memory at least; 167424 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_a89ac478(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_90d8b038(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 2;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -216,7 +216,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_a89ac478_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_90d8b038_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 512;
     constexpr int P = 20480;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 32768 bf16 sm_90 | N=32768=32b·32w·32w batch-pair block mma scaled-fp16 | convolve[16w 176640B]
-// digest  e8e03e44860348beb2ab7e8807d98e5b90d4a8ff5f83ab23ca7736524fc39a99
+// digest  2bc3087bc851b5d4f1b7e41dbeeb7a5779eee386583211a2a3b728e8ff0746ee
 // work    per pair of rows: 6144 matrix instructions 16x16x16 (50.33 MFLOP), 262144 bytes of device memory at least; 176640 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular_bf16_mma_sm90_e8e03e44(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular_bf16_mma_sm90_2bc3087b(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -219,7 +219,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_e8e03e44_filter_columns(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_2bc3087b_filter_columns(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -256,7 +256,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular_bf16_mma_sm90_e8e03e44_filter_rows(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular_bf16_mma_sm90_2bc3087b_filter_rows(const FilterArgs<Operand> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
@@ -326,7 +326,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_e8e03e44_filter_convert(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_2bc3087b_filter_convert(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

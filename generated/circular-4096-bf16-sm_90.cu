@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 4096 bf16 sm_90 | N=4096=16b·16w·16w batch-pair block mma scaled-fp16 | convolve[4w 28160B]
-// digest  1e7e1ecd05cf2049aa1b58e5781bfd574753a76f79a1c199fa2fa20fa4c124e5
+// digest  855b0c9f16fd541a65f5680a7fee3529bec78ad5c9eb8f53ead3c91bd26ba6a8
 // work    per pair of rows: 384 matrix instructions 16x16x16 (3.15 MFLOP), 32768 bytes of device memory at least; 28160 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_bf16_mma_sm90_1e7e1ecd(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_bf16_mma_sm90_855b0c9f(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -214,7 +214,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_circular_bf16_mma_sm90_1e7e1ecd_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_circular_bf16_mma_sm90_855b0c9f_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
