@@ -16,7 +16,7 @@ from fftgen import filters
 from fftgen.dtypes import dtype
 from fftgen.errors import InputError
 from fftgen.launch import ABSENT, Call, Launcher, Signal, run
-from fftgen.planner.launch import Launch, items_per_channel, launches, workspace_elements
+from fftgen.planner.launch import Launch, launches, peaks_words, workspace_elements
 from fftgen.planner.order import spectrum_digits
 from fftgen.planner.plan import Plan
 
@@ -173,9 +173,9 @@ class Executable:
         if elements:
             workspace = torch.empty(elements, dtype=u.dtype, device=u.device)
         peaks = None
-        if any(kernel.role == "peaks" for kernel in self.plan.kernels):  # one number a row, grown by atomics
-            rows = items_per_channel(self.plan, batch) * channels * self.plan.rows_per_item
-            peaks = torch.zeros(rows, dtype=torch.int32, device=u.device)
+        words = peaks_words(self.plan, batch, channels)
+        if words:  # grown by atomics
+            peaks = torch.zeros(words, dtype=torch.int32, device=u.device)
         call = Call(
             batch=batch,
             channels=channels,

@@ -111,15 +111,15 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
         const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
         const Item item = locate_item(args, slot);
         const auto source = real_source(args, item.b, item.h);
-        const unsigned* const peaks = args.peaks + (args.first + (long long)slot) * ROWS_PER_ITEM;
+        const Power re_power(args.peaks[args.first + slot]);
         Strip<N1, V> re_strip;
         if (args.vector) {
-            re_strip.template fetch<false>(source, strip * 8 * V, M1, lane, Power(peaks[0]));
+            re_strip.template fetch<false>(source, strip * 8 * V, M1, lane, re_power);
         } else {
             __syncwarp();
             const auto copy = staged_strip<N1, 8 * V>(source, shared + warp * 256, strip * 8 * V, M1, lane);
             __syncwarp();
-            re_strip.template fetch<true>(copy, 0, 8 * V, lane, Power(peaks[0]));
+            re_strip.template fetch<true>(copy, 0, 8 * V, lane, re_power);
         }
         device_forward<N1, V, M1, SPLIT1, false>(
             matrix, twiddle, re_strip.b, re_strip.b, workspace(args, slot), strip, tiles, lane);
@@ -207,8 +207,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
         const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
         const Item item = locate_item(args, slot);
         auto sink = real_sink(args, item.b, item.h);
-        const unsigned* const peaks = args.peaks + (args.first + (long long)slot) * ROWS_PER_ITEM;
-        sink.scale *= Power(peaks[0]).down();
+        const Power re_power(args.peaks[args.first + slot]);
+        sink.scale *= re_power.down();
         device_inverse<N1, V, M1, SPLIT1, true>(
             matrix, low, high, workspace(args, slot), strip, tiles, lane,
             [&](int n, int column, const float(&a)[2 * V], const float(&b)[2 * V]) { sink.store(n * M1 + column, a, b); });

@@ -105,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n1000_circular_
             __syncwarp();
 #pragma unroll
             for (int g = 0; g < GROUP; ++g) {
-                re_scale[g] = re_block[g].store(stage + (g) * (POINTS / 8), lane);
+                re_scale[g] = re_block[g].store(stage + g * (POINTS / 8), lane);
             }
             __syncwarp();
         }

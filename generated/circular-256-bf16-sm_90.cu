@@ -115,8 +115,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_circular_b
             __syncwarp();
 #pragma unroll
             for (int g = 0; g < GROUP; ++g) {
-                re_scale[g] = re_block[g].store(stage + (g) * (POINTS / 8), lane);
-                im_scale[g] = im_block[g].store(stage + (g + GROUP) * (POINTS / 8), lane);
+                store_pair(
+                    re_block[g], im_block[g], stage + g * (POINTS / 8), stage + (g + GROUP) * (POINTS / 8), lane,
+                    re_scale[g], im_scale[g]);
             }
             __syncwarp();
         }

@@ -85,7 +85,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 
 }  // namespace
 
-// Peaks: 256 threads look at 16384 numbers of a row.
+// Peaks and norms: 256 threads look at 16384 numbers of a row.
 extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
@@ -94,8 +94,8 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular
     item.b += row % ROWS_PER_ITEM;
     if (item.b >= args.batch) return;  // the partner of an odd last row
     const auto source = real_source(args, item.b, item.h);
-    const unsigned peak = warp_max(row_peak(source, args.vector, blockIdx.x % parts * COUNT, COUNT, threadIdx.x, THREADS));
-    if (threadIdx.x % LANES == 0) atomicMax(args.peaks + (long long)args.first * ROWS_PER_ITEM + row, peak);
+    auto seen = look(source, args.vector, blockIdx.x % parts * COUNT, COUNT, threadIdx.x, THREADS);
+    seen.report(pair_size(args, slot), row % 2, threadIdx.x % LANES);
 }
 
   // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
@@ -115,24 +115,25 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
         const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
         const Item item = locate_item(args, slot);
         const auto source = pair_source(args, item.b, item.h);
-        const unsigned* const peaks = args.peaks + (args.first + (long long)slot) * ROWS_PER_ITEM;
+        Power re_power(0), im_power(0);
+        pair_size(args, slot).powers(re_power, im_power);
         Strip<N1, V> re_strip;
         if (args.vector) {
-            re_strip.template fetch<false>(source.even, strip * 8 * V, M1, lane, Power(peaks[0]));
+            re_strip.template fetch<false>(source.even, strip * 8 * V, M1, lane, re_power);
         } else {
             __syncwarp();
             const auto copy = staged_strip<N1, 8 * V>(source.even, shared + warp * 128, strip * 8 * V, M1, lane);
             __syncwarp();
-            re_strip.template fetch<true>(copy, 0, 8 * V, lane, Power(peaks[0]));
+            re_strip.template fetch<true>(copy, 0, 8 * V, lane, re_power);
         }
         Strip<N1, V> im_strip;
         if (args.vector) {
-            im_strip.template fetch<false>(source.odd, strip * 8 * V, M1, lane, Power(peaks[1]));
+            im_strip.template fetch<false>(source.odd, strip * 8 * V, M1, lane, im_power);
         } else {
             __syncwarp();
             const auto copy = staged_strip<N1, 8 * V>(source.odd, shared + warp * 128, strip * 8 * V, M1, lane);
             __syncwarp();
-            im_strip.template fetch<true>(copy, 0, 8 * V, lane, Power(peaks[1]));
+            im_strip.template fetch<true>(copy, 0, 8 * V, lane, im_power);
         }
         device_forward<N1, V, M1, SPLIT1, true>(
             matrix, twiddle, re_strip.b, im_strip.b, workspace(args, slot), strip, tiles, lane);
@@ -238,9 +239,10 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
         const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
         const Item item = locate_item(args, slot);
         auto sink = pair_sink(args, item.b, item.h);
-        const unsigned* const peaks = args.peaks + (args.first + (long long)slot) * ROWS_PER_ITEM;
-        sink.even.scale *= Power(peaks[0]).down();
-        sink.odd.scale *= Power(peaks[1]).down();
+        Power re_power(0), im_power(0);
+        pair_size(args, slot).powers(re_power, im_power);
+        sink.even.scale *= re_power.down();
+        sink.odd.scale *= im_power.down();
         device_inverse<N1, V, M1, SPLIT1, false>(
             matrix, low, high, workspace(args, slot), strip, tiles, lane,
             [&](int n, int column, const float(&a)[2 * V], const float(&b)[2 * V]) { sink.store(n * M1 + column, a, b); });

@@ -144,7 +144,8 @@ def mma_instructions(plan: Plan, ops: int) -> float:
     what loads, scales, converts, exchanges and addresses.
     """
     factors = 2 * plan.order - 1 + (2 if plan.device_stages else 0)
-    return 2 * ops + plan.transform / 128 * (8 * factors + 28 * plan.rows_per_item + 40)
+    norms = 8 if plan.rows_per_item == 2 else 0  # of the two rows of a pair
+    return 2 * ops + plan.transform / 128 * (8 * factors + 28 * plan.rows_per_item + norms + 40)
 
 
 def _mma_cost(plan: Plan, target: Target, ops: int, device: int, workspace: int) -> Cost:

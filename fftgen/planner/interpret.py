@@ -7,7 +7,9 @@ the kernels of the plan's compute format round:
   Gated input, matrices, every stage's result and the spectrum are in the storage type; products, twiddles
   and scales in fp32.
 - *Scaled* ("scaled-fp16", design 1.8) brings every gated row to [1, 2) by a power of two, 2**-q below, and
-  keeps everything in fp16 until the last stage, the products with twiddles and spectrum included.
+  keeps everything in fp16 until the last stage, the products with twiddles and spectrum included. Of a pair
+  of rows, the one with the smaller norm then is raised by another power, to within sqrt(2) of the other:
+  their transform's noise falls on both alike.
 
     z = pack(2**-q * in_gate * u)                      right-angle: real rows; batch-pair: two rows
     for s = 1..p:   z = T_s * (F_s z)                  F_s along digit s, scaled by 2**-scale
@@ -161,7 +163,11 @@ class Scaled(Exact):
         power = np.clip(exponent - 1, -126, 126)  # both 2**power and 2**-power are normal numbers
         down = np.where(peak == 0, np.float32(0), np.ldexp(np.float32(1), power))
         down = np.where(finite, down, np.float32("nan"))
-        return _fp16(np.ldexp(x, -power)), down
+        scaled = _fp16(np.ldexp(x, -power))
+        if self.plan.real_input:
+            return scaled, down
+        raised = raises(scaled)
+        return _fp16(np.ldexp(scaled, raised)), np.ldexp(down, -raised)
 
     def twist(self, z: Complex, table: Complex) -> Complex:
         """One product rounded, the other inside an FMA: twist in templates/device/mma.cuh."""
@@ -175,6 +181,22 @@ class Scaled(Exact):
 
     def twiddle(self, number: int) -> Complex:
         return self.store(super().twiddle(number))
+
+
+def raises(scaled: Real) -> npt.NDArray[np.int32]:
+    """By which powers of two rows of pairs are raised: (B, H, L) scaled to their peaks -> (B, H, 1).
+
+    The row of a pair (2 b, 2 b + 1) with the smaller norm takes the power nearest to the ratio of the norms;
+    its partner, an odd last row, and rows beside or of zeros take none. The kernels' sums of squares are off
+    by some hundredths, so near the middle between two powers they may choose the other one.
+    """
+    norm = np.linalg.norm(_float64(scaled), axis=-1, keepdims=True)
+    partner = np.zeros_like(norm)
+    even = len(norm) // 2 * 2
+    partner[0:even:2], partner[1:even:2] = norm[1:even:2], norm[0:even:2]
+    known = (norm > 0) & (partner > 0)
+    ratio = np.where(known, partner, 1) / np.where(known, norm, 1)
+    return np.maximum(np.rint(np.log2(ratio)), 0).astype(np.int32)
 
 
 Arithmetic = Exact | Rounded | Scaled

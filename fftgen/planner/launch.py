@@ -44,6 +44,18 @@ def workspace_elements(plan: Plan, batch: int, channels: int) -> int:
     return 2 * plan.transform * chunk_items(plan, items_per_channel(plan, batch) * channels)
 
 
+def peaks_words(plan: Plan, batch: int, channels: int) -> int:
+    """32-bit words, zero before a call, in which the peaks kernel gathers the sizes of all rows of a call.
+
+    A row's peak, or for a pair two peaks and two sums of squares in double: PairSize in
+    templates/device/device.cuh.
+    """
+    if not any(kernel.role == "peaks" for kernel in plan.kernels):
+        return 0
+    words = 6 if plan.rows_per_item == 2 else 1
+    return words * items_per_channel(plan, batch) * channels
+
+
 def _pieces(plan: Plan, kernel: Kernel, items: int) -> int:
     """Pieces of work: what one worker (block or warp) does at a time."""
     if kernel.role == "convolve":

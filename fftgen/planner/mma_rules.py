@@ -165,7 +165,8 @@ def _block_kernel(
     group = _group(stages[1].radix * stages[2].radix, radix)
     points = radix * rest
     peaks_at = 4 * points
-    tables_at = peaks_at + 2 * 2 * 4 * STRIPS  # two rows of two transforms
+    # Strips of two rows, then what undoes the scaling of the rows; tables stay on 512 bytes.
+    tables_at = peaks_at + 2 * 2 * 4 * STRIPS
     shared = tables_at + fragments.shared_bytes(stages, real, width)
     if shared > target.shared_block:
         return _too_large(shared, warps, target)

@@ -191,9 +191,8 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
         assert kernel.plane == points
         assert kernel.items == 1
         assert radices[0] % kernel.group == 0
-        # Two planes of fp16, which also hold a row and its gate; peaks of two rows, of this transform and the
-        # next.
-        regions = [(0, 2 * 2 * points), (kernel.staging_at, 2 * 2 * 4 * strips)]
+        # Two planes of fp16, which also hold a row and its gate; peaks of strips, what undoes their scaling.
+        regions = [(0, 2 * 2 * points), (kernel.staging_at, 4 * (2 * 32 + 2))]
     else:
         assert kernel.columns == 0
         assert kernel.items == kernel.warps * kernel.group

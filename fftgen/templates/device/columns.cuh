@@ -47,12 +47,10 @@ struct Strip {
         else
             wide<SHARED, true>(source, at, stride, x, unused);
         scale(x, power);
-        if (!power.finite) {
-#pragma unroll
-            for (int k = 0; k < R / TILE; ++k)
-#pragma unroll
-                for (int j = 0; j < V; ++j) b[k][j][0] = b[k][j][1] = 0;
-        }
+        if (!power.finite)
+            clear();
+        else if (power.raise != 0)
+            times(power.raised());
     }
 
     // fp16 numbers as they are.
@@ -106,14 +104,37 @@ struct Strip {
     // the one that shares its transform.
     __device__ __forceinline__ void rescale(const Power& row) {
         const Power mine(peak);
-        if (mine.exponent == row.exponent && row.finite) return;
-        const Pack ratio = mine.to(row);
+        if (!row.finite)
+            clear();
+        else if (mine.exponent != row.exponent || row.raise != 0)
+            times(mine.to(row));
+    }
+
+    __device__ __forceinline__ void times(Pack ratio) {
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k)
 #pragma unroll
-            for (int j = 0; j < V; ++j)
+            for (int j = 0; j < V; ++j) b[k][j][0] = mul2(b[k][j][0], ratio), b[k][j][1] = mul2(b[k][j][1], ratio);
+    }
+
+    __device__ __forceinline__ void clear() {
 #pragma unroll
-                for (int i = 0; i < 2; ++i) b[k][j][i] = row.finite ? mul2(b[k][j][i], ratio) : 0u;
+        for (int k = 0; k < R / TILE; ++k)
+#pragma unroll
+            for (int j = 0; j < V; ++j) b[k][j][0] = b[k][j][1] = 0;
+    }
+
+    // What a row of a pair asks of its strips: the peak, with the sum of the scaled squares (Squares) in place
+    // of its mantissa. Words compare as the exponents do; that of zeros, and no other, is zero. (Beside peaks
+    // below 2^-126 or above 2^127 the sum is up to four times too small: their power is that of the next.)
+    __device__ __forceinline__ unsigned size() const {
+        static_assert(R * 8 * V * 16 * 256 < 1 << 23, "the sum of squares fits the mantissa");
+        Squares squares;
+#pragma unroll
+        for (int k = 0; k < R / TILE; ++k)
+#pragma unroll
+            for (int j = 0; j < V; ++j) squares.add(b[k][j][0]), squares.add(b[k][j][1]);
+        return (peak & 0x7f800000u) | max(squares.total(), min(peak, 1u));
     }
 };
 
@@ -123,6 +144,20 @@ template <int STRIPS>
 __device__ __forceinline__ Power row_power(const unsigned* slots, int lane) {
     static_assert(STRIPS <= LANES, "a lane reads the peak of a strip");
     return Power(warp_max(lane < STRIPS ? slots[lane] : 0u));
+}
+
+// The same for the two rows of a pair from what Strip::size says, each brought to the norm of the other.
+template <int STRIPS>
+__device__ __forceinline__ void pair_powers(const unsigned* slots, int lane, Power& re, Power& im) {
+    const auto row = [&](const unsigned* sizes, Power& power) {
+        const unsigned mine = lane < STRIPS ? sizes[lane] : 0u, most = warp_max(mine);
+        power = Power(most);
+        const unsigned less = ((most & 0x7f800000u) - (mine & 0x7f800000u)) >> 22;  // powers of two of a square
+        return (float)warp_sum((mine & 0x7fffffu) >> min(less, 31u));
+    };
+    static_assert(STRIPS <= LANES, "a lane reads the size of a strip");
+    const float re2 = row(slots, re), im2 = row(slots + LANES, im);
+    balance(re, re2, im, im2);
 }
 
 // The first piece of row 16 k + i of an inner matrix of P columns, in the order that store_rows needs.

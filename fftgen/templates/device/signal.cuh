@@ -31,7 +31,7 @@ struct Args {
     const float2* scale;           // (channels): what the spectrum was multiplied by; what undoes it and 1/N
     const unsigned char* tables;   // the plan's constants
     T* workspace;                  // (items, 2, N) or nullptr
-    unsigned* peaks;               // (transforms of the call, rows of each): largest absolute values, fp32 bits
+    unsigned* peaks;               // of every transform of the call: its row's largest absolute value (fp32 bits), or PairSize
     int first;                     // first transform of this launch; transforms count channel by channel
     int items;                     // transforms of this launch
     int per_channel;               // transforms of one channel
