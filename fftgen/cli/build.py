@@ -96,7 +96,7 @@ def _row(built: Built) -> tuple[str, ...]:
     return (
         f"{'gradient' if built.gradient else p.mode} {p.length} {p.dtype} {built.plan.target}",
         shape(built),
-        plural(len(built.entries) - len(built.plan.filter.kernels), "kernel"),
+        plural(len(built.entries) - (0 if built.gradient else len(built.plan.filter.kernels)), "kernel"),
         registers,
         spills,
         f"{max(built.entries.values())} B shared",

@@ -33,7 +33,9 @@ def command(file: Path, mix: bool, as_json: bool, verbose: bool) -> None:
     shelf = open_shelf(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     modules = [bundle.unpack(m) for m in shelf.contents.modules]
-    mixes = {b.plan.name: sass.instruction_mix(sass.disassemble(b.cubin)) for b in modules if mix and b.cubin}
+    mixes = {
+        b.subject.name: sass.instruction_mix(sass.disassemble(b.cubin)) for b in modules if mix and b.cubin
+    }
     if as_json:
         print_json(_document(file, digest, shelf, modules, mixes))
         return
@@ -41,18 +43,20 @@ def command(file: Path, mix: bool, as_json: bool, verbose: bool) -> None:
     click.echo(f"made by fftgen {shelf.contents.fftgen} with {shelf.contents.compiler}; every digest matches")
     click.echo("convolutions: " + ", ".join(f"{p.mode} {p.length} {p.dtype}" for p in shelf.main))
     for built in modules:
-        click.echo(f"\n{built.plan}")
+        click.echo(f"\n{built.subject}")
         if verbose:
-            click.echo(f"  name {built.plan.name}\n  plan digest {built.plan.digest}")
+            click.echo(f"  name {built.subject.name}\n  plan digest {built.subject.digest}")
         kind = "cubin" if built.cubin else "PTX"
         click.echo(f"  {kind} {len(built.image)} bytes, tables {len(built.tables)} bytes")
         click.echo(_kernels(built))
-        for entry, counts in mixes.get(built.plan.name, {}).items():
+        for entry, counts in mixes.get(built.subject.name, {}).items():
             click.echo(f"  {_short(built, entry)}: {_mix(counts)}")
 
 
 def _short(built: Built, entry: str) -> str:
     """The part of a kernel's name that tells it from the others of its module."""
+    if built.gradient is not None and entry == built.gradient.name:
+        return "gradient"
     return entry.removeprefix(built.plan.name).lstrip("_") or "convolve"
 
 
@@ -90,16 +94,16 @@ def _document(
         "convolutions": [asdict(p) for p in shelf.main],
         "modules": [
             {
-                "name": b.plan.name,
-                "plan": str(b.plan),
-                "digest": b.plan.digest,
+                "name": b.subject.name,
+                "plan": str(b.subject),
+                "digest": b.subject.digest,
                 "target": b.plan.target,
                 "kind": "cubin" if b.cubin else "ptx",
                 "code_bytes": len(b.image),
                 "table_bytes": len(b.tables),
                 "shared_bytes": b.entries,
                 "resources": {entry: asdict(r) for entry, r in b.resources.items()},
-                "instructions": {e: dict(c) for e, c in mixes.get(b.plan.name, {}).items()},
+                "instructions": {e: dict(c) for e, c in mixes.get(b.subject.name, {}).items()},
             }
             for b in modules
         ],

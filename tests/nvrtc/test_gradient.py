@@ -6,20 +6,23 @@ References are float64; a bound is 1.5 times the rounding model of gradient_accu
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import gradients
 import numpy as np
 import pytest
 import torch
-from command_line import why_not
+from command_line import answer, why_not
 from gradients import TORCH
 from mutations import dropped_barriers
 from torch import Tensor
 
 import fftgen.planner.gradient
 from fftgen import eager, emulate, gradient_accuracy, nvrtc
+from fftgen.bundle import open_shelf
 from fftgen.cache import Cache
 from fftgen.errors import InternalError, NoPlanError
 from fftgen.pipeline import Built, build_gradient
@@ -34,6 +37,10 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 # memory, with the sum outside, with the spectrum outside too; a block and a warp behind a device stage.
 OTHERS = (("causal", "fp16"), ("circular", "bf16"))
 PATHS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
+
+
+def slow(cases: Iterable[tuple[object, ...]]) -> list[Any]:
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
 @lru_cache(maxsize=16)
@@ -115,8 +122,14 @@ def test_powers_of_two(length: int, mode: str, dtype: str, rng: np.random.Genera
     run(planned(length, dtype), rng, *signals(rng, dtype, shape, gates), mode=mode)
 
 
-@pytest.mark.parametrize("length", [1, 2, 17, 250, 257, 1000, 1025, 1500, 3000, 5003, 12_000, 20_000])
-@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize(
+    ("length", "mode"),
+    [
+        *((n, "circular") for n in (1, 250, 1500, 5003)),
+        *((n, "causal") for n in (17, 3000, 12_000)),
+        *slow((n, m) for n in (2, 257, 1000, 1025, 20_000) for m in ("causal", "circular")),
+    ],
+)
 def test_other_lengths(length: int, mode: str, rng: np.random.Generator) -> None:
     """A circular length needs no transform of its own; several with warps that pad, or shorter signals."""
     shape = (3 if length < 10_000 else 2, 2 if length < 10_000 else 1, length)
@@ -125,7 +138,7 @@ def test_other_lengths(length: int, mode: str, rng: np.random.Generator) -> None
     run(found, rng, *signals(rng, "bf16", shape, 3), mode=mode, taps=max(1, length - 3))
 
 
-@pytest.mark.parametrize("length", [256, 1024, 4096])
+@pytest.mark.parametrize("length", [256, 4096, pytest.param(1024, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("gates", range(4))
 def test_gates_and_rows_that_start_anywhere(length: int, gates: int, rng: np.random.Generator) -> None:
     """A view that starts off 16 bytes, a ragged length, fewer taps than steps, and more."""
@@ -135,7 +148,7 @@ def test_gates_and_rows_that_start_anywhere(length: int, gates: int, rng: np.ran
         run(found, rng, *(x if x is None else x[..., 1:] for x in given), taps=taps)
 
 
-@pytest.mark.parametrize("length", [256, 1024, 4096, 65_536])
+@pytest.mark.parametrize("length", [256, 4096, *slow([(1024,), (65_536,)])])
 def test_workers_share_a_channel(
     length: int, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
@@ -151,7 +164,7 @@ def test_workers_share_a_channel(
     assert torch.equal(run(found, rng, *given), shared)  # no atomics: the same bits
 
 
-@pytest.mark.parametrize("length", [20_000, 65_536])
+@pytest.mark.parametrize("length", [20_000, *slow([(65_536,)])])
 def test_chunks_that_end_inside_a_channel(length: int, rng: np.random.Generator) -> None:
     """A workspace of two transforms: three rows of each channel go through it in pieces."""
     found = planned(length, target="sm_86")  # where 20 480 points take a device stage
@@ -163,7 +176,7 @@ def test_chunks_that_end_inside_a_channel(length: int, rng: np.random.Generator)
     run(found, rng, *signals(rng, "bf16", (3, 2, length), 3))
 
 
-@pytest.mark.parametrize("length", [256, 2048, 4096, 65_536])
+@pytest.mark.parametrize("length", [256, 4096, *slow([(2048,), (65_536,)])])
 def test_scales(length: int, rng: np.random.Generator) -> None:
     """Rows of 1e-20 against 1e30, heavy tails, a mean of 100, spikes: each channel has one of them.
 
@@ -182,7 +195,7 @@ def test_scales(length: int, rng: np.random.Generator) -> None:
     run(found, rng, u.bfloat16(), v.bfloat16())
 
 
-@pytest.mark.parametrize("length", [256, 4096, 65_536])
+@pytest.mark.parametrize("length", [256, 4096, *slow([(65_536,)])])
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_what_is_not_finite_stays_in_its_channel(length: int, bad: float, rng: np.random.Generator) -> None:
     found = planned(length)
@@ -250,7 +263,7 @@ DOUBLED = (
 )
 
 
-@pytest.mark.parametrize("length", [256, 1024, 4096, 65_536])
+@pytest.mark.parametrize("length", [256, 4096, *slow([(1024,), (65_536,)])])
 def test_no_barrier_can_be_dropped(length: int, rng: np.random.Generator) -> None:
     """Every barrier of the gradient's own kernel is needed, and its absence is seen."""
     found = planned(length)
@@ -272,3 +285,31 @@ def test_no_barrier_can_be_dropped(length: int, rng: np.random.Generator) -> Non
         if not before.startswith(DOUBLED):
             survivors.append(f"{before} | {mutation}")
     assert survivors == []
+
+
+def test_an_artifact_that_trains(tmp_path: Path, rng: np.random.Generator) -> None:
+    """``--train``: the gradient's kernels beside the convolution's, found by length, and run."""
+    path = tmp_path / "train.fftgen"
+    arch = ("--arch", "sm_90")
+    built_ = answer("build", "--seqlen", "500", *arch, "--train", "-o", path)
+    names = [m["name"] for m in built_["files"][0]["modules"]]
+    assert [n.startswith(Gradient.PREFIX) for n in names] == [False, False, True, True]
+    shelf = open_shelf(path)
+    assert {p.mode for p in shelf.problems} == {"circular", "causal"}
+    for problem in shelf.problems:
+        module = shelf.gradient(problem, (9, 0))
+        assert module is not None
+        assert module.gradient is not None
+        assert module.gradient == planned(problem.length)
+        u, v, _, _ = signals(rng, "bf16", (2, 1, problem.length))
+        dk, _ = emulate.gradient(module, u, v, taps=problem.length)
+        ref = exact("causal", problem.length, problem.length, u, v, None, None)
+        gradients.judge(dk, ref, gradient_accuracy.filters("bf16", 2, "scaled-fp16"))
+    assert shelf.gradient(Problem("causal", 999, "bf16"), (9, 0)) is None
+    assert [m["name"] for m in answer("inspect", path)["modules"]] == names
+    plain = tmp_path / "plain.fftgen"
+    answer("build", "--seqlen", "500", *arch, "-o", plain)
+    assert open_shelf(plain).gradient(Problem("circular", 500, "bf16"), (9, 0)) is None
+    text = answer("render", "500", *arch, "--gradient")
+    assert text["name"] == f"{planned(500).name}.cu"
+    assert text["command"].endswith("--gradient")

@@ -37,10 +37,12 @@ struct PairSize {
         balance(re, scaled(squares[0], re), im, scaled(squares[1], im));
     }
 
-    // 4^n as a double, times the square that belongs to a power.
-    static __device__ __forceinline__ double fourth(int n) { return __hiloint2double((1023 + 2 * n) << 20, 0); }
+    static __device__ __forceinline__ double power_of_four(int n) {
+        return __hiloint2double((1023 + 2 * n) << 20, 0);
+    }
+    // Of numbers that the power has brought to [1, 2).
     static __device__ __forceinline__ float scaled(double sum, const Power& power) {
-        return (float)(sum * fourth(127 - (int)power.exponent));
+        return (float)(sum * power_of_four(127 - (int)power.exponent));
     }
 };
 
@@ -81,7 +83,8 @@ struct Seen {
         if (lane != 0 || most == 0) return;
         atomicMax(&size.peak[row], most);
         const float cut = __uint_as_float(__float_as_uint((float)sum) & 0xffff0000u);
-        atomicAdd(&size.squares[row], cut * PairSize::fourth((int)power.exponent - 127 - 4));
+        const int units = -4;  // 4^-4, of Squares
+        atomicAdd(&size.squares[row], cut * PairSize::power_of_four((int)power.exponent - 127 + units));
     }
 };
 
