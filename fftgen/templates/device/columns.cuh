@@ -222,7 +222,8 @@ __device__ __forceinline__ void columns_forward(
     const uint4* matrix, const uint4* twiddle, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2],
     uint4* re, uint4* im, int pieces, int strip, int tiles, int lane) {
     const int g = lane / 4, t = lane % 4;
-#pragma unroll
+    // Rolled for long columns: addresses would spill.
+#pragma unroll (COMPLEX && R > 64 ? 1 : 1024)
     for (int m = 0; m < R / TILE; ++m) {
         Sum<R> sr[V], si[V];
         sum_columns<R, V, COMPLEX>(matrix, m, xr, xi, sr, si, tiles, lane);
@@ -281,34 +282,39 @@ __device__ __forceinline__ void columns_inverse(
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k) load(k, xr[k], xi[k]);
     }
+    const auto row_tile = [&](int m) {
+        Result<true> yr[4], yi[4];
 #pragma unroll
-    for (int m = 0; m < R / TILE; ++m) {
-        if (m < tiles) {
-            Result<true> yr[4], yi[4];
+        for (int j = 0; j < 4; ++j) yr[j].clear(), yi[j].clear();
 #pragma unroll
-            for (int j = 0; j < 4; ++j) yr[j].clear(), yi[j].clear();
+        for (int k = 0; k < R / TILE; ++k) {
+            if constexpr (!KEEP) load(k, xr[k], xi[k]);
+            const Planes3<!REAL> f(matrix, m * (R / TILE) + k, lane);
 #pragma unroll
-            for (int k = 0; k < R / TILE; ++k) {
-                if constexpr (!KEEP) load(k, xr[k], xi[k]);
-                const Planes3<!REAL> f(matrix, m * (R / TILE) + k, lane);
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const Pack* const r = &xr[k][j / 2][j % 2 * 2];
-                    const Pack* const i = &xi[k][j / 2][j % 2 * 2];
-                    if constexpr (REAL)  // the planes are (re, -im)
-                        yr[j].add(f.re, r[0], r[1]), yr[j].add(f.im, i[0], i[1]);
-                    else
-                        multiply(yr[j], yi[j], f, r[0], r[1], i[0], i[1]);
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                float a[8], b[8];
-#pragma unroll
-                for (int j = 0; j < 8; ++j) a[j] = yr[j / 2].v[2 * i + j % 2], b[j] = yi[j / 2].v[2 * i + j % 2];
-                emit(TILE * m + 8 * i + g, group * 32 + 8 * t, a, b);
+            for (int j = 0; j < 4; ++j) {
+                const Pack* const r = &xr[k][j / 2][j % 2 * 2];
+                const Pack* const i = &xi[k][j / 2][j % 2 * 2];
+                if constexpr (REAL)  // the planes are (re, -im)
+                    yr[j].add(f.re, r[0], r[1]), yr[j].add(f.im, i[0], i[1]);
+                else
+                    multiply(yr[j], yi[j], f, r[0], r[1], i[0], i[1]);
             }
         }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            float a[8], b[8];
+#pragma unroll
+            for (int j = 0; j < 8; ++j) a[j] = yr[j / 2].v[2 * i + j % 2], b[j] = yi[j / 2].v[2 * i + j % 2];
+            emit(TILE * m + 8 * i + g, group * 32 + 8 * t, a, b);
+        }
+    };
+    if constexpr (REAL && R > 64) {  // rolled, as above
+#pragma unroll 1
+        for (int m = 0; m < tiles; ++m) row_tile(m);
+    } else {
+#pragma unroll
+        for (int m = 0; m < R / TILE; ++m)
+            if (m < tiles) row_tile(m);
     }
 }
 
