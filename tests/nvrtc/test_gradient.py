@@ -224,7 +224,18 @@ def test_targets_without_the_instructions() -> None:
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("length", [*PATHS, 12_000, 20_000, 1_048_576, 2_097_152])
+@pytest.mark.parametrize(
+    "length",
+    [
+        256,
+        1024,
+        4096,
+        16_384,
+        65_536,
+        1_048_576,
+        *slow((n,) for n in (512, 2048, 8192, 12_000, 20_000, 32_768, 2_097_152)),
+    ],
+)
 def test_no_kernel_spills(target: str, length: int) -> None:
     found = planned(length, target=target)
     source = render_gradient(found)
