@@ -144,9 +144,15 @@ def test_lags_come_around_a_circle(length: int, target: str, short: int, rng: np
 
 @pytest.mark.parametrize(("length", "target"), [(4096, "sm_90"), (16_384, "sm_86")])
 def test_taps_fewer_and_more_than_there_are_lags(length: int, target: str, rng: np.random.Generator) -> None:
-    """Nothing is written beyond the taps (the simulator would say so); beyond the length they are zero."""
+    """Nothing is written beyond the taps (the simulator would say so); beyond the length they are zero.
+
+    They are the first of all lags, bit for bit. One or two by themselves may nearly cancel, and their error
+    in proportion to them says nothing: those of all lags is what is bounded.
+    """
     found = gradient_for(length, target)
     sums = draw(rng, found, 3)
+    whole = make(found, sums, length, length=length)
+    assert error(whole.taps, exact(found, sums, length, length=length)) < FP32
     for taps, steps in (
         (1, length),
         (2, 100),
@@ -156,7 +162,10 @@ def test_taps_fewer_and_more_than_there_are_lags(length: int, target: str, rng: 
         (length + 9, length),
     ):
         made = make(found, sums, taps, length=steps)
-        assert error(made.taps, exact(found, sums, taps, length=steps)) < FP32
+        reach = min(taps, steps)
+        assert torch.equal(made.taps[:, :reach], whole.taps[:, :reach])
+        if reach > 64:
+            assert error(made.taps, exact(found, sums, taps, length=steps)) < FP32
         assert not made.taps[:, steps:].any()
 
 
