@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ class Provider(Protocol):
         """The kernels of its filter's gradient, where there are any."""
 
 
+Kept = TypeVar("Kept")
 CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
 
 
@@ -230,37 +232,46 @@ class Conv:
 
     def on(self, device: torch.device, problem: Problem) -> Loaded:
         """The kernels of a problem on a GPU, built and loaded at the first call."""
-        key = (problem, _gpu(device))
-        found = self._loaded.get(key)
-        if found is None:
-            _current_gpu()
-            with self._lock:
-                found = self._loaded.get(key)
-                if found is None:
-                    self._may_load(key[1], "conv.warmup()")
-                    built = self._provider.built(problem, torch.cuda.get_device_capability(key[1]))
-                    found = self._loaded[key] = Loaded(built, key[1])
-        return found
+
+        def load(where: torch.device) -> Loaded:
+            return Loaded(self._provider.built(problem, torch.cuda.get_device_capability(where)), where)
+
+        return self._once(self._loaded, device, problem, "conv.warmup()", load)
 
     def gradient_on(self, device: torch.device, problem: Problem) -> LoadedGradient | None:
         """The kernels of the filter's gradient on a GPU, built and loaded at the first call; None: none."""
-        key = (problem, _gpu(device))
-        if key not in self._gradients:
+
+        def load(where: torch.device) -> LoadedGradient | None:
+            built = self._provider.gradient(problem, torch.cuda.get_device_capability(where))
+            return None if built is None else LoadedGradient(built, where)
+
+        return self._once(self._gradients, device, problem, "conv.warmup(train=True)", load)
+
+    def _once(
+        self,
+        kept: dict[tuple[Problem, torch.device], Kept],
+        device: torch.device,
+        problem: Problem,
+        way_out: str,
+        load: Callable[[torch.device], Kept],
+    ) -> Kept:
+        """What is kept for a problem and a GPU, loaded at the first call.
+
+        Raises ToolchainError without a GPU, and where loading code would break the capture of a graph.
+        """
+        index = _current_gpu() if device.index is None else device.index
+        key = (problem, torch.device("cuda", index))
+        if key not in kept:
             _current_gpu()
             with self._lock:
-                if key not in self._gradients:
-                    self._may_load(key[1], "conv.warmup(train=True)")
-                    built = self._provider.gradient(problem, torch.cuda.get_device_capability(key[1]))
-                    self._gradients[key] = None if built is None else LoadedGradient(built, key[1])
-        return self._gradients[key]
-
-    def _may_load(self, device: torch.device, way_out: str) -> None:
-        """Raises ToolchainError where loading code would break a capture."""
-        if torch.cuda.is_current_stream_capturing():
-            raise ToolchainError(
-                f"{self!r} is not loaded on {device} and a CUDA graph is being captured: "
-                f"call {way_out} before the capture"
-            )
+                if key not in kept:
+                    if torch.cuda.is_current_stream_capturing():
+                        raise ToolchainError(
+                            f"{self!r} is not loaded on {key[1]} and a CUDA graph is being captured: "
+                            f"call {way_out} before the capture"
+                        )
+                    kept[key] = load(key[1])
+        return kept[key]
 
     def _prepared(self, k: Spectrum, x: Arguments) -> Tensor:
         """A call with a spectrum; on CPUs it holds the taps, forward and reversed."""
@@ -340,11 +351,6 @@ class Conv:
             signals[1],
             signals[2],
         )
-
-
-def _gpu(device: torch.device) -> torch.device:
-    """A device with its index: "cuda" is PyTorch's current one."""
-    return torch.device("cuda", _current_gpu() if device.index is None else device.index)
 
 
 def _current_gpu() -> int:

@@ -181,17 +181,14 @@ def gradient(
     assert built.gradient is not None
     simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
     table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
-    signals = [time_contiguous(x) for x in (u, v, in_gate, out_gate)]
-    assert signals[0] is not None
-    assert signals[1] is not None
     found = correlate_input(
         built.gradient,
         table,
         simulated,
-        signals[0],
-        signals[1],
-        signals[2],
-        signals[3],
+        u,
+        v,
+        in_gate,
+        out_gate,
         taps=taps,
         period=period,
         address=simulated.address,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fftgen import eager
-from fftgen.execute import time_contiguous
 from fftgen.gradient import correlate_input
 
 if TYPE_CHECKING:
@@ -27,27 +26,26 @@ def on_gpu(
     """
     steps = u.shape[-1]
     reach = min(taps, steps) if conv.problem.causal else taps
-    problem = conv.served(steps, reach)
-    loaded = conv.gradient_on(u.device, problem) if reach > 1 and u.numel() else None
+    loaded = None
+    if reach > 1 and u.numel():
+        problem = conv.served(steps, reach)
+        loaded = conv.gradient_on(u.device, problem)
+        if loaded is None:
+            warnings.warn(_slow(conv), RuntimeWarning, stacklevel=2)
     if loaded is None:
         p = conv.problem
-        if reach > 1 and u.numel():
-            warnings.warn(_slow(conv), RuntimeWarning, stacklevel=2)
         return eager.correlate_input(
             u, v, mode=p.mode, length=p.length, taps=taps, in_gate=in_gate, out_gate=out_gate
         )
-    signals = [time_contiguous(x) for x in (u, v, in_gate, out_gate)]
-    assert signals[0] is not None
-    assert signals[1] is not None
     stream = torch.cuda.current_stream(u.device).cuda_stream
     return correlate_input(
         loaded.gradient,
         loaded.tables,
         loaded.module.on(stream),
-        signals[0],
-        signals[1],
-        signals[2],
-        signals[3],
+        u,
+        v,
+        in_gate,
+        out_gate,
         taps=taps,
         period=0 if problem.causal else problem.length,
     )

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from fftgen import filters
 from fftgen.errors import InputError
-from fftgen.execute import Address, aligned, natural_order, signal
+from fftgen.execute import Address, aligned, natural_order, signal, time_contiguous
 from fftgen.launch import ABSENT, Call, FinishCall, GradientCall, Launcher, run_finish, run_gradient
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.finish import comes_around
-from fftgen.planner.gradient import Gradient, launches, parts, spectra_bytes, workspace_elements
+from fftgen.planner.gradient import Gradient, launches, parts, spectra_bytes
+from fftgen.planner.launch import peaks_words, workspace_elements
 from fftgen.planner.order import spectrum_digits
 
 
@@ -35,9 +36,9 @@ def correlate_input(
 ) -> Tensor:
     """``sum_b sum_t (out_gate * v)_t (in_gate * u)_{t-j}`` for lags j < taps: (H, taps) fp32.
 
-    u, v, gates (B, H, L) with time contiguous, L at most the plan's length; ``period``: the circular length
-    that times wrap at, 0 for none. ``tables``: the plan's table block, uint8, on the tensors' device;
-    ``address`` as in ``Executable``.
+    u, v, gates (B, H, L), copied where time is not contiguous, L at most the plan's length; ``period``: the
+    circular length that times wrap at, 0 for none. ``tables``: the plan's table block, uint8, on the tensors'
+    device; ``address`` as in ``Executable``.
     """
     batch, channels, length = u.shape
     if batch * channels >= 2**31:
@@ -46,16 +47,19 @@ def correlate_input(
     sums = torch.empty(
         channels, parts(found, batch, channels), 2 * plan.transform, dtype=torch.float32, device=u.device
     )
-    vector = all(aligned(x) for x in (u, v, in_gate, out_gate))
-    kept = spectra_bytes(found, batch, channels)
+    signals = [time_contiguous(x) for x in (u, v, in_gate, out_gate)]
+    vector = all(aligned(x) for x in signals)
+    planned = launches(found, batch, channels, length)
+    kept = spectra_bytes(found, planned)
     spectra = torch.empty(kept, dtype=torch.uint8, device=u.device) if kept else None
 
-    def side(prefix: str, x: Tensor, gate: Tensor | None) -> Call:
+    def side(prefix: str, x: Tensor | None, gate: Tensor | None) -> Call:
         workspace = peaks = None
-        elements = workspace_elements(found, batch, channels)
+        elements = workspace_elements(plan, batch, channels)
         if elements:
             workspace = torch.empty(elements, dtype=u.dtype, device=u.device)
-            peaks = torch.zeros(batch * channels, dtype=torch.int32, device=u.device)  # grown by atomics
+            words = peaks_words(plan, batch, channels)
+            peaks = torch.zeros(words, dtype=torch.int32, device=u.device)  # grown by atomics
         return Call(
             batch=batch,
             channels=channels,
@@ -71,7 +75,7 @@ def correlate_input(
             vector=vector,
         )
 
-    x, y = side("", u, in_gate), side("v_", v, out_gate)
+    x, y = side("", signals[0], signals[2]), side("v_", signals[1], signals[3])
     sums_at = address("sums", sums)
     call = GradientCall(
         x,
@@ -79,7 +83,7 @@ def correlate_input(
         sums=sums_at,
         spectra=0 if spectra is None else address("spectra", spectra),
     )
-    run_gradient(found, call, launches(found, batch, channels, length), launcher)
+    run_gradient(found, call, planned, launcher)
     if not plan.filter.kernels:
         return finish(found, sums, length, taps, period)
     return finish_by_kernels(

@@ -114,22 +114,13 @@ def run_gradient(
     found: Gradient, call: GradientCall, launches: Iterable[GradientLaunch], launcher: Launcher
 ) -> None:
     """Make the parts of a filter's gradient: the launches of planner/gradient.py, in order."""
-    for launch in launches:
-        first = Launch(
-            found.kernel,
-            launch.entry,
-            launch.grid,
-            launch.block,
-            launch.shared_bytes,
-            launch.first,
-            launch.items,
-            launch.run,
-        )
-        x, v = (argument_block(found.plan, signal, first) for signal in (call.x, call.v))
-        if launch.side >= 0:
-            params = v if launch.side else x
+    for made in launches:
+        launch = made.launch
+        x, v = (argument_block(found.plan, signal, launch) for signal in (call.x, call.v))
+        if made.side >= 0:
+            params = v if made.side else x
         else:
-            params = x + v + _GRADIENT_ARGS.pack(call.sums, call.spectra, launch.parts, launch.workers)
+            params = x + v + _GRADIENT_ARGS.pack(call.sums, call.spectra, made.parts, made.workers)
         launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params)
 
 

@@ -67,17 +67,18 @@ def build(problem: Problem, target: str | Target, cache: Cache | None = None) ->
 
 def build_plan(plan: Plan, cache: Cache | None = None) -> Built:
     """Render and compile a given plan, through the cache (``Cache(None)`` keeps nothing)."""
-    return _build(plan, None, render(plan), command(plan).replace("render", "build --seqlen"), cache)
+    return _build(plan, None, cache)
 
 
 def build_gradient(found: Gradient, cache: Cache | None = None) -> Built:
     """Render and compile the kernels of a filter's gradient, through the cache."""
-    how = command(found.plan).replace("render", "build --train --seqlen")
-    return _build(found.plan, found, render_gradient(found), how, cache)
+    return _build(found.plan, found, cache)
 
 
-def _build(plan: Plan, found: Gradient | None, source: Source, how: str, cache: Cache | None) -> Built:
+def _build(plan: Plan, found: Gradient | None, cache: Cache | None) -> Built:
     started = time.perf_counter()
+    source = render(plan) if found is None else render_gradient(found)
+    how = "build --seqlen" if found is None else "build --train --seqlen"
     compiled = False
 
     def make() -> Entry:
@@ -89,7 +90,7 @@ def _build(plan: Plan, found: Gradient | None, source: Source, how: str, cache: 
         return Entry.of(source, nvrtc.compile_cubin(source, plan.target))
 
     key = Key.of(source, plan.target)
-    entry = (cache or Cache.default()).get_or_build(key, make, command=how)
+    entry = (cache or Cache.default()).get_or_build(key, make, command=command(plan).replace("render", how))
     block = tables.build(plan)
     seconds = time.perf_counter() - started
     return Built(plan, source, entry.cubin, entry.ptx, block, entry.resources, seconds, not compiled, found)

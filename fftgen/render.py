@@ -123,7 +123,6 @@ def render_gradient(gradient: Gradient) -> Source:
     """The source of the kernels of a filter's gradient: the same bytes for the same decisions."""
     plan = gradient.plan
     used = [*_headers(plan), "gradient", "filter", "finish"]
-    columns = [t.nbytes for t in plan.tables if t.name == "columns"]
     text = (
         _environment()
         .get_template("gradient.cu.j2")
@@ -140,7 +139,7 @@ def render_gradient(gradient: Gradient) -> Source:
             kernel_templates=MMA_TEMPLATES,
             tables=gradients.tables(plan),
             chain_tables=gradients.chain_bytes(plan),
-            columns_bytes=sum(columns),
+            columns_bytes=gradients.columns_bytes(plan),
             titles=FILTER_TITLES,
             weights=_weights((k.stages[0].radix for k in plan.filter.kernels if k.stages), plan.residual),
         )

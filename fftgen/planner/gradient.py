@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from fftgen.errors import ArtifactError, NoPlanError
 from fftgen.planner import mma_rules, search
 from fftgen.planner.filter_design import transposed
 from fftgen.planner.finish import Gather
-from fftgen.planner.launch import launches_of
+from fftgen.planner.launch import Launch, chunk_items, launch_of
 from fftgen.planner.mma_rules import CHAIN_POINTS, REGISTERS, STRIPS, resident_blocks
 from fftgen.planner.plan import TILE, Kernel, Plan, Table
 from fftgen.problem import Problem
@@ -39,7 +39,8 @@ class Gradient:
     """The gradient's kernels for a transform and a target.
 
     ``plan``: the causal plan whose stages and tables they use, and whose peaks and columns kernels run
-    before them where there is a device stage; its ``filter`` are the kernels that take the sum to taps
+    before them where there is a device stage, each signal in a workspace of its own, so that ``chunk_bytes``
+    is half of the convolution's; its ``filter`` are the kernels that take the sum to taps
     (planner/finish.py), which find it with ``gather``. ``kernel``: the kernel that makes the sum. A worker's
     spectrum of the first signal stands at ``spectra_at`` of shared memory (bytes), its sum at ``sums_at``;
     -1: in device memory.
@@ -111,11 +112,6 @@ class Gradient:
         first = self.plan.factors[0] // TILE
         return 2 * tiles * (4 * sum(r // TILE for r in self.plan.factors) - 2 * first)
 
-    @property
-    def chunk_bytes(self) -> int:
-        """Of one of the two workspaces."""
-        return self.plan.chunk_bytes // 2
-
     def __str__(self) -> str:
         p, k = self.plan, self.kernel
         places = {True: "shared", False: "device"}
@@ -138,9 +134,9 @@ def chain_bytes(plan: Plan) -> int:
     return max(t.offset + t.nbytes for t in plan.tables if t.name in FORWARD)
 
 
-def _copied(plan: Plan) -> int:
-    columns = sum(t.nbytes for t in plan.tables if t.name == "columns")
-    return chain_bytes(plan) + columns
+def columns_bytes(plan: Plan) -> int:
+    """Bytes of the matrices of the block stage, which a block copies as well."""
+    return sum(t.nbytes for t in plan.tables if t.name == "columns")
 
 
 def _fitted(plan: Plan, chip: Target, group: int, warps: int, spectra: bool, sums: bool) -> Gradient | None:
@@ -156,7 +152,7 @@ def _fitted(plan: Plan, chip: Target, group: int, warps: int, spectra: bool, sum
         plane = group * points if group > 1 or plan.device_stages else 2 * points
         peaks_at = -1
         at = warps * plane * (4 if plan.device_stages else 2)
-    tables_at, at = at, at + _copied(plan)
+    tables_at, at = at, at + chain_bytes(plan) + columns_bytes(plan)
     spectra_at, at = (at, at + workers * kept * 4 * points) if spectra else (-1, at)
     sums_at, at = (at, at + workers * 8 * points) if sums else (-1, at)
     if at > chip.shared_block or 32 * warps * registers > chip.registers_sm:
@@ -221,6 +217,7 @@ def gradient(problem: Problem, target: str | Target) -> Gradient:
             f"{chip.name}: " + (mma_rules.supports(chip) or "no plan of the mma engine serves it"),
             [str(c) for c in candidates if c.engine == "mma"][:20],
         )
+    plan = replace(plan, chunk_bytes=plan.chunk_bytes // 2)
     found = max(_fitting(plan, chip), key=_rank, default=None)
     if found is None:
         raise NoPlanError(f"the gradient's kernel does not fit a block of {chip.name}: {plan}", [])
@@ -237,14 +234,8 @@ def finished(found: Gradient, chip: Target) -> Gradient:
 class GradientLaunch:
     """One launch. ``side``: 0 or 1, the signal of a peaks or columns kernel; -1: the kernel of both."""
 
-    entry: str
-    grid: int
-    block: int
-    shared_bytes: int
+    launch: Launch
     side: int
-    first: int
-    items: int
-    run: int
     parts: int
     workers: int
 
@@ -260,29 +251,15 @@ def parts(found: Gradient, batch: int, channels: int) -> int:
     full = find_target(found.plan.target).multiprocessors * kernel.resident * kernel.items
     at_once = channels
     if found.plan.chunk_bytes:
-        at_once = max(1, min(channels, chunk_items(found, batch * channels) // batch))
+        at_once = max(1, min(channels, chunk_items(found.plan, batch * channels) // batch))
     return max(1, min(full // (at_once * found.rows), batch // least_share(found)))
 
 
-def chunk_items(found: Gradient, items: int) -> int:
-    """Transforms that go through the workspaces together."""
-    if not found.plan.chunk_bytes:
-        return items
-    return min(items, max(1, found.chunk_bytes // (4 * found.plan.transform)))
-
-
-def workspace_elements(found: Gradient, batch: int, channels: int) -> int:
-    """16-bit elements of the workspace of each signal."""
-    if not found.plan.chunk_bytes:
-        return 0
-    return 2 * found.plan.transform * chunk_items(found, batch * channels)
-
-
-def spectra_bytes(found: Gradient, batch: int, channels: int) -> int:
-    """Bytes that workers keep of the first signal's spectra in device memory."""
+def spectra_bytes(found: Gradient, planned: Iterable[GradientLaunch]) -> int:
+    """Bytes that workers keep of the first signal's spectra in device memory, for a call's launches."""
     if found.spectra_at >= 0:
         return 0
-    most = max(launch.workers for launch in launches(found, batch, channels, found.plan.transform))
+    most = max(launch.workers for launch in planned)
     group = 1 if found.blocks else found.kernel.group
     return most * group * 4 * found.plan.row_length
 
@@ -293,20 +270,19 @@ def launches(found: Gradient, batch: int, channels: int, length: int) -> tuple[G
     A chunk may end inside a channel: the next one adds to the same parts.
     """
     total = batch * channels
-    chunk = chunk_items(found, total)
+    chunk = chunk_items(found.plan, total)
     shared = parts(found, batch, channels)
     made = []
     for first in range(0, total, chunk):
         items = min(chunk, total - first)
         for side in (0, 1) if found.plan.device_stages else ():
             for role in ("peaks", "columns"):
-                one = launches_of(found.plan, found.plan.kernel(role), first, items, length)
-                shape = (one.entry, one.grid, one.block, one.shared_bytes)
-                made.append(GradientLaunch(*shape, side, first, items, one.run, shared, 0))
+                one = launch_of(found.plan, found.plan.kernel(role), first, items, length)
+                made.append(GradientLaunch(one, side, shared, 0))
         at_once = (first + items - 1) // batch - first // batch + 1
         workers = at_once * found.rows * shared
         kernel = found.kernel
         grid = -(-workers // kernel.items)
-        shape = (found.name, grid, 32 * kernel.warps, kernel.shared_bytes)
-        made.append(GradientLaunch(*shape, -1, first, items, 1, shared, workers))
+        both = Launch(kernel, found.name, grid, 32 * kernel.warps, kernel.shared_bytes, first, items, 1)
+        made.append(GradientLaunch(both, -1, shared, workers))
     return tuple(made)

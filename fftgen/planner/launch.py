@@ -78,11 +78,12 @@ def launches(plan: Plan, batch: int, channels: int, length: int) -> tuple[Launch
     found = []
     for first in range(0, total, chunk):
         items = min(chunk, total - first)
-        found += [launches_of(plan, kernel, first, items, length) for kernel in plan.kernels]
+        found += [launch_of(plan, kernel, first, items, length) for kernel in plan.kernels]
     return tuple(found)
 
 
-def launches_of(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -> Launch:
+def launch_of(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -> Launch:
+    """The launch of one of a plan's kernels on transforms ``first .. first + items``."""
     run = 1
     if kernel.role == "peaks":
         grid = items * plan.rows_per_item * -(-length // kernel.plane)

@@ -51,6 +51,7 @@ def _group(points: int, rows: int) -> int:
 
 
 def resident_blocks(shared: int, warps: int, target: Target, registers: int = REGISTERS) -> int:
+    """Blocks of a multiprocessor: by shared memory (bytes of a block), registers of a thread and slots."""
     by_shared = target.shared_sm // (shared + target.shared_reserved)
     by_registers = target.registers_sm // (32 * warps * registers)
     return max(1, min(by_shared, by_registers, target.blocks_sm, target.warps_sm // warps))

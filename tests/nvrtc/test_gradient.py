@@ -170,10 +170,10 @@ def test_chunks_that_end_inside_a_channel(length: int, rng: np.random.Generator)
     """A workspace of two transforms: three rows of each channel go through it in pieces."""
     found = planned(length, target="sm_86")  # where 20 480 points take a device stage
     assert found.plan.device_stages
-    plan = dataclasses.replace(found.plan, chunk_bytes=4 * 4 * found.plan.transform)
+    plan = dataclasses.replace(found.plan, chunk_bytes=2 * 4 * found.plan.transform)
     found = dataclasses.replace(found, plan=plan)
     made = launches(found, 3, 2, length)
-    assert [x.items for x in made if x.side < 0] == [2, 2, 2]
+    assert [x.launch.items for x in made if x.side < 0] == [2, 2, 2]
     run(found, rng, *signals(rng, "bf16", (3, 2, length), 3))
 
 
@@ -188,7 +188,8 @@ def test_scales(length: int, rng: np.random.Generator) -> None:
     u, v = u.float(), v.float()
     u[:, 0] *= 1e-20
     v[:, 0] *= 1e30
-    u[:, 1] *= torch.exp(3 * draw(rng, 2, length)).float()
+    early = length // 4  # a large one near the end would meet few lags
+    u[:, 1, :early] *= torch.exp(3 * draw(rng, 2, early)).float()
     u[:, 2] += 100
     v[:, 2] += 1
     v[:, 3, -1] = 1e4
