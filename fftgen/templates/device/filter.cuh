@@ -10,8 +10,10 @@ namespace fftgen {
 // What one launch is told. The host packs the same fields in the same order (fftgen/launch.py).
 template <typename T>
 struct FilterArgs {
-    const float* filter;          // (channels, taps), rows `stride` elements apart
+    const float* filter;          // (channels, taps), rows `stride` elements apart; or nullptr
     long long stride;
+    const float* back;            // (channels, 1 + reach): acts backwards in time; or nullptr
+    long long back_stride;
     const float* skip;            // (channels), joins the first tap; or nullptr
     T* planes;                    // (channels, 2, N): as the convolution reads it
     float2* scale;                // (channels): what the spectrum was multiplied by; what undoes it and 1/N
@@ -19,7 +21,9 @@ struct FilterArgs {
     float2* workspace;            // (channels of this launch, N) or nullptr
     int* peaks;                   // (channels): exponents of the largest moduli, grown by atomics; or nullptr
     int first;                    // first channel of this launch
-    int taps;
+    int taps;                     // 0 without a filter
+    int reach;                    // taps of `back` beyond the first
+    int unused;
 };
 
 __device__ __forceinline__ float2 operator+(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }
@@ -137,6 +141,11 @@ __device__ __forceinline__ void twist(float2 (&x)[R], const unsigned char* table
 #pragma unroll
         for (int a = 0; a < A; ++a) x[A * b + a] = x[A * b + a] * coarse;
     }
+}
+
+// Number n of a row of `count`; zero where there is none.
+__device__ __forceinline__ float tap_at(const float* row, int n, int count) {
+    return unsigned(n) < unsigned(count) ? __ldg(row + n) : 0.0f;
 }
 
 // Bits of the larger absolute value of both parts; a NaN is larger than all.
