@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +22,7 @@ from fftgen.gradient import correlate_input
 from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES, FINISH_ARGS_BYTES, GRADIENT_ARGS_BYTES
 from fftgen.pipeline import Built
 from fftgen.prepare import prepare
-from fftgen.simulator import DeviceMemory, Report, simulate
-from fftgen.simulator import parse as parse_ptx
+from fftgen.simulator import DeviceMemory, Module, Report, parse, simulate
 
 Blocks = Sequence[tuple[int, int, int]]
 WRITTEN = (
@@ -49,6 +49,12 @@ def line_ptx(built: Built) -> str:
     return nvrtc.compile_ptx(built.source, target.replace("sm_", "compute_"), line_info=True)
 
 
+@lru_cache(maxsize=8)
+def _parsed(ptx: str, source: str) -> Module:
+    """A module is immutable, and simulated again with other arguments as a rule."""
+    return parse(ptx, source=source)
+
+
 def _bytes(x: Tensor) -> npt.NDArray[np.uint8]:
     """The memory from a tensor's first to its last element, shared, as 16-bit or 8-bit integers."""
     span = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
@@ -73,7 +79,7 @@ class Simulated:
     filter_reports: dict[str, Report] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._module = parse_ptx(self.ptx, source=self.source)
+        self._module = _parsed(self.ptx, self.source)
         self._tensors: dict[str, Tensor] = {}
 
     def address(self, name: str, x: Tensor) -> int:

@@ -9,7 +9,8 @@ import zlib
 import numpy as np
 import pytest
 
-SEED = int(os.environ.get("FFTGEN_TEST_SEED", secrets.randbelow(2**31)))
+# Worker processes of one session find the same.
+SEED = int(os.environ.setdefault("FFTGEN_TEST_SEED", str(secrets.randbelow(2**31))))
 
 
 @pytest.fixture

@@ -94,6 +94,17 @@ def _finish(y: Tensor, x: Tensor, out_gate: Tensor | None, skip: Tensor | None) 
     return y if out_gate is None else y * out_gate.double()
 
 
+def leading(k: Tensor, steps: int) -> Tensor:
+    """A filter (H, Lk) of which the first ``steps`` taps weigh no less than the others.
+
+    A signal of ``steps`` meets those alone, but the spectrum is rounded in proportion to all.
+    """
+    first, rest = k[:, :steps].norm(dim=1), k[:, steps:].norm(dim=1)
+    raised = k.clone()
+    raised[:, :steps] *= (rest / first).clamp(min=1)[:, None]
+    return raised
+
+
 def draw(
     rng: np.random.Generator,
     shape: tuple[int, int, int],
@@ -112,9 +123,9 @@ def draw(
         return torch.from_numpy(rng.standard_normal(size))
 
     fade = torch.exp(-8 * torch.arange(taps) / taps)
-    made = {"u": white(*shape).to(dtype), "k": (white(heads, taps) * fade).to(filter_dtype)}
-    if "k_rev" in options:
-        made["k_rev"] = (white(heads, taps) * fade).to(filter_dtype)
+    made = {"u": white(*shape).to(dtype)}
+    for name in ("k", *(n for n in options if n == "k_rev")):
+        made[name] = leading(white(heads, taps) * fade, shape[-1]).to(filter_dtype)
     for name in ("in_gate", "out_gate"):
         if name in options:
             made[name] = white(*shape).to(dtype)

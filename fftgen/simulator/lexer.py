@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fftgen.simulator.faults import ParseError
 
+# Frequent ones first, but for what another would take for its own: a comment's slash, the name of a line.
 _TOKEN = re.compile(
     r"""
       (?P<skip>\s+|//[^\n]*|/\*.*?\*/)
     | (?P<line>\.(?:loc|file|version|target|address_size)\b[^\n]*)
-    | (?P<string>"[^"\n]*")
+    | (?P<name>[%$_a-zA-Z.][\w$.%]*(?:::[A-Za-z_0-9][\w.]*)*)
     | (?P<number>0[fF][0-9a-fA-F]{8}(?!\w)|0[dD][0-9a-fA-F]{16}(?!\w)|0[xX][0-9a-fA-F]+U?|0[bB][01]+U?
         |\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+|\d+U?)
-    | (?P<name>[%$_a-zA-Z.][\w$.%]*(?:::[A-Za-z_0-9][\w.]*)*)
     | (?P<punct>[{}()\[\],;:<>=+\-*/~!@|&^])
+    | (?P<string>"[^"\n]*")
     """,
     re.VERBOSE | re.DOTALL,
 )
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """``kind`` is line, string, number, name or punct; ``start`` and ``end`` are offsets into the text."""
 
     kind: str
@@ -36,21 +36,21 @@ def tokenize(text: str) -> list[Token]:
     """All tokens of a PTX text. Raises ParseError at the first character that begins none."""
     tokens: list[Token] = []
     position, line = 0, 1
-    size = len(text)
-    while position < size:
-        match = _TOKEN.match(text, position)
-        if match is None:
-            if text[position] == "\0":
-                break
-            raise ParseError(f"unexpected character {text[position]!r} in PTX line {line}", ptx_line=line)
-        kind = str(match.lastgroup)
-        if kind == "name" and match.group().startswith(".") and match.group().count(".") > 1:
-            place = position  # directives written together, as in ".reg.b32"
-            for word in match.group()[1:].split("."):
-                tokens.append(Token(kind, f".{word}", line, place, place + len(word) + 1))
-                place += len(word) + 1
-        elif kind != "skip":
-            tokens.append(Token(kind, match.group(), line, position, match.end()))
-        line += text.count("\n", position, match.end())
-        position = match.end()
+    for match in _TOKEN.finditer(text):
+        start, end = match.span()
+        if start != position:  # a character was passed over
+            break
+        position = end
+        kind, word = str(match.lastgroup), match.group()
+        if kind == "skip":
+            line += word.count("\n")
+        elif kind == "name" and word[0] == "." and word.count(".") > 1:
+            place = start  # directives written together, as in ".reg.b32"
+            for part in word[1:].split("."):
+                tokens.append(Token(kind, f".{part}", line, place, place + len(part) + 1))
+                place += len(part) + 1
+        else:
+            tokens.append(Token(kind, word, line, start, end))
+    if position < len(text) and text[position] != "\0":
+        raise ParseError(f"unexpected character {text[position]!r} in PTX line {line}", ptx_line=line)
     return tokens

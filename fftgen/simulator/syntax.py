@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from fftgen.simulator.types import Type
 
@@ -154,6 +155,10 @@ class Module:
     compiled: dict[str, object] = field(default_factory=dict, compare=False, repr=False)
     """Decoded entries, kept by the launcher so that a module is decoded once."""
 
+    @cached_property
+    def _lines(self) -> list[str]:
+        return (self.source or "").splitlines()
+
     def where(self, loc: Loc | None) -> tuple[int | None, str | None]:
         """The line of the primary file that a position belongs to, and the whole chain in words."""
         if loc is None:
@@ -167,8 +172,6 @@ class Module:
             words.append(f"{self.files.get(step.file, f'file {step.file}')}:{step.line}")
             step = step.parent
         text = " inlined at ".join(words)
-        if line is not None and self.source is not None:
-            lines = self.source.splitlines()
-            if 0 < line <= len(lines):
-                text += f": {lines[line - 1].strip()}"
+        if line is not None and 0 < line <= len(self._lines):
+            text += f": {self._lines[line - 1].strip()}"
         return line, text

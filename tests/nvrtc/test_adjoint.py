@@ -6,35 +6,22 @@ both filters it is a bidirectional call. References are float64 autograd (tests/
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import gradients
 import numpy as np
 import pytest
 import torch
+from calls import built
 from gradients import OPTIONS, TORCH
 
 import fftgen
 from fftgen import eager, emulate, gradient_accuracy
-from fftgen.cache import Cache
-from fftgen.pipeline import Built, build_plan
 from fftgen.planner import search
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
 
 Given = dict[str, torch.Tensor]
-
-
-@lru_cache(maxsize=8)
-def built(plan: Plan) -> tuple[Built, str]:
-    module = build_plan(plan, Cache(None))
-    return module, emulate.line_ptx(module)
-
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path))
 
 
 def launched(

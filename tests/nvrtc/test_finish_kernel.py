@@ -8,19 +8,18 @@ from __future__ import annotations
 import dataclasses
 import struct
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from calls import built
 from mutations import dropped_barriers
 from torch import Tensor
 
 from fftgen import emulate, launch, nvrtc
 from fftgen.errors import CompileError, InternalError
 from fftgen.gradient import finish, finish_by_kernels
-from fftgen.planner import tables
 from fftgen.planner.gradient import Gradient, gradient
 from fftgen.planner.order import spectrum_index
 from fftgen.problem import Problem
@@ -35,12 +34,10 @@ def gradient_for(length: int, target: str = "sm_90", dtype: str = "bf16") -> Gra
     return gradient(Problem("causal", length, dtype), target)
 
 
-@lru_cache(maxsize=16)
 def ptx_of(found: Gradient) -> tuple[str, str, Tensor]:
     """PTX, source text and table block."""
-    source = render_gradient(found)
-    ptx = nvrtc.compile_ptx(source, found.plan.target.replace("sm_", "compute_"), line_info=True)
-    return ptx, source.text, torch.frombuffer(bytearray(tables.build(found.plan)), dtype=torch.uint8)
+    module, ptx = built(found)
+    return ptx, module.source.text, torch.frombuffer(bytearray(module.tables), dtype=torch.uint8)
 
 
 @dataclass(frozen=True)

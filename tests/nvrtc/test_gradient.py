@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import gradients
 import numpy as np
 import pytest
 import torch
+from calls import built
 from command_line import answer, why_not
 from gradients import TORCH
 from mutations import dropped_barriers
@@ -23,9 +23,7 @@ from torch import Tensor
 import fftgen.planner.gradient
 from fftgen import eager, emulate, gradient_accuracy, nvrtc
 from fftgen.bundle import open_shelf
-from fftgen.cache import Cache
 from fftgen.errors import InternalError, NoPlanError
-from fftgen.pipeline import Built, build_gradient
 from fftgen.planner.gradient import Gradient, gradient, launches, parts
 from fftgen.problem import Problem
 from fftgen.render import render_gradient
@@ -42,12 +40,6 @@ PATHS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
 
 def slow(cases: Iterable[tuple[object, ...]]) -> list[Any]:
     return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
-
-
-@lru_cache(maxsize=16)
-def built(found: Gradient) -> tuple[Built, str]:
-    module = build_gradient(found, Cache(None))
-    return module, emulate.line_ptx(module)
 
 
 def planned(length: int, dtype: str = "bf16", target: str = "sm_90") -> Gradient:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,11 +20,6 @@ from fftgen.planner import search
 from fftgen.planner.cost import tensor_ops
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
-
-
-@pytest.fixture(autouse=True)
-def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path))
 
 
 def plan_for(mode: str, length: int, dtype: str, target: str = "sm_90") -> Plan:

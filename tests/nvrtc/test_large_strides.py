@@ -6,18 +6,15 @@ and stops the simulation.
 
 from __future__ import annotations
 
-from typing import Any
-
 import gradients
 import numpy as np
 import pytest
 import torch
+from calls import built
 
 from fftgen import emulate, gradient_accuracy
-from fftgen.cache import Cache
 from fftgen.execute import spectrum
 from fftgen.launch import Call, Signal, run
-from fftgen.pipeline import build_plan
 from fftgen.planner import search
 from fftgen.planner.launch import launches, peaks_words, workspace_elements
 from fftgen.problem import Problem
@@ -41,12 +38,9 @@ def test_rows_lie_gigabytes_apart(
     target: str,
     far: str,
     rng: np.random.Generator,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Any,
 ) -> None:
-    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path))
     plan = search.plan(Problem(mode, length, "bf16"), target)
-    module = build_plan(plan, Cache(None))
+    module, ptx = built(plan)
     shape = (3, 1) if far == "batch" else (1, 3)
     u = torch.from_numpy(rng.standard_normal((*shape, length))).bfloat16()
     k = torch.from_numpy(
@@ -54,7 +48,7 @@ def test_rows_lie_gigabytes_apart(
     ).float()
     y = torch.full_like(u, float("nan"))
 
-    device = emulate.Simulated(emulate.line_ptx(module), module.source.text)
+    device = emulate.Simulated(ptx, module.source.text)
     memory = device.memory
 
     def rows(name: str, x: torch.Tensor, writable: bool) -> Signal:

@@ -16,12 +16,13 @@ from calls import OPTIONS, TORCH, built, call, check, draw, exact, filters, judg
 from plans import on_engine
 from torch import Tensor
 
-from fftgen import emulate, sass, toolkit
+from fftgen import emulate, nvrtc, sass, toolkit
 from fftgen.execute import spectrum, with_skip
 from fftgen.planner.cost import tensor_ops
 from fftgen.planner.plan import Plan
 from fftgen.planner.search import with_shape
 from fftgen.problem import Problem
+from fftgen.render import render
 from fftgen.simulator import Report
 
 MODES = ("causal", "circular")
@@ -502,21 +503,20 @@ def test_memory_is_reached_as_well_as_can_be(
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_no_kernel_spills(mode: str, length: int, target: str) -> None:
     plan = plan_for(mode, length, target=target)
-    module, _ = built(plan)
+    module = nvrtc.compile_cubin(render(plan), target)
     assert set(module.resources) == {plan.entry(kernel) for kernel in plan.kernels}
     for name, taken in module.resources.items():
         assert not taken.spills, name
         assert taken.stack_bytes == 0, name
     if toolkit.find_tool("nvdisasm") is not None:
-        mix = sass.instruction_mix(sass.disassemble(module.cubin))
+        mix = sass.instruction_mix(sass.disassemble(module.image))
         work = {plan.entry(kernel) for kernel in plan.kernels if kernel.role != "peaks"}
         assert all(mix[name]["HMMA"] > 0 for name in work)
 
 
 def test_at_least_sixteen_warps_stay_resident_at_4096() -> None:
     plan = plan_for("causal", 4096)
-    module, _ = built(plan)
-    (taken,) = module.resources.values()
+    (taken,) = nvrtc.compile_cubin(render(plan), plan.target).resources.values()
     warps = plan.body.warps * plan.body.resident
     assert warps >= 16
     assert 32 * taken.registers * warps <= 65_536
@@ -530,8 +530,7 @@ def test_at_least_sixteen_warps_stay_resident_at_4096() -> None:
 def test_sweep(mode: str, length: int, dtype: str, target: str, rng: np.random.Generator) -> None:
     """Every combination of options; with none of them spilling."""
     plan = plan_for(mode, length, dtype, target)
-    module, _ = built(plan)
-    assert not any(taken.spills for taken in module.resources.values())
+    assert not any(taken.spills for taken in nvrtc.compile_cubin(render(plan), target).resources.values())
     for options in COMBINATIONS:
         run(plan, rng, batch=3, options=options)
 

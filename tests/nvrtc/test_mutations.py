@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from calls import built
 from command_line import why_not
 from mutations import Mutation, dropped_barriers, shifted_indices
 from reference import Float64, convolve
@@ -24,9 +24,7 @@ from tolerance import check
 
 import fftgen.planner.launch
 from fftgen import emulate
-from fftgen.cache import Cache
 from fftgen.errors import InternalError
-from fftgen.pipeline import Built, build_plan
 from fftgen.planner import search
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
@@ -141,17 +139,11 @@ def _calls(plan: Plan, rng: np.random.Generator) -> list[Whole]:
     ]
 
 
-@lru_cache(maxsize=2)
-def _built(name: str) -> tuple[Built, str]:
-    module = build_plan(ALL[name], Cache(None))
-    return module, emulate.line_ptx(module)
-
-
 class Laboratory:
     """A plan's kernels, and calls that every mutant of them has to fail."""
 
     def __init__(self, name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.module, self.ptx = _built(name)
+        self.module, self.ptx = built(ALL[name])
         self.calls = _calls(ALL[name], rng)
         self._patch = monkeypatch
         self.reached = self._reached()
