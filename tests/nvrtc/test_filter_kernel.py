@@ -167,7 +167,7 @@ def check(
     steps = (ordered[0] - ordered[1]).abs()
     far = (steps > 1) & ((found - other).abs() > TINY)
     assert not far.any(), f"{int(far.sum())} numbers differ by more than a unit in the last place"
-    if made.filter_length > 1:  # else they are one number, which may lie on a border of rounding
+    if reference.filter_length > 2:  # else they may be one number, or nearly: on a border of rounding
         share = float((steps > 0).double().mean())
         assert share < 0.01, f"{share:.2%} of the numbers differ from torch's"
     natural = exact(plan, k, skip, back) * made.scale[:, :1].double().numpy()
@@ -185,7 +185,7 @@ def draw(rng: np.random.Generator, channels: int, taps: int) -> Tensor:
     return torch.from_numpy(rng.standard_normal((channels, taps)).astype(np.float32))
 
 
-LENGTHS = (256, 512, 768, 1000, 1024, 4096, 8192, 12_288, 20_480, 32_768, 65_536)
+LENGTHS = (256, 512, 768, 1000, 1024, 1536, 4096, 8192, 12_288, 20_480, 32_768, 65_536)
 WMMA = ((16, 16), (16, 32), (48, 16), (32, 32), (16, 16, 16), (48, 16, 16), (80, 16, 16), (112, 16, 16))
 
 
@@ -237,7 +237,7 @@ BACKWARDS = [
     plan_for("causal", 1000),  # a transform that is longer
     plan_for("causal", 65_536),
     plan_for("causal", 8000, target="sm_75", dtype="fp16"),  # two passes
-    *(plan_for("circular", n) for n in (2, 250, 3700)),
+    *(plan_for("circular", n) for n in (3, 250, 3700)),
     plan_for("circular", 8000, target="sm_75", dtype="fp16"),
     whole_period(16, 16),
     wmma("causal", 48, 16, 16),
@@ -332,7 +332,8 @@ def test_strided_rows_and_other_types(target: str, rng: np.random.Generator) -> 
     ):
         assert not k.is_contiguous() or k.dtype != torch.float32
         check(plan, make(plan, k), k.float())
-        check(plan, make(plan, wide[: k.shape[0]], back=k), wide[: k.shape[0]], back=k.float())
+        ahead = draw(rng, k.shape[0], 1001)
+        check(plan, make(plan, ahead, back=k), ahead, back=k.float())
 
 
 @pytest.mark.parametrize("target", ["sm_75", "sm_90"])

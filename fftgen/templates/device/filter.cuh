@@ -159,12 +159,15 @@ __device__ __forceinline__ unsigned square(float2 z, float scale) {
     return __float_as_uint(x * x + y * y) & 0x7fffffffu;
 }
 
-// The largest value of each warp into shared memory, and, after a barrier, the largest of them all.
+// The largest value of each warp into shared memory, and, after a barrier, the largest of them all. A compiler
+// may read whole pieces of 16 bytes there: the last warp fills up the piece that its value begins or ends.
 template <int THREADS>
 __device__ __forceinline__ void share_peak(unsigned value, unsigned* peaks) {
 #pragma unroll
     for (int step = LANES / 2; step; step /= 2) value = max(value, __shfl_xor_sync(0xffffffffu, value, step));
-    if (threadIdx.x % LANES == 0) peaks[threadIdx.x / LANES] = value;
+    constexpr int WARPS = THREADS / LANES, SPARE = 3 - (WARPS - 1) % 4;
+    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+    if (lane <= (warp == WARPS - 1 ? SPARE : 0)) peaks[warp + lane] = value;
 }
 template <int THREADS>
 __device__ __forceinline__ unsigned shared_peak(const unsigned* peaks) {
