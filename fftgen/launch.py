@@ -20,8 +20,8 @@ from fftgen.planner.plan import Plan
 _ARGS = struct.Struct("<" + 4 * "Qqq" + "5Q" + "8i")
 ARGS_BYTES = _ARGS.size
 
-# FilterArgs in templates/device/filter.cuh: two fields of the filter, six addresses, two 32-bit numbers.
-_FILTER_ARGS = struct.Struct("<" + "Qq" + "6Q" + "2i")
+# FilterArgs in templates/device/filter.cuh: two fields of each filter, six addresses, three 32-bit numbers.
+_FILTER_ARGS = struct.Struct("<" + 2 * "Qq" + "6Q" + "3i4x")
 FILTER_ARGS_BYTES = _FILTER_ARGS.size
 
 # GradientArgs in templates/device/gradient.cuh: two Args, two addresses, two 32-bit numbers.
@@ -126,11 +126,17 @@ def run_gradient(
 
 @dataclass(frozen=True)
 class FilterCall:
-    """All that the kernels of filters' spectra are handed. Addresses are device addresses, 0: absent."""
+    """All that the kernels of filters' spectra are handed. Addresses are device addresses, 0: absent.
+
+    ``back``: a filter that acts backwards in time, with ``reach`` taps beyond its first.
+    """
 
     filter: int
     stride: int
     taps: int
+    back: int
+    back_stride: int
+    reach: int
     channels: int
     skip: int
     planes: int
@@ -146,6 +152,8 @@ def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
         params = _FILTER_ARGS.pack(
             call.filter,
             call.stride,
+            call.back,
+            call.back_stride,
             call.skip,
             call.planes,
             call.scale,
@@ -154,6 +162,7 @@ def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
             call.peaks,
             launch.first,
             call.taps,
+            call.reach,
         )
         kernel = launch.kernel
         launcher.launch(plan.filter_entry(kernel), launch.grid, kernel.threads, kernel.shared_bytes, params)

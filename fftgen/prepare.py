@@ -24,37 +24,41 @@ def prepare(
     skip: Tensor | None = None,
     address: Address = lambda _, x: x.data_ptr(),
 ) -> Spectrum:
-    """Transform a filter (H, Lk), Lk at most the plan's length, by kernels on the launcher.
+    """Transform filters (H, Lk), Lk at most the plan's length, by kernels on the launcher.
 
-    With a filter that acts backwards in time (``k_rev``) it is ``execute.spectrum``: torch.fft.
+    ``k_rev`` acts backwards in time; either may be absent, not both: in the kernels' ring x^N is i (1 where
+    it is circular), so tap m of k_rev stands, times -i, at N - m.
 
-    ``tables``: the plan's table block, uint8, on k's device; ``address`` as in ``Executable``. k of another
-    type than fp32, or with taps that are not side by side, is copied once; rows may be strided. A skip term
-    (H,) joins the first tap. Numbers may differ from those of ``execute.spectrum`` in their last place.
+    ``tables``: the plan's table block, uint8, on k's device; ``address`` as in ``Executable``. A filter of
+    another type than fp32, or with taps that are not side by side, is copied once; rows may be strided. A
+    skip term (H,) joins the first tap. Numbers may differ from those of ``execute.spectrum`` in their last
+    place.
     """
-    if k is None or k_rev is not None or not plan.filter.kernels:
+    if not plan.filter.kernels:
         return spectrum(plan, k, k_rev, skip)
-    channels, taps = k.shape
+    ahead, back = _rows(k), _rows(k_rev)
+    given = [f for f in (ahead, back) if f is not None]
+    channels, device = given[0].shape[0], given[0].device
     if channels >= 2**31:
         raise InputError(f"{channels} channels exceed 2**31 - 1: split them")
-    rows = k.detach().to(torch.float32)
-    if taps > 1 and rows.stride(1) != 1:
-        rows = rows.contiguous()
-    planes = torch.empty(channels, 2, plan.transform, dtype=operand(plan), device=k.device)
-    scale = torch.empty(channels, 2, dtype=torch.float32, device=k.device)
-    made = Spectrum(planes, scale, plan.digest, taps)
+    planes = torch.empty(channels, 2, plan.transform, dtype=operand(plan), device=device)
+    scale = torch.empty(channels, 2, dtype=torch.float32, device=device)
+    made = Spectrum(planes, scale, plan.digest, max(f.shape[1] for f in given))
     if channels == 0:
         return made
     direct = None if skip is None else skip.detach().to(torch.float32).contiguous()
     workspace = peaks = None
     if not plan.filter.whole:
         count = chunk_channels(plan.filter, plan.transform, channels) * plan.transform
-        workspace = torch.empty(count, 2, dtype=torch.float32, device=k.device)
-        peaks = torch.zeros(channels, dtype=torch.int32, device=k.device)  # grown by atomics
+        workspace = torch.empty(count, 2, dtype=torch.float32, device=device)
+        peaks = torch.zeros(channels, dtype=torch.int32, device=device)  # grown by atomics
     call = FilterCall(
-        filter=address("filter", rows),
-        stride=rows.stride(0),
-        taps=taps,
+        filter=0 if ahead is None else address("filter", ahead),
+        stride=0 if ahead is None else ahead.stride(0),
+        taps=0 if ahead is None else ahead.shape[1],
+        back=0 if back is None else address("back_filter", back),
+        back_stride=0 if back is None else back.stride(0),
+        reach=0 if back is None else back.shape[1] - 1,
         channels=channels,
         skip=0 if direct is None else address("skip", direct),
         planes=address("filter_planes", planes),
@@ -65,3 +69,11 @@ def prepare(
     )
     run_filter(plan, call, launcher)
     return made
+
+
+def _rows(k: Tensor | None) -> Tensor | None:
+    """A filter in fp32 with its taps side by side."""
+    if k is None:
+        return None
+    rows = k.detach().to(torch.float32)
+    return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()

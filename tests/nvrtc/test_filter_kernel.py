@@ -76,20 +76,20 @@ class Made:
     reports: dict[str, Report]
 
 
-def make(plan: Plan, k: Tensor, skip: Tensor | None = None) -> Made:
+def make(plan: Plan, k: Tensor | None, skip: Tensor | None = None, back: Tensor | None = None) -> Made:
     """A filter's spectrum by the kernels, all of which must have written all of it."""
     ptx, text, block = ptx_of(plan)
     simulated = emulate.Simulated(ptx, text)
-    made = prepare(plan, block, simulated, k, skip=skip, address=simulated.address)
+    made = prepare(plan, block, simulated, k, back, skip, address=simulated.address)
     assert simulated.unwritten("filter_planes") == simulated.unwritten("filter_scale") == 0
     assert made.digest == plan.digest
-    assert made.filter_length == k.shape[1]
+    assert made.filter_length == max(f.shape[1] for f in (k, back) if f is not None)
     roles = {plan.filter_entry(kernel): kernel.role for kernel in plan.filter.kernels}
     assert set(simulated.reports) == set(roles)
     return Made(made.planes, made.scale, {roles[name]: r for name, r in simulated.reports.items()})
 
 
-def unrounded(plan: Plan, k: Tensor) -> npt.NDArray[np.complex64]:
+def unrounded(plan: Plan, k: Tensor, back: Tensor | None = None) -> npt.NDArray[np.complex64]:
     """The fp32 spectrum (H, N) as the kernels hold it before rounding, digits reversed."""
     ptx, text, block = ptx_of(plan, True)
     simulated = emulate.Simulated(ptx, text)
@@ -100,6 +100,9 @@ def unrounded(plan: Plan, k: Tensor) -> npt.NDArray[np.complex64]:
         filter=simulated.address("filter", k),
         stride=k.stride(0),
         taps=k.shape[1],
+        back=0 if back is None else simulated.address("back", back),
+        back_stride=0 if back is None else back.stride(0),
+        reach=0 if back is None else back.shape[1] - 1,
         channels=channels,
         skip=0,
         planes=simulated.address("filter_planes", operand),
@@ -121,13 +124,27 @@ def reversed_digits(plan: Plan) -> npt.NDArray[np.int64]:
     return frequency
 
 
-def exact(plan: Plan, k: Tensor, skip: Tensor | None = None) -> npt.NDArray[np.complex128]:
+def exact(
+    plan: Plan, k: Tensor | None, skip: Tensor | None = None, back: Tensor | None = None
+) -> npt.NDArray[np.complex128]:
     """The natural spectrum (H, N) in float64, by definition."""
     n = plan.transform
-    taps = np.zeros((k.shape[0], n), complex)
-    taps[:, : k.shape[1]] = k.double().numpy()
-    for m in range(1, k.shape[1]) if plan.fold else ():
-        taps[:, m + n - plan.fold] -= 1j * k[:, m].double().numpy()
+    period = plan.fold or n
+    given = [f for f in (k, back) if f is not None]
+    taps = np.zeros((given[0].shape[0], n), complex)
+    if k is not None:
+        taps[:, : k.shape[1]] = k.double().numpy()
+    for m in range(back.shape[1] if back is not None else 0):
+        assert back is not None
+        tap = back[:, m].double().numpy()
+        if m == 0:
+            taps[:, 0] += tap
+        elif plan.problem.causal:  # x^n = i
+            taps[:, n - m] -= 1j * tap
+        else:
+            taps[:, period - m] += tap
+    if plan.fold:
+        taps[:, n - period + 1 :] -= 1j * taps[:, 1:period]
     if skip is not None:
         taps[:, 0] += skip.double().numpy()
     if plan.real_input:
@@ -135,9 +152,11 @@ def exact(plan: Plan, k: Tensor, skip: Tensor | None = None) -> npt.NDArray[np.c
     return np.fft.fft(taps)
 
 
-def check(plan: Plan, made: Made, k: Tensor, skip: Tensor | None = None) -> None:
+def check(
+    plan: Plan, made: Made, k: Tensor | None, skip: Tensor | None = None, back: Tensor | None = None
+) -> None:
     """Scale and planes as those of torch, up to a unit in the last place; and right against float64."""
-    reference = spectrum(plan, k, skip=skip)
+    reference = spectrum(plan, k, back, skip)
     assert torch.equal(made.scale, reference.scale)
     assert made.planes.shape == reference.planes.shape
     assert made.planes.dtype == reference.planes.dtype
@@ -148,10 +167,10 @@ def check(plan: Plan, made: Made, k: Tensor, skip: Tensor | None = None) -> None
     steps = (ordered[0] - ordered[1]).abs()
     far = (steps > 1) & ((found - other).abs() > TINY)
     assert not far.any(), f"{int(far.sum())} numbers differ by more than a unit in the last place"
-    if k.shape[1] > 1:  # else they are one number, which may lie on a border of rounding
+    if reference.filter_length > 2:  # else they may be one number, or nearly: on a border of rounding
         share = float((steps > 0).double().mean())
         assert share < 0.01, f"{share:.2%} of the numbers differ from torch's"
-    natural = exact(plan, k, skip) * made.scale[:, :1].double().numpy()
+    natural = exact(plan, k, skip, back) * made.scale[:, :1].double().numpy()
     wanted = natural.view(np.float64)[:, spectrum_index(plan)].reshape(found.shape)
     largest = np.abs(natural).max(axis=1)
     assert ((largest >= 0.5 - TINY) & (largest < 1 + TINY)).all()
@@ -166,7 +185,7 @@ def draw(rng: np.random.Generator, channels: int, taps: int) -> Tensor:
     return torch.from_numpy(rng.standard_normal((channels, taps)).astype(np.float32))
 
 
-LENGTHS = (256, 512, 768, 1000, 1024, 4096, 8192, 12_288, 20_480, 32_768, 65_536)
+LENGTHS = (256, 512, 768, 1000, 1024, 1536, 4096, 8192, 12_288, 20_480, 32_768, 65_536)
 WMMA = ((16, 16), (16, 32), (48, 16), (32, 32), (16, 16, 16), (48, 16, 16), (80, 16, 16), (112, 16, 16))
 
 
@@ -213,6 +232,40 @@ def test_spectra_of_folded_lengths(plan: Plan, rng: np.random.Generator) -> None
         check(plan, make(plan, k, skip), k, skip)
 
 
+BACKWARDS = [
+    *(plan_for(mode, n) for n in (256, 768, 4096, 20_480) for mode in ("causal", "circular")),
+    plan_for("causal", 1000),  # a transform that is longer
+    plan_for("causal", 65_536),
+    plan_for("causal", 8000, target="sm_75", dtype="fp16"),  # two passes
+    *(plan_for("circular", n) for n in (3, 250, 3700)),
+    plan_for("circular", 8000, target="sm_75", dtype="fp16"),
+    whole_period(16, 16),
+    wmma("causal", 48, 16, 16),
+    wmma("circular", 32, 32),
+]
+
+
+@pytest.mark.parametrize("plan", BACKWARDS, ids=lambda p: f"{p.problem.mode}-{p.problem.length}-{p.engine}")
+def test_spectra_of_filters_that_act_backwards_in_time(plan: Plan, rng: np.random.Generator) -> None:
+    """Alone and beside one that acts forwards, as long as can be, shorter, and two taps; with a skip term."""
+    n, channels = plan.problem.length, 1 if plan.problem.length > 10_000 else 3
+    skip = draw(rng, channels, 1)[:, 0]
+    for ahead, behind in ((0, n), (n, n), (n - n // 3, min(2, n)), (min(2, n), n - n // 7)):
+        k, back = draw(rng, channels, ahead) if ahead else None, draw(rng, channels, behind)
+        check(plan, make(plan, k, skip, back), k, skip, back)
+    alone = make(plan, None, back=back)
+    check(plan, alone, None, back=back)
+    assert not torch.equal(alone.planes, make(plan, back).planes)
+
+
+def test_one_tap_that_acts_backwards_is_one_that_acts_forwards(rng: np.random.Generator) -> None:
+    for plan in (plan_for("causal", 256), plan_for("circular", 256), plan_for("circular", 250)):
+        k = draw(rng, 2, 1)
+        ahead, back = make(plan, k), make(plan, None, back=k)
+        assert torch.equal(ahead.planes, back.planes)
+        assert torch.equal(ahead.scale, back.scale)
+
+
 @pytest.mark.parametrize(
     ("mode", "length", "target"),
     [
@@ -244,9 +297,10 @@ def test_spectra_on_other_targets(mode: str, length: int, target: str, rng: np.r
 )
 def test_the_error_is_that_of_fp32(plan: Plan, rng: np.random.Generator) -> None:
     k = draw(rng, 2, plan.problem.length)
-    found, wanted = unrounded(plan, k), exact(plan, k)[:, reversed_digits(plan)]
-    error = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
-    assert error.max() < FP32, f"relative error {error.max():.2e}"
+    for back in (None, draw(rng, 2, plan.problem.length - plan.problem.length // 5)):
+        found, wanted = unrounded(plan, k, back), exact(plan, k, back=back)[:, reversed_digits(plan)]
+        error = np.linalg.norm(found - wanted, axis=1) / np.linalg.norm(wanted, axis=1)
+        assert error.max() < FP32, f"relative error {error.max():.2e}"
 
 
 @pytest.mark.parametrize("taps", [1, 2, 129, 255, 2047, 4095])
@@ -265,6 +319,7 @@ def test_short_and_odd_filters_with_a_skip(
 
 @pytest.mark.parametrize("target", ["sm_75", "sm_90"])
 def test_strided_rows_and_other_types(target: str, rng: np.random.Generator) -> None:
+    """Of both filters, each with strides of its own."""
     plan = plan_for("causal", 8192, "fp16", target)
     wide = draw(rng, 3, 1001)
     for k in (
@@ -277,6 +332,8 @@ def test_strided_rows_and_other_types(target: str, rng: np.random.Generator) -> 
     ):
         assert not k.is_contiguous() or k.dtype != torch.float32
         check(plan, make(plan, k), k.float())
+        ahead = draw(rng, k.shape[0], 1001)
+        check(plan, make(plan, ahead, back=k), ahead, back=k.float())
 
 
 @pytest.mark.parametrize("target", ["sm_75", "sm_90"])

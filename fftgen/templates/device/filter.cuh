@@ -10,8 +10,10 @@ namespace fftgen {
 // What one launch is told. The host packs the same fields in the same order (fftgen/launch.py).
 template <typename T>
 struct FilterArgs {
-    const float* filter;          // (channels, taps), rows `stride` elements apart
+    const float* filter;          // (channels, taps), rows `stride` elements apart; or nullptr
     long long stride;
+    const float* back;            // (channels, 1 + reach): acts backwards in time; or nullptr
+    long long back_stride;
     const float* skip;            // (channels), joins the first tap; or nullptr
     T* planes;                    // (channels, 2, N): as the convolution reads it
     float2* scale;                // (channels): what the spectrum was multiplied by; what undoes it and 1/N
@@ -19,7 +21,9 @@ struct FilterArgs {
     float2* workspace;            // (channels of this launch, N) or nullptr
     int* peaks;                   // (channels): exponents of the largest moduli, grown by atomics; or nullptr
     int first;                    // first channel of this launch
-    int taps;
+    int taps;                     // 0 without a filter
+    int reach;                    // taps of `back` beyond the first
+    int unused;
 };
 
 __device__ __forceinline__ float2 operator+(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }
@@ -139,6 +143,11 @@ __device__ __forceinline__ void twist(float2 (&x)[R], const unsigned char* table
     }
 }
 
+// Number n of a row of `count`; zero where there is none.
+__device__ __forceinline__ float tap_at(const float* row, int n, int count) {
+    return unsigned(n) < unsigned(count) ? __ldg(row + n) : 0.0f;
+}
+
 // Bits of the larger absolute value of both parts; a NaN is larger than all.
 __device__ __forceinline__ unsigned magnitude(float2 z) {
     return max(__float_as_uint(z.x) & 0x7fffffffu, __float_as_uint(z.y) & 0x7fffffffu);
@@ -150,12 +159,15 @@ __device__ __forceinline__ unsigned square(float2 z, float scale) {
     return __float_as_uint(x * x + y * y) & 0x7fffffffu;
 }
 
-// The largest value of each warp into shared memory, and, after a barrier, the largest of them all.
+// The largest value of each warp into shared memory, and, after a barrier, the largest of them all. A compiler
+// may read whole pieces of 16 bytes there: the last warp fills up the piece that its value begins or ends.
 template <int THREADS>
 __device__ __forceinline__ void share_peak(unsigned value, unsigned* peaks) {
 #pragma unroll
     for (int step = LANES / 2; step; step /= 2) value = max(value, __shfl_xor_sync(0xffffffffu, value, step));
-    if (threadIdx.x % LANES == 0) peaks[threadIdx.x / LANES] = value;
+    constexpr int WARPS = THREADS / LANES, SPARE = 3 - (WARPS - 1) % 4;
+    const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
+    if (lane <= (warp == WARPS - 1 ? SPARE : 0)) peaks[warp + lane] = value;
 }
 template <int THREADS>
 __device__ __forceinline__ unsigned shared_peak(const unsigned* peaks) {
