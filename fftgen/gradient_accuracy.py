@@ -31,7 +31,10 @@ from __future__ import annotations
 
 import math
 
-from fftgen.accuracy import ARITHMETIC, EXPECTED, MARGIN, SCALED
+import numpy as np
+import numpy.typing as npt
+
+from fftgen.accuracy import ARITHMETIC, EXPECTED, MARGIN, SCALED, Accuracy
 
 # Relative L2 error of rounding to storage once: uniform in a binade that white data fill evenly (measured
 # in design 1.7 as "rounding of the exact answer alone"; three bits less for fp16).
@@ -66,3 +69,21 @@ def cpu_signal(dtype: str, *, gated: bool = False) -> float:
 def cpu_filters(dtype: str, *, gates: int = 0) -> float:
     """Expected relative error of the gradient of a filter or a skip term on the CPU path."""
     return math.hypot(FP32, ROUNDING[dtype] * math.sqrt(gates))
+
+
+def bounds(expected: float, elements: int, length: int) -> tuple[float, float]:
+    """What is allowed overall and for a row of ``length``: MARGIN times what is expected, and small samples
+    scatter (accuracy.py)."""
+    limit = MARGIN * expected
+    return limit * (1 + 4 / math.sqrt(elements)), limit * (1 + 8 / math.sqrt(length))
+
+
+def compare(out: npt.NDArray[np.float64], exact: npt.NDArray[np.float64], expected: float) -> Accuracy:
+    """Judge the gradient of a filter (H, taps) against float64, no row of which is zero."""
+    distance, norm = np.linalg.norm(out - exact, axis=-1), np.linalg.norm(exact, axis=-1)
+    return Accuracy(
+        float(np.linalg.norm(distance) / np.linalg.norm(norm)),
+        float((distance / norm).max()),
+        *bounds(expected, out.size, out.shape[-1]),
+        bool(np.isfinite(out).all()),
+    )

@@ -7,19 +7,17 @@ every kernel on sampled blocks, each launch from an exact workspace (sampled.py)
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fftgen import emulate, sampled
-from fftgen.accuracy import MARGIN, Accuracy, compare
-from fftgen.gradient_accuracy import filters
+from fftgen import emulate, gradient_accuracy, sampled
+from fftgen.accuracy import Accuracy, compare
 from fftgen.pipeline import Built
 from fftgen.problem import Problem
 from fftgen.simulator import Report
@@ -207,15 +205,9 @@ def run_gradient(built: Built, case: Case, period: int, seed: int, ptx: str) -> 
     seconds = time.perf_counter() - started
     reach = case.taps if period else min(case.taps, case.length)
     out, exact = dk.double().numpy()[:, :reach], gradient_reference(u, v, a, b, reach, period)
-    errors = np.linalg.norm(out - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
-    bound = MARGIN * filters(plan.problem.dtype, plan.order, plan.compute_format)
-    accuracy = Accuracy(
-        float(np.linalg.norm(out - exact) / np.linalg.norm(exact)),
-        float(errors.max()),
-        bound * (1 + 4 / math.sqrt(out.size)),
-        bound * (1 + 8 / math.sqrt(reach)),
-        bool(np.isfinite(out).all()) and not dk[:, reach:].any(),
-    )
+    expected = gradient_accuracy.filters(plan.problem.dtype, plan.order, plan.compute_format)
+    accuracy = gradient_accuracy.compare(out, exact, expected)
+    accuracy = replace(accuracy, finite=accuracy.finite and not dk[:, reach:].any())
     mode = "circular" if period else "causal"
     return CaseResult(f"{case}, {mode}", accuracy, simulated.reports, seconds)
 

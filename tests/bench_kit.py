@@ -41,11 +41,14 @@ def case(
     gated: bool = True,
     batch: int = 3,
     channels: int = 8,
+    direction: str = "forward",
 ) -> Case:
-    return Case(Problem(mode, length, dtype), gated, batch, channels)
+    return Case(Problem(mode, length, dtype), gated, batch, channels, direction)
 
 
-def contender(name: str, function: Callable[[Inputs, Case], Tensor], *, ours: bool = False) -> Contender:
+def contender(
+    name: str, function: Callable[[Inputs, Case], Tensor], *, ours: bool = False, compiled: bool = False
+) -> Contender:
     """A contender that computes a function of its inputs."""
 
     def prepare(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
@@ -54,7 +57,7 @@ def contender(name: str, function: Callable[[Inputs, Case], Tensor], *, ours: bo
 
         return Prepared(tuple(call(x) for x in sets))
 
-    return Contender(name, name, prepare, ours=ours)
+    return Contender(name, name, prepare, ours=ours, compiled=compiled)
 
 
 def host(memory: int = 1 << 30) -> HostBackend:

@@ -10,15 +10,28 @@ from fftgen.problem import MODES, Problem
 
 BATCH, CHANNELS = 64, 768
 LENGTHS = tuple(1 << e for e in range(8, 23))  # 256 .. 4M
-DIRECTIONS = ("forward",)  # "backward" joins here, in contenders.Prepared and in floor_bytes
+DIRECTIONS = ("forward", "backward")
 
 # Device memory per element of u that the hungriest contender of a row needs: the published baseline,
 # complex fp32 transforms of 1 (circular) or 2 (causal) times the length. Spectra of signal and product,
 # input and output of the transform and its scratch: 40 bytes per point; two sets of u and gates, their
 # outputs, fp32 copies and a float64 reference: 40 more.
-WORKING_BYTES = {"causal": 120, "circular": 80}
+#
+# Backward, causal (circular transforms are half as long, and so are the figures marked *): two sets of u,
+# gates and cotangent: 16. The graph of a forward pass keeps the padded signal in fp32, 8*, its spectrum, 16*,
+# what the output gate multiplies, a view of the complex inverse transform, 16*, and y, 2; it stands for both
+# sets: 84. The backward pass itself holds the cotangent's transform, its products with both conjugated
+# spectra and one conjugate written out, 64*, and the library's scratch, 16*. Gradients of both sets: 12.
+# Together 192 (112). While results are checked, one graph stands, and the float64 gradients, 24.
+WORKING_BYTES = {
+    "forward": {"causal": 120, "circular": 80},
+    "backward": {"causal": 200, "circular": 120},
+}
 SHARE = 0.9  # of free memory
 FEW_CHANNELS = 8  # below, the batch shrinks before the channels do
+
+# Backward rows of a suite: a warp's transform, blocks' ones, and one with stages in device memory.
+BACKWARD_LENGTHS = (1024, 4096, 32768, 1048576)
 
 # The order in which a run that may not finish takes lengths: those that published figures name first.
 LANDMARKS = (4096, 1024, 32768, 256, 1048576, 8192, 16384, 65536, 2048, 512, 262144, 4194304)
@@ -28,7 +41,8 @@ LANDMARKS = (4096, 1024, 32768, 256, 1048576, 8192, 16384, 65536, 2048, 512, 262
 class Case:
     """One convolution to be measured: u, gates, y ``(batch, channels, length)``, k ``(channels, length)``.
 
-    ``gated``: both gates. ``direction``: "forward".
+    ``gated``: both gates. ``direction``: "forward", y; or "backward", the gradients of u, k and the gates for
+    a given cotangent v of y's shape and dtype: the backward pass alone, of a forward pass that is done.
     """
 
     problem: Problem
@@ -63,11 +77,20 @@ class Case:
 
     @property
     def floor_bytes(self) -> int:
-        """The least device-memory traffic (design 2.1): u read, y written, both gates read; 16 bits each.
+        """The least device-memory traffic (design 2.1), in signals of 16 bits an element.
 
-        The filter is not counted: its share goes to zero with the batch.
+        Forward: u and both gates read, y written. Backward: v, u and both gates read, the gradients of u and
+        of both gates written; u is read without gates as well, for the filter's gradient. The filter and its
+        gradient are not counted: their share goes to zero with the batch.
         """
+        if self.direction == "backward":
+            return 2 * self.elements * (7 if self.gated else 3)
         return 2 * self.elements * (4 if self.gated else 2)
+
+    @property
+    def working_bytes(self) -> int:
+        """Device memory per element of u that the hungriest contender needs."""
+        return WORKING_BYTES[self.direction][self.problem.mode]
 
     def scaled(self, free_bytes: int) -> Case:
         """The same case on as many rows as memory holds.
@@ -75,7 +98,7 @@ class Case:
         Channels are halved first, since the batch decides what the filter's transform weighs; below
         FEW_CHANNELS the batch, then channels again. Raises InputError when not even one row fits.
         """
-        most = int(SHARE * free_bytes) // WORKING_BYTES[self.problem.mode]
+        most = int(SHARE * free_bytes) // self.working_bytes
         case = self
         while case.elements > most:
             if case.channels > FEW_CHANNELS:
@@ -98,10 +121,12 @@ def problem_set(
     gated: Sequence[bool] = (True, False),
     batch: int = BATCH,
     channels: int = CHANNELS,
+    directions: Sequence[str] = ("forward",),
 ) -> list[Case]:
-    """Every combination, in the order of the arguments."""
+    """Every combination, in the order of dtypes, gates, modes and lengths, inside the directions."""
     return [
-        Case(Problem(mode, length, dtype), gate, batch, channels)
+        Case(Problem(mode, length, dtype), gate, batch, channels, direction)
+        for direction in directions
         for dtype in dtypes
         for gate in gated
         for mode in modes
@@ -109,13 +134,24 @@ def problem_set(
     ]
 
 
+def backward_rows(cases: Iterable[Case], lengths: Iterable[int] = BACKWARD_LENGTHS) -> list[Case]:
+    """The backward rows of a suite, beside its forward cases: gated causal bf16 at ``lengths``."""
+    wanted = set(lengths)
+    return [
+        replace(c, direction="backward")
+        for c in cases
+        if c.gated and c.problem.causal and c.problem.dtype == "bf16" and c.length in wanted
+    ]
+
+
 def by_importance(cases: Iterable[Case]) -> list[Case]:
     """The order for a run that may be cut short: the published problem (gated, bf16) at its lengths first."""
 
-    def rank(case: Case) -> tuple[int, int, int]:
+    def rank(case: Case) -> tuple[int, int, int, int]:
         p = case.problem
         group = (p.dtype != "bf16") * 4 + (not case.gated) * 2 + (not p.causal)
         known = p.length in LANDMARKS
-        return (group, LANDMARKS.index(p.length) if known else len(LANDMARKS), p.length)
+        place = LANDMARKS.index(p.length) if known else len(LANDMARKS)
+        return (group, place, p.length, DIRECTIONS.index(case.direction))
 
     return sorted(cases, key=rank)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from fftgen import op  # noqa: F401  (registers the operators)
+from fftgen.accuracy import Accuracy
 from fftgen.bench.backend import Backend
 from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
-from fftgen.bench.reference import Check
 from fftgen.conv import Conv, get_conv
+from fftgen.errors import NoPlanError
+from fftgen.planner.gradient import gradient
 from fftgen.planner.plan import Plan
 
 
@@ -23,16 +25,28 @@ class Unavailable(Exception):
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A contender ready for a case: one call per set of inputs, each returning a new result.
+class Asked:
+    """What a backward pass is asked: gradients of ``arguments``, leaves by name, for a cotangent of y."""
 
-    ``order``: that of our plan, for its derived bounds; None for a peer. ``check`` judges the result of the
-    first call, where a contender computes something else than the convolution.
+    arguments: Mapping[str, Tensor]
+    cotangent: Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A contender ready for a case: one call per set of inputs, each returning a new result, y.
+
+    In a backward case the sets hold leaves, and backward.py takes the gradients through what the calls
+    record; ``asked`` is of each call, where it is not about the inputs themselves. ``check`` judges what the
+    first call gave, by name ("y", or the arguments of a backward pass), where a contender computes something
+    else than the convolution.
     """
 
     calls: tuple[Callable[[], Tensor], ...]
     plan: Plan | None = None  # ours: its derived bounds hold
-    check: Callable[[Tensor], Check] | None = None
+    filters: Plan | None = None  # of the kernels of our filter's gradient, where there are any
+    asked: tuple[Asked, ...] = ()
+    check: Callable[[Mapping[str, Tensor]], Mapping[str, Accuracy]] | None = None
     note: str = ""  # what a reader of the figure must know, such as the plan
 
 
@@ -41,8 +55,8 @@ class Contender:
     """``prepare(case, sets, backend)`` raises Unavailable with the reason, or whatever goes wrong.
 
     ``filter_inside``: the filter's transform is part of each call. ``ours``: a wrong result or a failure
-    makes the whole run fail. ``compiled``: by torch.compile. A backward pass will be a second function
-    beside ``prepare``.
+    makes the whole run fail. ``compiled``: by torch.compile. ``no_gradients``: why it takes no part in
+    backward cases, if it does not.
     """
 
     name: str
@@ -51,14 +65,27 @@ class Contender:
     filter_inside: bool = True
     ours: bool = False
     compiled: bool = False
+    no_gradients: str = ""
 
 
 def _conv(case: Case, backend: Backend) -> tuple[Conv, Plan]:
     """The convolution, warmed up, and its plan."""
     p = case.problem
     conv = get_conv(p.length, p.dtype, causal=p.causal)
-    conv.warmup(backend.device)
+    conv.warmup(backend.device, train=case.direction == "backward")
     return conv, conv.plan(None if backend.device.type == "cuda" else backend.target)
+
+
+def _filters(case: Case, conv: Conv, backend: Backend) -> Plan | None:
+    """The plan of the kernels of the filter's gradient; None: torch.fft makes it."""
+    problem = conv.served(case.length, case.length)
+    if backend.device.type == "cuda":
+        loaded = conv.gradient_on(backend.device, problem)
+        return None if loaded is None else loaded.gradient.plan
+    try:
+        return gradient(problem, backend.target).plan
+    except NoPlanError:
+        return None
 
 
 def _fftgen(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
@@ -67,7 +94,12 @@ def _fftgen(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
     def call(x: Inputs) -> Callable[[], Tensor]:
         return lambda: conv(x.u, x.k, in_gate=x.in_gate, out_gate=x.out_gate)
 
-    return Prepared(tuple(call(x) for x in sets), plan, note=str(plan))
+    calls = tuple(call(x) for x in sets)
+    if case.direction == "forward":
+        return Prepared(calls, plan, note=str(plan))
+    filters = _filters(case, conv, backend)
+    note = f"{plan}; gradient of the filter: {filters or 'torch.fft'}"
+    return Prepared(calls, plan, filters, note=note)
 
 
 def _fftgen_prepared(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
@@ -130,6 +162,7 @@ OURS = (
         _fftgen_prepared,
         filter_inside=False,
         ours=True,
+        no_gradients="a prepared spectrum passes no gradients",
     ),
 )
 PYTORCH = (
@@ -140,6 +173,7 @@ PYTORCH = (
         "torch.fft.rfft in fp32, eager, the filter's spectrum given",
         _torch(real_fft_prepared, spectrum=True),
         filter_inside=False,
+        no_gradients="its gradients would end at the spectrum, not at the filter",
     ),
     Contender(
         "torch-complex-compiled",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,21 +17,35 @@ FILLS = 3  # all sets together are this many times the L2
 
 @dataclass(frozen=True)
 class Inputs:
-    """u, gates (B, H, L) in the storage type, k (H, L) fp32, on one device; gates may be None."""
+    """u, gates, cotangent v (B, H, L) in the storage type, k (H, L) fp32, on one device.
+
+    Gates may be None; v is there in backward cases only.
+    """
 
     u: Tensor
     k: Tensor
     in_gate: Tensor | None = None
     out_gate: Tensor | None = None
+    v: Tensor | None = None
+
+    @property
+    def arguments(self) -> Mapping[str, Tensor]:
+        """What a backward case asks the gradients of, by name: u, k and the gates that are there."""
+        named = {"u": self.u, "k": self.k, "in_gate": self.in_gate, "out_gate": self.out_gate}
+        return {name: x for name, x in named.items() if x is not None}
+
+    def leaves(self) -> Inputs:
+        """The same memory in tensors of their own, whose gradients autograd keeps track of."""
+        return replace(self, **{name: x.detach().requires_grad_() for name, x in self.arguments.items()})
 
     @property
     def nbytes(self) -> int:
-        tensors = (self.u, self.k, self.in_gate, self.out_gate)
-        return sum(x.numel() * x.element_size() for x in tensors if x is not None)
+        tensors = [*self.arguments.values(), *([] if self.v is None else [self.v])]
+        return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def draw(case: Case, device: torch.device, seed: int) -> Inputs:
-    """White noise, gates of white noise, and filters that decay over their length, of 2-norm about 1.
+    """White noise, gates and cotangent too, and filters that decay over their length, of 2-norm about 1.
 
     With that norm an output is about as large as the input: no contender is asked for numbers that its
     storage type does not hold.
@@ -44,8 +59,9 @@ def draw(case: Case, device: torch.device, seed: int) -> Inputs:
 
     decay = torch.exp(-8 * torch.arange(case.length, device=device, dtype=torch.float32) / case.length)
     k = noise(case.channels, case.length, of=torch.float32) * decay * (4 / math.sqrt(case.length))
-    gates = (noise(*shape), noise(*shape)) if case.gated else (None, None)
-    return Inputs(noise(*shape), k, *gates)
+    in_gate, out_gate = (noise(*shape), noise(*shape)) if case.gated else (None, None)
+    u = noise(*shape)
+    return Inputs(u, k, in_gate, out_gate, noise(*shape) if case.direction == "backward" else None)
 
 
 def draw_sets(case: Case, device: torch.device, seed: int, l2_bytes: int) -> tuple[Inputs, ...]:

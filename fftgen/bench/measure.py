@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ BURST = 0.04  # seconds of one contender before the next one has its turn
 WARM_UP = 3
 
 Calls = Sequence[Callable[[], object]]
+Around = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,10 @@ class _Rotation:
         self._next = (self._next + 1) % len(self._calls)
         self._kept.append(call())
 
+    def drop(self) -> None:
+        """Let go of the results."""
+        self._kept.clear()
+
 
 def warm_up(timer: Timer, calls: Calls) -> float:
     """Run the calls until what happens once has happened; the seconds of one call afterwards."""
@@ -95,30 +101,53 @@ class _Lane:
     wanted: int
     burst: int
     passes: list[list[float]]
+    around: Around | None
 
     @property
     def missing(self) -> int:
         return self.wanted - len(self.passes[-1])
 
+    def turn(self, timer: Timer) -> None:
+        """Take samples of this pass, as many as a turn has."""
+        calls = [self.rotation] * min(self.missing, self.burst)
+        if self.around is None:
+            self.passes[-1] += timer.time(calls)
+            return
+        with self.around():
+            # What stands around the calls moved the allocator's blocks: the first call finds them again.
+            timer.time([self.rotation])
+            self.passes[-1] += timer.time(calls)
+            self.rotation.drop()
+
 
 def interleave(
-    timer: Timer, contenders: Mapping[str, Calls], seconds: float
+    timer: Timer,
+    contenders: Mapping[str, Calls],
+    seconds: float,
+    around: Mapping[str, Around] | None = None,
 ) -> tuple[dict[str, Timing], dict[str, Exception]]:
     """Time contenders turn by turn, in two passes; about ``seconds`` of device time for each in all.
 
     Every turn starts with another contender, so that none always follows the same one. Returns the timings,
     and what was raised by those that broke while they were timed; these take no further turn.
+
+    ``around`` names contenders whose turns happen inside a context, untimed, such as the graph of a forward
+    pass: it stands for their own turns only, and so do their results, so that a device holds the memory of
+    one contender and not of all.
     """
     lanes: dict[str, _Lane] = {}
     broken: dict[str, Exception] = {}
     for name, calls in contenders.items():
+        its_own = (around or {}).get(name)
         try:
-            once = warm_up(timer, calls)
+            with its_own() if its_own else nullcontext():
+                once = warm_up(timer, calls)
         except Exception as error:
             broken[name] = error
             continue
         wanted = max(FEWEST, min(MOST, int(seconds / PASSES / once)))
-        lanes[name] = _Lane(_Rotation(calls), wanted, max(1, min(wanted, int(BURST / once))), [])
+        burst = max(1, min(wanted, int(BURST / once)))
+        lanes[name] = _Lane(_Rotation(calls), wanted, burst, [], its_own)
     for _ in range(PASSES):
         for lane in lanes.values():
             lane.passes.append([])
@@ -130,7 +159,7 @@ def interleave(
                 if lane.missing <= 0:
                     continue
                 try:
-                    lane.passes[-1] += timer.time([lane.rotation] * min(lane.missing, lane.burst))
+                    lane.turn(timer)
                 except Exception as error:
                     broken[name] = error
                     del lanes[name]

@@ -4,7 +4,7 @@ None is needed by fftgen, so each is looked up by name when a case is prepared. 
 their authors: ``flashfftconv.FlashFFTConv(fft_size, dtype)(u, k, pregate, postgate)`` with u and gates in
 the dtype, k (H, Lk) fp32; ``fft_causal_conv1d(x, weight)`` of cudnn.ops (cuDNN 9.26, nvidia-cudnn-frontend)
 and of subquadratic_ops_torch with x (B, D, L), weight (D, K) of the same dtype, weight[0] for the current
-sample.
+sample. All of them document gradients through autograd; where one records none, a backward row says so.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _flashfftconv(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepa
     if case.points not in FLASH_SIZES:
         raise Unavailable(f"takes transforms of powers of two from 256 to 4194304, not {case.points}")
     # In evaluation mode nothing is saved for a backward pass.
-    conv = module(case.points, dtype=sets[0].u.dtype).to(backend.device).eval()
+    conv = module(case.points, dtype=sets[0].u.dtype).to(backend.device).train(case.direction == "backward")
 
     def call(x: Inputs) -> Callable[[], Tensor]:
         gates = () if x.in_gate is None else (x.in_gate, x.out_gate)

@@ -32,9 +32,10 @@ def groups(doc: Document) -> dict[str, list[dict[str, Any]]]:
 
 
 def draw(doc: Document, path: Path) -> None:
-    """Write one picture: a line of panels for every mode, dtype and gating that was measured.
+    """Write one picture: a line of panels for every mode, dtype, gating and direction that was measured.
 
-    Memory is what a call takes beyond its inputs, its result included, over the bytes of u.
+    Memory is what a call takes beyond its inputs, its result included, over the bytes of u; in backward rows
+    what a training step takes, forward and backward together.
     The file's ending names the format. Raises ToolchainError without matplotlib, InputError when there is
     nothing to draw or the file cannot be written.
     """

@@ -7,13 +7,12 @@ it are held against NumPy's (verify.reference), so that it rests on no single li
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fftgen.accuracy import compare
+from fftgen.accuracy import Accuracy, compare
 from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
 from fftgen.check import TORCH
@@ -28,28 +27,15 @@ CHUNK = 1 << 24  # points of a float64 transform at a time
 SELF_BOUND = 1e-9  # two float64 transforms of up to 8M points agree far below this
 
 
-@dataclass(frozen=True)
-class Check:
-    """Relative L2 error of everything and of the worst row, with what is allowed."""
-
-    overall: float
-    row: float
-    overall_bound: float
-    row_bound: float
-    finite: bool
-
-    @property
-    def passed(self) -> bool:
-        return self.finite and self.overall <= self.overall_bound and self.row <= self.row_bound
-
-    def as_dict(self) -> dict[str, Any]:
-        return {
-            "error": number(self.overall),
-            "error_bound": number(self.overall_bound),
-            "worst_row": number(self.row),
-            "worst_row_bound": number(self.row_bound),
-            "finite": self.finite,
-        }
+def figures(found: Accuracy) -> dict[str, Any]:
+    """A verdict as plain data for the results."""
+    return {
+        "error": number(found.overall),
+        "error_bound": number(found.overall_bound),
+        "worst_row": number(found.row),
+        "worst_row_bound": number(found.row_bound),
+        "finite": found.finite,
+    }
 
 
 def number(value: float) -> float | None:
@@ -96,42 +82,50 @@ def _hold(case: Case, inputs: Inputs, y: Tensor, row: int) -> None:
         raise InternalError(f"{case}: the float64 reference differs from NumPy's by {off:.1e}")
 
 
-def poison(like: Tensor) -> None:
-    """Leave NaNs in the block of memory that the next tensor of this size is likely to get.
+def poison(*like: Tensor) -> None:
+    """Leave NaNs in the blocks of memory that the next tensors of these sizes are likely to get.
 
-    A contender that does not write all of its result is then seen.
+    A contender that does not write all of its results is then seen.
     """
-    block = torch.full(tuple(like.shape), math.nan, dtype=like.dtype, device=like.device)
-    del block
+    blocks = [torch.full(tuple(x.shape), math.nan, dtype=x.dtype, device=x.device) for x in like]
+    del blocks
 
 
-def judge(case: Case, out: Tensor, ref: Tensor, plan: Plan | None) -> Check:
+def judge(case: Case, out: Tensor, ref: Tensor, plan: Plan | None) -> Accuracy:
     """Judge a result (B, H, L) of a contender against ``exact``.
 
     ``plan``: ours, whose derived bounds then hold (accuracy.py); None: a peer, held to PEER_BOUND.
     Raises InternalError for another shape or dtype.
     """
-    wanted = TORCH[case.problem.dtype]
+    overall, worst, finite = distances("the result", out, ref, TORCH[case.problem.dtype])
+    if plan is None:
+        bound = PEER_BOUND[case.problem.dtype]
+        return Accuracy(overall, worst, bound, 2 * bound, finite)
+    # The bounds come from the same function that judges the simulator's results.
+    one, exact = out[:1, :1].double().cpu().numpy(), ref[:1, :1].cpu().numpy()
+    corner = compare(one, exact, case.problem.dtype, plan.order, plan.compute_format)
+    return Accuracy(overall, worst, corner.overall_bound, corner.row_bound, finite and corner.finite)
+
+
+def distances(name: str, out: Tensor, ref: Tensor, wanted: torch.dtype) -> tuple[float, float, bool]:
+    """Relative L2 error of everything and of the worst row (last dimension), and whether all is finite.
+
+    ``ref`` float64; computed in chunks of the second to last dimension. Raises InternalError when ``out``
+    has another shape or is not of dtype ``wanted``, and for a reference of zeros.
+    """
     if out.shape != ref.shape or out.dtype != wanted:
-        raise InternalError(
-            f"the result is {out.dtype} {tuple(out.shape)}, expected {wanted} {tuple(ref.shape)}"
-        )
+        raise InternalError(f"{name} is {out.dtype} {tuple(out.shape)}, expected {wanted} {tuple(ref.shape)}")
     rows, norms = [], []
-    step = max(1, CHUNK // (case.batch * case.length))
-    for first in range(0, case.channels, step):
-        part = slice(first, min(first + step, case.channels))
-        rows.append(torch.linalg.vector_norm(out[:, part].double() - ref[:, part], dim=-1).flatten())
-        norms.append(torch.linalg.vector_norm(ref[:, part], dim=-1).flatten())
+    step = max(1, CHUNK * ref.shape[-2] // ref.numel())
+    for first in range(0, ref.shape[-2], step):
+        part = slice(first, first + step)
+        rows.append(
+            torch.linalg.vector_norm(out[..., part, :].double() - ref[..., part, :], dim=-1).flatten()
+        )
+        norms.append(torch.linalg.vector_norm(ref[..., part, :], dim=-1).flatten())
     distance, norm = torch.cat(rows), torch.cat(norms)
     whole = float(torch.linalg.vector_norm(norm))
     if whole == 0:
         raise InternalError("a reference of zeros proves nothing")
-    overall, worst = float(torch.linalg.vector_norm(distance)) / whole, float((distance / norm).max())
     finite = bool(torch.isfinite(distance).all())
-    if plan is None:
-        bound = PEER_BOUND[case.problem.dtype]
-        return Check(overall, worst, bound, 2 * bound, finite)
-    # The bounds come from the same function that judges the simulator's results.
-    one, exact = out[:1, :1].double().cpu().numpy(), ref[:1, :1].cpu().numpy()
-    corner = compare(one, exact, case.problem.dtype, plan.order, plan.compute_format)
-    return Check(overall, worst, corner.overall_bound, corner.row_bound, finite and corner.finite)
+    return float(torch.linalg.vector_norm(distance)) / whole, float((distance / norm).max()), finite

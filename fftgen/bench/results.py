@@ -32,6 +32,7 @@ def document(run: Run, planned: Sequence[Step], outcomes: Sequence[Outcome], sec
 
     Rows get what depends on other steps: ``floor_fraction``, the least time that the row's compulsory bytes
     take at the measured copy bandwidth, over the contender's median; ``ratio``, its median over fftgen's.
+    Backward rows get ``over_forward``, our time over that of our own forward row of the same case.
     """
     done = [_step(o) for o in outcomes]
     waiting = [
@@ -46,6 +47,7 @@ def document(run: Run, planned: Sequence[Step], outcomes: Sequence[Outcome], sec
     for step in (*done, *waiting):
         counts[step["status"]] = counts.get(step["status"], 0) + 1
     measured = [s["result"] for s in done if s["kind"] == "row" and "contenders" in s.get("result", {})]
+    beside_forward(measured)
     return {
         "schema": SCHEMA,
         "kind": run.kind,
@@ -87,13 +89,35 @@ def derive(row: dict[str, Any], bandwidth: float | None) -> None:
             entry["ratio"] = float(f"{median / ours:.4g}")
 
 
+def beside_forward(measured: Sequence[dict[str, Any]]) -> None:
+    """Add to backward rows our time over that of our forward row of the same case (design 5.1).
+
+    Memory may hold fewer channels backward: then times of a channel are compared, and
+    ``over_forward_scaled`` is true. Rows of another batch weigh the filter's transform otherwise and are no
+    pair.
+    """
+    same = ("mode", "length", "dtype", "gated", "batch")
+    forward = {tuple(r[name] for name in same): r for r in measured if r["direction"] == "forward"}
+    for row in measured:
+        partner = forward.get(tuple(row[name] for name in same))
+        if row["direction"] == "forward" or partner is None:
+            continue
+        times = [r["contenders"].get("fftgen", {}).get("median_s") for r in (row, partner)]
+        if None in times:
+            continue
+        back, ahead = (t / r["channels"] for t, r in zip(times, (row, partner), strict=True))
+        row["over_forward"] = float(f"{back / ahead:.4g}")
+        row["over_forward_scaled"] = row["channels"] != partner["channels"]
+
+
 def rows(doc: Document) -> list[dict[str, Any]]:
     """The rows that were measured."""
     return [s["result"] for s in doc["steps"] if s["kind"] == "row" and "contenders" in s.get("result", {})]
 
 
 def crossover(measured: Sequence[dict[str, Any]]) -> dict[str, int | None]:
-    """Of rows, by dtype: the shortest length from which on fftgen beats attention wherever both were timed.
+    """Of forward rows, by dtype: the shortest length from which on fftgen beats attention wherever both were
+    timed.
 
     None: at the longest length measured attention is still the faster one. Dtypes without a comparison are
     left out.
@@ -103,7 +127,7 @@ def crossover(measured: Sequence[dict[str, Any]]) -> dict[str, int | None]:
         pairs = sorted(
             (r["length"], r["contenders"]["attention"]["median_s"], r["contenders"]["fftgen"]["median_s"])
             for r in measured
-            if r["dtype"] == dtype
+            if r["dtype"] == dtype and r["direction"] == "forward"
             if all("median_s" in r["contenders"].get(n, {}) for n in ("attention", "fftgen"))
         )
         if not pairs:

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fftgen.accuracy import Accuracy
+from fftgen.bench import gradient_reference
 from fftgen.bench.attention import ATTENTION
 from fftgen.bench.backend import Backend
+from fftgen.bench.backward import gradients, passes, standing
 from fftgen.bench.cases import Case
 from fftgen.bench.contenders import OURS, PYTORCH, Contender, Prepared, Unavailable
 from fftgen.bench.inputs import Inputs, draw_sets
-from fftgen.bench.measure import interleave
+from fftgen.bench.measure import Around, interleave
 from fftgen.bench.peers import PEERS
-from fftgen.bench.reference import exact, judge, poison
+from fftgen.bench.reference import exact, figures, judge, poison
 
 CONTENDERS = {c.name: c for c in (*OURS, *PYTORCH, *PEERS, ATTENTION)}
 
 # What can become of a contender in a row. Only "ok" is timed.
 OK, WRONG, FAILED, UNAVAILABLE, LOST = "ok", "wrong", "failed", "unavailable", "lost"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A contender that gave the right results: what is timed, one call per set of inputs.
+
+    ``around``: what stands while it is. ``whole``: what memory is taken of: a forward call, or a training
+    step, forward and backward together.
+    """
+
+    calls: tuple[Callable[[], object], ...]
+    whole: Callable[[], object]
+    around: Around = nullcontext
 
 
 class DeviceLost(Exception):
@@ -51,6 +70,9 @@ def measure_row(
 ) -> dict[str, Any]:
     """Check and time contenders on a case: plain data.
 
+    Times are of ``timed``: a forward pass, or a backward pass alone. ``peak_bytes`` is what ``memory_of``
+    says takes beyond the inputs, its results included.
+
     ``lost`` names contenders that have lost the device on this case before and are left out;
     ``left_out`` gives reasons for contenders that are not asked. ``seconds`` of device time go to each.
     ``tell`` hears who is at work. Raises DeviceLost.
@@ -66,14 +88,15 @@ def measure_row(
         for name, ready in calls.items():
             tell(name)
             backend.release()
-            found[name]["peak_bytes"] = backend.peak_bytes(ready.calls[0])
+            found[name]["peak_bytes"] = backend.peak_bytes(ready.whole)
         tell("timing")
-        timed, broken = interleave(backend.timer, {n: p.calls for n, p in calls.items()}, seconds)
+        around = {n: r.around for n, r in calls.items()} if case.direction == "backward" else None
+        timed, broken = interleave(backend.timer, {n: r.calls for n, r in calls.items()}, seconds, around)
         for name, error in list(broken.items()):
             if isinstance(error, torch.OutOfMemoryError):
                 # Beside the others' leftovers it did not fit, alone it did: alone, then.
                 backend.release()
-                timings, still = interleave(backend.timer, {name: calls[name].calls}, seconds)
+                timings, still = interleave(backend.timer, {name: calls[name].calls}, seconds, around)
                 timed.update(timings)
                 broken.update(still)
     for name, error in broken.items():
@@ -91,6 +114,8 @@ def measure_row(
         "dtype": case.problem.dtype,
         "gated": case.gated,
         "direction": case.direction,
+        "timed": f"{case.direction} pass",
+        "memory_of": "training step" if case.direction == "backward" else "forward pass",
         "batch": scaled.batch,
         "channels": scaled.channels,
         "scaled_down": scaled != case,
@@ -114,10 +139,11 @@ def _checked(
     lost: Sequence[str],
     tell: Callable[[str], None],
     found: dict[str, dict[str, Any]],
-) -> dict[str, Prepared]:
+) -> dict[str, Ready]:
     """The contenders that gave the right result; what became of the others is in ``found``."""
-    ready: dict[str, Prepared] = {}
-    reference: Tensor | None = None
+    ready: dict[str, Ready] = {}
+    reference: Mapping[str, Tensor] | None = None
+    check = _check_gradients if case.direction == "backward" else _check_result
     for name in names:
         contender = CONTENDERS[name]
         entry = _about(name)
@@ -127,9 +153,10 @@ def _checked(
             continue
         tell(name)
         if reference is None:
-            reference = exact(case, sets[0])
+            backward = case.direction == "backward"
+            reference = gradient_reference.exact(case, sets[0]) if backward else {"y": exact(case, sets[0])}
         try:
-            prepared = _prepare_and_check(contender, case, sets, backend, reference, entry)
+            one = check(contender, case, sets, backend, reference, entry)
         except Unavailable as reason:
             entry.update(status=UNAVAILABLE, reason=str(reason))
         except Exception as error:
@@ -138,30 +165,74 @@ def _checked(
             _still_there(backend, name, error)
         else:
             if entry["status"] == OK:
-                ready[name] = prepared
+                ready[name] = one
         backend.release()
     return ready
 
 
-def _prepare_and_check(
+def _check_result(
     contender: Contender,
     case: Case,
     sets: Sequence[Inputs],
     backend: Backend,
-    reference: Tensor,
+    reference: Mapping[str, Tensor],
     entry: dict[str, Any],
-) -> Prepared:
+) -> Ready:
+    """The first call of a contender, judged: the verdict is in ``entry``."""
     prepared = contender.prepare(case, sets, backend)
     poison(sets[0].u)
     out = prepared.calls[0]()
     backend.synchronize()
-    check = prepared.check(out) if prepared.check else judge(case, out, reference, prepared.plan)
-    entry.update(check.as_dict(), status=OK if check.passed else WRONG)
+    if prepared.check:
+        verdict = prepared.check({"y": out})["y"]
+    else:
+        verdict = judge(case, out, reference["y"], prepared.plan)
+    _tell(entry, verdict, prepared, "the result is not the convolution", "the result is not finite")
+    return Ready(prepared.calls, prepared.calls[0])
+
+
+def _check_gradients(
+    contender: Contender,
+    case: Case,
+    sets: Sequence[Inputs],
+    backend: Backend,
+    reference: Mapping[str, Tensor],
+    entry: dict[str, Any],
+) -> Ready:
+    """The first backward pass of a contender, judged: ``entry`` leads with what is nearest to its bound."""
+    if contender.no_gradients:
+        raise Unavailable(contender.no_gradients)
+    leaves = [x.leaves() for x in sets]
+    prepared = contender.prepare(case, leaves, backend)
+    every = passes(prepared, leaves)
+    with standing(every[:1]):
+        poison(*every[0].asked.arguments.values())
+        out = gradients(every[0], compiled=contender.compiled)
+        backend.synchronize()
+    if prepared.check:
+        verdicts = prepared.check(out)
+    else:
+        verdicts = gradient_reference.judge(case, out, reference, prepared.plan, prepared.filters)
+    worst = max(verdicts, key=lambda name: _strain(verdicts[name]))
+    wrong = f"the gradient of {worst} is not that of the convolution"
+    _tell(entry, verdicts[worst], prepared, wrong, f"the gradient of {worst} is not finite")
+    entry["gradients"] = {name: figures(verdict) for name, verdict in verdicts.items()}
+    return Ready(every, every[0].step, lambda: standing(every))
+
+
+def _strain(verdict: Accuracy) -> float:
+    """How much of what is allowed is used up; infinite where something is not finite."""
+    if not verdict.finite:
+        return math.inf
+    return max(verdict.overall / verdict.overall_bound, verdict.row / verdict.row_bound)
+
+
+def _tell(entry: dict[str, Any], verdict: Accuracy, prepared: Prepared, wrong: str, infinite: str) -> None:
+    entry.update(figures(verdict), status=OK if verdict.passed else WRONG)
     if prepared.note:
         entry["note"] = prepared.note
-    if not check.passed:
-        entry["reason"] = "the result is not the convolution" if check.finite else "the result is not finite"
-    return prepared
+    if not verdict.passed:
+        entry["reason"] = wrong if verdict.finite else infinite
 
 
 def _still_there(backend: Backend, name: str, error: Exception) -> None:

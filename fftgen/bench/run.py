@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fftgen.bench import results, steps
-from fftgen.bench.cases import Case, by_importance
+from fftgen.bench.cases import DIRECTIONS, Case, by_importance
 from fftgen.bench.overhead import ROUNDS
 from fftgen.bench.results import Document, Run
 from fftgen.bench.sanitizer import TOOLS
@@ -18,10 +18,11 @@ from fftgen.bench.supervisor import Outcome, Supervisor, Worker, start_process
 from fftgen.portfolio import PROBLEMS
 from fftgen.problem import Problem
 
-FIRST_ROWS = 12
+FIRST_ROWS, FIRST_BACKWARD = 12, 4
 SECONDS, SUITE_SECONDS = 0.5, 0.2  # of device time for each contender of a row
 SUITE_BUDGET = 450.0  # seconds: eight minutes less what starting and writing take
 DRY_PROBLEMS = (Problem("causal", 256, "fp16"), Problem("circular", 1000, "fp16"))
+DRY_GRADIENTS = DRY_PROBLEMS
 
 
 @dataclass(frozen=True)
@@ -46,33 +47,48 @@ def plan(wish: Wish) -> list[Step]:
     """The steps of a run: what later steps need first, then proofs, then rows, the important ones first."""
     threads = os.cpu_count() or 1
     problems = [c.problem for c in wish.cases]
+    trained = [c.problem for c in wish.cases if c.direction == "backward"]
     found = [steps.environment_step()]
     if not wish.suite:
         if not wish.dry_run and len(problems) > 1:
-            found.append(steps.build_step(problems, threads))
+            found.append(steps.build_step(problems, threads, trained))
         rows = steps.row_steps(wish.cases, wish.contenders, wish.seed, wish.seconds)
         return [*found, steps.bandwidth_step(), *rows]
-    rows = steps.suite_rows(by_importance(wish.cases), wish.contenders, wish.seed, wish.seconds)
+    forward, backward = (
+        steps.suite_rows(
+            by_importance(c for c in wish.cases if c.direction == direction),
+            wish.contenders,
+            wish.seed,
+            wish.seconds,
+        )
+        for direction in DIRECTIONS
+    )
     if wish.dry_run:
         return [
             *found,
-            steps.build_step(DRY_PROBLEMS, threads),
-            *steps.proof_steps(wish.seed, DRY_PROBLEMS),
+            steps.build_step(DRY_PROBLEMS, threads, DRY_GRADIENTS),
+            *steps.proof_steps(wish.seed, DRY_PROBLEMS, DRY_GRADIENTS),
             *steps.sanitizer_steps(problems=DRY_PROBLEMS[:1]),
+            *steps.sanitizer_steps(TOOLS[:1], DRY_GRADIENTS[:1], "gradient"),
             steps.bandwidth_step(),
             *steps.host_steps(wish.seed, 5, (256,)),
-            *rows,
+            *forward,
+            *backward,
         ]
     return [
         *found,
-        steps.build_step([*PROBLEMS, *problems], threads),
+        steps.build_step([*PROBLEMS, *steps.GRADIENTS, *problems], threads, [*steps.GRADIENTS, *trained]),
         *steps.proof_steps(wish.seed),
         *steps.sanitizer_steps(TOOLS[:2]),
         steps.bandwidth_step(),
         *steps.host_steps(wish.seed, ROUNDS),
-        *rows[:FIRST_ROWS],
-        *steps.sanitizer_steps(TOOLS[2:]),  # two more slow tools must not cost the rows that matter most
-        *rows[FIRST_ROWS:],
+        *forward[:FIRST_ROWS],
+        *backward[:FIRST_BACKWARD],
+        # More of the slow tools must not cost the rows that matter most.
+        *steps.sanitizer_steps(TOOLS[:2], steps.SANITIZED_GRADIENTS, "gradient"),
+        *steps.sanitizer_steps(TOOLS[2:]),
+        *forward[FIRST_ROWS:],
+        *backward[FIRST_BACKWARD:],
     ]
 
 

@@ -1,8 +1,8 @@
 """compute-sanitizer over a few small kernels: accesses out of bounds, races, misused barriers.
 
-``python -m fftgen.bench.sanitizer MODE LENGTH DTYPE`` is the program that it looks at: one call, with the
-spectrum made on the CPU so that no kernels but ours run, and every tensor in an allocation of its own so
-that a step over its end is seen.
+``python -m fftgen.bench.sanitizer MODE LENGTH DTYPE CALL`` is the program that it looks at: one convolution,
+with the spectrum made on the CPU so that no kernels but ours run, or one gradient of a filter; every tensor
+in an allocation of its own so that a step over its end is seen.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ from fftgen.execute import spectrum
 from fftgen.problem import Problem
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")  # by what they are worth for the time
+CALLS = ("conv", "gradient")
 FOUND = 86  # exit status of compute-sanitizer when it found something: no program here ends with it
 SEPARATE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 
 def sanitize(
-    problem: Problem, tool: str, timeout: float, program: Sequence[str] | None = None
+    problem: Problem,
+    tool: str,
+    timeout: float,
+    call: str = "conv",
+    program: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Run one of TOOLS: plain data. ``timeout``: seconds.
+    """Run one of TOOLS on one of CALLS: plain data. ``timeout``: seconds.
 
     ``program``: what to look at, by default this module on ``problem``.
     """
@@ -40,7 +45,7 @@ def sanitize(
             "status": "unavailable",
             "reason": "compute-sanitizer not found: it comes with the CUDA toolkit (CUDA_HOME, PATH)",
         }
-    words = (problem.mode, str(problem.length), problem.dtype)
+    words = (problem.mode, str(problem.length), problem.dtype, call)
     command = program or (sys.executable, "-m", "fftgen.bench.sanitizer", *words)
     try:
         done = subprocess.run(
@@ -85,5 +90,20 @@ def probe(problem: Problem) -> torch.Tensor:
     return y
 
 
+def probe_gradient(problem: Problem) -> torch.Tensor:
+    """One gated gradient of a filter on the GPU, of five rows: workers share the batch, unevenly."""
+    conv = get_conv(problem.length, problem.dtype, causal=problem.causal).warmup(train=True)
+    generator, kind = torch.Generator().manual_seed(0), TORCH[problem.dtype]
+    shape = (5, 2, problem.length)
+    u, v, in_gate, out_gate = (torch.randn(*shape, generator=generator).to(kind).cuda() for _ in range(4))
+    dk: torch.Tensor = torch.ops.fftgen.correlate_input(u, v, in_gate, out_gate, problem.length, conv.handle)
+    torch.cuda.synchronize()
+    return dk
+
+
 if __name__ == "__main__":
-    probe(Problem(sys.argv[1], int(sys.argv[2]), sys.argv[3]))
+    asked = Problem(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    if sys.argv[4] == "gradient":
+        probe_gradient(asked)
+    else:
+        probe(asked)

@@ -9,14 +9,18 @@ from typing import Any
 
 from fftgen.bench.backend import Backend, environment
 from fftgen.bench.cases import Case
+from fftgen.bench.gradient_proof import check_gradient, check_gradient_agreement
 from fftgen.bench.measure import copy_bandwidth
 from fftgen.bench.overhead import cold_start, host_overhead
 from fftgen.bench.proof import check_agreement, check_portfolio
 from fftgen.bench.row import CONTENDERS, first_line, measure_row
 from fftgen.bench.sanitizer import TOOLS, sanitize
-from fftgen.pipeline import build
+from fftgen.bundle import trains
+from fftgen.pipeline import build, build_gradient
+from fftgen.planner.gradient import gradient
 from fftgen.portfolio import PROBLEMS
 from fftgen.problem import Problem
+from fftgen.targets import target as find_target
 
 Tell = Callable[[str], None]
 
@@ -26,7 +30,20 @@ COMPILED = tuple(name for name, c in CONTENDERS.items() if c.compiled)
 NOT_COMPILED = "compiling takes long: in a suite only gated causal bf16 of " + ", ".join(
     map(str, COMPILED_LENGTHS)
 )
+COMPILED_BACKWARD = (4096,)  # two compilations each
+NOT_COMPILED_BACKWARD = "compiling takes long: in a suite backward only at " + ", ".join(
+    map(str, COMPILED_BACKWARD)
+)
 SANITIZED = (Problem("causal", 1024, "bf16"), Problem("circular", 4096, "bf16"))
+SANITIZED_GRADIENTS = (Problem("causal", 1024, "bf16"),)
+# Gradients of filters that are proven: a warp's kernel, a block's, a circular length, device memory.
+GRADIENTS = (
+    Problem("causal", 256, "fp16"),
+    Problem("causal", 1024, "bf16"),
+    Problem("circular", 4096, "bf16"),
+    Problem("causal", 32768, "fp16"),
+    Problem("causal", 65536, "bf16"),
+)
 AGREEING = 4096  # the longest transforms of the portfolio that are small for the simulator
 COLD_LENGTHS = (4096, 65536)
 
@@ -51,22 +68,29 @@ def _problem(params: dict[str, Any]) -> Problem:
 
 
 def _run_build(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str, Any]:
-    """Compile everything at once, so that later steps find it in the cache."""
+    """Compile everything at once, so that later steps find it in the cache.
 
-    def one(fields: dict[str, Any]) -> str:
+    ``gradients``: problems whose filter's gradient is compiled as well, where the target has kernels for it.
+    """
+
+    def one(job: tuple[dict[str, Any], bool]) -> str:
+        fields, of_gradient = job
+        problem = _problem(fields)
         try:
-            build(_problem(fields), backend.target)
+            if of_gradient:
+                build_gradient(gradient(problem, backend.target))
+            else:
+                build(problem, backend.target)
         except Exception as error:
             return f"{fields['mode']} {fields['length']} {fields['dtype']}: {first_line(error)}"
         return ""
 
+    chip = find_target(backend.target)
+    jobs = [(fields, False) for fields in params["problems"]]
+    jobs += [(fields, True) for fields in params["gradients"] if trains(_problem(fields), chip)]
     with ThreadPoolExecutor(max_workers=params["threads"]) as pool:
-        failed = [reason for reason in pool.map(one, params["problems"]) if reason]
-    return {
-        "status": "failed" if failed else "passed",
-        "modules": len(params["problems"]),
-        "reason": "; ".join(failed),
-    }
+        failed = [reason for reason in pool.map(one, jobs) if reason]
+    return {"status": "failed" if failed else "passed", "modules": len(jobs), "reason": "; ".join(failed)}
 
 
 def _run_row(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str, Any]:
@@ -91,7 +115,13 @@ RUNNERS: dict[str, Callable[[dict[str, Any], Backend, Tell], dict[str, Any]]] = 
     "build": _run_build,
     "correctness": lambda params, backend, tell: check_portfolio(_problem(params), backend, params["seed"]),
     "agreement": lambda params, backend, tell: check_agreement(_problem(params), backend, params["seed"]),
-    "sanitizer": lambda params, backend, tell: sanitize(_problem(params), params["tool"], params["timeout"]),
+    "gradient": lambda params, backend, tell: check_gradient(_problem(params), backend, params["seed"]),
+    "gradient agreement": lambda params, backend, tell: check_gradient_agreement(
+        _problem(params), backend, params["seed"]
+    ),
+    "sanitizer": lambda params, backend, tell: sanitize(
+        _problem(params), params["tool"], params["timeout"], params["call"]
+    ),
     "bandwidth": lambda params, backend, tell: {"status": "passed", **copy_bandwidth(backend)},
     "overhead": lambda params, backend, tell: host_overhead(backend, params["seed"], params["rounds"]),
     "cold start": lambda params, backend, tell: cold_start(
@@ -100,7 +130,10 @@ RUNNERS: dict[str, Callable[[dict[str, Any], Backend, Tell], dict[str, Any]]] = 
     "row": _run_row,
 }
 # Kinds whose steps may show that something of ours is wrong or broken: the run fails with them.
-PROOFS = ("build", "correctness", "agreement", "sanitizer", "row", "overhead", "cold start")
+PROOFS = (
+    *("build", "correctness", "agreement", "gradient", "gradient agreement"),
+    *("sanitizer", "row", "overhead", "cold start"),
+)
 
 
 def environment_step() -> Step:
@@ -111,11 +144,16 @@ def bandwidth_step() -> Step:
     return Step("bandwidth", "copy bandwidth", expected=3)
 
 
-def build_step(problems: Iterable[Problem], threads: int) -> Step:
-    unique = list(dict.fromkeys(problems))
-    params = {"problems": [asdict(p) for p in unique], "threads": threads}
-    name = f"{len(unique)} modules compiled ahead"
-    return Step("build", name, params, expected=1 + len(unique) / threads, limit=120)
+def build_step(problems: Iterable[Problem], threads: int, gradients: Iterable[Problem] = ()) -> Step:
+    """Convolutions, and ``gradients`` of filters, compiled ahead."""
+    unique, trained = list(dict.fromkeys(problems)), list(dict.fromkeys(gradients))
+    params = {
+        "problems": [asdict(p) for p in unique],
+        "gradients": [asdict(p) for p in trained],
+        "threads": threads,
+    }
+    count = len(unique) + len(trained)
+    return Step("build", f"{count} modules compiled ahead", params, expected=1 + count / threads, limit=120)
 
 
 def row_steps(cases: Iterable[Case], contenders: Sequence[str], seed: int, seconds: float) -> list[Step]:
@@ -133,6 +171,8 @@ def row_steps(cases: Iterable[Case], contenders: Sequence[str], seed: int, secon
             "seconds": seconds,
         }
         slow = sum(6.0 for name in contenders if name in COMPILED)
+        if case.direction == "backward":
+            slow *= 2  # the graph of the backward pass is compiled as well
         found.append(Step("row", str(case), params, expected=4 + slow, limit=60 + 4 * slow))
     return found
 
@@ -142,16 +182,22 @@ def suite_rows(cases: Iterable[Case], contenders: Sequence[str], seed: int, seco
     found = []
     for case in cases:
         p = case.problem
-        compiled = case.gated and p.causal and p.dtype == "bf16" and p.length in COMPILED_LENGTHS
+        backward = case.direction == "backward"
+        lengths = COMPILED_BACKWARD if backward else COMPILED_LENGTHS
+        compiled = case.gated and p.causal and p.dtype == "bf16" and p.length in lengths
         names = [n for n in contenders if compiled or n not in COMPILED]
         (step,) = row_steps([case], names, seed, seconds)
-        step.params["left_out"] = {n: NOT_COMPILED for n in contenders if n not in names}
+        reason = NOT_COMPILED_BACKWARD if backward else NOT_COMPILED
+        step.params["left_out"] = {n: reason for n in contenders if n not in names}
         found.append(step)
     return found
 
 
-def proof_steps(seed: int, problems: Sequence[Problem] = PROBLEMS) -> list[Step]:
-    """Correctness of the portfolio, and agreement with the simulator on its small kernels."""
+def proof_steps(
+    seed: int, problems: Sequence[Problem] = PROBLEMS, gradients: Sequence[Problem] = GRADIENTS
+) -> list[Step]:
+    """Correctness of the portfolio, and agreement with the simulator on its small kernels; then the same
+    of the kernels of a filter's gradient."""
     found = [
         Step("correctness", f"correctness {p.mode} {p.length} {p.dtype}", {**asdict(p), "seed": seed}, 4)
         for p in problems
@@ -161,16 +207,24 @@ def proof_steps(seed: int, problems: Sequence[Problem] = PROBLEMS) -> list[Step]
         for p in problems
         if p.length <= AGREEING
     ]
+    for p in gradients:
+        name, params = f"{p.mode} {p.length} {p.dtype}", {**asdict(p), "seed": seed}
+        found.append(Step("gradient", f"gradient of the filter {name}", params, 4))
+        if p.length <= AGREEING:
+            found.append(Step("gradient agreement", f"simulator, gradient {name}", params, 5))
     return found
 
 
-def sanitizer_steps(tools: Sequence[str] = TOOLS, problems: Sequence[Problem] = SANITIZED) -> list[Step]:
-    """compute-sanitizer on a few small kernels, a step for each tool and kernel."""
+def sanitizer_steps(
+    tools: Sequence[str] = TOOLS, problems: Sequence[Problem] = SANITIZED, call: str = "conv"
+) -> list[Step]:
+    """compute-sanitizer on small kernels, a step for each tool and kernel. ``call``: of sanitizer.CALLS."""
     found = []
     for tool in tools:
         for p in problems:
-            params = {**asdict(p), "tool": tool, "timeout": 40.0}
+            params = {**asdict(p), "tool": tool, "timeout": 40.0, "call": call}
             name = f"compute-sanitizer {tool} {p.mode} {p.length} {p.dtype}"
+            name += " gradient" if call == "gradient" else ""
             found.append(Step("sanitizer", name, params, expected=12, limit=50))
     return found
 

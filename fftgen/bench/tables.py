@@ -17,7 +17,7 @@ def text(doc: Document, *, details: bool = False) -> str:
     parts = [head(doc), proofs(doc)]
     if details:
         parts.append(contenders(doc))
-    parts += [untimed(doc), not_run(doc), short(doc)]
+    parts += [untimed(doc), not_run(doc), backward_note(doc), short(doc)]
     return "\n\n".join(p for p in parts if p)
 
 
@@ -50,8 +50,21 @@ def proofs(doc: Document) -> str:
     return _table(lines) if lines else ""
 
 
+def backward_note(doc: Document) -> str:
+    """What the figures of backward rows are of, where there are any."""
+    found = [r for r in rows(doc) if r["direction"] == "backward"]
+    if not found:
+        return ""
+    scaled = any(r.get("over_forward_scaled") for r in found)
+    return (
+        "Backward rows: times are of the backward pass alone, all gradients; memory (MB) is that of a\n"
+        "training step, forward and backward together. x forward: over our own forward pass of the same case"
+        + ("; ~: it had more channels, so for each of them." if scaled else ".")
+    )
+
+
 def _summary(kind: str, result: dict[str, Any]) -> str:
-    if kind == "correctness":
+    if kind in ("correctness", "gradient"):
         cases = result["cases"]
         if any(c["worst_row"] is None for c in cases):
             return f"{len(cases)} cases, results that are not finite"
@@ -65,6 +78,13 @@ def _summary(kind: str, result: dict[str, Any]) -> str:
         return (
             f"{100 * result['identical']:.2f} % identical; largest difference {result['largest_ulps']} units "
             f"of the element's last place, {result['largest_row_ulps']:.2g} of the row's"
+        )
+    if kind == "gradient agreement":
+        if not result["finite"]:
+            return "results that are not finite"
+        return (
+            f"{100 * result['identical']:.2f} % identical; relative difference "
+            f"{result['relative_difference']:.1e} (bound {result['relative_bound']:.1e})"
         )
     if kind == "sanitizer":
         return str(result["summary"])
@@ -90,7 +110,8 @@ def contenders(doc: Document) -> str:
 
 
 def _case(row: dict[str, Any]) -> str:
-    return f"{row['mode']} {row['length']} {row['dtype']}{' gated' if row['gated'] else ''}"
+    backward = " backward" if row["direction"] == "backward" else ""
+    return f"{row['mode']} {row['length']} {row['dtype']}{' gated' if row['gated'] else ''}{backward}"
 
 
 def _figures(c: dict[str, Any]) -> tuple[str, ...]:
@@ -138,15 +159,33 @@ def not_run(doc: Document) -> str:
 
 
 def short(doc: Document) -> str:
-    """A line per row: our time, its share of the floor, and how many times slower the others are."""
+    """A line per row: our time, its share of the floor, and how many times slower the others are.
+
+    Where there are backward rows, a column says how many of our own forward passes they take.
+    """
     found = rows(doc)
-    lines = [("case", "fftgen ms", "floor", "prepared", "floor", *(f"{n} x" for n in NAMES), "fastest peer")]
+    backward = any(r["direction"] == "backward" for r in found)
+    column = ("x forward",) if backward else ()
+    lines: list[tuple[str, ...]] = [
+        (
+            "case",
+            "fftgen ms",
+            "floor",
+            *column,
+            "prepared",
+            "floor",
+            *(f"{n} x" for n in NAMES),
+            "fastest peer",
+        )
+    ]
     for row in found:
         c = row["contenders"]
         lines.append(
             (
                 _case(row),
-                *(cell for name in ("fftgen", "fftgen-prepared") for cell in _own(c.get(name, {}))),
+                *_own(c.get("fftgen", {})),
+                *((_over_forward(row),) if backward else ()),
+                *_own(c.get("fftgen-prepared", {})),
                 *(_ratio(c.get(name, {})) for name in NAMES),
                 _fastest(c),
             )
@@ -164,6 +203,12 @@ def _own(c: dict[str, Any]) -> tuple[str, str]:
     if "median_s" not in c:
         return c.get("status", "-"), ""
     return _ms(c["median_s"]), f"{100 * c['floor_fraction']:.0f} %" if "floor_fraction" in c else ""
+
+
+def _over_forward(row: dict[str, Any]) -> str:
+    if "over_forward" not in row:
+        return ""
+    return f"{'~' if row['over_forward_scaled'] else ''}{row['over_forward']:.2f}"
 
 
 def _ratio(c: dict[str, Any]) -> str:

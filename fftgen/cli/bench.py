@@ -28,6 +28,14 @@ DEFAULT_FILE = "bench.json"
 @click.option("--dtype", "dtypes", multiple=True, help="bf16 or fp16. Default: bf16; of a suite, both.")
 @click.option("--causal/--circular", "causal", default=None, help="Default: both.")
 @click.option("--gated/--ungated", "gated", default=None, help="Default: both.")
+@click.option(
+    "--direction",
+    "directions",
+    multiple=True,
+    type=click.Choice(["forward", "backward"]),
+    help="What is timed: y, or all its gradients; both when given twice. Default: forward; of a suite also "
+    "backward where it matters most.",
+)
 @click.option("--batch", type=int, help="Rows of a batch. Default: 64.")
 @click.option("--channels", type=int, help="Default: 768, fewer where memory does not hold them.")
 @click.option("--contender", "names", multiple=True, help="One to measure; several times. Default: all.")
@@ -58,6 +66,7 @@ def command(
     dtypes: tuple[str, ...],
     causal: bool | None,
     gated: bool | None,
+    directions: tuple[str, ...],
     batch: int | None,
     channels: int | None,
     names: tuple[str, ...],
@@ -84,7 +93,14 @@ def command(
         doc = results.read(show)
     else:
         from fftgen.bench.backend import require_cuda
-        from fftgen.bench.cases import BATCH, CHANNELS, LENGTHS, problem_set
+        from fftgen.bench.cases import (
+            BACKWARD_LENGTHS,
+            BATCH,
+            CHANNELS,
+            LENGTHS,
+            backward_rows,
+            problem_set,
+        )
         from fftgen.bench.row import CONTENDERS
         from fftgen.bench.run import SECONDS, SUITE_BUDGET, SUITE_SECONDS, Wish, carry_out
         from fftgen.bench.steps import Step
@@ -97,14 +113,19 @@ def command(
         if seconds <= 0 or (budget is not None and budget <= 0):
             raise InputError("--seconds and --budget must be positive")
         kinds = dtypes or (("bf16", "fp16") if suite and not dry_run else ("bf16",))
+        sizes = lengths(seqlens) or ((256, 1000) if dry_run else LENGTHS)
         cases = problem_set(
-            lengths(seqlens) or ((256, 1000) if dry_run else LENGTHS),
+            sizes,
             [find_dtype(d).name for d in kinds],
             ("causal", "circular") if causal is None else ("causal" if causal else "circular",),
             (True, False) if gated is None else (gated,),
             (2 if dry_run else BATCH) if batch is None else batch,
             (8 if dry_run else CHANNELS) if channels is None else channels,
+            tuple(dict.fromkeys(directions)) or ("forward",),
         )
+        if suite and not directions:
+            # A dry run has the whole way, whatever its lengths.
+            cases += backward_rows(cases, sizes if dry_run else BACKWARD_LENGTHS)
         if not dry_run:
             require_cuda()
 

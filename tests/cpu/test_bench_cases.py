@@ -9,7 +9,16 @@ import torch
 from bench_kit import CPU, case
 
 from fftgen.bench import cases
-from fftgen.bench.cases import LENGTHS, Case, by_importance, problem_set
+from fftgen.bench.cases import (
+    BACKWARD_LENGTHS,
+    DIRECTIONS,
+    LENGTHS,
+    Case,
+    backward_rows,
+    by_importance,
+    problem_set,
+)
+from fftgen.bench.contenders import complex_fft
 from fftgen.bench.inputs import FILLS, draw, draw_sets
 from fftgen.errors import InputError
 from fftgen.problem import Problem
@@ -37,30 +46,41 @@ def test_the_floor_counts_every_signal_once() -> None:
     assert round(1e3 * gated.floor_bytes / 4.3e12, 2) == 0.37
 
 
+def test_the_floor_of_a_backward_pass_counts_every_signal_once() -> None:
+    """Read: v, u, both gates; written: as many gradients, without v. Ungated: v, u, and du."""
+    plain, gated = (
+        case(length=4096, gated=g, batch=64, channels=768, direction="backward") for g in (False, True)
+    )
+    assert plain.floor_bytes == 2 * (2 + 1) * 64 * 768 * 4096
+    assert gated.floor_bytes == 2 * (4 + 3) * 64 * 768 * 4096
+
+
 def test_a_library_transform_is_padded_only_when_causal() -> None:
     assert case("causal", 1000).points == 2000
     assert case("circular", 1000).points == 1000
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_every_length_is_scaled_to_what_an_80_gb_card_holds(mode: str, length: int) -> None:
-    full = case(mode, length, batch=64, channels=768)
+def test_every_length_is_scaled_to_what_an_80_gb_card_holds(mode: str, length: int, direction: str) -> None:
+    full = case(mode, length, batch=64, channels=768, direction=direction)
     free = 79 * GIB
     scaled = full.scaled(free)
-    assert scaled.elements * cases.WORKING_BYTES[mode] <= cases.SHARE * free
+    working = cases.WORKING_BYTES[direction][mode]
+    assert scaled.elements * working <= cases.SHARE * free
     assert scaled.problem == full.problem
-    if length <= 8192:
+    if length <= (8192 if direction == "forward" else 4096):
         assert scaled == full  # the published shape, unscaled
     else:
-        assert scaled.elements * 2 * cases.WORKING_BYTES[mode] > cases.SHARE * free or scaled == full
+        assert scaled.elements * 2 * working > cases.SHARE * free or scaled == full
     if scaled.channels > cases.FEW_CHANNELS:
         assert scaled.batch == 64  # channels go first: the batch decides what the filter's transform weighs
 
 
 def test_scaling_ends_at_a_single_row_and_says_when_none_fits() -> None:
     one = case("causal", 4_194_304, batch=64, channels=768)
-    row = cases.WORKING_BYTES["causal"] * one.length / cases.SHARE
+    row = cases.WORKING_BYTES["forward"]["causal"] * one.length / cases.SHARE
     assert one.scaled(int(row * 1.01)) == Case(one.problem, one.gated, 1, 1)
     assert one.scaled(int(row * 2.01)) == Case(one.problem, one.gated, 2, 1)
     with pytest.raises(InputError, match="do not hold a single row"):
@@ -73,9 +93,54 @@ def test_no_rows_at_all_are_refused(batch: int, channels: int) -> None:
         Case(Problem("causal", 256, "bf16"), True, batch, channels)
 
 
-def test_only_forward_so_far() -> None:
-    with pytest.raises(InputError, match="direction 'backward': choose from forward"):
-        Case(Problem("causal", 256, "bf16"), True, direction="backward")
+def test_a_pass_goes_forward_or_backward() -> None:
+    with pytest.raises(InputError, match="direction 'sideways': choose from forward, backward"):
+        Case(Problem("causal", 256, "bf16"), True, direction="sideways")
+
+
+@pytest.mark.parametrize(("mode", "size"), [("causal", 8 + 16 + 16 + 2), ("circular", 4 + 8 + 8 + 2)])
+def test_backward_memory_holds_what_autograd_keeps_of_the_published_baseline(mode: str, size: int) -> None:
+    """The graph of the complex transforms, as autograd saves it: bytes per element of u, inputs left out."""
+    of = case(mode, length=1024, batch=64, channels=4, direction="backward")
+    saved: dict[int, torch.Tensor] = {}
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        saved[x.untyped_storage().data_ptr()] = x
+        return x
+
+    x = draw(of, CPU, 1).leaves()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        y = complex_fft(x.u, x.k, x.in_gate, x.out_gate, of.points)
+    given = {t.untyped_storage().data_ptr() for t in x.arguments.values()}
+    kept = [t for where, t in saved.items() if where not in given and t.dim() == 3]  # the filter's have two
+    graph = sum(t.untyped_storage().nbytes() for t in (*kept, y))
+    assert graph == size * of.elements
+    # Two sets of it, of inputs and of gradients; four spectra of the backward pass, and scratch.
+    spectrum = 16 if mode == "causal" else 8
+    assert cases.WORKING_BYTES["backward"][mode] >= 2 * size + 2 * 8 + 2 * 6 + 5 * spectrum
+
+
+def test_a_suite_goes_backward_where_it_matters() -> None:
+    found = backward_rows(problem_set())
+    assert [c.length for c in found] == list(BACKWARD_LENGTHS) == [1024, 4096, 32768, 1048576]
+    assert {(c.problem.mode, c.problem.dtype, c.gated, c.direction) for c in found} == {
+        ("causal", "bf16", True, "backward")
+    }
+    assert [c.length for c in backward_rows(problem_set((256, 1000)), (256, 1000))] == [256, 1000]
+    assert not backward_rows(problem_set(dtypes=("fp16",)))
+    assert not backward_rows(problem_set(gated=(False,)))
+
+
+def test_both_directions_of_a_case_are_neighbours_by_importance() -> None:
+    every = problem_set((256, 4096), ("bf16",), ("causal",), (True,), directions=DIRECTIONS)
+    assert [(c.length, c.direction) for c in every] == [
+        *((n, "forward") for n in (256, 4096)),
+        *((n, "backward") for n in (256, 4096)),
+    ]
+    assert [(c.length, c.direction) for c in by_importance(reversed(every))] == [
+        *((4096, d) for d in DIRECTIONS),
+        *((256, d) for d in DIRECTIONS),
+    ]
 
 
 def test_a_run_that_may_be_cut_short_begins_with_the_published_problem() -> None:

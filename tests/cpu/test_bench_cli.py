@@ -67,6 +67,7 @@ def test_a_torch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "message"),
     [
         (("--contender", "mkl"), "contender 'mkl' is not known: choose from fftgen, "),
+        (("--direction", "sideways"), "'sideways' is not one of"),
         (("--seconds", "0"), "must be positive"),
         (("--budget", "-1"), "must be positive"),
         (("--batch", "0"), "batch 0 and channels 8 must be at least 1"),
@@ -118,6 +119,37 @@ def test_a_suite_takes_less_time_for_each_contender_than_a_plain_run(monkeypatch
     assert [w.seconds for w in seen] == [0.5, 0.2, 3]
     assert [w.budget for w in seen] == [None, 450, 7]
     assert [w.suite for w in seen] == [False, True, True]
+
+
+def test_directions_are_those_that_were_asked() -> None:
+    arguments = ("--dry-run", "--seqlen", "64", "--causal", "--gated", *FAST)
+    for words, names in (
+        (("backward",), ["backward"]),
+        (("backward", "forward", "backward"), ["backward", "forward"]),
+    ):
+        options = [part for word in words for part in ("--direction", word)]
+        result = fftgen("bench", *arguments, *options)
+        assert result.exit_code == 0, result.stderr
+        found = results.rows(results.read(Path("bench.json")))
+        assert [r["direction"] for r in found] == names
+        assert all(c["status"] == "ok" for r in found for c in r["contenders"].values())
+    assert found[0]["over_forward"] > 0
+    assert "causal 64 bf16 gated backward" in result.stdout
+    assert "x forward" in result.stdout
+
+
+def test_a_suite_has_backward_rows_unless_directions_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[run.Wish] = []
+
+    def stop(wish: run.Wish, *_: Any) -> Any:
+        seen.append(wish)
+        raise ToolchainError("that will do")
+
+    monkeypatch.setattr(run, "carry_out", stop)
+    for arguments in (("--suite",), ("--suite", "--direction", "forward"), ()):
+        assert fftgen("bench", "--dry-run", *arguments).exit_code == 1
+    counts = [[c.direction for c in w.cases].count("backward") for w in seen]
+    assert counts == [2, 0, 0]  # a dry run has no long rows: it goes backward at its own lengths
 
 
 def test_json_is_the_document() -> None:

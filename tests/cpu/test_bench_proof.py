@@ -15,7 +15,9 @@ import torch
 from bench_kit import CPU, host
 
 from fftgen import eager, toolkit
-from fftgen.bench import overhead, proof, sanitizer
+from fftgen.accuracy import MARGIN
+from fftgen.bench import gradient_proof, overhead, proof, sanitizer
+from fftgen.bench.gradient_proof import check_gradient
 from fftgen.bench.proof import check_portfolio, differences, moved
 from fftgen.bench.sanitizer import FOUND, sanitize, verdict
 from fftgen.conv import get_conv
@@ -192,16 +194,17 @@ def test_the_sanitizer_is_run_on_the_program(tmp_path: Path, monkeypatch: pytest
     )
     monkeypatch.setattr(toolkit, "find_tool", lambda name: program if name == "compute-sanitizer" else None)
     problem = Problem("causal", 256, "fp16")
-    fine = sanitize(problem, "racecheck", 30, [sys.executable, "-c", "pass"])
+    fine = sanitize(problem, "racecheck", 30, program=[sys.executable, "-c", "pass"])
     assert (fine["status"], fine["summary"]) == ("passed", "RACECHECK SUMMARY: 0 hazards displayed")
-    bad = sanitize(problem, "racecheck", 30, [sys.executable, "-c", "import sys; sys.exit(3)"])
+    bad = sanitize(problem, "racecheck", 30, program=[sys.executable, "-c", "import sys; sys.exit(3)"])
     assert (bad["status"], bad["reason"]) == ("wrong", "RACECHECK SUMMARY: 3 hazards displayed")
     # Its own program ends with a sentence where there is no GPU.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    without = sanitize(problem, "racecheck", 60)
-    if not torch.cuda.is_available():
-        assert without["status"] == "failed"
-        assert "exit status 1" in without["reason"]
+    for call in sanitizer.CALLS:
+        without = sanitize(problem, "racecheck", 60, call)
+        if not torch.cuda.is_available():
+            assert without["status"] == "failed"
+            assert "exit status 1" in without["reason"]
 
 
 def test_the_program_under_the_sanitizer_makes_one_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +228,91 @@ def test_the_program_under_the_sanitizer_makes_one_whole_call(monkeypatch: pytes
     monkeypatch.setattr(sanitizer, "get_conv", lambda *_, **__: Device())
     assert sanitizer.probe(Problem("causal", 256, "fp16")).shape == (3, 2, 256)
     assert seen == [((3, 2, 256), torch.float16, ["in_gate", "out_gate", "skip"])]
+
+
+def test_under_the_sanitizer_a_gradient_is_one_call_of_its_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    conv = get_conv(256, "fp16", causal=True)
+    warmed: list[Any] = []
+    monkeypatch.setattr(type(conv), "warmup", lambda self, **options: warmed.append(options) or self)
+    seen: list[Any] = []
+    right = eager.correlate_input
+
+    def watched(u: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+        seen.append(
+            (tuple(u.shape), u.dtype, options["in_gate"] is not None, options["out_gate"] is not None)
+        )
+        return right(u, v, **options)
+
+    monkeypatch.setattr(eager, "correlate_input", watched)
+    dk = sanitizer.probe_gradient(Problem("causal", 256, "fp16"))
+    assert (tuple(dk.shape), warmed) == ((2, 256), [{"train": True}])
+    assert seen == [((5, 2, 256), torch.float16, True, True)]
+
+
+@pytest.mark.parametrize("problem", [Problem("causal", 256, "bf16"), Problem("circular", 1000, "fp16")])
+def test_gradients_of_filters_are_right_on_the_cpu_path(problem: Problem) -> None:
+    found = check_gradient(problem, host(), seed=4)
+    assert found["status"] == "passed"
+    assert len(found["cases"]) == 2
+    assert all(0 < c["error"] <= c["error_bound"] < 3e-3 for c in found["cases"])
+
+
+@pytest.mark.parametrize("fault", ["zeros", "row", "nan", "beyond"])
+def test_a_wrong_gradient_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = eager.correlate_input
+
+    def wrong(*arguments: Any, **options: Any) -> torch.Tensor:
+        dk = right(*arguments, **options)
+        if fault == "zeros":
+            return torch.zeros_like(dk)
+        if fault == "beyond":  # a lag that no two samples have
+            dk[:, arguments[0].shape[-1] :] = 1e-3
+        else:
+            dk[-1, : 1 if fault == "nan" else None] *= math.nan if fault == "nan" else 1.05
+        return dk
+
+    monkeypatch.setattr(eager, "correlate_input", wrong)
+    found = check_gradient(Problem("causal", 256, "bf16"), host(), seed=4)
+    assert found["status"] == "wrong"
+    assert [c["passed"] for c in found["cases"]] == ([True, False] if fault == "beyond" else [False, False])
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_where_no_kernels_make_the_gradient_there_is_nothing_to_prove() -> None:
+    backend = host()
+    backend.target = "sm_75"
+    for check in (check_gradient, gradient_proof.check_gradient_agreement):
+        found = check(Problem("causal", 256, "fp16"), backend, 4)
+        assert found["status"] == "unavailable"
+        assert "sm_75" in found["reason"]
+
+
+def test_gradients_may_differ_by_the_order_of_sums_and_not_by_their_roundings() -> None:
+    expected = 9e-4
+    dk = torch.randn(3, 512, generator=torch.Generator().manual_seed(8))
+    same = gradient_proof.differences(dk, dk, expected)
+    assert (same["status"], same["identical"], same["relative_difference"]) == ("passed", 1.0, 0)
+    noise = torch.randn(dk.shape, generator=torch.Generator().manual_seed(9))
+    for size, status in (
+        (1e-6, "passed"),
+        (expected / 10, "passed"),
+        (expected, "wrong"),
+        (1.4 * expected, "wrong"),
+    ):
+        found = gradient_proof.differences(dk + size * noise, dk, expected)
+        assert found["status"] == status, found
+        assert found["relative_difference"] == pytest.approx(size, rel=0.1)
+        assert 0 < found["relative_bound"] < expected / 3
+    one = dk.clone()
+    one[1] *= 1 + expected  # a single channel is off
+    assert gradient_proof.differences(one, dk, expected)["status"] == "wrong"
+    one[1, 3] = math.nan
+    found = gradient_proof.differences(one, dk, expected)
+    assert (found["status"], found["finite"], found["relative_difference"]) == ("wrong", False, None)
+    json.dumps(found, allow_nan=False)
+    assert gradient_proof.DIFFERENT * MARGIN < 1
 
 
 def test_a_sanitizer_that_takes_too_long_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

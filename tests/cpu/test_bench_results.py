@@ -12,11 +12,20 @@ import pytest
 from bench_kit import case
 
 from fftgen.bench import plots, results, tables
-from fftgen.bench.cases import Case, problem_set
+from fftgen.bench.cases import BACKWARD_LENGTHS, Case, backward_rows, problem_set
 from fftgen.bench.results import Run, document, failures
 from fftgen.bench.row import CONTENDERS
 from fftgen.bench.run import Wish, plan
-from fftgen.bench.steps import COMPILED, COMPILED_LENGTHS, Step, bandwidth_step, environment_step, row_steps
+from fftgen.bench.steps import (
+    COMPILED,
+    COMPILED_BACKWARD,
+    COMPILED_LENGTHS,
+    GRADIENTS,
+    Step,
+    bandwidth_step,
+    environment_step,
+    row_steps,
+)
 from fftgen.bench.supervisor import Outcome
 from fftgen.errors import InputError, ToolchainError
 from fftgen.portfolio import PROBLEMS
@@ -123,7 +132,13 @@ def test_what_did_not_run_is_listed() -> None:
 
 
 @pytest.mark.parametrize("status", ["wrong", "failed", "crashed"])
-@pytest.mark.parametrize("kind", ["build", "correctness", "agreement", "sanitizer", "row", "environment"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("build", "correctness", "agreement", "gradient", "gradient agreement"),
+        *("sanitizer", "row", "environment"),
+    ],
+)
 def test_what_is_wrong_fails_the_run(kind: str, status: str) -> None:
     bad = Outcome(Step(kind, "a step"), status, reason="because")
     assert failures([bad]) == [bad]
@@ -148,6 +163,85 @@ def test_the_crossover_is_where_attention_stays_slower() -> None:
     assert both["crossover"] == {"bf16": 256, "fp16": None}
     assert run(row(BIG, fftgen=1))["crossover"] == {}
     assert "attention (bf16): slower from 2048" in tables.text(run(*faster))
+
+
+def at(length: int = 4096, channels: int = 768, batch: int = 64, direction: str = "backward") -> Case:
+    return case(length=length, batch=batch, channels=channels, direction=direction)
+
+
+def test_a_backward_row_is_held_against_our_own_forward_row() -> None:
+    doc = run(row(at(), fftgen=2.5e-3, torch_real=9e-3), row(BIG, fftgen=1e-3, torch_real=4e-3))
+    back, ahead = results.rows(doc)
+    assert (back["over_forward"], back["over_forward_scaled"]) == (2.5, False)
+    assert "over_forward" not in ahead
+    assert back["contenders"]["fftgen"]["floor_fraction"] == pytest.approx(
+        14 * 64 * 768 * 4096 / 4e12 / 2.5e-3, rel=1e-3
+    )
+    lines = tables.text(doc).splitlines()
+    header = next(i for i, line in reversed(list(enumerate(lines))) if line.startswith("case"))
+    assert "x forward" in lines[header]
+    assert lines[header + 1].split()[:8] == ["causal", "4096", "bf16", "gated", "backward", "2.5", "28", "%"]
+    assert lines[header + 1].split()[8] == "2.50"
+    assert lines[header + 2].split()[4:7] == ["1", "40", "%"]
+    note = "\n".join(lines)
+    assert "times are of the backward pass alone" in note
+    assert "training step, forward and backward together" in note
+    assert "~" not in note
+    assert "x forward" not in tables.text(run(row(BIG, fftgen=1e-3)))
+
+
+def test_with_fewer_channels_backward_times_of_a_channel_are_compared() -> None:
+    doc = run(row(BIG, fftgen=1e-3), row(at(channels=384), fftgen=1e-3))
+    _, back = results.rows(doc)
+    assert (back["over_forward"], back["over_forward_scaled"]) == (2.0, True)
+    text = tables.text(doc)
+    assert "~2.00" in text
+    assert "~: it had more channels" in text
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        case(length=4096, batch=32, channels=768),
+        case(length=8192, batch=64, channels=768),
+        case("circular", 4096, batch=64, channels=768),
+        case(length=4096, batch=64, channels=768, gated=False),
+        case(length=4096, dtype="fp16", batch=64, channels=768),
+    ],
+)
+def test_rows_of_other_cases_are_no_pair(other: Case) -> None:
+    back, _ = results.rows(run(row(at(), fftgen=2e-3), row(other, fftgen=1e-3)))
+    assert "over_forward" not in back
+
+
+def test_without_both_times_there_is_no_ratio_to_forward() -> None:
+    for contenders in ({"torch_real": 1e-3}, {}):
+        back, _ = results.rows(run(row(at(), fftgen=2e-3), row(BIG, **contenders)))
+        assert "over_forward" not in back
+
+
+def test_the_crossover_is_of_forward_rows() -> None:
+    ahead = row(case(length=1024), fftgen=1e-3, attention=2e-3)
+    back = row(case(length=1024, direction="backward"), fftgen=5e-3, attention=2e-3)
+    assert run(ahead, back)["crossover"] == run(back, ahead)["crossover"] == {"bf16": 1024}
+    assert run(back)["crossover"] == {}
+
+
+def test_proofs_of_gradients_are_told_in_a_line() -> None:
+    figures = {"identical": 0.5, "finite": True, "relative_difference": 1e-6, "relative_bound": 2.5e-4}
+    told = run(
+        Outcome(Step("gradient agreement", "one"), "passed", {**figures, "status": "passed"}),
+        Outcome(Step("gradient agreement", "two"), "wrong", {"finite": False, "status": "wrong"}),
+        Outcome(
+            Step("gradient", "three"),
+            "passed",
+            {"cases": [{"worst_row": 1e-4, "worst_row_bound": 2e-3}], "status": "passed"},
+        ),
+    )
+    text = tables.text(told)
+    assert "50.00 % identical; relative difference 1.0e-06 (bound 2.5e-04)" in text
+    assert "results that are not finite" in text
+    assert "1 cases, worst row 1.0e-04 (bound 2.0e-03)" in text
 
 
 def test_the_short_table_comes_last_and_says_what_matters() -> None:
@@ -255,7 +349,8 @@ def test_plots_that_cannot_be_drawn_are_errors(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_suite_proves_first_and_measures_what_matters_first() -> None:
-    found = plan(Wish(problem_set(), tuple(CONTENDERS), 1, suite=True))
+    cases = problem_set()
+    found = plan(Wish([*cases, *backward_rows(cases)], tuple(CONTENDERS), 1, suite=True))
     kinds = [s.kind for s in found]
     assert kinds[:2] == ["environment", "build"]
     assert [s.params["length"] for s in found if s.kind == "correctness"] == [p.length for p in PROBLEMS]
@@ -263,15 +358,31 @@ def test_a_suite_proves_first_and_measures_what_matters_first() -> None:
     assert kinds.index("row") > max(
         i
         for i, k in enumerate(kinds)
-        if k in ("correctness", "agreement", "bandwidth", "overhead", "cold start")
+        if k in (*("correctness", "agreement", "gradient", "gradient agreement"), *("bandwidth", "overhead"))
     )
-    tools = [(s.params["tool"], s.params["mode"]) for s in found if s.kind == "sanitizer"]
-    assert tools == [
+    tools = [(s.params["tool"], s.params["mode"], s.params["call"]) for s in found if s.kind == "sanitizer"]
+    assert [(t, m) for t, m, call in tools if call == "conv"] == [
         (t, m) for t in ("memcheck", "racecheck", "synccheck", "initcheck") for m in ("causal", "circular")
     ]
+    assert [(t, m) for t, m, call in tools if call == "gradient"] == [
+        ("memcheck", "causal"),
+        ("racecheck", "causal"),
+    ]
+    proven = [(s.params["length"], s.params["dtype"]) for s in found if s.kind == "gradient"]
+    assert proven == [(p.length, p.dtype) for p in GRADIENTS]
+    assert {s.params["length"] for s in found if s.kind == "gradient agreement"} == {256, 1024, 4096}
     rows = [s for s in found if s.kind == "row"]
-    assert len(rows) == 120
+    assert len(rows) == 124
     assert [s.params["length"] for s in rows[:3]] == [4096, 1024, 32768]
+    # Backward rows come after the first forward rows, theirs among them.
+    back = [i for i, s in enumerate(rows) if s.params["direction"] == "backward"]
+    assert back == [12, 13, 14, 15]
+    assert sorted(rows[i].params["length"] for i in back) == list(BACKWARD_LENGTHS)
+    for i in back:
+        forward = {**rows[i].params, "direction": "forward"}
+        assert any(s.params["length"] == forward["length"] and s.params["gated"] for s in rows[:12])
+    trained = {p["length"] for p in found[1].params["gradients"]}
+    assert trained == {*BACKWARD_LENGTHS, *(p.length for p in GRADIENTS)}
     starts = {s.params["length"] for s in found if s.kind == "cold start"}
     assert starts == {4096, 65536}
     assert len(found[1].params["problems"]) >= 60
@@ -279,13 +390,16 @@ def test_a_suite_proves_first_and_measures_what_matters_first() -> None:
 
 
 def test_a_suite_compiles_where_it_has_the_time_and_says_so_elsewhere() -> None:
-    for s in plan(Wish(problem_set(), tuple(CONTENDERS), 1, suite=True)):
+    cases = problem_set()
+    for s in plan(Wish([*cases, *backward_rows(cases)], tuple(CONTENDERS), 1, suite=True)):
         if s.kind != "row":
             continue
         p = s.params
-        here = (
-            p["gated"] and p["mode"] == "causal" and p["dtype"] == "bf16" and p["length"] in COMPILED_LENGTHS
-        )
+        lengths = COMPILED_BACKWARD if p["direction"] == "backward" else COMPILED_LENGTHS
+        here = p["gated"] and p["mode"] == "causal" and p["dtype"] == "bf16" and p["length"] in lengths
+        if not here:
+            said = set(p["left_out"].values())
+            assert {"backward" in reason for reason in said} == {p["direction"] == "backward"}
         assert set(COMPILED) <= set(p["contenders"] if here else p["left_out"])
         assert sorted([*p["contenders"], *p["left_out"]]) == sorted(CONTENDERS)
 
@@ -295,4 +409,7 @@ def test_plain_rows_are_in_the_order_that_was_asked() -> None:
     found = plan(Wish(cases, ("fftgen",), 1))
     assert [s.kind for s in found] == ["environment", "build", "bandwidth", "row", "row"]
     assert [s.params["length"] for s in found[3:]] == [1024, 256]
+    back = problem_set((256, 1024), directions=("backward",))
+    assert {p["length"] for p in plan(Wish(back, ("fftgen",), 1))[1].params["gradients"]} == {256, 1024}
+    assert not found[1].params["gradients"]
     assert [s.kind for s in plan(Wish(cases[:1], ("fftgen",), 1))] == ["environment", "bandwidth", "row"]

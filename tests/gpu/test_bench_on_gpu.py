@@ -12,8 +12,11 @@ from test_kernels_on_gpu import needs, no_gpu
 
 from fftgen.bench import results
 from fftgen.bench.backend import CudaBackend
+from fftgen.bench.gradient_proof import check_gradient, check_gradient_agreement
 from fftgen.bench.measure import copy_bandwidth
 from fftgen.bench.row import measure_row
+from fftgen.bench.steps import AGREEING, GRADIENTS
+from fftgen.problem import Problem
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(no_gpu()), reason=no_gpu() or "there is a GPU")]
 
@@ -62,6 +65,28 @@ def test_a_row_is_measured() -> None:
     assert all(1e-6 < entry["median_s"] < 1 for entry in found.values())
     assert found["fftgen-prepared"]["peak_bytes"] < 1.5 * out  # the result, and little beside it
     assert found["torch-complex"]["peak_bytes"] > 10 * out
+
+
+def test_a_backward_row_is_measured() -> None:
+    needs("bf16")
+    names = ["fftgen", "torch-complex", "torch-real", "attention"]
+    of = case("causal", 1024, gated=True, batch=8, channels=128, direction="backward")
+    found = measure_row(of, CudaBackend(), contenders=names, seed=3, seconds=0.05)["contenders"]
+    assert {name: entry["status"] for name, entry in found.items()} == dict.fromkeys(names, "ok")
+    out = 2 * of.elements
+    assert all(1e-6 < entry["median_s"] < 1 for entry in found.values())
+    assert found["torch-complex"]["peak_bytes"] > 20 * out  # a training step keeps the forward pass
+    assert found["fftgen"]["peak_bytes"] < found["torch-real"]["peak_bytes"]
+
+
+@pytest.mark.parametrize("problem", GRADIENTS, ids=lambda p: f"{p.mode}-{p.length}-{p.dtype}")
+def test_gradients_of_filters_are_right_and_agree_with_the_simulator(problem: Problem) -> None:
+    needs(problem.dtype)
+    found = check_gradient(problem, CudaBackend(), seed=5)
+    assert found["status"] == "passed", found
+    if problem.length <= AGREEING:
+        agreement = check_gradient_agreement(problem, CudaBackend(), seed=5)
+        assert agreement["status"] == "passed", agreement
 
 
 def test_a_short_suite_keeps_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

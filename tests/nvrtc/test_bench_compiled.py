@@ -11,12 +11,14 @@ from bench_kit import host
 from command_line import answer, why_not
 
 from fftgen import emulate
-from fftgen.bench import proof
+from fftgen.bench import gradient_proof, proof
+from fftgen.bench.gradient_proof import check_gradient_agreement
 from fftgen.bench.overhead import cold_start
 from fftgen.bench.proof import check_agreement
 from fftgen.bench.row import CONTENDERS
 from fftgen.execute import Executable, Spectrum
-from fftgen.pipeline import build
+from fftgen.pipeline import build, build_gradient
+from fftgen.planner.gradient import gradient
 from fftgen.problem import Problem
 from fftgen.verify import Case, draw
 
@@ -89,6 +91,47 @@ def test_the_device_gets_the_same_call_and_the_same_spectrum(
         assert (found["status"], found["identical"], found["largest_ulps"]) == ("passed", 1.0, 0)
 
 
+@pytest.mark.parametrize("fault", [None, "rounding", "gate", "zeros"])
+@pytest.mark.parametrize("problem", [Problem("causal", 256, "fp16"), Problem("circular", 1000, "bf16")])
+def test_the_device_gets_the_gradient_that_the_simulator_runs(
+    problem: Problem, fault: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The simulator again stands for the device, with another seed: other fragment layouts."""
+    found = check_gradient_agreement(problem, host(), seed=3)
+    assert (found["status"], found["identical"]) == ("passed", 1.0)  # a dry run compares it with itself
+    built = build_gradient(gradient(problem, "sm_90"))
+
+    class Device:
+        handle = "the device's"
+
+        def warmup(self, device: torch.device, train: bool) -> Device:
+            assert train
+            return self
+
+    def operator(
+        u: torch.Tensor, v: torch.Tensor, a: torch.Tensor, b: torch.Tensor, taps: int, handle: str
+    ) -> torch.Tensor:
+        assert handle == Device.handle
+        if fault == "gate":
+            a, b = b, a
+        period = 0 if problem.causal else problem.length
+        dk, _ = emulate.gradient(built, u, v, taps=taps, in_gate=a, out_gate=b, period=period, seed=99)
+        noise = torch.randn(dk.shape, generator=torch.Generator().manual_seed(1)) * dk.std()
+        return torch.zeros_like(dk) if fault == "zeros" else dk + 6e-4 * noise if fault == "rounding" else dk
+
+    monkeypatch.setattr(gradient_proof, "get_conv", lambda *_, **__: Device())
+    monkeypatch.setattr(gradient_proof.torch.ops.fftgen, "correlate_input", operator)
+    backend = host()
+    backend.kernels = True
+    found = check_gradient_agreement(problem, backend, seed=3)
+    assert found["status"] == ("passed" if fault is None else "wrong"), found
+    assert found["relative_bound"] < 3e-4
+    if fault is None:
+        assert found["identical"] == 1.0
+    else:
+        assert found["relative_difference"] > found["relative_bound"]
+
+
 def test_a_cold_start_compiles_and_a_warm_one_does_not() -> None:
     found = cold_start(Problem("causal", 256, "bf16"), "sm_90", timeout=120)
     assert found["status"] == "passed"
@@ -108,14 +151,20 @@ def test_a_dry_suite_holds_every_kind_of_step() -> None:
     doc = answer("bench", *arguments)
     steps = {s["kind"]: s for s in doc["steps"]}
     assert set(steps) == {
-        *("environment", "build", "correctness", "agreement", "sanitizer"),
+        *("environment", "build", "correctness", "agreement", "gradient", "gradient agreement", "sanitizer"),
         *("bandwidth", "overhead", "cold start", "row"),
     }
     assert all(s["status"] in ("passed", "unavailable") for s in doc["steps"]), doc["steps"]
-    assert steps["build"]["result"]["modules"] == 2
+    assert steps["build"]["result"]["modules"] == 4
     assert steps["agreement"]["result"]["identical"] == 1
+    assert steps["gradient agreement"]["result"]["identical"] == 1
     assert steps["cold start"]["result"]["from_cache_s"] < steps["cold start"]["result"]["cold_s"]
-    found = steps["row"]["result"]["contenders"]
+    ahead, back = (s["result"] for s in doc["steps"] if s["kind"] == "row")
+    assert (ahead["direction"], back["direction"]) == ("forward", "backward")
+    assert back["over_forward"] > 0
+    assert back["contenders"]["fftgen"]["status"] == back["contenders"]["attention"]["status"] == "ok"
+    assert "backward only" in back["contenders"]["torch-real-compiled"]["reason"]
+    found = ahead["contenders"]
     assert list(found) == [
         *(n for n in CONTENDERS if "compiled" not in n),
         *(n for n in CONTENDERS if "compiled" in n),
