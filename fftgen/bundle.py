@@ -14,6 +14,8 @@ from fftgen.cache import Cache
 from fftgen.errors import ArtifactError, InputError
 from fftgen.pipeline import Built, build
 from fftgen.planner.plan import Plan
+from fftgen.planner.rules import supports_dtype
+from fftgen.planner.search import supports_engine
 from fftgen.problem import Problem
 from fftgen.targets import TARGETS, Target
 from fftgen.targets import target as find_target
@@ -34,22 +36,26 @@ def problems_of(problem: Problem) -> tuple[Problem, ...]:
     return (problem,) if half is None else (problem, half)
 
 
-def default_targets(problem: Problem) -> tuple[Target, ...]:
-    """Every target that can take the dtype, the virtual one (PTX for newer chips) last."""
-    from fftgen.planner.rules import supports_dtype
-
-    return tuple(t for t in TARGETS.values() if supports_dtype(problem.dtype, t) is None)
+def default_targets(problem: Problem, engine: str | None = None) -> tuple[Target, ...]:
+    """Every target that can take the dtype, and the engine if one is named; the virtual one (PTX for newer
+    chips) last."""
+    return tuple(
+        t
+        for t in TARGETS.values()
+        if supports_dtype(problem.dtype, t) is None and (engine is None or supports_engine(engine, t) is None)
+    )
 
 
 def build_all(
     jobs: Sequence[tuple[Problem, Target]],
     cache: Cache | None = None,
     done: Callable[[Built], None] | None = None,
+    engine: str | None = None,
 ) -> list[Built]:
     """Build several problems for several targets, in parallel threads. Errors go through."""
 
     def one(job: tuple[Problem, Target]) -> Built:
-        made = build(*job, cache)
+        made = build(*job, cache, engine)
         if done is not None:
             done(made)
         return made

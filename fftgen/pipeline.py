@@ -46,13 +46,15 @@ class Built:
         return {self.plan.entry(k): k.shared_bytes for k in self.plan.kernels} | filters
 
 
-def build(problem: Problem, target: str | Target, cache: Cache | None = None) -> Built:
+def build(
+    problem: Problem, target: str | Target, cache: Cache | None = None, engine: str | None = None
+) -> Built:
     """Plan, render and compile a problem for a target, through the cache.
 
-    Raises InputError, NoPlanError, CompileError, ToolchainError (NVRTC missing) or CacheMissError
-    (FFTGEN_NO_JIT).
+    ``engine``: in place of the planner's choice. Raises InputError, NoPlanError, CompileError, ToolchainError
+    (NVRTC missing) or CacheMissError (FFTGEN_NO_JIT).
     """
-    return build_plan(search.plan(problem, find_target(target)), cache)
+    return build_plan(search.plan(problem, find_target(target), engine), cache)
 
 
 def build_plan(plan: Plan, cache: Cache | None = None) -> Built:

@@ -13,6 +13,7 @@ from fftgen.dtypes import FP16, dtype
 from fftgen.planner import filter_tables, fragments
 from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.plan import Kernel, Plan
+from fftgen.planner.search import chosen_engine
 from fftgen.planner.tables import matrix_bytes
 from fftgen.source import Source
 
@@ -37,9 +38,10 @@ FILTER_TITLES = {
 
 
 def command(plan: Plan) -> str:
-    """The command line that renders this plan."""
+    """The command line that renders this plan: with its engine where the planner would take another."""
     p = plan.problem
-    return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}"
+    engine = "" if chosen_engine(p, plan.target) in (plan.engine, None) else f" --engine {plan.engine}"
+    return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}{engine}"
 
 
 def summary(plan: Plan) -> str:

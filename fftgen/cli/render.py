@@ -25,6 +25,7 @@ def command(
     dtype: str,
     arch: str,
     causal: bool,
+    engine: str | None,
     output: Path | None,
     headers: bool,
     as_json: bool,
@@ -34,7 +35,7 @@ def command(
 
     This is the command that stands at the head of every generated file; it gives the same bytes again.
     """
-    plan = api.plan(length, dtype, causal=causal, target=arch)
+    plan = api.plan(length, dtype, causal=causal, target=arch, engine=engine)
     source = render(plan)
     text = whole(source) if headers else source.text
     if verbose:
