@@ -65,6 +65,7 @@ def build(
     causal: bool = False,
     targets: Sequence[str | Target] = (),
     path: str | Path | None = None,
+    train: bool = False,
     cache: Cache | None = None,
     engine: str | None = None,
 ) -> File:
@@ -72,13 +73,15 @@ def build(
 
     Arguments as ``get_conv``; ``targets``: names such as "sm_90", by default every target that takes the
     dtype, with PTX for newer chips. ``path``: the file, by default ``generated/fftconv-...fftgen``.
+    ``train``: with the kernels of the filter's gradient (all other gradients need none of their own).
     ``engine`` in place of the planner's choice goes into the file and its name, nowhere else: ``get_conv``
     keeps to the planner. Needs NVRTC, no GPU. Raises what ``pipeline.build`` raises, and ArtifactError when
     the file cannot be written; a file that was there is then as it was.
     """
     asked = problem(length, dtype, causal=causal)
     where = Path(DIRECTORY) / file_name(asked, engine) if path is None else Path(path)
-    return build_files({where: (asked,)}, [find_target(t) for t in targets], cache, engine=engine)[0]
+    chips = [find_target(t) for t in targets]
+    return build_files({where: (asked,)}, chips, train, cache, engine=engine)[0]
 
 
 def file_name(asked: Problem, engine: str | None = None) -> str:
@@ -105,16 +108,21 @@ def files_for(
 
 
 def jobs_for(
-    asked: Problem, targets: Sequence[Target] = (), engine: str | None = None
-) -> list[tuple[Problem, Target]]:
+    asked: Problem, targets: Sequence[Target] = (), train: bool = False, engine: str | None = None
+) -> list[bundle.Job]:
     """What has to be built for a problem, for the given targets or for all that take its dtype."""
     chips = tuple(targets) or bundle.default_targets(asked, engine)
-    return [(p, chip) for p in bundle.problems_of(asked) for chip in chips]
+    jobs = [(p, chip, False) for p in bundle.problems_of(asked) for chip in chips]
+    if train:  # the gradient's kernels of a circular length are those of the causal one
+        causal = (Problem("causal", p.length, p.dtype) for p in bundle.problems_of(asked))
+        jobs += [(p, chip, True) for p in causal for chip in chips if bundle.trains(p, chip)]
+    return jobs
 
 
 def build_files(
     files: dict[Path, tuple[Problem, ...]],
     targets: Sequence[Target] = (),
+    train: bool = False,
     cache: Cache | None = None,
     done: Callable[[Built], None] | None = None,
     engine: str | None = None,
@@ -125,7 +133,9 @@ def build_files(
     planner's choice.
     """
     wanted = {
-        path: list(dict.fromkeys(job for asked in problems for job in jobs_for(asked, targets, engine)))
+        path: list(
+            dict.fromkeys(job for asked in problems for job in jobs_for(asked, targets, train, engine))
+        )
         for path, problems in files.items()
     }
     jobs = list(dict.fromkeys(job for those in wanted.values() for job in those))

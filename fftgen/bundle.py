@@ -11,8 +11,9 @@ from pathlib import Path
 from fftgen import artifact, nvrtc
 from fftgen.artifact import Artifact, Image, Module
 from fftgen.cache import Cache
-from fftgen.errors import ArtifactError, InputError
-from fftgen.pipeline import Built, build
+from fftgen.errors import ArtifactError, InputError, NoPlanError
+from fftgen.pipeline import Built, build, build_gradient
+from fftgen.planner.gradient import Gradient, gradient
 from fftgen.planner.plan import Plan
 from fftgen.planner.rules import supports_dtype
 from fftgen.planner.search import supports_engine
@@ -21,6 +22,8 @@ from fftgen.targets import TARGETS, Target
 from fftgen.targets import target as find_target
 
 TABLES = "constants"
+
+Job = tuple[Problem, Target, bool]  # the last: not the convolution, but its filter's gradient
 
 
 def padded(problem: Problem) -> Problem | None:
@@ -46,16 +49,32 @@ def default_targets(problem: Problem, engine: str | None = None) -> tuple[Target
     )
 
 
+def trains(problem: Problem, target: Target) -> bool:
+    """Whether there are kernels for a filter's gradient."""
+    try:
+        gradient(problem, target)
+    except NoPlanError:
+        return False
+    return True
+
+
 def build_all(
-    jobs: Sequence[tuple[Problem, Target]],
+    jobs: Sequence[Job],
     cache: Cache | None = None,
     done: Callable[[Built], None] | None = None,
     engine: str | None = None,
 ) -> list[Built]:
-    """Build several problems for several targets, in parallel threads. Errors go through."""
+    """Build several problems for several targets, in parallel threads. Errors go through.
 
-    def one(job: tuple[Problem, Target]) -> Built:
-        made = build(*job, cache, engine)
+    ``engine``: of every convolution, in place of the planner's choice; a filter's gradient has one.
+    """
+
+    def one(job: Job) -> Built:
+        problem, target, backward = job
+        if backward:
+            made = build_gradient(gradient(problem, target), cache)
+        else:
+            made = build(problem, target, cache, engine)
         if done is not None:
             done(made)
         return made
@@ -70,12 +89,12 @@ def bundle(made: Iterable[Built]) -> Artifact:
 
 
 def _module(made: Built) -> Module:
-    plan = made.plan
+    plan, subject = made.plan, made.subject
     code = {"cubins": {plan.target: made.cubin}} if made.cubin else {"ptx": {plan.target: made.ptx.encode()}}
     return Module(
-        name=plan.name,
-        plan=plan.to_json().encode(),
-        plan_digest=plan.digest,
+        name=subject.name,
+        plan=subject.to_json().encode(),
+        plan_digest=subject.digest,
         source=made.source,
         tables={TABLES: made.tables},
         resources={plan.target: made.resources} if made.cubin else {},
@@ -86,8 +105,9 @@ def _module(made: Built) -> Module:
 
 def unpack(module: Module) -> Built:
     """A module back as a build. Raises ArtifactError when plan and module disagree."""
-    plan = Plan.from_json(module.plan.decode())
-    if plan.digest != module.plan_digest or plan.name != module.name:
+    found = _subject(module)
+    plan, backward = (found.plan, found) if isinstance(found, Gradient) else (found, None)
+    if found.digest != module.plan_digest or found.name != module.name:
         raise ArtifactError(
             f"module {module.name} carries a plan that is not its own: build the artifact anew"
         )
@@ -96,7 +116,13 @@ def unpack(module: Module) -> Built:
     ptx = b"".join(module.ptx.values()).decode()
     cubin = b"".join(module.cubins.values())
     resources = module.resources.get(plan.target, {})
-    return Built(plan, module.source, cubin, ptx, module.tables[TABLES], resources, 0.0, True)
+    return Built(plan, module.source, cubin, ptx, module.tables[TABLES], resources, 0.0, True, backward)
+
+
+def _subject(module: Module) -> Plan | Gradient:
+    """What a module was built from."""
+    text = module.plan.decode()
+    return Gradient.from_json(text) if module.name.startswith(Gradient.PREFIX) else Plan.from_json(text)
 
 
 @dataclass(frozen=True)
@@ -109,8 +135,8 @@ class Shelf:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """Every problem in the artifact, in the order of the file."""
-        plans = (Plan.from_json(m.plan.decode()).problem for m in self.contents.modules)
-        return tuple(dict.fromkeys(plans))
+        found = (_subject(m) for m in self.contents.modules)
+        return tuple(dict.fromkeys(s.problem for s in found if isinstance(s, Plan)))
 
     @property
     def main(self) -> tuple[Problem, ...]:
@@ -123,10 +149,30 @@ class Shelf:
 
     def built(self, problem: Problem, capability: tuple[int, int]) -> Built:
         """The module that suits a device best. Raises ArtifactError that names what is needed and there."""
+        module, held = self._best(problem, Plan, capability)
+        if module is None:
+            need = f"sm_{capability[0]}{capability[1]}"
+            raise ArtifactError(
+                f"{self.origin} has no code for {need}: it holds {', '.join(held)} for {problem.mode} "
+                f"{problem.length} {problem.dtype}; build it with --arch {need}"
+            )
+        return unpack(module)
+
+    def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
+        """The kernels of a filter's gradient for a device, if the artifact carries them."""
+        causal = Problem("causal", problem.length, problem.dtype)
+        module, _ = self._best(causal, Gradient, capability)
+        return None if module is None else unpack(module)
+
+    def _best(
+        self, problem: Problem, kind: type[Plan] | type[Gradient], capability: tuple[int, int]
+    ) -> tuple[Module | None, list[str]]:
+        """The module that suits a device best, and the targets that there are."""
         fits: list[tuple[bool, tuple[int, ...], Module]] = []
         held: list[str] = []
         for module in self.contents.modules:
-            if Plan.from_json(module.plan.decode()).problem != problem:
+            subject = _subject(module)
+            if not isinstance(subject, kind) or subject.problem != problem:
                 continue
             held += [*module.cubins, *module.ptx]
             try:
@@ -135,13 +181,7 @@ class Shelf:
                 continue
             chip = find_target(image.target)
             fits.append((image.kind == "cubin", (chip.major, chip.minor), module))
-        if not fits:
-            need = f"sm_{capability[0]}{capability[1]}"
-            raise ArtifactError(
-                f"{self.origin} has no code for {need}: it holds {', '.join(held)} for {problem.mode} "
-                f"{problem.length} {problem.dtype}; build it with --arch {need}"
-            )
-        return unpack(max(fits, key=lambda f: f[:2])[2])
+        return (max(fits, key=lambda f: f[:2])[2] if fits else None), held
 
 
 def open_shelf(path: str | Path, sha256: str | None = None) -> Shelf:

@@ -12,15 +12,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fftgen import autograd, filter_gradient
-from fftgen.bundle import choose, open_shelf, padded
+from fftgen import autograd
+from fftgen.bundle import choose, open_shelf, padded, trains
 from fftgen.check import TORCH, check_filter, check_input
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
 from fftgen.execute import Executable, Spectrum, time_contiguous
-from fftgen.pipeline import Built, build
+from fftgen.pipeline import Built, build, build_gradient
 from fftgen.planner import search
+from fftgen.planner.gradient import gradient
 from fftgen.planner.plan import Plan
 from fftgen.prepare import prepare
 from fftgen.problem import Problem
@@ -39,6 +40,9 @@ class Provider(Protocol):
     def built(self, problem: Problem, capability: tuple[int, int]) -> Built:
         """The kernels for a problem on a device of this compute capability."""
 
+    def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
+        """The kernels of its filter's gradient, where there are any."""
+
 
 CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
 
@@ -51,6 +55,20 @@ class JustInTime:
 
     def built(self, problem: Problem, capability: tuple[int, int]) -> Built:
         return build(problem, target_for(capability))
+
+    def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
+        chip = target_for(capability)
+        return build_gradient(gradient(problem, chip)) if trains(problem, chip) else None
+
+
+class LoadedGradient:
+    """The kernels of a filter's gradient on one GPU."""
+
+    def __init__(self, built: Built, device: torch.device) -> None:
+        assert built.gradient is not None
+        self.gradient = built.gradient
+        self.module = Module(built.image, device.index or 0, built.entries)
+        self.tables = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8).to(device)
 
 
 class Loaded:
@@ -81,6 +99,7 @@ class Conv:
         self.handle = handle
         self._provider = provider
         self._loaded: dict[tuple[Problem, torch.device], Loaded] = {}
+        self._gradients: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -114,10 +133,9 @@ class Conv:
         ``sum_j k_rev_j x_{t+j}`` in the same pass; with ``reverse="shifted"`` its tap j acts at t+j+1, as
         in layers that pad the flipped filter to twice the length (S4's and safari's bidirectional code).
 
-        Gradients of every argument, to any order; on a GPU all but those of filters. Under autocast u and
-        gates are cast to the convolution's dtype, filters are not. CPU tensors may also be float32 or
-        float64. Time should be contiguous: other layouts, (B, L, H) transposed among them, are copied;
-        rows that start on 16 bytes are fastest.
+        Gradients of every argument, to any order. Under autocast u and gates are cast to the convolution's
+        dtype, filters are not. CPU tensors may also be float32 or float64. Time should be contiguous: other
+        layouts, (B, L, H) transposed among them, are copied; rows that start on 16 bytes are fastest.
 
         Raises InputError for anything that does not fit, before anything is compiled or launched, and
         ToolchainError when a GPU is wanted and NVRTC or the driver is missing.
@@ -134,7 +152,6 @@ class Conv:
         x = arrange(self.problem, u, filters, k_rev, in_gate, out_gate, skip, form)
         if prepared is not None:
             return x.back(self._prepared(prepared, x))
-        filter_gradient.refuse(x.k, x.k_rev)
         return x.back(autograd.conv(*x[:-1], self.handle))
 
     def prepare(
@@ -185,16 +202,20 @@ class Conv:
             )
         return self._provider.built(self.problem, capability).plan
 
-    def warmup(self, device: torch.device | str = "cuda", length: int | None = None) -> Conv:
+    def warmup(
+        self, device: torch.device | str = "cuda", length: int | None = None, train: bool = False
+    ) -> Conv:
         """Compile and load everything that calls on a device need, so that they can be captured in a graph.
 
-        ``length`` as in ``prepare``. Returns the convolution itself.
+        ``length`` as in ``prepare``; ``train``: what their gradients need, too. Returns the convolution.
         """
         where = torch.device(device)
         if where.type == "cuda":
             longest = self.problem.length if length is None else length
             for problem in {self.problem, self.served(longest, longest)}:
                 self.on(where, problem)
+                if train:
+                    self.gradient_on(where, problem)
         return self
 
     def served(self, length: int, taps: int) -> Problem:
@@ -209,22 +230,37 @@ class Conv:
 
     def on(self, device: torch.device, problem: Problem) -> Loaded:
         """The kernels of a problem on a GPU, built and loaded at the first call."""
-        index = _current_gpu() if device.index is None else device.index
-        key = (problem, torch.device("cuda", index))
+        key = (problem, _gpu(device))
         found = self._loaded.get(key)
         if found is None:
             _current_gpu()
             with self._lock:
                 found = self._loaded.get(key)
                 if found is None:
-                    if torch.cuda.is_current_stream_capturing():
-                        raise ToolchainError(
-                            f"{self!r} is not loaded on {key[1]} and a CUDA graph is being captured: "
-                            "call conv.warmup() before the capture"
-                        )
+                    self._may_load(key[1], "conv.warmup()")
                     built = self._provider.built(problem, torch.cuda.get_device_capability(key[1]))
                     found = self._loaded[key] = Loaded(built, key[1])
         return found
+
+    def gradient_on(self, device: torch.device, problem: Problem) -> LoadedGradient | None:
+        """The kernels of the filter's gradient on a GPU, built and loaded at the first call; None: none."""
+        key = (problem, _gpu(device))
+        if key not in self._gradients:
+            _current_gpu()
+            with self._lock:
+                if key not in self._gradients:
+                    self._may_load(key[1], "conv.warmup(train=True)")
+                    built = self._provider.gradient(problem, torch.cuda.get_device_capability(key[1]))
+                    self._gradients[key] = None if built is None else LoadedGradient(built, key[1])
+        return self._gradients[key]
+
+    def _may_load(self, device: torch.device, way_out: str) -> None:
+        """Raises ToolchainError where loading code would break a capture."""
+        if torch.cuda.is_current_stream_capturing():
+            raise ToolchainError(
+                f"{self!r} is not loaded on {device} and a CUDA graph is being captured: "
+                f"call {way_out} before the capture"
+            )
 
     def _prepared(self, k: Spectrum, x: Arguments) -> Tensor:
         """A call with a spectrum; on CPUs it holds the taps, forward and reversed."""
@@ -304,6 +340,11 @@ class Conv:
             signals[1],
             signals[2],
         )
+
+
+def _gpu(device: torch.device) -> torch.device:
+    """A device with its index: "cuda" is PyTorch's current one."""
+    return torch.device("cuda", _current_gpu() if device.index is None else device.index)
 
 
 def _current_gpu() -> int:

@@ -17,15 +17,29 @@ from torch import Tensor
 from fftgen import nvrtc
 from fftgen.errors import InternalError
 from fftgen.execute import Executable, time_contiguous
-from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES
+from fftgen.gradient import correlate_input
+from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES, FINISH_ARGS_BYTES, GRADIENT_ARGS_BYTES
 from fftgen.pipeline import Built
 from fftgen.prepare import prepare
 from fftgen.simulator import DeviceMemory, Report, simulate
 from fftgen.simulator import parse as parse_ptx
 
 Blocks = Sequence[tuple[int, int, int]]
-WRITTEN = ("y", "workspace", "filter_planes", "filter_scale", "filter_workspace")
-GROWN = ("peaks", "filter_peaks")  # start as zeros, and are read and written
+WRITTEN = (
+    "y",
+    "workspace",
+    "filter_planes",
+    "filter_scale",
+    "filter_workspace",
+    "v_workspace",
+    "sums",
+    "spectra",
+    "lags",
+    "tails",
+    "finish_workspace",
+)
+GROWN = ("peaks", "filter_peaks", "v_peaks")  # start as zeros, and are read and written
+SIZES = (ARGS_BYTES, FILTER_ARGS_BYTES, GRADIENT_ARGS_BYTES, FINISH_ARGS_BYTES)
 ALIGNMENT = 16  # bytes of the widest access: an address keeps its remainder
 
 
@@ -86,10 +100,8 @@ class Simulated:
         return address + lead
 
     def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
-        if len(params) not in (ARGS_BYTES, FILTER_ARGS_BYTES):
-            raise InternalError(
-                f"argument block of {len(params)} bytes, expected {ARGS_BYTES} or {FILTER_ARGS_BYTES}"
-            )
+        if len(params) not in SIZES:
+            raise InternalError(f"argument block of {len(params)} bytes, expected one of {SIZES}")
         report = simulate(
             self._module,
             entry,
@@ -147,3 +159,45 @@ def convolve(
     if missing:
         raise InternalError(f"{missing} bytes of the output were not written by {built.plan.name}")
     return y, simulated
+
+
+def gradient(
+    built: Built,
+    u: Tensor,
+    v: Tensor,
+    *,
+    taps: int,
+    in_gate: Tensor | None = None,
+    out_gate: Tensor | None = None,
+    period: int = 0,
+    ptx: str | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, Simulated]:
+    """The kernels of a filter's gradient on CPU tensors: what ``fftgen::correlate_input`` does on a GPU.
+
+    Shapes as there; (H, taps) fp32. Raises SimulationError for any fault, and InternalError when a number of
+    the sum was not written.
+    """
+    assert built.gradient is not None
+    simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
+    table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
+    signals = [time_contiguous(x) for x in (u, v, in_gate, out_gate)]
+    assert signals[0] is not None
+    assert signals[1] is not None
+    found = correlate_input(
+        built.gradient,
+        table,
+        simulated,
+        signals[0],
+        signals[1],
+        signals[2],
+        signals[3],
+        taps=taps,
+        period=period,
+        address=simulated.address,
+    )
+    for name in ("sums", "lags") if built.plan.filter.kernels else ("sums",):
+        missing = simulated.unwritten(name)
+        if missing:
+            raise InternalError(f"{missing} bytes of {name} were not written by {built.gradient.name}")
+    return found, simulated

@@ -16,7 +16,7 @@ from fftgen import filters
 from fftgen.dtypes import dtype
 from fftgen.errors import InputError
 from fftgen.launch import ABSENT, Call, Launcher, Signal, run
-from fftgen.planner.launch import Launch, items_per_channel, launches, workspace_elements
+from fftgen.planner.launch import Launch, launches, peaks_words, workspace_elements
 from fftgen.planner.order import spectrum_digits
 from fftgen.planner.plan import Plan
 
@@ -49,6 +49,13 @@ def stored_order(natural: Tensor, digits: Sequence[tuple[int, int]]) -> Tensor:
     places = [slowest.index(i) for i in range(len(digits))]
     spread = natural.reshape(-1, *(digits[i][0] for i in slowest))
     return spread.permute(0, *(1 + p for p in places)).reshape(natural.shape[0], -1)
+
+
+def natural_order(stored: Tensor, digits: Sequence[tuple[int, int]]) -> Tensor:
+    """The inverse of ``stored_order``: (H, 2 N) as the digits say to (H, N, 2) by frequency."""
+    slowest = sorted(range(len(digits)), key=lambda i: -digits[i][1])
+    spread = stored.reshape(-1, *(extent for extent, _ in digits))
+    return spread.permute(0, *(1 + i for i in slowest)).reshape(stored.shape[0], -1, 2)
 
 
 def storage(plan: Plan) -> torch.dtype:
@@ -111,11 +118,12 @@ def time_contiguous(x: Tensor | None) -> Tensor | None:
     return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _signal(name: str, x: Tensor | None, address: Address) -> Signal:
+def signal(name: str, x: Tensor | None, address: Address) -> Signal:
+    """A tensor as kernels see it; absent for None."""
     return ABSENT if x is None else Signal(address(name, x), x.stride(0), x.stride(1))
 
 
-def _aligned(x: Tensor | None) -> bool:
+def aligned(x: Tensor | None) -> bool:
     """Every row starts on 16 bytes and is a whole number of 16-byte pieces."""
     return x is None or (
         x.data_ptr() % 16 == 0 and x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0 and x.shape[-1] % 8 == 0
@@ -165,23 +173,23 @@ class Executable:
         if elements:
             workspace = torch.empty(elements, dtype=u.dtype, device=u.device)
         peaks = None
-        if any(kernel.role == "peaks" for kernel in self.plan.kernels):  # one number a row, grown by atomics
-            rows = items_per_channel(self.plan, batch) * channels * self.plan.rows_per_item
-            peaks = torch.zeros(rows, dtype=torch.int32, device=u.device)
+        words = peaks_words(self.plan, batch, channels)
+        if words:  # grown by atomics
+            peaks = torch.zeros(words, dtype=torch.int32, device=u.device)
         call = Call(
             batch=batch,
             channels=channels,
             length=length,
-            u=_signal("u", u, address),
-            y=_signal("y", y, address),
+            u=signal("u", u, address),
+            y=signal("y", y, address),
             spectrum=address("spectrum", spectrum),
             scale=address("scale", scale),
             tables=address("tables", self.tables),
-            in_gate=_signal("in_gate", in_gate, address),
-            out_gate=_signal("out_gate", out_gate, address),
+            in_gate=signal("in_gate", in_gate, address),
+            out_gate=signal("out_gate", out_gate, address),
             workspace=0 if workspace is None else address("workspace", workspace),
             peaks=0 if peaks is None else address("peaks", peaks),
-            vector=_aligned(u) and _aligned(y) and _aligned(in_gate) and _aligned(out_gate),
+            vector=aligned(u) and aligned(y) and aligned(in_gate) and aligned(out_gate),
         )
         run(self.plan, call, self.launches(batch, channels, length), launcher)
         return y

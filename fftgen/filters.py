@@ -1,14 +1,12 @@
 """What a plan's kernels multiply by: the transform of a filter, forward, reversed or both.
 
-A kernel computes ``z = T^-1 diag(S) T x`` and returns ``Re z`` (or the fold of it). Taken with
-``S = T k`` that is the convolution with k. The adjoint of a real operator ``Re T^-1 diag(S) T`` is the
+A kernel computes ``z = T^-1 diag(S) T x`` and returns ``Re z``. Taken with ``S = T k`` that is the
+convolution with k; where a circular length is folded, k stands for the complex filter that brings this about
+(planner/fold.py). The adjoint of a real operator ``Re T^-1 diag(S) T`` is the
 same with ``conj(S)`` (design 1.5), so ``S = conj(T k_rev)`` gives the correlation with k_rev: the gradient
 of a convolution by its input, and the backward half of a bidirectional filter. The operator is linear in
-S: forward and reversed filter share one pass.
-
-A folded plan (a circular length that does not factor) is no such operator: its input is padded to the
-transform, its output is wrapped, and the adjoint would wrap the input instead. There a reversed filter is
-turned into a forward one in the time domain, where on a circle every correlation is a convolution.
+S: forward and reversed filter share one pass. Rows shorter than the transform change nothing: input and
+output are cut alike.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ from fftgen.planner.plan import Plan
 
 
 @lru_cache(maxsize=32)
-def _weights(transform: int, device: torch.device) -> Tensor:
+def weights(transform: int, device: torch.device) -> Tensor:
     """Right-angle weights exp(i*pi*n/(2N)), complex64 (N,)."""
     angle = torch.arange(transform, dtype=torch.float64) * (math.pi / (2 * transform))
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64).to(device)
@@ -34,16 +32,14 @@ def transform(plan: Plan, k: Tensor) -> Tensor:
     n = plan.transform
     taps = k.detach().to(torch.float32)
     padded = torch.nn.functional.pad(taps, (0, n - taps.shape[-1]))
+    if plan.fold:
+        late = n - plan.fold  # tap m >= 1 stands at m + late, too, times -i
+        again = torch.nn.functional.pad(-taps[..., 1:], (late + 1, plan.fold - taps.shape[-1]))
+        padded = torch.complex(padded, again)
     if plan.real_input:
-        padded = padded * _weights(n, k.device)
+        padded = padded * weights(n, k.device)
     natural: Tensor = torch.fft.fft(padded)
     return natural
-
-
-def reflected(k: Tensor, period: int) -> Tensor:
-    """The filter whose circular convolution is the circular correlation with k: tap j at -j mod period."""
-    padded = torch.nn.functional.pad(k, (0, period - k.shape[-1]))
-    return padded.flip(-1).roll(1, -1)
 
 
 def response(plan: Plan, k: Tensor | None, k_rev: Tensor | None = None) -> Tensor:
@@ -51,12 +47,6 @@ def response(plan: Plan, k: Tensor | None, k_rev: Tensor | None = None) -> Tenso
 
     Either may be absent, not both; neither may exceed the plan's length.
     """
-    if plan.fold and k_rev is not None:
-        period = plan.problem.length
-        turned = reflected(k_rev.detach().to(torch.float32), period)
-        if k is not None:
-            turned = turned + torch.nn.functional.pad(k.detach().float(), (0, period - k.shape[-1]))
-        return transform(plan, turned)
     ahead = None if k is None else transform(plan, k)
     if k_rev is None:
         assert ahead is not None

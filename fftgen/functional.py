@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fftgen import autograd, filter_gradient
+from fftgen import autograd
 from fftgen.check import wanted
 from fftgen.conv import any_length
 from fftgen.dtypes import dtype as find_dtype
@@ -119,6 +119,5 @@ def _call(
     dtype = "bf16" if u.dtype == wanted(_PROBE, u) else find_dtype(u.dtype).name
     problem = Problem(mode, length, dtype)
     x = arrange(problem, u, k, k_rev, in_gate, out_gate, skip, form)
-    filter_gradient.refuse(x.k, x.k_rev)
     handle = any_length(mode, dtype) if period is None else f"{mode}-{period}-{dtype}"
     return x.back(autograd.conv(*x[:-1], handle))

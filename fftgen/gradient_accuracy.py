@@ -16,6 +16,11 @@ the result's rounding, which are not there, being small change. Rounded transfor
 for g gates. Over the batch the error grows like the sum's norm, so the relative error does not depend on B;
 it is smaller where terms agree.
 
+In scaled fp16 two of these transforms are in fp16, as in a convolution, and the way back is in fp32; gated
+inputs and the result stay in fp32. That is the arithmetic of a convolution without its result's rounding:
+accuracy.ARITHMETIC (design 1.8), whatever the order and the gates. It is in proportion to the norms of x and
+of the cotangent: where these hardly meet within the lags asked for, the gradient is less exact for its size.
+
 Gradient of skip: a sum over (B, L) of products that were rounded only where gated: g r^2, nothing else.
 
 On the CPU path transforms and gated inputs are in fp32 (or float64): r^2 for a stored result remains, and
@@ -46,8 +51,10 @@ def signal(dtype: str, order: int, compute_format: str = "", *, gated: bool = Fa
     return math.hypot(result(dtype, order, compute_format), ROUNDING[dtype] if gated else 0.0)
 
 
-def filters(dtype: str, order: int, *, gates: int = 0) -> float:
+def filters(dtype: str, order: int, compute_format: str = "", *, gates: int = 0) -> float:
     """Expected relative error of the gradient of a filter; ``gates``: how many of the two are used."""
+    if compute_format == "scaled-fp16":
+        return ARITHMETIC
     return math.hypot(1.5 * EXPECTED[dtype, order], ROUNDING[dtype] * math.sqrt(gates))
 
 

@@ -8,18 +8,21 @@ over the work are counted in the disassembly. What still branches inside counts 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fftgen import nvrtc, sass
 from fftgen.errors import InternalError
+from fftgen.planner.gradient import Gradient
 from fftgen.planner.plan import Kernel, Plan
-from fftgen.render import render
+from fftgen.render import render, render_gradient
 from fftgen.source import Source
 
 _LABEL = re.compile(r"^(\.L\w+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
 _TARGET = re.compile(r"\((\.L\w+)\)")
 _ENTRY = "(const Args<T> args) {"
+_GRADIENT_ENTRY = "(const GradientArgs<T> args) {"
+_SIDES = "int side = 0; side < 2;"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,13 @@ def specialised(source: Source, length: int, gated: bool) -> Source:
     if _ENTRY not in source.text:
         raise InternalError(f"{source.name} has no entry point of this fftgen")
     text = source.text.replace(_ENTRY, head)
+    both = "args.x.in_gate.data {0} nullptr{1} args.v.in_gate.data {0} nullptr"
+    gates = f"if ({both.format('==', ' ||')}) return;" if gated else f"{both.format('=', ',')};"
+    head = (
+        "(const GradientArgs<T> given) {\n    GradientArgs<T> args = given;\n"
+        f"    args.x.vector = args.v.vector = 1, args.x.length = args.v.length = {length};\n    {gates}"
+    )
+    text = text.replace(_GRADIENT_ENTRY, head)
     return Source(source.name, text, dict(source.headers), source.entries)
 
 
@@ -73,6 +83,29 @@ def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str
         turns = _turns(plan, kernel)
         found[kernel.role] = HotPath(_body(listing[plan.entry(kernel)], turns), _elements(plan, kernel))
     return found
+
+
+def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
+    """The same for a filter's gradient: its own kernel and the columns before it, for a row of each signal.
+
+    The loop over the two signals is taken apart, so that each counts the code that it runs.
+    """
+    plan, kernel = found.plan, found.kernel
+    length = min(plan.problem.length, plan.transform)
+    source = specialised(render_gradient(found), length, gated)
+    warps = kernel.warps if found.blocks else 1
+    elements = plan.row_length * (1 if found.blocks else kernel.group) // warps
+    total, columns = 0, 0
+    for side in (0, 1):
+        text = source.text.replace(_SIDES, f"int side = {side}; side < {side + 1};")
+        one = Source(source.name, text, dict(source.headers), source.entries)
+        listing = _kernels(sass.disassemble(nvrtc.compile_cubin(one, plan.target).image))
+        total += _body(listing[found.name], _turns(plan, replace(kernel, role="rows")))
+        columns = sum(_body(listing[plan.entry(k)], 1) for k in found.before if k.role == "columns")
+    paths = {"gradient": HotPath(total, elements)}
+    if columns:
+        paths["columns"] = HotPath(2 * columns, _elements(plan, plan.kernel("columns")))
+    return paths
 
 
 def _elements(plan: Plan, kernel: Kernel) -> int:

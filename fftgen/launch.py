@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from fftgen.planner.filter import filter_launches
+from fftgen.planner.finish import finish_launches
+from fftgen.planner.gradient import Gradient, GradientLaunch
 from fftgen.planner.launch import Launch, items_per_channel
 from fftgen.planner.plan import Plan
 
@@ -21,6 +23,14 @@ ARGS_BYTES = _ARGS.size
 # FilterArgs in templates/device/filter.cuh: two fields of the filter, six addresses, two 32-bit numbers.
 _FILTER_ARGS = struct.Struct("<" + "Qq" + "6Q" + "2i")
 FILTER_ARGS_BYTES = _FILTER_ARGS.size
+
+# GradientArgs in templates/device/gradient.cuh: two Args, two addresses, two 32-bit numbers.
+_GRADIENT_ARGS = struct.Struct("<" + "2Q" + "2i")
+GRADIENT_ARGS_BYTES = 2 * ARGS_BYTES + _GRADIENT_ARGS.size
+
+# FinishArgs in templates/device/finish.cuh: five addresses, four 32-bit numbers.
+_FINISH_ARGS = struct.Struct("<" + "5Q" + "4i")
+FINISH_ARGS_BYTES = _FINISH_ARGS.size
 
 
 class Signal(NamedTuple):
@@ -91,6 +101,39 @@ def run(plan: Plan, call: Call, launches: Iterable[Launch], launcher: Launcher) 
 
 
 @dataclass(frozen=True)
+class GradientCall:
+    """All that the kernels of a filter's gradient are handed: two signals, each as a convolution takes it."""
+
+    x: Call
+    v: Call
+    sums: int
+    spectra: int = 0
+
+
+def run_gradient(
+    found: Gradient, call: GradientCall, launches: Iterable[GradientLaunch], launcher: Launcher
+) -> None:
+    """Make the parts of a filter's gradient: the launches of planner/gradient.py, in order."""
+    for launch in launches:
+        first = Launch(
+            found.kernel,
+            launch.entry,
+            launch.grid,
+            launch.block,
+            launch.shared_bytes,
+            launch.first,
+            launch.items,
+            launch.run,
+        )
+        x, v = (argument_block(found.plan, signal, first) for signal in (call.x, call.v))
+        if launch.side >= 0:
+            params = v if launch.side else x
+        else:
+            params = x + v + _GRADIENT_ARGS.pack(call.sums, call.spectra, launch.parts, launch.workers)
+        launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params)
+
+
+@dataclass(frozen=True)
 class FilterCall:
     """All that the kernels of filters' spectra are handed. Addresses are device addresses, 0: absent."""
 
@@ -120,6 +163,44 @@ def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
             call.peaks,
             launch.first,
             call.taps,
+        )
+        kernel = launch.kernel
+        launcher.launch(plan.filter_entry(kernel), launch.grid, kernel.threads, kernel.shared_bytes, params)
+
+
+@dataclass(frozen=True)
+class FinishCall:
+    """All that the kernels at the end of a filter's gradient are handed. Addresses are device addresses.
+
+    ``tails``: where ``comes_around`` (planner/finish.py); ``workspace``: where one block does not hold a
+    transform; 0: absent.
+    """
+
+    sums: int
+    lags: int
+    tables: int
+    channels: int
+    parts: int
+    reach: int
+    period: int = 0
+    tails: int = 0
+    workspace: int = 0
+
+
+def run_finish(found: Gradient, call: FinishCall, launcher: Launcher) -> None:
+    """Take the sums of a gradient to taps: the launches of planner/finish.py, in order."""
+    plan = found.plan
+    for launch in finish_launches(plan.filter, plan.transform, call.channels, call.reach, call.period):
+        params = _FINISH_ARGS.pack(
+            call.sums,
+            call.lags,
+            call.tails,
+            call.tables,
+            call.workspace,
+            launch.first,
+            call.parts,
+            call.reach,
+            call.period,
         )
         kernel = launch.kernel
         launcher.launch(plan.filter_entry(kernel), launch.grid, kernel.threads, kernel.shared_bytes, params)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from fftgen import nvrtc
 from fftgen.cache import Cache, Entry, Key
 from fftgen.planner import search, tables
+from fftgen.planner.gradient import Gradient
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
-from fftgen.render import command, render
+from fftgen.render import command, render, render_gradient
 from fftgen.source import Source
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -19,7 +20,7 @@ from fftgen.targets import target as find_target
 
 @dataclass(frozen=True)
 class Built:
-    """A plan with everything a launch needs.
+    """A plan with everything a launch needs. With ``gradient``: the kernels of its filter's gradient.
 
     ``cubin`` is empty for the virtual target, whose ``ptx`` the driver compiles. ``seconds`` is what the
     build took, and ``cached`` whether the cache had it.
@@ -33,6 +34,12 @@ class Built:
     resources: Mapping[str, nvrtc.Resources]
     seconds: float = 0.0
     cached: bool = False
+    gradient: Gradient | None = None
+
+    @property
+    def subject(self) -> Plan | Gradient:
+        """What was decided about the kernels that are here: has a name, a digest and a line of text."""
+        return self.gradient or self.plan
 
     @property
     def image(self) -> bytes:
@@ -43,6 +50,9 @@ class Built:
     def entries(self) -> dict[str, int]:
         """Kernel names and their dynamic shared memory in bytes."""
         filters = {self.plan.filter_entry(k): k.shared_bytes for k in self.plan.filter.kernels}
+        if self.gradient is not None:
+            found = {self.plan.entry(k): k.shared_bytes for k in self.gradient.before}
+            return found | {self.gradient.name: self.gradient.kernel.shared_bytes} | filters
         return {self.plan.entry(k): k.shared_bytes for k in self.plan.kernels} | filters
 
 
@@ -59,8 +69,17 @@ def build(
 
 def build_plan(plan: Plan, cache: Cache | None = None) -> Built:
     """Render and compile a given plan, through the cache (``Cache(None)`` keeps nothing)."""
+    return _build(plan, None, render(plan), command(plan).replace("render", "build --seqlen"), cache)
+
+
+def build_gradient(found: Gradient, cache: Cache | None = None) -> Built:
+    """Render and compile the kernels of a filter's gradient, through the cache."""
+    how = command(found.plan, own=True).replace("render", "build --train --seqlen")
+    return _build(found.plan, found, render_gradient(found), how, cache)
+
+
+def _build(plan: Plan, found: Gradient | None, source: Source, how: str, cache: Cache | None) -> Built:
     started = time.perf_counter()
-    source = render(plan)
     compiled = False
 
     def make() -> Entry:
@@ -72,9 +91,7 @@ def build_plan(plan: Plan, cache: Cache | None = None) -> Built:
         return Entry.of(source, nvrtc.compile_cubin(source, plan.target))
 
     key = Key.of(source, plan.target)
-    entry = (cache or Cache.default()).get_or_build(
-        key, make, command=command(plan).replace("render", "build --seqlen")
-    )
+    entry = (cache or Cache.default()).get_or_build(key, make, command=how)
     block = tables.build(plan)
     seconds = time.perf_counter() - started
-    return Built(plan, source, entry.cubin, entry.ptx, block, entry.resources, seconds, not compiled)
+    return Built(plan, source, entry.cubin, entry.ptx, block, entry.resources, seconds, not compiled, found)

@@ -89,7 +89,7 @@ def sources() -> dict[str, str]:
 
 def index(cache: Cache | None = None, done: Callable[[Built], None] | None = None) -> dict[str, Any]:
     """What every kernel of every problem takes on the architectures of MEASURED, by this NVRTC."""
-    jobs = [(problem, find_target(name)) for problem in PROBLEMS for name in MEASURED]
+    jobs = [(problem, find_target(name), False) for problem in PROBLEMS for name in MEASURED]
     return {
         "compiler": f"nvrtc {nvrtc.build()}",
         "modules": [_module(built) for built in build_all(jobs, cache, done)],

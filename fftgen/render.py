@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -11,7 +12,9 @@ import jinja2
 from fftgen import __version__
 from fftgen.dtypes import FP16, dtype
 from fftgen.planner import filter_tables, fragments
+from fftgen.planner import gradient as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
+from fftgen.planner.gradient import Gradient
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.planner.search import chosen_engine
 from fftgen.planner.tables import matrix_bytes
@@ -22,7 +25,6 @@ WMMA_TEMPLATES = {
     "rows": "inner.j2",
     "columns": "columns.j2",
     "columns_inverse": "columns_inverse.j2",
-    "fold": "fold.j2",
 }
 MMA_TEMPLATES = {
     "peaks": "mma_peaks.j2",
@@ -34,13 +36,21 @@ FILTER_TITLES = {
     "filter_columns": "Filters to spectra, columns: from the taps to the workspace.",
     "filter_rows": "Filters to spectra, rows: in place, and the largest modulus of a channel.",
     "filter_convert": "Filters to spectra, the end: scaled, rounded, in the order of the convolution.",
+    "finish": "From the sum to taps, a channel to a block.",
+    "finish_rows": "From the sum to taps, rows: of the sum, to the workspace.",
+    "finish_columns": "From the sum to taps, columns: from the workspace.",
+    "finish_wrap": "From the sum to taps, the end on a circle: what has come around.",
 }
 
 
-def command(plan: Plan) -> str:
-    """The command line that renders this plan: with its engine where the planner would take another."""
+def command(plan: Plan, *, own: bool = False) -> str:
+    """The command line that renders this plan: with its engine where the planner would take another.
+
+    ``own``: the plan is of a gradient, which has the engine that it has.
+    """
     p = plan.problem
-    engine = "" if chosen_engine(p, plan.target) in (plan.engine, None) else f" --engine {plan.engine}"
+    chosen = plan.engine if own else chosen_engine(p, plan.target)
+    engine = "" if chosen in (plan.engine, None) else f" --engine {plan.engine}"
     return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}{engine}"
 
 
@@ -100,6 +110,7 @@ def render(plan: Plan) -> Source:
         .get_template("mma.cu.j2" if mma else "convolution.cu.j2")
         .render(
             plan=plan,
+            subject=plan,
             version=__version__,
             command=command(plan),
             summary=summary(plan),
@@ -114,6 +125,38 @@ def render(plan: Plan) -> Source:
     return Source(f"{plan.name}.cu", text, headers, tuple(entries))
 
 
+def render_gradient(gradient: Gradient) -> Source:
+    """The source of the kernels of a filter's gradient: the same bytes for the same decisions."""
+    plan = gradient.plan
+    used = [*_headers(plan), "gradient", "filter", "finish"]
+    columns = [t.nbytes for t in plan.tables if t.name == "columns"]
+    text = (
+        _environment()
+        .get_template("gradient.cu.j2")
+        .render(
+            gradient=gradient,
+            plan=plan,
+            subject=gradient,
+            version=__version__,
+            command=f"{command(plan, own=True)} --gradient",
+            summary=f"per row and its cotangent: {gradient.tensor_ops} matrix instructions 16x16x16; "
+            f"{gradient.kernel.shared_bytes} bytes of shared memory a block",
+            ctype=dtype(plan.problem.dtype).ctype,
+            headers=_headers(plan)[2:],
+            kernel_templates=MMA_TEMPLATES,
+            tables=gradients.tables(plan),
+            chain_tables=gradients.chain_bytes(plan),
+            columns_bytes=sum(columns),
+            titles=FILTER_TITLES,
+            weights=_weights((k.stages[0].radix for k in plan.filter.kernels if k.stages), plan.residual),
+        )
+    )
+    headers = {f"fftgen/{name}.cuh": header(name) for name in ("types", "signal", *used)}
+    before = map(plan.entry, gradient.before)
+    after = map(plan.filter_entry, plan.filter.kernels)
+    return Source(f"{gradient.name}.cu", text, headers, (*before, gradient.name, *after))
+
+
 def _headers(plan: Plan) -> tuple[str, ...]:
     """The device headers of a plan beside those that all take."""
     if plan.engine == "wmma":
@@ -124,14 +167,18 @@ def _headers(plan: Plan) -> tuple[str, ...]:
 
 def _filter_names(plan: Plan) -> dict[str, Any]:
     scaled = plan.compute_format == "scaled-fp16"
-
-    def literals(radix: int) -> list[tuple[str, str]]:
-        return [(f"{w.real:.9e}", f"{w.imag:.9e}") for w in filter_tables.first_weights(radix)]
-
     return {
         "operand": (FP16 if scaled else dtype(plan.problem.dtype)).ctype,
-        "weights": {s.radix: literals(s.radix) for k in plan.filter.kernels for s in k.stages[:1]},
+        "weights": _weights(s.radix for k in plan.filter.kernels for s in k.stages[:1]),
         "titles": FILTER_TITLES,
+    }
+
+
+def _weights(radices: Iterable[int], scale: float = 1.0) -> dict[int, list[tuple[str, str]]]:
+    """The weights of first stages, by radix, as literals."""
+    return {
+        radix: [(f"{w.real:.9e}", f"{w.imag:.9e}") for w in scale * filter_tables.first_weights(radix)]
+        for radix in radices
     }
 
 

@@ -7,6 +7,7 @@ every kernel on sampled blocks, each launch from an exact workspace (sampled.py)
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ import torch
 from torch import Tensor
 
 from fftgen import emulate, sampled
-from fftgen.accuracy import Accuracy, compare, pair_noise
+from fftgen.accuracy import MARGIN, Accuracy, compare
+from fftgen.gradient_accuracy import filters
 from fftgen.pipeline import Built
 from fftgen.problem import Problem
 from fftgen.simulator import Report
@@ -162,12 +164,60 @@ def run_case(built: Built, case: Case, seed: int, ptx: str) -> CaseResult:
     seconds = time.perf_counter() - started
     exact = reference(problem, u, k, **inputs)
     plan = built.plan
-    noise = None
-    if plan.compute_format == "scaled-fp16" and plan.rows_per_item == 2:
-        gate = inputs["in_gate"]
-        noise = pair_noise((u.double() if gate is None else u.double() * gate.double()).numpy())
-    accuracy = compare(y.double().numpy(), exact, problem.dtype, plan.order, plan.compute_format, noise)
+    accuracy = compare(y.double().numpy(), exact, problem.dtype, plan.order, plan.compute_format)
     return CaseResult(str(case), accuracy, simulated.reports, seconds)
+
+
+def gradient_cases(length: int, quick: bool) -> tuple[tuple[Case, int], ...]:
+    """Shapes for the gradient of a filter, each with its circular length (0: causal)."""
+    if length > SMALL_POINTS:
+        full = Case(2 if length <= FULL_POINTS else 1, 1, length, length, True, True)
+        return ((full, length),) if quick or length > FULL_POINTS else ((full, length), (full, 0))
+    full = Case(5, 2, length, length, True, True)
+    short = Case(3, 1, max(1, length // 3), max(1, length // 2 - 1), in_gate=True)
+    return ((full, length),) if quick else ((full, length), (full, 0), (short, 0))
+
+
+def gradient_reference(
+    u: Tensor, v: Tensor, in_gate: Tensor | None, out_gate: Tensor | None, taps: int, period: int
+) -> np.ndarray[Any, Any]:
+    """sum_b sum_t (out_gate v)_t (in_gate u)_{t-j} in float64 by NumPy's FFT: (H, taps)."""
+    x, g = (
+        s.double().numpy() if gate is None else s.double().numpy() * gate.double().numpy()
+        for s, gate in ((u, in_gate), (v, out_gate))
+    )
+    points = period or x.shape[-1] + max(taps, x.shape[-1])
+    product = (np.fft.fft(x, points).conj() * np.fft.fft(g, points)).sum(axis=0)
+    return np.asarray(np.fft.ifft(product).real[:, :taps])
+
+
+def run_gradient(built: Built, case: Case, period: int, seed: int, ptx: str) -> CaseResult:
+    """One gradient of a filter on the simulator, judged. Raises SimulationError for any fault."""
+    plan = built.plan
+    dtype = torch.bfloat16 if plan.problem.dtype == "bf16" else torch.float16
+    generator = torch.Generator().manual_seed(seed)
+    inputs = draw(case, dtype, generator)
+    u, a, b = inputs["u"], inputs["in_gate"], inputs["out_gate"]
+    assert u is not None
+    v = torch.randn(u.shape, generator=generator, dtype=torch.float64).to(dtype)
+    started = time.perf_counter()
+    dk, simulated = emulate.gradient(
+        built, u, v, taps=case.taps, in_gate=a, out_gate=b, period=period, ptx=ptx, seed=seed
+    )
+    seconds = time.perf_counter() - started
+    reach = case.taps if period else min(case.taps, case.length)
+    out, exact = dk.double().numpy()[:, :reach], gradient_reference(u, v, a, b, reach, period)
+    errors = np.linalg.norm(out - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+    bound = MARGIN * filters(plan.problem.dtype, plan.order, plan.compute_format)
+    accuracy = Accuracy(
+        float(np.linalg.norm(out - exact) / np.linalg.norm(exact)),
+        float(errors.max()),
+        bound * (1 + 4 / math.sqrt(out.size)),
+        bound * (1 + 8 / math.sqrt(reach)),
+        bool(np.isfinite(out).all()) and not dk[:, reach:].any(),
+    )
+    mode = "circular" if period else "causal"
+    return CaseResult(f"{case}, {mode}", accuracy, simulated.reports, seconds)
 
 
 def verify_built(
@@ -180,7 +230,13 @@ def verify_built(
     """
     plan = built.plan
     ptx = emulate.line_ptx(built)
-    found = []
+    found: list[CaseResult] = []
+    if built.gradient is not None:
+        for case, period in gradient_cases(plan.problem.length, quick):
+            if progress is not None:
+                progress(f"{case}, {'circular' if period else 'causal'}")
+            found.append(run_gradient(built, case, period, seed, ptx))
+        return Verification(built.gradient.name, str(built.gradient), seed, tuple(found))
     if plan.transform > FULL_POINTS:
         for result in sampled.check_launches(built, ptx, seed, progress):
             found.append(CaseResult(result.description, result.accuracy, result.reports, result.seconds))

@@ -2,7 +2,7 @@
 //   fftgen render 1024 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 1024 bf16 sm_90 | N=1024=32w·32w right-angle warp mma scaled-fp16 | convolve[12w 77824B]
-// digest  b147cf5ce8d10beea9f651aaca74e23df61a3bbcd7135a805d6de412e1a187c5
+// digest  6a5e2646d65824df83f4257272d22f1ad75d22ee2c506d8b7be26217d90f5db5
 // work    per row: 96 matrix instructions 16x16x16 (0.79 MFLOP), 4096 bytes of device memory at least; 77824 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -62,7 +62,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: each warp works on 1 transforms at a time.
-extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n1024_causal_bf16_mma_sm90_b147cf5c(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n1024_causal_bf16_mma_sm90_6a5e2646(const Args<T> args) {
     constexpr int WARPS = 12;
     constexpr int GROUP = 1;  // transforms that a warp takes at a time
     constexpr bool REAL = true;
@@ -105,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n1024_causal_bf
             __syncwarp();
 #pragma unroll
             for (int g = 0; g < GROUP; ++g) {
-                re_scale[g] = re_block[g].store(stage + (g) * (POINTS / 8), lane);
+                re_scale[g] = re_block[g].store(stage + g * (POINTS / 8), lane);
             }
             __syncwarp();
         }
@@ -175,7 +175,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1024_causal_bf16_mma_sm90_b147cf5c_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1024_causal_bf16_mma_sm90_6a5e2646_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 64;
     constexpr int P = 1024;  // points
     extern __shared__ float2 data[];

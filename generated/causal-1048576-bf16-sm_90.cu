@@ -2,7 +2,7 @@
 //   fftgen render 1048576 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 1048576 bf16 sm_90 | N=1048576=64d·32b·16w·32w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 65536B] rows[16w 97792B] columns_inverse1[8w 0B]
-// digest  c4ffd5b29335c1d79c83a0a1762be5e3b91d5fd5416fec79b1e36ca37b3baab8
+// digest  468352a3bd9a2969fb0fe7e69234e9650b126b045681720f7cd7e8640b655a94
 // work    per row: 229376 matrix instructions 16x16x16 (1879.05 MFLOP), 4194304 bytes of device memory at least; 97792 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -86,7 +86,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal_bf16_mma_sm90_c4ffd5b2_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal_bf16_mma_sm90_468352a3_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal
 }
 
   // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_c4ffd5b2_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_468352a3_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -115,15 +115,15 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
         const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
         const Item item = locate_item(args, slot);
         const auto source = real_source(args, item.b, item.h);
-        const unsigned* const peaks = args.peaks + (args.first + (long long)slot) * ROWS_PER_ITEM;
+        const Power re_power(args.peaks[args.first + slot]);
         Strip<N1, V> re_strip;
         if (args.vector) {
-            re_strip.template fetch<false>(source, strip * 8 * V, M1, lane, Power(peaks[0]));
+            re_strip.template fetch<false>(source, strip * 8 * V, M1, lane, re_power);
         } else {
             __syncwarp();
             const auto copy = staged_strip<N1, 8 * V>(source, shared + warp * 512, strip * 8 * V, M1, lane);
             __syncwarp();
-            re_strip.template fetch<true>(copy, 0, 8 * V, lane, Power(peaks[0]));
+            re_strip.template fetch<true>(copy, 0, 8 * V, lane, re_power);
         }
         device_forward<N1, V, M1, SPLIT1, false>(
             matrix, twiddle, re_strip.b, re_strip.b, workspace(args, slot), strip, tiles, lane);
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
   // Everything inside a row of 16384 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal_bf16_mma_sm90_c4ffd5b2_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal_bf16_mma_sm90_468352a3_rows(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -213,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal
 }
 
   // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_c4ffd5b2_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_468352a3_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -229,8 +229,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
         const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
         const Item item = locate_item(args, slot);
         auto sink = real_sink(args, item.b, item.h);
-        const unsigned* const peaks = args.peaks + (args.first + (long long)slot) * ROWS_PER_ITEM;
-        sink.scale *= Power(peaks[0]).down();
+        const Power re_power(args.peaks[args.first + slot]);
+        sink.scale *= re_power.down();
         device_inverse<N1, V, M1, SPLIT1, true>(
             matrix, low, high, workspace(args, slot), strip, tiles, lane,
             [&](int n, int column, const float(&a)[2 * V], const float(&b)[2 * V]) { sink.store(n * M1 + column, a, b); });
@@ -288,7 +288,7 @@ __device__ __forceinline__ int outer_frequency(unsigned x) {
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_c4ffd5b2_filter_columns(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_468352a3_filter_columns(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 256, C = 16;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -357,7 +357,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_c4ffd5b2_filter_rows(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_468352a3_filter_rows(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -428,7 +428,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_c4ffd5b2_filter_convert(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_468352a3_filter_convert(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

@@ -2,7 +2,7 @@
 //   fftgen render 20480 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 20480 bf16 sm_90 | N=20480=80b·16w·16w right-angle block mma scaled-fp16 | convolve[16w 141824B]
-// digest  a3017b027580b07c96639a669a231aa9b8b005a37fe525eb3b59bdd84b0ce7fb
+// digest  58039576516e334d76015d56ef630a902ca67bb4c87822977c456435605001a4
 // work    per row: 2880 matrix instructions 16x16x16 (23.59 MFLOP), 81920 bytes of device memory at least; 141824 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_a3017b02(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_58039576(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 2;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -81,8 +81,10 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_b
 
 #pragma unroll 1
     for (int piece = blockIdx.x * args.run; piece < min(args.items, (int)(blockIdx.x + 1) * args.run); ++piece) {
-        // Peaks of two transforms in turn: some warps begin the next one while others end this one.
-        unsigned* const peaks = reinterpret_cast<unsigned*>(shared + 81920 / 16) + piece % 2 * (2 * LANES);
+        // Of the strips of each row, and what undoes the row's scaling. While some warps read the latter at the
+        // end of a transform, others may write the former for the next one.
+        unsigned* const peaks = reinterpret_cast<unsigned*>(shared + 81920 / 16);
+        float* const down = reinterpret_cast<float*>(peaks + 2 * LANES);
         const int tiles = row_tiles(args.length);
         {  // Stage 1, columns: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
             const unsigned index = thread_index();
@@ -103,17 +105,20 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_b
                 for (int s = 0; s < STRIPS; ++s)
                     re_strip[s].template fetch<true>(re_copy, (s * WARPS + warp) * 8 * V, M1, lane);
             }
-            if (lane == 0) {
 #pragma unroll
-                for (int s = 0; s < STRIPS; ++s) {
-                    peaks[s * WARPS + warp] = re_strip[s].peak;
-                }
+            for (int s = 0; s < STRIPS; ++s) {
+                const unsigned re_size = re_strip[s].peak;
+                if (lane == 0) peaks[s * WARPS + warp] = re_size;
             }
             __syncthreads();
             const Power re_power = row_power<STRIPS * WARPS>(peaks, lane);
+            if (index == 0) down[0] = re_power.down();
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
                 re_strip[s].rescale(re_power);
+            }
+#pragma unroll
+            for (int s = 0; s < STRIPS; ++s) {
                 columns_forward<N1, V, false>(
                     tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, re_strip[s].b,
                     re, im, PIECES, s * WARPS + warp, tiles, lane);
@@ -154,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_b
             const int lane = index % LANES, warp = index / LANES;
             const Item item = locate_item(args, piece);
             auto sink = real_sink(args, item.b, item.h);
-            sink.scale *= row_power<STRIPS * WARPS>(peaks, lane).down();
+            sink.scale *= down[0];
 #pragma unroll
             for (int group = warp; group < M1 / 32; group += WARPS)
                 columns_inverse<N1, V, true>(
@@ -204,7 +209,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_a3017b02_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_58039576_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 512;
     constexpr int P = 20480;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 256 --dtype fp16 --causal --arch sm_90
 //
 // plan    causal 256 fp16 sm_90 | N=256=16w·16w right-angle warp mma scaled-fp16 | convolve[8w 23552B]
-// digest  6ea26a13ab2dd21dfcdf430aff7b89776c6662e573dc6f7b14a1ecbed1736ddb
+// digest  0884c8ee2bf824d1962ae9c303b5e18a69be9375a169e91538a89651221ee0ac
 // work    per row: 12 matrix instructions 16x16x16 (0.10 MFLOP), 1024 bytes of device memory at least; 23552 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -62,7 +62,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: each warp works on 4 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_causal_fp16_mma_sm90_6ea26a13(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_causal_fp16_mma_sm90_0884c8ee(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 4;  // transforms that a warp takes at a time
     constexpr bool REAL = true;
@@ -105,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_causal_fp1
             __syncwarp();
 #pragma unroll
             for (int g = 0; g < GROUP; ++g) {
-                re_scale[g] = re_block[g].store(stage + (g) * (POINTS / 8), lane);
+                re_scale[g] = re_block[g].store(stage + g * (POINTS / 8), lane);
             }
             __syncwarp();
         }
@@ -173,7 +173,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(32, 16) fftgen_conv_n256_causal_fp16_mma_sm90_6ea26a13_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(32, 16) fftgen_conv_n256_causal_fp16_mma_sm90_0884c8ee_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 32;
     constexpr int P = 256;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype bf16 --causal --arch sm_86
 //
 // plan    causal 32768 bf16 sm_86 | N=32768=32d·32w·32w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 32768B] rows[8w 98304B] columns_inverse1[8w 0B]
-// digest  50bf5a0cc7754d96b4677d6c526bfabf84761f740fbe54a40391dcdb96a88fc7
+// digest  0ef305b28057a076804102ccf0db33d0d34a2cd8d33461748ab4bebd1fd363c3
 // work    per row: 5120 matrix instructions 16x16x16 (41.94 MFLOP), 131072 bytes of device memory at least; 98304 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -82,7 +82,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_bf16_mma_sm86_50bf5a0c_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_bf16_mma_sm86_0ef305b2_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -95,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_b
 }
 
   // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_50bf5a0c_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_0ef305b2_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -111,15 +111,15 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
         const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
         const Item item = locate_item(args, slot);
         const auto source = real_source(args, item.b, item.h);
-        const unsigned* const peaks = args.peaks + (args.first + (long long)slot) * ROWS_PER_ITEM;
+        const Power re_power(args.peaks[args.first + slot]);
         Strip<N1, V> re_strip;
         if (args.vector) {
-            re_strip.template fetch<false>(source, strip * 8 * V, M1, lane, Power(peaks[0]));
+            re_strip.template fetch<false>(source, strip * 8 * V, M1, lane, re_power);
         } else {
             __syncwarp();
             const auto copy = staged_strip<N1, 8 * V>(source, shared + warp * 256, strip * 8 * V, M1, lane);
             __syncwarp();
-            re_strip.template fetch<true>(copy, 0, 8 * V, lane, Power(peaks[0]));
+            re_strip.template fetch<true>(copy, 0, 8 * V, lane, re_power);
         }
         device_forward<N1, V, M1, SPLIT1, false>(
             matrix, twiddle, re_strip.b, re_strip.b, workspace(args, slot), strip, tiles, lane);
@@ -127,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
 }
 
   // Everything inside a row of 1024 points: each warp works on 1 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_50bf5a0c_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_0ef305b2_rows(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 1;  // transforms that a warp takes at a time
     constexpr bool REAL = false;
@@ -191,7 +191,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_b
 }
 
   // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_50bf5a0c_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_0ef305b2_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -207,8 +207,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
         const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
         const Item item = locate_item(args, slot);
         auto sink = real_sink(args, item.b, item.h);
-        const unsigned* const peaks = args.peaks + (args.first + (long long)slot) * ROWS_PER_ITEM;
-        sink.scale *= Power(peaks[0]).down();
+        const Power re_power(args.peaks[args.first + slot]);
+        sink.scale *= re_power.down();
         device_inverse<N1, V, M1, SPLIT1, true>(
             matrix, low, high, workspace(args, slot), strip, tiles, lane,
             [&](int n, int column, const float(&a)[2 * V], const float(&b)[2 * V]) { sink.store(n * M1 + column, a, b); });
@@ -258,7 +258,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_50bf5a0c_filter_columns(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_0ef305b2_filter_columns(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -310,7 +310,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_bf16_mma_sm86_50bf5a0c_filter_rows(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_bf16_mma_sm86_0ef305b2_filter_rows(const FilterArgs<Operand> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
@@ -380,7 +380,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_b
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_50bf5a0c_filter_convert(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_0ef305b2_filter_convert(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype fp16 --causal --arch sm_90
 //
 // plan    causal 32768 fp16 sm_90 | N=32768=32b·32w·32w right-angle block mma scaled-fp16 | convolve[16w 172544B]
-// digest  fe84d90e3a0cdcd279dd94379889ea20c55bc44fbcd8b9d6982dfbf4c2e778c2
+// digest  21f405e7fd02d486e2e6d10141ceb3e799dba6c404125e716b623fdae9b6edbe
 // work    per row: 5120 matrix instructions 16x16x16 (41.94 MFLOP), 131072 bytes of device memory at least; 172544 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_fp16_mma_sm90_fe84d90e(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -81,8 +81,10 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_f
 
 #pragma unroll 1
     for (int piece = blockIdx.x * args.run; piece < min(args.items, (int)(blockIdx.x + 1) * args.run); ++piece) {
-        // Peaks of two transforms in turn: some warps begin the next one while others end this one.
-        unsigned* const peaks = reinterpret_cast<unsigned*>(shared + 131072 / 16) + piece % 2 * (2 * LANES);
+        // Of the strips of each row, and what undoes the row's scaling. While some warps read the latter at the
+        // end of a transform, others may write the former for the next one.
+        unsigned* const peaks = reinterpret_cast<unsigned*>(shared + 131072 / 16);
+        float* const down = reinterpret_cast<float*>(peaks + 2 * LANES);
         const int tiles = row_tiles(args.length);
         {  // Stage 1, columns: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
             const unsigned index = thread_index();
@@ -103,17 +105,20 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_f
                 for (int s = 0; s < STRIPS; ++s)
                     re_strip[s].template fetch<true>(re_copy, (s * WARPS + warp) * 8 * V, M1, lane);
             }
-            if (lane == 0) {
 #pragma unroll
-                for (int s = 0; s < STRIPS; ++s) {
-                    peaks[s * WARPS + warp] = re_strip[s].peak;
-                }
+            for (int s = 0; s < STRIPS; ++s) {
+                const unsigned re_size = re_strip[s].peak;
+                if (lane == 0) peaks[s * WARPS + warp] = re_size;
             }
             __syncthreads();
             const Power re_power = row_power<STRIPS * WARPS>(peaks, lane);
+            if (index == 0) down[0] = re_power.down();
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
                 re_strip[s].rescale(re_power);
+            }
+#pragma unroll
+            for (int s = 0; s < STRIPS; ++s) {
                 columns_forward<N1, V, false>(
                     tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, re_strip[s].b,
                     re, im, PIECES, s * WARPS + warp, tiles, lane);
@@ -154,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_f
             const int lane = index % LANES, warp = index / LANES;
             const Item item = locate_item(args, piece);
             auto sink = real_sink(args, item.b, item.h);
-            sink.scale *= row_power<STRIPS * WARPS>(peaks, lane).down();
+            sink.scale *= down[0];
 #pragma unroll
             for (int group = warp; group < M1 / 32; group += WARPS)
                 columns_inverse<N1, V, true>(
@@ -207,7 +212,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_fe84d90e_filter_columns(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_columns(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -259,7 +264,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_f
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_fp16_mma_sm90_fe84d90e_filter_rows(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_rows(const FilterArgs<Operand> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
@@ -329,7 +334,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_f
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_fe84d90e_filter_convert(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_convert(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 4096 bf16 sm_90 | N=4096=16b·16w·16w right-angle block mma scaled-fp16 | convolve[4w 27136B]
-// digest  43fd3f6d4688eb23554d37b593950729cbed6c03051e13a36c1bbbb3b74ed69d
+// digest  9df7e8d9d70c98bb230f7614354261e584214ef7d6774c7a5dcaffc2cc19335f
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 27136 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm90_43fd3f6d(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm90_9df7e8d9(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -81,8 +81,10 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf
 
 #pragma unroll 1
     for (int piece = blockIdx.x * args.run; piece < min(args.items, (int)(blockIdx.x + 1) * args.run); ++piece) {
-        // Peaks of two transforms in turn: some warps begin the next one while others end this one.
-        unsigned* const peaks = reinterpret_cast<unsigned*>(shared + 16384 / 16) + piece % 2 * (2 * LANES);
+        // Of the strips of each row, and what undoes the row's scaling. While some warps read the latter at the
+        // end of a transform, others may write the former for the next one.
+        unsigned* const peaks = reinterpret_cast<unsigned*>(shared + 16384 / 16);
+        float* const down = reinterpret_cast<float*>(peaks + 2 * LANES);
         constexpr int tiles = 1;  // row tiles of stage 1 that hold anything
         {  // Stage 1, columns: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
             const unsigned index = thread_index();
@@ -103,17 +105,20 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf
                 for (int s = 0; s < STRIPS; ++s)
                     re_strip[s].template fetch<true>(re_copy, (s * WARPS + warp) * 8 * V, M1, lane);
             }
-            if (lane == 0) {
 #pragma unroll
-                for (int s = 0; s < STRIPS; ++s) {
-                    peaks[s * WARPS + warp] = re_strip[s].peak;
-                }
+            for (int s = 0; s < STRIPS; ++s) {
+                const unsigned re_size = re_strip[s].peak;
+                if (lane == 0) peaks[s * WARPS + warp] = re_size;
             }
             __syncthreads();
             const Power re_power = row_power<STRIPS * WARPS>(peaks, lane);
+            if (index == 0) down[0] = re_power.down();
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
                 re_strip[s].rescale(re_power);
+            }
+#pragma unroll
+            for (int s = 0; s < STRIPS; ++s) {
                 columns_forward<N1, V, false>(
                     tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, re_strip[s].b,
                     re, im, PIECES, s * WARPS + warp, tiles, lane);
@@ -154,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf
             const int lane = index % LANES, warp = index / LANES;
             const Item item = locate_item(args, piece);
             auto sink = real_sink(args, item.b, item.h);
-            sink.scale *= row_power<STRIPS * WARPS>(peaks, lane).down();
+            sink.scale *= down[0];
 #pragma unroll
             for (int group = warp; group < M1 / 32; group += WARPS)
                 columns_inverse<N1, V, true>(
@@ -202,7 +207,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm90_43fd3f6d_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm90_9df7e8d9_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype fp16 --causal --arch sm_75
 //
 // plan    causal 4096 fp16 sm_75 | N=4096=16b·16w·16w right-angle block wmma fp16-fp32 | convolve[8w 45056B]
-// digest  2ff7783859510879f79b75fd06456f08d81b2094ad6779d1dd48bae7b2f6bf42
+// digest  c852e0596d8152860b3e1595f507acea0707061f967f484b37c3bc75169d4498
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 45056 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -62,7 +62,7 @@ __device__ __forceinline__ Spectrum<T> channel_spectrum(const Args<T>& args, int
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n4096_causal_fp16_wmma_sm75_2ff77838(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n4096_causal_fp16_wmma_sm75_c852e059(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int PITCH = 16;  // elements between rows of a warp's tile
     constexpr int ROW = 272;  // elements between rows of the block
@@ -204,7 +204,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n4096_causal_fp16_wmma_sm75_2ff77838_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n4096_causal_fp16_wmma_sm75_c852e059_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

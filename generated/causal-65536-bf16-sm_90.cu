@@ -2,7 +2,7 @@
 //   fftgen render 65536 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 65536 bf16 sm_90 | N=65536=16d·16b·16w·16w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 16384B] rows[4w 28160B] columns_inverse1[8w 0B]
-// digest  76852c6d793ac5384f6ab279a6018b3e14c5016a7abf8f82485ddc177bd2e291
+// digest  fe8a5a96f3f52374f460ac8d5411d3e6ecd61523aacd9953bae543f06f2ca367
 // work    per row: 7168 matrix instructions 16x16x16 (58.72 MFLOP), 262144 bytes of device memory at least; 28160 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -86,7 +86,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_causal_bf16_mma_sm90_76852c6d_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_causal_bf16_mma_sm90_fe8a5a96_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_causal_b
 }
 
   // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_76852c6d_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_fe8a5a96_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -115,15 +115,15 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_b
         const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
         const Item item = locate_item(args, slot);
         const auto source = real_source(args, item.b, item.h);
-        const unsigned* const peaks = args.peaks + (args.first + (long long)slot) * ROWS_PER_ITEM;
+        const Power re_power(args.peaks[args.first + slot]);
         Strip<N1, V> re_strip;
         if (args.vector) {
-            re_strip.template fetch<false>(source, strip * 8 * V, M1, lane, Power(peaks[0]));
+            re_strip.template fetch<false>(source, strip * 8 * V, M1, lane, re_power);
         } else {
             __syncwarp();
             const auto copy = staged_strip<N1, 8 * V>(source, shared + warp * 128, strip * 8 * V, M1, lane);
             __syncwarp();
-            re_strip.template fetch<true>(copy, 0, 8 * V, lane, Power(peaks[0]));
+            re_strip.template fetch<true>(copy, 0, 8 * V, lane, re_power);
         }
         device_forward<N1, V, M1, SPLIT1, false>(
             matrix, twiddle, re_strip.b, re_strip.b, workspace(args, slot), strip, tiles, lane);
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_b
 }
 
   // Everything inside a row of 4096 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_76852c6d_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_fe8a5a96_rows(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -213,7 +213,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_b
 }
 
   // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_76852c6d_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_fe8a5a96_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -229,8 +229,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_b
         const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
         const Item item = locate_item(args, slot);
         auto sink = real_sink(args, item.b, item.h);
-        const unsigned* const peaks = args.peaks + (args.first + (long long)slot) * ROWS_PER_ITEM;
-        sink.scale *= Power(peaks[0]).down();
+        const Power re_power(args.peaks[args.first + slot]);
+        sink.scale *= re_power.down();
         device_inverse<N1, V, M1, SPLIT1, true>(
             matrix, low, high, workspace(args, slot), strip, tiles, lane,
             [&](int n, int column, const float(&a)[2 * V], const float(&b)[2 * V]) { sink.store(n * M1 + column, a, b); });
@@ -275,7 +275,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_76852c6d_filter_columns(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_fe8a5a96_filter_columns(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -327,7 +327,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_b
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_76852c6d_filter_rows(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_fe8a5a96_filter_rows(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -398,7 +398,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_b
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_76852c6d_filter_convert(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_fe8a5a96_filter_convert(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

@@ -2,7 +2,7 @@
 //   fftgen render 20480 --dtype fp16 --circular --arch sm_90
 //
 // plan    circular 20480 fp16 sm_90 | N=20480=80b·16w·16w batch-pair block mma scaled-fp16 | convolve[16w 167424B]
-// digest  a89ac478e174586a3f874fcedc16fb5561711dbe4336757adbe604ba9910c51c
+// digest  90d8b03881e216033e7f96c1c1fa9f4db1d9370bb6df314517a76d6385ba36d0
 // work    per pair of rows: 4480 matrix instructions 16x16x16 (36.70 MFLOP), 163840 bytes of device memory at least; 167424 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_a89ac478(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_90d8b038(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 2;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -81,8 +81,10 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular
 
 #pragma unroll 1
     for (int piece = blockIdx.x * args.run; piece < min(args.items, (int)(blockIdx.x + 1) * args.run); ++piece) {
-        // Peaks of two transforms in turn: some warps begin the next one while others end this one.
-        unsigned* const peaks = reinterpret_cast<unsigned*>(shared + 81920 / 16) + piece % 2 * (2 * LANES);
+        // Of the strips of each row, and what undoes the row's scaling. While some warps read the latter at the
+        // end of a transform, others may write the former for the next one.
+        unsigned* const peaks = reinterpret_cast<unsigned*>(shared + 81920 / 16);
+        float* const down = reinterpret_cast<float*>(peaks + 2 * LANES);
         const int tiles = row_tiles(args.length);
         {  // Stage 1, columns: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
             const unsigned index = thread_index();
@@ -111,20 +113,25 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular
                 for (int s = 0; s < STRIPS; ++s)
                     im_strip[s].template fetch<true>(im_copy, (s * WARPS + warp) * 8 * V, M1, lane);
             }
-            if (lane == 0) {
 #pragma unroll
-                for (int s = 0; s < STRIPS; ++s) {
-                    peaks[s * WARPS + warp] = re_strip[s].peak;
-                    peaks[s * WARPS + warp + LANES] = im_strip[s].peak;
-                }
+            for (int s = 0; s < STRIPS; ++s) {
+                const unsigned re_size = re_strip[s].size();
+                if (lane == 0) peaks[s * WARPS + warp] = re_size;
+                const unsigned im_size = im_strip[s].size();
+                if (lane == 0) peaks[s * WARPS + warp + LANES] = im_size;
             }
             __syncthreads();
-            const Power re_power = row_power<STRIPS * WARPS>(peaks, lane);
-            const Power im_power = row_power<STRIPS * WARPS>(peaks + LANES, lane);
+            Power re_power(0), im_power(0);
+            pair_powers<STRIPS * WARPS>(peaks, lane, re_power, im_power);
+            if (index == 0) down[0] = re_power.down();
+            if (index == 0) down[1] = im_power.down();
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
                 re_strip[s].rescale(re_power);
                 im_strip[s].rescale(im_power);
+            }
+#pragma unroll
+            for (int s = 0; s < STRIPS; ++s) {
                 columns_forward<N1, V, true>(
                     tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, im_strip[s].b,
                     re, im, PIECES, s * WARPS + warp, tiles, lane);
@@ -165,8 +172,8 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular
             const int lane = index % LANES, warp = index / LANES;
             const Item item = locate_item(args, piece);
             auto sink = pair_sink(args, item.b, item.h);
-            sink.even.scale *= row_power<STRIPS * WARPS>(peaks, lane).down();
-            sink.odd.scale *= row_power<STRIPS * WARPS>(peaks + LANES, lane).down();
+            sink.even.scale *= down[0];
+            sink.odd.scale *= down[1];
 #pragma unroll
             for (int group = warp; group < M1 / 32; group += WARPS)
                 columns_inverse<N1, V, false>(
@@ -216,7 +223,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_a89ac478_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_90d8b038_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 512;
     constexpr int P = 20480;  // points
     extern __shared__ float2 data[];

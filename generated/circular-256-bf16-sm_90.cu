@@ -2,7 +2,7 @@
 //   fftgen render 256 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 256 bf16 sm_90 | N=256=16w·16w batch-pair warp mma scaled-fp16 | convolve[8w 24576B]
-// digest  495eedbadb1011ac8d4b9de24237d25a53b506565676560a95ec375f83afc6ce
+// digest  d00bbce9cb28f9a0e107b5d103e4a184f8c54cc88eb0e893f50a566d3c01cc3d
 // work    per pair of rows: 16 matrix instructions 16x16x16 (0.13 MFLOP), 2048 bytes of device memory at least; 24576 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -62,7 +62,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: each warp works on 2 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_circular_bf16_mma_sm90_495eedba(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_circular_bf16_mma_sm90_d00bbce9(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 2;  // transforms that a warp takes at a time
     constexpr bool REAL = false;
@@ -115,8 +115,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_circular_b
             __syncwarp();
 #pragma unroll
             for (int g = 0; g < GROUP; ++g) {
-                re_scale[g] = re_block[g].store(stage + (g) * (POINTS / 8), lane);
-                im_scale[g] = im_block[g].store(stage + (g + GROUP) * (POINTS / 8), lane);
+                store_pair(
+                    re_block[g], im_block[g], stage + g * (POINTS / 8), stage + (g + GROUP) * (POINTS / 8), lane,
+                    re_scale[g], im_scale[g]);
             }
             __syncwarp();
         }
@@ -186,7 +187,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(32, 16) fftgen_conv_n256_circular_bf16_mma_sm90_495eedba_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(32, 16) fftgen_conv_n256_circular_bf16_mma_sm90_d00bbce9_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 32;
     constexpr int P = 256;  // points
     extern __shared__ float2 data[];

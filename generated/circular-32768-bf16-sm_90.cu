@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 32768 bf16 sm_90 | N=32768=32b·32w·32w batch-pair block mma scaled-fp16 | convolve[16w 176640B]
-// digest  e8e03e44860348beb2ab7e8807d98e5b90d4a8ff5f83ab23ca7736524fc39a99
+// digest  2bc3087bc851b5d4f1b7e41dbeeb7a5779eee386583211a2a3b728e8ff0746ee
 // work    per pair of rows: 6144 matrix instructions 16x16x16 (50.33 MFLOP), 262144 bytes of device memory at least; 176640 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular_bf16_mma_sm90_e8e03e44(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular_bf16_mma_sm90_2bc3087b(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -81,8 +81,10 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular
 
 #pragma unroll 1
     for (int piece = blockIdx.x * args.run; piece < min(args.items, (int)(blockIdx.x + 1) * args.run); ++piece) {
-        // Peaks of two transforms in turn: some warps begin the next one while others end this one.
-        unsigned* const peaks = reinterpret_cast<unsigned*>(shared + 131072 / 16) + piece % 2 * (2 * LANES);
+        // Of the strips of each row, and what undoes the row's scaling. While some warps read the latter at the
+        // end of a transform, others may write the former for the next one.
+        unsigned* const peaks = reinterpret_cast<unsigned*>(shared + 131072 / 16);
+        float* const down = reinterpret_cast<float*>(peaks + 2 * LANES);
         const int tiles = row_tiles(args.length);
         {  // Stage 1, columns: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
             const unsigned index = thread_index();
@@ -111,20 +113,25 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular
                 for (int s = 0; s < STRIPS; ++s)
                     im_strip[s].template fetch<true>(im_copy, (s * WARPS + warp) * 8 * V, M1, lane);
             }
-            if (lane == 0) {
 #pragma unroll
-                for (int s = 0; s < STRIPS; ++s) {
-                    peaks[s * WARPS + warp] = re_strip[s].peak;
-                    peaks[s * WARPS + warp + LANES] = im_strip[s].peak;
-                }
+            for (int s = 0; s < STRIPS; ++s) {
+                const unsigned re_size = re_strip[s].size();
+                if (lane == 0) peaks[s * WARPS + warp] = re_size;
+                const unsigned im_size = im_strip[s].size();
+                if (lane == 0) peaks[s * WARPS + warp + LANES] = im_size;
             }
             __syncthreads();
-            const Power re_power = row_power<STRIPS * WARPS>(peaks, lane);
-            const Power im_power = row_power<STRIPS * WARPS>(peaks + LANES, lane);
+            Power re_power(0), im_power(0);
+            pair_powers<STRIPS * WARPS>(peaks, lane, re_power, im_power);
+            if (index == 0) down[0] = re_power.down();
+            if (index == 0) down[1] = im_power.down();
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
                 re_strip[s].rescale(re_power);
                 im_strip[s].rescale(im_power);
+            }
+#pragma unroll
+            for (int s = 0; s < STRIPS; ++s) {
                 columns_forward<N1, V, true>(
                     tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, im_strip[s].b,
                     re, im, PIECES, s * WARPS + warp, tiles, lane);
@@ -165,8 +172,8 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular
             const int lane = index % LANES, warp = index / LANES;
             const Item item = locate_item(args, piece);
             auto sink = pair_sink(args, item.b, item.h);
-            sink.even.scale *= row_power<STRIPS * WARPS>(peaks, lane).down();
-            sink.odd.scale *= row_power<STRIPS * WARPS>(peaks + LANES, lane).down();
+            sink.even.scale *= down[0];
+            sink.odd.scale *= down[1];
 #pragma unroll
             for (int group = warp; group < M1 / 32; group += WARPS)
                 columns_inverse<N1, V, false>(
@@ -219,7 +226,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_e8e03e44_filter_columns(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_2bc3087b_filter_columns(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -256,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular_bf16_mma_sm90_e8e03e44_filter_rows(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular_bf16_mma_sm90_2bc3087b_filter_rows(const FilterArgs<Operand> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
@@ -326,7 +333,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_e8e03e44_filter_convert(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_2bc3087b_filter_convert(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

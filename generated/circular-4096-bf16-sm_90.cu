@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 4096 bf16 sm_90 | N=4096=16b·16w·16w batch-pair block mma scaled-fp16 | convolve[4w 28160B]
-// digest  1e7e1ecd05cf2049aa1b58e5781bfd574753a76f79a1c199fa2fa20fa4c124e5
+// digest  855b0c9f16fd541a65f5680a7fee3529bec78ad5c9eb8f53ead3c91bd26ba6a8
 // work    per pair of rows: 384 matrix instructions 16x16x16 (3.15 MFLOP), 32768 bytes of device memory at least; 28160 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -66,7 +66,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
   // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_bf16_mma_sm90_1e7e1ecd(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_bf16_mma_sm90_855b0c9f(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -81,8 +81,10 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_
 
 #pragma unroll 1
     for (int piece = blockIdx.x * args.run; piece < min(args.items, (int)(blockIdx.x + 1) * args.run); ++piece) {
-        // Peaks of two transforms in turn: some warps begin the next one while others end this one.
-        unsigned* const peaks = reinterpret_cast<unsigned*>(shared + 16384 / 16) + piece % 2 * (2 * LANES);
+        // Of the strips of each row, and what undoes the row's scaling. While some warps read the latter at the
+        // end of a transform, others may write the former for the next one.
+        unsigned* const peaks = reinterpret_cast<unsigned*>(shared + 16384 / 16);
+        float* const down = reinterpret_cast<float*>(peaks + 2 * LANES);
         constexpr int tiles = 1;  // row tiles of stage 1 that hold anything
         {  // Stage 1, columns: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
             const unsigned index = thread_index();
@@ -111,20 +113,25 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_
                 for (int s = 0; s < STRIPS; ++s)
                     im_strip[s].template fetch<true>(im_copy, (s * WARPS + warp) * 8 * V, M1, lane);
             }
-            if (lane == 0) {
 #pragma unroll
-                for (int s = 0; s < STRIPS; ++s) {
-                    peaks[s * WARPS + warp] = re_strip[s].peak;
-                    peaks[s * WARPS + warp + LANES] = im_strip[s].peak;
-                }
+            for (int s = 0; s < STRIPS; ++s) {
+                const unsigned re_size = re_strip[s].size();
+                if (lane == 0) peaks[s * WARPS + warp] = re_size;
+                const unsigned im_size = im_strip[s].size();
+                if (lane == 0) peaks[s * WARPS + warp + LANES] = im_size;
             }
             __syncthreads();
-            const Power re_power = row_power<STRIPS * WARPS>(peaks, lane);
-            const Power im_power = row_power<STRIPS * WARPS>(peaks + LANES, lane);
+            Power re_power(0), im_power(0);
+            pair_powers<STRIPS * WARPS>(peaks, lane, re_power, im_power);
+            if (index == 0) down[0] = re_power.down();
+            if (index == 0) down[1] = im_power.down();
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
                 re_strip[s].rescale(re_power);
                 im_strip[s].rescale(im_power);
+            }
+#pragma unroll
+            for (int s = 0; s < STRIPS; ++s) {
                 columns_forward<N1, V, true>(
                     tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, im_strip[s].b,
                     re, im, PIECES, s * WARPS + warp, tiles, lane);
@@ -165,8 +172,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_
             const int lane = index % LANES, warp = index / LANES;
             const Item item = locate_item(args, piece);
             auto sink = pair_sink(args, item.b, item.h);
-            sink.even.scale *= row_power<STRIPS * WARPS>(peaks, lane).down();
-            sink.odd.scale *= row_power<STRIPS * WARPS>(peaks + LANES, lane).down();
+            sink.even.scale *= down[0];
+            sink.odd.scale *= down[1];
 #pragma unroll
             for (int group = warp; group < M1 / 32; group += WARPS)
                 columns_inverse<N1, V, false>(
@@ -214,7 +221,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_circular_bf16_mma_sm90_1e7e1ecd_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_circular_bf16_mma_sm90_855b0c9f_filter(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

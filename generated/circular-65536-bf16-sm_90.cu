@@ -2,7 +2,7 @@
 //   fftgen render 65536 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 65536 bf16 sm_90 | N=65536=16d·16b·16w·16w batch-pair device mma scaled-fp16 | peaks[8w 0B] columns1[8w 16384B] rows[4w 28160B] columns_inverse1[8w 0B]
-// digest  1328716ff8f6144f5e0bade4ca911e104d79d549cf673d8ba83e742a77acf5fa
+// digest  0f92d7c4f867be4982cd25f7c716161f3d31030e078bb4c6661644441f6e27c6
 // work    per pair of rows: 8192 matrix instructions 16x16x16 (67.11 MFLOP), 524288 bytes of device memory at least; 28160 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -85,8 +85,8 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 
 }  // namespace
 
-// Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular_bf16_mma_sm90_1328716f_peaks(const Args<T> args) {
+// Peaks and norms: 256 threads look at 16384 numbers of a row.
+extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -94,12 +94,12 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular
     item.b += row % ROWS_PER_ITEM;
     if (item.b >= args.batch) return;  // the partner of an odd last row
     const auto source = real_source(args, item.b, item.h);
-    const unsigned peak = warp_max(row_peak(source, args.vector, blockIdx.x % parts * COUNT, COUNT, threadIdx.x, THREADS));
-    if (threadIdx.x % LANES == 0) atomicMax(args.peaks + (long long)args.first * ROWS_PER_ITEM + row, peak);
+    auto seen = look(source, args.vector, blockIdx.x % parts * COUNT, COUNT, threadIdx.x, THREADS);
+    seen.report(pair_size(args, slot), row % 2, threadIdx.x % LANES);
 }
 
   // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_1328716f_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -115,24 +115,25 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
         const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
         const Item item = locate_item(args, slot);
         const auto source = pair_source(args, item.b, item.h);
-        const unsigned* const peaks = args.peaks + (args.first + (long long)slot) * ROWS_PER_ITEM;
+        Power re_power(0), im_power(0);
+        pair_size(args, slot).powers(re_power, im_power);
         Strip<N1, V> re_strip;
         if (args.vector) {
-            re_strip.template fetch<false>(source.even, strip * 8 * V, M1, lane, Power(peaks[0]));
+            re_strip.template fetch<false>(source.even, strip * 8 * V, M1, lane, re_power);
         } else {
             __syncwarp();
             const auto copy = staged_strip<N1, 8 * V>(source.even, shared + warp * 128, strip * 8 * V, M1, lane);
             __syncwarp();
-            re_strip.template fetch<true>(copy, 0, 8 * V, lane, Power(peaks[0]));
+            re_strip.template fetch<true>(copy, 0, 8 * V, lane, re_power);
         }
         Strip<N1, V> im_strip;
         if (args.vector) {
-            im_strip.template fetch<false>(source.odd, strip * 8 * V, M1, lane, Power(peaks[1]));
+            im_strip.template fetch<false>(source.odd, strip * 8 * V, M1, lane, im_power);
         } else {
             __syncwarp();
             const auto copy = staged_strip<N1, 8 * V>(source.odd, shared + warp * 128, strip * 8 * V, M1, lane);
             __syncwarp();
-            im_strip.template fetch<true>(copy, 0, 8 * V, lane, Power(peaks[1]));
+            im_strip.template fetch<true>(copy, 0, 8 * V, lane, im_power);
         }
         device_forward<N1, V, M1, SPLIT1, true>(
             matrix, twiddle, re_strip.b, im_strip.b, workspace(args, slot), strip, tiles, lane);
@@ -140,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
 }
 
   // Everything inside a row of 4096 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_1328716f_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_rows(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -222,7 +223,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular
 }
 
   // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_1328716f_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -238,9 +239,10 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
         const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
         const Item item = locate_item(args, slot);
         auto sink = pair_sink(args, item.b, item.h);
-        const unsigned* const peaks = args.peaks + (args.first + (long long)slot) * ROWS_PER_ITEM;
-        sink.even.scale *= Power(peaks[0]).down();
-        sink.odd.scale *= Power(peaks[1]).down();
+        Power re_power(0), im_power(0);
+        pair_size(args, slot).powers(re_power, im_power);
+        sink.even.scale *= re_power.down();
+        sink.odd.scale *= im_power.down();
         device_inverse<N1, V, M1, SPLIT1, false>(
             matrix, low, high, workspace(args, slot), strip, tiles, lane,
             [&](int n, int column, const float(&a)[2 * V], const float(&b)[2 * V]) { sink.store(n * M1 + column, a, b); });
@@ -285,7 +287,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_1328716f_filter_columns(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_filter_columns(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -322,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_1328716f_filter_rows(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_filter_rows(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -393,7 +395,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_1328716f_filter_convert(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_filter_convert(const FilterArgs<Operand> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

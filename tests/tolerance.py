@@ -4,8 +4,7 @@ For operands in the storage type the figures are those of design note 1.7 (matri
 the storage type, fp32 accumulation and twiddles), the largest of each order, times 1.5. Scaled fp16 (design
 note 1.8) errs by at most 9e-4 at any order before the output is rounded: fp16 tensors get 1.2e-3, bf16
 tensors 1.25 times what rounding the exact answer to bf16 costs by itself, and 1.2e-3 where that is next to
-nothing because the storage type happens to hold the answer. Rows that share a transform share its noise:
-what a row bears more than its own may be added (``share``).
+nothing because the storage type happens to hold the answer.
 
 The metric is ||out - ref|| / ||ref|| over everything and for each row by itself, so that one wrong row
 cannot hide. A sum over few elements scatters more than its mean, so a bound grows by the order of
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +30,6 @@ MEASURED = {
 }
 MARGIN = 1.5
 SCALED = 1.2e-3
-ARITHMETIC = 9e-4
 ABOVE_ROUNDING = 1.25
 SHORT_ROW = 64  # below, a row's own norm may vanish by chance: compare with its channel's, too
 
@@ -62,12 +59,10 @@ def check(
     dtype: str,
     order: int,
     compute_format: str = "",
-    share: Float64 | None = None,
 ) -> Errors:
     """Assert that ``out`` is ``ref`` to the expected accuracy; both (B, H, L). Returns the errors.
 
-    ``compute_format`` is the plan's; all but "scaled-fp16" are judged by dtype and order. ``share`` (B, H):
-    how many times its own noise a row bears (``shares``; None: once). Fails on another
+    ``compute_format`` is the plan's; all but "scaled-fp16" are judged by dtype and order. Fails on another
     shape, on any value that is not finite (a poisoned output that was not written), and on a reference of
     zeros, which could prove nothing. A row whose reference is zero, or shorter than SHORT_ROW, is measured
     against the root mean square of its channel's rows if that is larger.
@@ -90,38 +85,15 @@ def check(
     overall, limits = bound(dtype, order, exact.size), np.full(rows.shape, row_bound(dtype, order, length))
     if compute_format == "scaled-fp16":
         rounding = stored(exact, dtype) - exact if dtype == "bf16" else np.zeros_like(exact)
-        times = np.ones(rows.shape) if share is None else share
-        together = float(np.linalg.norm(times * norms)) / whole
-        overall = _scaled(float(np.linalg.norm(rounding)) / whole, together) * (1 + 4 / math.sqrt(exact.size))
-        limits = _scaled(_relative(rounding, scale), times) * (1 + 8 / math.sqrt(length))
+        overall = max(SCALED, ABOVE_ROUNDING * float(np.linalg.norm(rounding)) / whole)
+        overall *= 1 + 4 / math.sqrt(exact.size)
+        limits = np.maximum(SCALED, ABOVE_ROUNDING * _relative(rounding, scale)) * (1 + 8 / math.sqrt(length))
     errors = Errors(float(np.linalg.norm(result - exact)) / whole, float(rows.max()))
     worst = tuple(int(i) for i in np.unravel_index((rows / limits).argmax(), rows.shape))
     at, limit = rows[worst], limits[worst]
     assert at <= limit, f"row {worst}: relative error {at:.3e} exceeds {limit:.3e}"
     assert errors.overall <= overall, f"overall: relative error {errors.overall:.3e} exceeds {overall:.3e}"
     return errors
-
-
-def shares(x: Float64, rows_per_item: int) -> Float64:
-    """How many times its own noise each gated row (B, H, L) of a scaled-fp16 plan bears: (B, H), from 1 on.
-
-    A pair of rows with norms a and b, each scaled by the power of two of its peak, has noise in proportion
-    to a^2 + b^2, and either row half of it.
-    """
-    if rows_per_item == 1:
-        return np.ones(x.shape[:2])
-    peaks = np.abs(x).max(axis=-1)
-    scaled = x / 2.0 ** np.floor(np.log2(np.where(peaks > 0, peaks, 1)))[..., None]
-    power = np.concatenate([(scaled**2).sum(axis=-1), np.zeros((len(x) % 2, x.shape[1]))])
-    pairs = power.reshape(-1, 2, x.shape[1])
-    half = np.broadcast_to(pairs.mean(axis=1, keepdims=True), pairs.shape)
-    return np.sqrt(np.maximum(1, half / np.where(pairs > 0, pairs, np.inf))).reshape(power.shape)[: len(x)]
-
-
-def _scaled(rounding: Any, share: Any) -> Any:
-    """The bound of scaled fp16 where rounding the exact answer errs by so much."""
-    extra = ARITHMETIC * np.sqrt(np.maximum(share**2 - 1, 0))
-    return np.maximum(SCALED * share, np.hypot(ABOVE_ROUNDING * rounding, extra))
 
 
 def _relative(difference: Float64, scale: Float64) -> Float64:

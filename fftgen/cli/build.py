@@ -35,6 +35,7 @@ from fftgen.targets import target as find_target
     show_default=True,
     help="Directory for a file per convolution, or one .fftgen file for all.",
 )
+@click.option("--train", is_flag=True, help="With the kernels of the filter's gradient.")
 @common
 def command(
     seqlens: tuple[str, ...],
@@ -43,6 +44,7 @@ def command(
     causal: bool,
     engine: str | None,
     output: Path,
+    train: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -55,7 +57,7 @@ def command(
     problems = [api.problem(n, dtype, causal=causal) for n in lengths(seqlens) for dtype in dtypes]
     files = api.files_for(problems, output, engine)
     targets = [find_target(name) for name in dict.fromkeys(archs)]
-    jobs = {job for problem in problems for job in api.jobs_for(problem, targets, engine)}
+    jobs = {job for problem in problems for job in api.jobs_for(problem, targets, train, engine)}
     lock = threading.Lock()
     with click.progressbar(
         length=len(jobs), label=f"building {plural(len(jobs), 'module')}", file=sys.stderr
@@ -65,7 +67,7 @@ def command(
             with lock:
                 bar.update(1)
 
-        written = api.build_files(files, targets, done=step, engine=engine)
+        written = api.build_files(files, targets, train, done=step, engine=engine)
     seconds = time.perf_counter() - started
     if as_json:
         print_json({"files": [_document(f) for f in written], "seconds": round(seconds, 3)})
@@ -81,7 +83,7 @@ def command(
 
 def shape(built: Built) -> str:
     """Transform, factors with their places, packing: the middle of the plan's line."""
-    return str(built.plan).split(" | ")[1]
+    return str(built.subject).split(" | ")[1]
 
 
 def _row(built: Built) -> tuple[str, ...]:
@@ -94,12 +96,12 @@ def _row(built: Built) -> tuple[str, ...]:
     else:
         registers, spills = "PTX", ""
     return (
-        f"{p.mode} {p.length} {p.dtype} {built.plan.target}",
+        f"{'gradient' if built.gradient else p.mode} {p.length} {p.dtype} {built.plan.target}",
         shape(built),
-        plural(len(built.plan.kernels), "kernel"),
+        plural(len(built.entries) - (0 if built.gradient else len(built.plan.filter.kernels)), "kernel"),
         registers,
         spills,
-        f"{max(k.shared_bytes for k in built.plan.kernels)} B shared",
+        f"{max(built.entries.values())} B shared",
         f"{len(built.image)} B code",
         "cached" if built.cached else f"{built.seconds:.2f} s",
     )
@@ -108,7 +110,7 @@ def _row(built: Built) -> tuple[str, ...]:
 def _details(built: Built) -> str:
     """The plan's line, and a line per kernel."""
     rows = [(f"  {k}", *_figures(built, k), f"{shared} B shared") for k, shared in built.entries.items()]
-    return f"{built.plan}\n{table(rows)}"
+    return f"{built.subject}\n{table(rows)}"
 
 
 def _figures(built: Built, entry: str) -> tuple[str, str]:
@@ -125,9 +127,9 @@ def _document(file: api.File) -> dict[str, Any]:
         "bytes": file.nbytes,
         "modules": [
             {
-                "name": b.plan.name,
-                "plan": str(b.plan),
-                "digest": b.plan.digest,
+                "name": b.subject.name,
+                "plan": str(b.subject),
+                "digest": b.subject.digest,
                 "target": b.plan.target,
                 "code_bytes": len(b.image),
                 "table_bytes": len(b.tables),

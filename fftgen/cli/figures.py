@@ -17,15 +17,21 @@ def command(arch: str, dtype: str, seqlen: tuple[int, ...], as_json: bool, verbo
 
     Runs each kernel in the simulator and disassembles it: minutes for all lengths. Prints a page of Markdown.
     """
-    from fftgen import figures, nvrtc
+    from fftgen import figures, gradient_figures, nvrtc
 
-    found = figures.everything(
-        arch,
-        seqlen or figures.LENGTHS,
-        dtype,
-        progress=lambda what: click.echo(f"counting {what}", err=True),
-    )
+    def tell(what: str) -> None:
+        click.echo(f"counting {what}", err=True)
+
+    found = figures.everything(arch, seqlen or figures.LENGTHS, dtype, tell)
+    gradients = gradient_figures.everything(arch, seqlen or gradient_figures.LENGTHS, dtype, tell)
     if as_json:
-        print_json({"target": arch, "figures": [f.as_dict() for f in found]})
+        print_json(
+            {
+                "target": arch,
+                "figures": [f.as_dict() for f in found],
+                "gradients": [f.as_dict() for f in gradients],
+            }
+        )
     else:
         click.echo(figures.page(found, arch, f"nvrtc {nvrtc.build()}"), nl=False)
+        click.echo(gradient_figures.section(gradients), nl=False)

@@ -55,11 +55,14 @@ def command(
     modules = _chosen([bundle.unpack(m) for m in shelf.contents.modules], archs)
     found: dict[str, Roofline] = {}
     for number, built in enumerate(modules if roofline else (), 1):
-        click.echo(f"[{number}/{len(modules)}] {built.plan.name}", err=True)
-        found[built.plan.name] = of_built(built, shape)
+        click.echo(f"[{number}/{len(modules)}] {built.subject.name}", err=True)
+        if built.gradient is None:
+            found[built.subject.name] = of_built(built, shape)
     if plot is not None:
         views.draw(list(found.values()), plot)
-    mixes = {b.plan.name: sass.instruction_mix(sass.disassemble(b.cubin)) for b in modules if mix and b.cubin}
+    mixes = {
+        b.subject.name: sass.instruction_mix(sass.disassemble(b.cubin)) for b in modules if mix and b.cubin
+    }
     if as_json:
         print_json(_document(file, digest, shelf, modules, mixes, found))
         return
@@ -67,16 +70,18 @@ def command(
     click.echo(f"made by fftgen {shelf.contents.fftgen} with {shelf.contents.compiler}; every digest matches")
     click.echo("convolutions: " + ", ".join(f"{p.mode} {p.length} {p.dtype}" for p in shelf.main))
     for built in modules:
-        click.echo(f"\n{built.plan}")
+        click.echo(f"\n{built.subject}")
         if verbose:
-            click.echo(f"  name {built.plan.name}\n  plan digest {built.plan.digest}")
+            click.echo(f"  name {built.subject.name}\n  plan digest {built.subject.digest}")
         kind = "cubin" if built.cubin else "PTX"
         click.echo(f"  {kind} {len(built.image)} bytes, tables {len(built.tables)} bytes")
         click.echo(_kernels(built))
-        for entry, counts in mixes.get(built.plan.name, {}).items():
+        for entry, counts in mixes.get(built.subject.name, {}).items():
             click.echo(f"  {_short(built, entry)}: {_mix(counts)}")
-        if built.plan.name in found:
-            click.echo(indent(views.text(found[built.plan.name]), "  "))
+        if built.subject.name in found:
+            click.echo(indent(views.text(found[built.subject.name]), "  "))
+        elif roofline:
+            click.echo("  the cost model has no kernels of a gradient yet")
 
 
 def _chosen(modules: list[Built], archs: tuple[str, ...]) -> list[Built]:
@@ -91,6 +96,8 @@ def _chosen(modules: list[Built], archs: tuple[str, ...]) -> list[Built]:
 
 def _short(built: Built, entry: str) -> str:
     """The part of a kernel's name that tells it from the others of its module."""
+    if built.gradient is not None and entry == built.gradient.name:
+        return "gradient"
     return entry.removeprefix(built.plan.name).lstrip("_") or "convolve"
 
 
@@ -133,17 +140,17 @@ def _document(
         "convolutions": [asdict(p) for p in shelf.main],
         "modules": [
             {
-                "name": b.plan.name,
-                "plan": str(b.plan),
-                "digest": b.plan.digest,
+                "name": b.subject.name,
+                "plan": str(b.subject),
+                "digest": b.subject.digest,
                 "target": b.plan.target,
                 "kind": "cubin" if b.cubin else "ptx",
                 "code_bytes": len(b.image),
                 "table_bytes": len(b.tables),
                 "shared_bytes": b.entries,
                 "resources": {entry: asdict(r) for entry, r in b.resources.items()},
-                "instructions": {e: dict(c) for e, c in mixes.get(b.plan.name, {}).items()},
-                "roofline": found[b.plan.name].as_dict() if b.plan.name in found else None,
+                "instructions": {e: dict(c) for e, c in mixes.get(b.subject.name, {}).items()},
+                "roofline": found[b.subject.name].as_dict() if b.subject.name in found else None,
             }
             for b in modules
         ],

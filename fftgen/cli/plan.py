@@ -66,6 +66,8 @@ def command(
                     "transform": c.transform,
                     "factors": list(c.shape.factors),
                     "device_stages": c.shape.device,
+                    "engine": c.engine,
+                    "packing": c.packing,
                     "reason": c.reason,
                     "seconds": c.cost.seconds if c.cost else None,
                 }

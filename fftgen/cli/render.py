@@ -10,15 +10,19 @@ from fftgen import api
 from fftgen.cli.options import common, one_problem, print_json
 from fftgen.durable import replace_file
 from fftgen.errors import InputError
+from fftgen.planner.gradient import Gradient, gradient
+from fftgen.planner.plan import Plan
 from fftgen.render import command as command_of
-from fftgen.render import render
+from fftgen.render import render, render_gradient
 from fftgen.source import Source
+from fftgen.targets import target as find_target
 
 
 @click.command("render")
 @one_problem
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write. Default: stdout.")
 @click.option("--headers", is_flag=True, help="Put the device headers in: one file that compiles by itself.")
+@click.option("--gradient", "backward", is_flag=True, help="The kernels of the filter's gradient instead.")
 @common
 def command(
     length: int,
@@ -28,6 +32,7 @@ def command(
     engine: str | None,
     output: Path | None,
     headers: bool,
+    backward: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -35,11 +40,18 @@ def command(
 
     This is the command that stands at the head of every generated file; it gives the same bytes again.
     """
-    plan = api.plan(length, dtype, causal=causal, target=arch, engine=engine)
-    source = render(plan)
+    if backward and engine is not None:
+        raise InputError("the kernels of a gradient have an engine of their own: leave --engine out")
+    subject: Plan | Gradient
+    if backward:
+        subject = gradient(api.problem(length, dtype, causal=causal), find_target(arch))
+        source, how = render_gradient(subject), f"{command_of(subject.plan, own=True)} --gradient"
+    else:
+        subject = api.plan(length, dtype, causal=causal, target=arch, engine=engine)
+        source, how = render(subject), command_of(subject)
     text = whole(source) if headers else source.text
     if verbose:
-        click.echo(f"{plan}\ndigest {plan.digest}", err=True)
+        click.echo(f"{subject}\ndigest {subject.digest}", err=True)
     if output is not None:
         try:
             replace_file(output, text.encode())
@@ -47,7 +59,7 @@ def command(
             raise InputError(f"{output} cannot be written ({error.strerror}): name another file") from error
     if as_json:
         included = {} if headers else dict(source.headers)
-        print_json({"name": source.name, "command": command_of(plan), "text": text, "headers": included})
+        print_json({"name": source.name, "command": how, "text": text, "headers": included})
     elif output is None:
         click.echo(text, nl=False)
 

@@ -15,6 +15,7 @@ from fftgen.bundle import open_shelf
 from fftgen.cli.options import common, engine, lengths, mode, plural, print_json
 from fftgen.errors import InputError, InternalError
 from fftgen.pipeline import Built, build
+from fftgen.planner.gradient import Gradient
 from fftgen.planner.plan import Plan
 from fftgen.simulator import SimulationError
 from fftgen.targets import Target
@@ -92,7 +93,7 @@ def command(
         contents = open_shelf(file).contents
         modules = [bundle.unpack(m) for m in contents.modules]
         works = _selected(modules, targets) if targets else _representatives(modules)
-        code = {b.plan.name: _recompiled(b, contents.compiler) for b in modules}
+        code = {b.subject.name: _recompiled(b, contents.compiler) for b in modules}
     else:
         problems = [api.problem(n, dtype, causal=causal) for n in lengths(seqlens) for dtype in dtypes]
         chips = targets or (find_target(api.DEFAULT_TARGET),)
@@ -100,7 +101,7 @@ def command(
     seed = secrets.randbelow(2**31) if seed is None else seed
     outcomes = []
     for number, work in enumerate(works, 1):
-        click.echo(f"[{number}/{len(works)}] {work.built.plan.name}", err=True)
+        click.echo(f"[{number}/{len(works)}] {work.built.subject.name}", err=True)
         outcomes.append(_run(work, seed, quick))
         if not as_json:
             _show(outcomes[-1], counters)
@@ -127,11 +128,15 @@ def _selected(modules: list[Built], targets: tuple[Target, ...]) -> list[Work]:
 
 def _representatives(modules: list[Built]) -> list[Work]:
     """One module for each plan that differs in more than the chip's name and how a launch is sized."""
-    groups: dict[Plan, list[Built]] = {}
+    groups: dict[Plan | Gradient, list[Built]] = {}
     for built in modules:
         kernels = tuple(dataclasses.replace(k, resident=1) for k in built.plan.kernels)
         anonymous = dataclasses.replace(built.plan, target="", kernels=kernels, chunk_bytes=0)
-        groups.setdefault(anonymous, []).append(built)
+        backward = built.gradient
+        if backward is not None:
+            kernel = dataclasses.replace(backward.kernel, resident=1)
+            backward = dataclasses.replace(backward, plan=anonymous, kernel=kernel)
+        groups.setdefault(backward or anonymous, []).append(built)
     return [Work(first, tuple(b.plan.target for b in rest)) for first, *rest in groups.values()]
 
 
@@ -160,7 +165,7 @@ def _run(work: Work, seed: int, quick: bool) -> Outcome:
 
 def _show(outcome: Outcome, counters: bool) -> None:
     if outcome.verification is None:
-        click.echo(f"{outcome.work.built.plan}\n  FAILED: {outcome.fault}")
+        click.echo(f"{outcome.work.built.subject}\n  FAILED: {outcome.fault}")
         return
     click.echo(outcome.verification)
     if outcome.work.same:
@@ -189,6 +194,6 @@ def _document(outcome: Outcome) -> dict[str, Any]:
     facts = (
         verification.as_dict()
         if verification
-        else {"name": work.built.plan.name, "plan": str(work.built.plan), "passed": False}
+        else {"name": work.built.subject.name, "plan": str(work.built.subject), "passed": False}
     )
     return {**facts, "fault": outcome.fault or None, "same_plan_not_run": list(work.same)}

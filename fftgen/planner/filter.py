@@ -32,7 +32,8 @@ class FilterKernel:
 
     role "filter": a channel's whole spectrum in one block; "filter_columns": transforms of ``length`` points
     over ``columns`` neighbouring columns, from the taps to the workspace; "filter_rows": one of the rows that
-    these leave, in place, and the channel's peak; "filter_convert": scaling, rounding and order.
+    these leave, in place, and the channel's peak; "filter_convert": scaling, rounding and order. The same
+    transposed (planner/finish.py): "finish", "finish_rows", "finish_columns", and "finish_wrap".
     Shared memory holds complex fp32, ``gap`` places free after every ``run`` (0: none), then two lines of
     peaks at ``peaks_at`` (bytes). ``resident``: blocks per multiprocessor that registers leave room for.
     """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import accumulate, groupby, pairwise
-from math import gcd, prod
+from itertools import accumulate, groupby
+from math import prod
 from operator import mul
 
 import numpy as np
@@ -14,19 +14,21 @@ import numpy.typing as npt
 
 from fftgen.errors import InternalError
 from fftgen.planner.filter import Digits, Filter, FilterKernel, FilterStage, FilterTable
-from fftgen.planner.order import spectrum_digits
+from fftgen.planner.filter_places import pieces, sum_pieces
+from fftgen.planner.finish import Gather
 from fftgen.planner.plan import Plan
 from fftgen.targets import Target
 
 ALIGNMENT = 256
 MAX_TWOS = 4  # the longest radix is 16
-PIECE = 8  # frequencies of a stored piece: 16 bytes in each plane
 MAX_THREADS = 512  # of a block: leaves a radix of 16 the registers it needs (128)
+WRAP_THREADS = 256
 REGISTERS = 128
 ELEMENTS = 4096  # of a block over columns: enough for a radix of 16 in every thread
 COLUMNS = (8, 256)  # columns of a block: 64 bytes of the workspace in a row, fewer only where no more fit
 ROW = 11  # log2 of the length that rows should have: a few warps, several blocks resident
 PEAKS_BYTES = 2 * 32 * 4
+FIND_PEAKS = ("filter", "filter_rows")
 BANKS = 16  # of 8 bytes: half a warp reads a complex number each at a time
 SPREADS = (
     (1, 0),
@@ -76,53 +78,6 @@ def radices(primes: Iterable[int]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _split(digits: Iterable[tuple[int, int]], at: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Digits (extent, stride), each broken wherever its range of strides crosses one in ``at``."""
-    for extent, stride in digits:
-        cuts = [stride, *(c for c in at if stride < c < stride * extent), stride * extent]
-        if any(high % low for low, high in pairwise(cuts)):
-            raise InternalError(f"digit of {extent} times {stride} does not split at {cuts}")
-        yield from reversed([(high // low, low) for low, high in pairwise(cuts)])
-
-
-def transform_places(digits: Digits, chosen: Sequence[int]) -> list[tuple[int, int]]:
-    """Digits over frequencies as digits over the places where decimation in frequency leaves them.
-
-    Place k_1 N/R_1 + k_2 N/(R_1 R_2) + ... holds frequency k_1 + R_1 k_2 + ...
-    """
-    ends = list(accumulate(chosen, mul))
-    found = []
-    for extent, stride in _split(digits, ends):
-        stage = next(i for i, end in enumerate(ends) if stride < end)
-        within = stride // (ends[stage] // chosen[stage])
-        found.append((extent, ends[-1] // ends[stage] * within))
-    return found
-
-
-def _pieces(plan: Plan, chosen: Sequence[int]) -> tuple[Digits, tuple[int, ...], int]:
-    """``places``, ``offsets`` and ``plane`` of a Filter."""
-    stored = [d for d in spectrum_digits(plan) if d[0] > 1]
-    part = stored.index((2, 1))
-    plane = prod(extent for extent, _ in stored[part + 1 :])
-    complex_digits = tuple((extent, stride // 2) for extent, stride in stored if stride > 1)
-    offsets = np.zeros(1, np.int64)
-    outer: list[tuple[int, int]] = []
-    fast = 1
-    for extent, stride in reversed(transform_places(complex_digits, chosen)):
-        take = gcd(extent, PIECE // fast)
-        offsets = (stride * np.arange(take)[:, None] + offsets).reshape(-1)
-        fast *= take
-        if extent > take:
-            if fast < PIECE:
-                raise InternalError(f"the fastest digits of {plan.name}'s spectrum hold no piece of {PIECE}")
-            extent, stride = extent // take, stride * take
-            if outer and outer[-1][0] * outer[-1][1] == stride:
-                outer[-1] = (outer[-1][0] * extent, outer[-1][1])
-            else:
-                outer.append((extent, stride))
-    return tuple(outer), tuple(int(x) for x in offsets), plane
-
-
 def _stages(chosen: Sequence[int]) -> tuple[FilterStage, ...]:
     rests = [prod(chosen[i + 1 :]) for i in range(len(chosen))]
     return tuple(FilterStage(radix, rest) for radix, rest in zip(chosen, rests, strict=True))
@@ -155,19 +110,19 @@ def _spread(
     if len(kernel.stages) == 1:
         return kernel  # everything stays in registers
     steps = [(2.0, touched) for touched in _accesses(kernel.stages, kernel.columns, kernel.threads)]
-    if kernel.role == "filter":
-        rest = np.arange(min(kernel.threads, count // PIECE, 128))
+    if offsets:
+        rest = np.arange(min(kernel.threads, count // len(offsets), 128))
         at = np.zeros_like(rest)
         for extent, stride in places:
             at += rest % extent * stride
             rest = rest // extent
         halves = at[: len(at) // BANKS * BANKS].reshape(-1, BANKS)
-        steps += [(1 / PIECE, halves + offset) for offset in offsets]
+        steps += [(1 / len(offsets), halves + offset) for offset in offsets]
     best: tuple[float, FilterKernel] | None = None
     for run, gap in SPREADS:
         held = 8 * (count + (count - 1) // run * gap)
         peaks_at = -(-held // 16) * 16
-        total = peaks_at + (0 if kernel.role == "filter_columns" else PEAKS_BYTES)
+        total = peaks_at + (PEAKS_BYTES if kernel.role in FIND_PEAKS else 0)
         if total > limit:
             continue
         price = sum(share * _wavefronts(touched, run, gap) for share, touched in steps)
@@ -222,14 +177,21 @@ def _columns(rest: int, length: int) -> int:
     return columns
 
 
-def _passes(primes: tuple[int, ...], target: Target) -> tuple[FilterKernel, FilterKernel] | None:
-    """Columns, then rows: the fewest stages, rows of some 2**ROW points; None where nothing fits."""
+def _passes(primes: tuple[int, ...], target: Target, most: int) -> tuple[FilterKernel, FilterKernel] | None:
+    """Columns, then rows: the fewest stages, rows of some 2**ROW points; None where nothing fits.
+
+    ``most``: what the length of columns has to divide.
+    """
 
     def price(cut: int) -> tuple[int, float]:
         stages = len(radices(primes[:cut])) + len(radices(primes[cut:]))
         return stages, abs(float(np.log2(prod(primes[cut:]))) - ROW)
 
-    cuts = [c for c in range(1, len(primes)) if len(radices(primes[c:])) > 1]  # rows find peaks between two
+    cuts = [
+        c
+        for c in range(1, len(primes))
+        if len(radices(primes[c:])) > 1 and most % prod(primes[:c]) == 0  # rows find peaks between two stages
+    ]
     for least in (COLUMNS[0], 1):
         for cut in sorted(cuts, key=price):
             rows = _kernel("filter_rows", radices(primes[cut:]), 1, target)
@@ -284,32 +246,35 @@ def design(plan: Plan, target: Target) -> Filter:
     """The filter kernels of a plan whose convolution is decided; none where two passes do not fit."""
     primes = _primes(plan.factors)
     chosen = radices(primes)
-    places, offsets, plane = _pieces(plan, chosen)
+    places, offsets, plane = pieces(plan, chosen)
     block = _Block(max(t.offset + t.nbytes for t in plan.tables))
     whole = _kernel("filter", chosen, 1, target, places, offsets)
     if whole:
         whole = block.stages(whole, plan.real_input)
         return Filter((whole,), tuple(block.tables), places, offsets, plane)
-    passes = _passes(primes, target)
+    passes = _passes(primes, target, plan.transform)
     if passes is None:
         return Filter()
-    columns, rows = passes
-    chosen = tuple(s.radix for k in passes for s in k.stages)
-    places, offsets, plane = _pieces(plan, chosen)
+    found = _two_passes(plan, target, block, *passes)
+    places, offsets, plane = pieces(plan, tuple(s.radix for k in passes for s in k.stages))
+    convert = _resident(FilterKernel("filter_convert", 256, 1), target)
+    return replace(found, kernels=(*found.kernels, convert), places=places, offsets=offsets, plane=plane)
+
+
+def _two_passes(
+    plan: Plan, target: Target, block: _Block, columns: FilterKernel, rows: FilterKernel
+) -> Filter:
+    """Kernels over columns and over rows with their tables, and what they share."""
     above = tuple(s.radix for s in columns.stages[:-1])
     columns, rows = block.stages(columns, plan.real_input), block.stages(rows, False)
     roots = plan.transform * (4 if plan.real_input else 1)
     split = 1 << (roots - 1).bit_length() // 2
     low = block.add("low", roots, 0, 1, split, 1, False)
     high = block.add("high", roots, 0, 1, -(-roots // split), split, False)
-    convert = _resident(FilterKernel("filter_convert", 256, 1), target)
     ends = [1, *accumulate(above, mul)]
     return Filter(
-        (columns, rows, convert),
+        (columns, rows),
         tuple(block.tables),
-        places,
-        offsets,
-        plane,
         rest=rows.length,
         reversal=tuple(reversed(list(zip(above, ends, strict=False)))),
         split=split,
@@ -317,3 +282,32 @@ def design(plan: Plan, target: Target) -> Filter:
         high_at=high,
         chunk_bytes=max(8 * plan.transform, min(target.l2_bytes // 2, CHUNK_LIMIT)),
     )
+
+
+def transposed(plan: Plan, target: Target) -> tuple[Filter, Gather]:
+    """The kernels that take a sum of spectra to taps (planner/finish.py) for a right-angle plan.
+
+    None where two passes do not fit. ``places`` and ``offsets`` of this Filter are of pieces inside a row,
+    as the Gather's are. Columns are no longer than the stages before the plan's last two: so the numbers of
+    a row stand side by side in the sum in hundreds.
+    """
+    primes = _primes(plan.factors)
+    chosen = radices(primes)
+    block = _Block(max(t.offset + t.nbytes for t in plan.tables))
+    places, offsets, plane, found = sum_pieces(plan, chosen, plan.transform)
+    whole = _kernel("finish", chosen, 1, target, places, offsets)
+    if whole:
+        whole = block.stages(whole, plan.real_input)
+        return Filter((whole,), tuple(block.tables), places, offsets, plane), found
+    passes = _passes(primes, target, prod(plan.factors[:-2]))
+    if passes is None:
+        return Filter(), Gather()
+    columns, rows = passes
+    chosen = tuple(s.radix for k in passes for s in k.stages)
+    places, offsets, plane, found = sum_pieces(plan, chosen, rows.length)
+    spread = _kernel("finish_rows", [s.radix for s in rows.stages], 1, target, places, offsets)
+    assert spread is not None  # it fitted with room for peaks
+    made = _two_passes(plan, target, block, replace(columns, role="finish_columns"), spread)
+    wrap = _resident(FilterKernel("finish_wrap", WRAP_THREADS, 1), target)
+    kernels = (*reversed(made.kernels), wrap)
+    return replace(made, kernels=kernels, places=places, offsets=offsets, plane=plane), found

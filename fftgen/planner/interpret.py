@@ -7,7 +7,9 @@ the kernels of the plan's compute format round:
   Gated input, matrices, every stage's result and the spectrum are in the storage type; products, twiddles
   and scales in fp32.
 - *Scaled* ("scaled-fp16", design 1.8) brings every gated row to [1, 2) by a power of two, 2**-q below, and
-  keeps everything in fp16 until the last stage, the products with twiddles and spectrum included.
+  keeps everything in fp16 until the last stage, the products with twiddles and spectrum included. Of a pair
+  of rows, the one with the smaller norm then is raised by another power, to within sqrt(2) of the other:
+  their transform's noise falls on both alike.
 
     z = pack(2**-q * in_gate * u)                      right-angle: real rows; batch-pair: two rows
     for s = 1..p:   z = T_s * (F_s z)                  F_s along digit s, scaled by 2**-scale
@@ -27,6 +29,7 @@ import numpy.typing as npt
 from fftgen.dtypes import FP16, decode, dtype, encode
 from fftgen.errors import InputError
 from fftgen.planner import tables
+from fftgen.planner.fold import folded
 from fftgen.planner.order import monarch_permutation
 from fftgen.planner.plan import Plan, Stage, Table
 
@@ -160,7 +163,11 @@ class Scaled(Exact):
         power = np.clip(exponent - 1, -126, 126)  # both 2**power and 2**-power are normal numbers
         down = np.where(peak == 0, np.float32(0), np.ldexp(np.float32(1), power))
         down = np.where(finite, down, np.float32("nan"))
-        return _fp16(np.ldexp(x, -power)), down
+        scaled = _fp16(np.ldexp(x, -power))
+        if self.plan.real_input:
+            return scaled, down
+        raised = raises(scaled)
+        return _fp16(np.ldexp(scaled, raised)), np.ldexp(down, -raised)
 
     def twist(self, z: Complex, table: Complex) -> Complex:
         """One product rounded, the other inside an FMA: twist in templates/device/mma.cuh."""
@@ -174,6 +181,22 @@ class Scaled(Exact):
 
     def twiddle(self, number: int) -> Complex:
         return self.store(super().twiddle(number))
+
+
+def raises(scaled: Real) -> npt.NDArray[np.int32]:
+    """By which powers of two rows of pairs are raised: (B, H, L) scaled to their peaks -> (B, H, 1).
+
+    The row of a pair (2 b, 2 b + 1) with the smaller norm takes the power nearest to the ratio of the norms;
+    its partner, an odd last row, and rows beside or of zeros take none. The kernels' sums of squares are off
+    by some hundredths, so near the middle between two powers they may choose the other one.
+    """
+    norm = np.linalg.norm(_float64(scaled), axis=-1, keepdims=True)
+    partner = np.zeros_like(norm)
+    even = len(norm) // 2 * 2
+    partner[0:even:2], partner[1:even:2] = norm[1:even:2], norm[0:even:2]
+    known = (norm > 0) & (partner > 0)
+    ratio = np.where(known, partner, 1) / np.where(known, norm, 1)
+    return np.maximum(np.rint(np.log2(ratio)), 0).astype(np.int32)
 
 
 Arithmetic = Exact | Rounded | Scaled
@@ -226,7 +249,7 @@ def convolve(
     filters, exponent = spectrum(plan, _with_skip(taps, direct), rounded=rounded)
     z = _forward(machine, _pack(plan, x))
     z = _inverse(machine, machine.twist(z, filters))
-    y = _unpack(plan, machine, z, *signal.shape[::2])
+    y = _unpack(plan, z, *signal.shape[::2])
     y = y * (machine.wide(np.ldexp(plan.residual, -exponent))[:, None] * down)
     if gate_out is not None:
         y = y * machine.wide(machine.store_real(gate_out))
@@ -267,15 +290,15 @@ def workspace_states(
 def spectrum(plan: Plan, k: npt.ArrayLike, *, rounded: bool = True) -> tuple[Complex, npt.NDArray[np.int64]]:
     """The spectrum of filters ``k (H, Lk)`` as the kernels take it: ``(H, N)`` complex and ``e (H,)``.
 
-    FFT of the (weighted) filter padded to N, in Monarch order, times ``2**e``: the power of two that
-    brings a channel's largest modulus into [1/2, 1). A channel of zeros, or with a value that is not
+    FFT of the (folded, weighted) filter padded to N, in Monarch order, times ``2**e``: the power of two
+    that brings a channel's largest modulus into [1/2, 1). A channel of zeros, or with a value that is not
     finite, has e = 0. With ``rounded`` the numbers are those that the storage type holds.
     """
     taps = np.asarray(k, np.float64)
     n = plan.transform
-    weighted: Complex = taps.astype(np.complex128)
+    weighted: Complex = folded(taps, plan.fold, n) if plan.fold else taps.astype(np.complex128)
     if plan.real_input:
-        weighted = weighted * np.exp(0.5j * np.pi / n * np.arange(taps.shape[-1]))
+        weighted = weighted * np.exp(0.5j * np.pi / n * np.arange(weighted.shape[-1]))
     natural = np.fft.fft(weighted, n, axis=-1)
     largest = np.abs(natural).max(axis=-1)
     _, power = np.frexp(np.where(np.isfinite(largest), largest, 0.0))
@@ -376,20 +399,12 @@ def _along_digit(matrix: Complex, z: Real | Complex, stage: Stage) -> Complex:
     return np.asarray(matrix @ z.reshape(-1, stage.radix, stage.rest))
 
 
-def _unpack(plan: Plan, machine: Arithmetic, z: Complex, batch: int, length: int) -> Real:
-    """Rows (B, H, L) out of transform outputs (items, H, N), a circular length wrapped (design 1.6)."""
-    if not plan.real_input:
-        pairs = np.stack([z.real, z.imag], axis=1)  # (items, 2, H, N)
-        return pairs.reshape(-1, *z.shape[1:])[:batch, :, :length]
-    if not plan.fold:
+def _unpack(plan: Plan, z: Complex, batch: int, length: int) -> Real:
+    """Rows (B, H, L) out of transform outputs (items, H, N)."""
+    if plan.real_input:
         return z.real[..., :length]
-    # Both halves of the linear convolution go through storage before they meet.
-    stored = machine.store(z)
-    linear = np.concatenate([stored.real, stored.imag], axis=-1)
-    wrapped = linear[..., : plan.fold].copy()
-    tail = linear[..., plan.fold : 2 * plan.fold]
-    wrapped[..., : tail.shape[-1]] += tail
-    return np.asarray(wrapped[..., :length])
+    pairs = np.stack([z.real, z.imag], axis=1)  # (items, 2, H, N)
+    return pairs.reshape(-1, *z.shape[1:])[:batch, :, :length]
 
 
 def _two_levels(high: Complex, low: Complex) -> Complex:

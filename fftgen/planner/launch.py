@@ -9,7 +9,6 @@ from fftgen.targets import target
 
 MAX_RUN = 8  # pieces that one worker takes in a row: enough to make loading the DFT matrices cheap
 WAVES = 2  # a grid below this many full waves leaves multiprocessors idle at its end
-FOLD_STEPS = 8  # outputs of a thread of the fold kernel
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,18 @@ def workspace_elements(plan: Plan, batch: int, channels: int) -> int:
     return 2 * plan.transform * chunk_items(plan, items_per_channel(plan, batch) * channels)
 
 
+def peaks_words(plan: Plan, batch: int, channels: int) -> int:
+    """32-bit words, zero before a call, in which the peaks kernel gathers the sizes of all rows of a call.
+
+    A row's peak, or for a pair two peaks and two sums of squares in double: PairSize in
+    templates/device/device.cuh.
+    """
+    if not any(kernel.role == "peaks" for kernel in plan.kernels):
+        return 0
+    words = 6 if plan.rows_per_item == 2 else 1
+    return words * items_per_channel(plan, batch) * channels
+
+
 def _pieces(plan: Plan, kernel: Kernel, items: int) -> int:
     """Pieces of work: what one worker (block or warp) does at a time."""
     if kernel.role == "convolve":
@@ -67,15 +78,13 @@ def launches(plan: Plan, batch: int, channels: int, length: int) -> tuple[Launch
     found = []
     for first in range(0, total, chunk):
         items = min(chunk, total - first)
-        found += [_launch(plan, kernel, first, items, length) for kernel in plan.kernels]
+        found += [launches_of(plan, kernel, first, items, length) for kernel in plan.kernels]
     return tuple(found)
 
 
-def _launch(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -> Launch:
+def launches_of(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -> Launch:
     run = 1
-    if kernel.role == "fold":
-        grid = items * -(-length // (kernel.warps * 32 * FOLD_STEPS))
-    elif kernel.role == "peaks":
+    if kernel.role == "peaks":
         grid = items * plan.rows_per_item * -(-length // kernel.plane)
     else:
         pieces = _pieces(plan, kernel, items)

@@ -30,10 +30,8 @@ def supports(target: Target) -> str | None:
     return None
 
 
-def shape_is_legal(shape: Shape, fold: bool) -> str | None:
+def shape_is_legal(shape: Shape) -> str | None:
     """What the register chain and the outer stage can run."""
-    if fold:
-        return "the mma engine does not wrap a linear convolution onto a circle"
     if shape.device > 1:
         return "the mma engine has one device stage: rows of the workspace hold the rest"
     if len(shape.inner) not in (2, 3):
@@ -52,7 +50,7 @@ def _group(points: int, rows: int) -> int:
     return next(g for g in (4, 2, 1) if g * points <= CHAIN_POINTS and rows % g == 0)
 
 
-def _resident(shared: int, warps: int, target: Target, registers: int = REGISTERS) -> int:
+def resident_blocks(shared: int, warps: int, target: Target, registers: int = REGISTERS) -> int:
     by_shared = target.shared_sm // (shared + target.shared_reserved)
     by_registers = target.registers_sm // (32 * warps * registers)
     return max(1, min(by_shared, by_registers, target.blocks_sm, target.warps_sm // warps))
@@ -134,7 +132,7 @@ def _warp_kernel(
     registers = _warp_registers(points, target)
     if 32 * warps * registers > target.registers_sm:
         return f"{warps} warps of {registers} registers a thread exceed the {target.registers_sm} there are"
-    resident = _resident(shared, warps, target, registers)
+    resident = resident_blocks(shared, warps, target, registers)
     return Kernel(role, 0, warps, warps * group, resident, 0, 0, plane, -1, tables_at, shared, group=group)
 
 
@@ -167,7 +165,8 @@ def _block_kernel(
     group = _group(stages[1].radix * stages[2].radix, radix)
     points = radix * rest
     peaks_at = 4 * points
-    tables_at = peaks_at + 2 * 2 * 4 * STRIPS  # two rows of two transforms
+    # Strips of two rows, then what undoes the scaling of the rows; tables stay on 512 bytes.
+    tables_at = peaks_at + 2 * 2 * 4 * STRIPS
     shared = tables_at + fragments.shared_bytes(stages, real, width)
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
@@ -176,7 +175,7 @@ def _block_kernel(
         0,
         warps,
         1,
-        _resident(shared, warps, target),
+        resident_blocks(shared, warps, target),
         rest // 8,
         0,
         points,

@@ -16,7 +16,7 @@ from fftgen.errors import ArtifactError, InternalError
 from fftgen.planner.filter import Filter, FilterKernel
 from fftgen.problem import Problem
 
-SCHEMA = 3
+SCHEMA = 4
 TILE = 16  # rows and columns of a matrix instruction's tile
 
 
@@ -61,7 +61,7 @@ class Kernel:
     """One entry point: its role, its threads and its shared memory.
 
     role "convolve": the whole convolution; "columns"/"columns_inverse": a device stage (``stage``) over
-    columns; "rows": everything inside a row of the workspace; "fold": the wrap of a circular length.
+    columns; "rows": everything inside a row of the workspace; "peaks": what rows are scaled by.
     ``items``: transforms that a block works on at a time ("warp" placed tiles: one per warp).
     ``resident`` is the number of blocks per multiprocessor that registers must leave room for.
     ``pitch`` is the distance of tile rows in shared memory, ``row`` the distance of block rows (elements).
@@ -98,8 +98,8 @@ class Plan:
     """The decisions for a problem on a target.
 
     ``transform`` is N, the complex length; ``packing`` "right-angle" or "batch-pair" (design 1.3);
-    ``fold``: circular length wrapped from a linear convolution (design 1.6), 0 when not needed;
-    ``pitch`` pads rows of DFT matrices. ``chunk_bytes`` bounds the workspace of the device class.
+    ``fold``: the period of a circular convolution in right-angle packing, which its filter brings about
+    (planner/fold.py); 0 for the others. ``chunk_bytes`` bounds the workspace of the device class.
     ``filter``: the kernels that make a filter's spectrum (a candidate has none yet).
     """
 

@@ -13,6 +13,7 @@ from fftgen.errors import InputError, NoPlanError
 from fftgen.planner import fragments, mma_rules
 from fftgen.planner.cost import Cost, cost
 from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
+from fftgen.planner.filter import Filter
 from fftgen.planner.filter_design import design
 from fftgen.planner.plan import Kernel, Plan, Stage, Table
 from fftgen.planner.rules import WARPS, Shape, columns_kernel, inner_kernel, shape_is_legal, supports_dtype
@@ -33,28 +34,42 @@ class Candidate:
     transform: int
     shape: Shape
     engine: str
+    packing: str
     plan: Plan | None
     cost: Cost | None
     reason: str = ""
 
+    @property
+    def row_seconds(self) -> float:
+        """Predicted seconds of one batch row, of which a transform may hold two; 0 without a plan."""
+        return self.cost.time / self.plan.rows_per_item if self.cost and self.plan else 0.0
+
     def __str__(self) -> str:
         factors = "·".join(map(str, self.shape.factors))
-        head = f"N={self.transform} = {factors}, {self.shape.device} device stage(s), {self.engine}"
+        kind = f"{self.packing}, {self.engine}"
+        head = f"N={self.transform} = {factors}, {self.shape.device} device stage(s), {kind}"
         if self.plan is None or self.cost is None:
             return f"{head}: no: {self.reason}"
         times = ", ".join(f"{name} {1e9 * s:.2f}" for name, s in self.cost.seconds.items())
         return f"{head}: {1e9 * self.cost.time:.2f} ns per transform, bound by {self.cost.bound} ({times})"
 
 
-def lengths(problem: Problem) -> tuple[tuple[int, ...], int]:
-    """Transform lengths worth trying, and the fold (0 or the circular length)."""
-    if not problem.causal and problem.length >= MIN_TRANSFORM and has_shape(problem.length):
-        return (problem.length,), 0
+def lengths(problem: Problem) -> tuple[int, ...]:
+    """Transform lengths worth trying: the shortest that hold the problem, and a power of two."""
     power = max(MIN_TRANSFORM, 1 << (problem.length - 1).bit_length())
     served = filter(has_shape, transforms(problem.length, min(power, MAX_LENGTH)))
     near = tuple(islice(served, LENGTHS_TRIED))
-    fold = 0 if problem.causal else problem.length
-    return tuple(dict.fromkeys((*near, power))), fold
+    return tuple(dict.fromkeys((*near, power)))
+
+
+def folds(problem: Problem, transform: int) -> tuple[int, ...]:
+    """How a transform may serve a problem: folded onto this period, or not (0).
+
+    A circular length that is a transform itself may run in batch pairs; any may fold (planner/fold.py).
+    """
+    if problem.causal:
+        return (0,)
+    return (0, problem.length) if transform == problem.length else (problem.length,)
 
 
 def shapes(transform: int) -> Iterator[Shape]:
@@ -87,7 +102,7 @@ def _stages(shape: Shape) -> tuple[Stage, ...]:
 
 
 def _kernels(
-    shape: Shape, stages: tuple[Stage, ...], weighted: bool, fold: bool, warps: int, target: Target
+    shape: Shape, stages: tuple[Stage, ...], weighted: bool, warps: int, target: Target
 ) -> tuple[Kernel, ...] | str:
     inner = stages[shape.device :]
     role = "rows" if shape.device else "convolve"
@@ -106,25 +121,23 @@ def _kernels(
             return found
         kernels.append(found)
     kernels.insert(shape.device, body)
-    if fold:
-        kernels.append(Kernel("fold", 0, 8, 1, 1, 0, 0, 0, 0, -1, 0))
     return tuple(kernels)
 
 
 def _layouts(
-    engine: str, shape: Shape, stages: tuple[Stage, ...], right_angle: bool, fold: bool, target: Target
+    engine: str, shape: Shape, stages: tuple[Stage, ...], right_angle: bool, target: Target
 ) -> Iterator[tuple[Kernel, ...] | str]:
     """Every layout of a shape's kernels on an engine, and reasons against others."""
     if engine == "mma":
         yield from mma_rules.kernels(stages, shape.device, right_angle, target)
     else:
         for warps in WARPS:
-            yield _kernels(shape, stages, right_angle, fold, warps, target)
+            yield _kernels(shape, stages, right_angle, warps, target)
 
 
-def _legal(engine: str, shape: Shape, fold: bool, target: Target) -> str | None:
+def _legal(engine: str, shape: Shape, target: Target) -> str | None:
     if engine == "mma":
-        return mma_rules.supports(target) or mma_rules.shape_is_legal(shape, fold)
+        return mma_rules.supports(target) or mma_rules.shape_is_legal(shape)
     return shape_is_legal(shape)
 
 
@@ -148,19 +161,20 @@ def candidate(
     problem: Problem, target: Target, transform: int, shape: Shape, fold: int, engine: str = "wmma"
 ) -> Candidate:
     """Judge one shape on one engine: the cheapest layout that is legal, or why none is."""
-    reason = supports_dtype(problem.dtype, target) or _legal(engine, shape, bool(fold), target)
+    reason = supports_dtype(problem.dtype, target) or _legal(engine, shape, target)
     if not reason and (
         transform < problem.length or (not problem.causal and not fold and transform != problem.length)
     ):
         reason = f"a transform of {transform} does not serve {problem.mode} length {problem.length}"
-    if reason:
-        return Candidate(transform, shape, engine, None, None, reason)
     right_angle = problem.causal or bool(fold)
+    packing = "right-angle" if right_angle else "batch-pair"
+    if reason:
+        return Candidate(transform, shape, engine, packing, None, None, reason)
     stages = _stages(shape)
     if engine == "mma" and shape.device:
         stages = (mma_rules.device_stage(stages[0]), *stages[1:])
     best: Candidate | None = None
-    for kernels in _layouts(engine, shape, stages, right_angle, bool(fold), target):
+    for kernels in _layouts(engine, shape, stages, right_angle, target):
         if isinstance(kernels, str):
             reason = reason or kernels
             continue
@@ -168,7 +182,7 @@ def candidate(
             problem=problem,
             target=target.name,
             transform=transform,
-            packing="right-angle" if right_angle else "batch-pair",
+            packing=packing,
             memory_class=_memory_class(engine, shape),
             engine=engine,
             compute_format="scaled-fp16" if engine == "mma" else f"{problem.dtype}-fp32",
@@ -180,8 +194,10 @@ def candidate(
         )
         price = cost(plan, target)
         if best is None or best.cost is None or price.time < best.cost.time:
-            best = Candidate(transform, shape, engine, plan, price)
-    return best or Candidate(transform, shape, engine, None, None, reason or "no number of warps fits")
+            best = Candidate(transform, shape, engine, packing, plan, price)
+    return best or Candidate(
+        transform, shape, engine, packing, None, None, reason or "no number of warps fits"
+    )
 
 
 def supports_engine(engine: str, target: Target) -> str | None:
@@ -194,31 +210,28 @@ def supports_engine(engine: str, target: Target) -> str | None:
 def search(
     problem: Problem, target: Target, transform: int | None = None, engine: str | None = None
 ) -> tuple[Candidate, ...]:
-    """All candidates: of the first memory class that fits, the cheapest first; struck-out ones last.
+    """All candidates: of the first memory class that fits, the cheapest a row first; struck-out ones last.
 
     ``transform`` and ``engine`` leave only candidates of that length and engine.
 
     A transform that one block finishes reads its input once and writes its output once; the device
     class adds workspace traffic and launches, so it is taken only where no block can hold the transform.
     """
-    tried, fold = lengths(problem)
-    if transform is not None:
-        tried = (transform,)
-        fold = 0 if problem.causal or transform == problem.length else problem.length
     found = [
         candidate(problem, target, n, shape, fold, name)
-        for n in tried
+        for n in (lengths(problem) if transform is None else (transform,))
         for shape in shapes(n)
+        for fold in folds(problem, n)
         for name in ENGINES
         if engine in (None, name)
     ]
     return tuple(sorted(found, key=_rank))
 
 
-def _rank(found: Candidate) -> tuple[bool, bool, float, tuple[int, ...], int]:
-    time = found.cost.time if found.cost else 0.0
+def _rank(found: Candidate) -> tuple[bool, bool, float, bool, tuple[int, ...], int]:
     device = found.shape.device > 0 and found.engine == "wmma"
-    return found.cost is None, device, time, found.shape.factors, found.shape.device
+    fold = found.plan is not None and found.plan.fold > 0  # as fast as batch pairs, with more matrix work
+    return found.cost is None, device, found.row_seconds, fold, found.shape.factors, found.shape.device
 
 
 def _finished(found: Plan, chip: Target) -> Plan:
@@ -243,17 +256,16 @@ def _plan(problem: Problem, chip: Target, engine: str | None) -> Plan:
         on = f"{chip.name} with engine {engine}" if engine else chip.name
         raise NoPlanError(
             f"no plan for {problem.mode} seqlen {problem.length} {problem.dtype} on {on}: "
-            + (supports_dtype(problem.dtype, chip) or barred or _decisive(problem, chip, candidates))
+            + (supports_dtype(problem.dtype, chip) or barred or _decisive(chip, candidates))
             + (": name another engine, or none for the planner's choice" if engine else ""),
             [str(c) for c in candidates[:20]],
         )
     return _finished(candidates[0].plan, chip)
 
 
-def _decisive(problem: Problem, chip: Target, candidates: tuple[Candidate, ...]) -> str:
+def _decisive(chip: Target, candidates: tuple[Candidate, ...]) -> str:
     """The rule that struck out most of the candidates which came furthest: those of a shape that is legal."""
-    fold = bool(lengths(problem)[1])
-    shaped = [c for c in candidates if _legal(c.engine, c.shape, fold, chip) is None]
+    shaped = [c for c in candidates if _legal(c.engine, c.shape, chip) is None]
     reasons = Counter(c.reason for c in shaped or candidates)
     if not reasons:
         return "no factorisation into radices from 16 to 128"
@@ -271,18 +283,36 @@ def chosen_engine(problem: Problem, target: str | Target) -> str | None:
 
 
 def with_shape(
-    problem: Problem, target: str | Target, factors: tuple[int, ...], device: int, engine: str = "wmma"
+    problem: Problem,
+    target: str | Target,
+    factors: tuple[int, ...],
+    device: int,
+    engine: str = "wmma",
+    *,
+    fold: bool = False,
 ) -> Plan:
-    """The plan for given radices: for tests and tuning. Raises NoPlanError with the rule it breaks."""
+    """The plan for given radices: for tests and tuning. Raises NoPlanError with the rule it breaks.
+
+    ``fold``: a circular length folds even where it is the transform's, instead of running in batch pairs.
+    """
     chip = find_target(target)
     n = math.prod(factors)
-    fold = 0 if problem.causal or n == problem.length else problem.length
-    found = candidate(problem, chip, n, Shape(factors, device), fold, engine)
+    ways = folds(problem, n)
+    found = candidate(problem, chip, n, Shape(factors, device), ways[-1 if fold else 0], engine)
     if found.plan is None:
         raise NoPlanError(f"factors {factors} do not fit {chip.name}: {found.reason}")
     return _finished(found.plan, chip)
 
 
+def layouts(found: Plan, chip: Target) -> Iterator[Plan]:
+    """Plans of a shape on the mma engine with every legal layout of its kernels, without a filter's."""
+    device = len(found.device_stages)
+    for kernels in mma_rules.kernels(found.stages, device, found.real_input, chip):
+        if not isinstance(kernels, str):
+            tables = _tables("mma", found.stages, kernels, found.real_input)
+            yield replace(found, kernels=kernels, tables=tables, filter=Filter())
+
+
 def nearest_transform(problem: Problem) -> int:
     """The shortest transform length that holds a problem: what neighbouring lengths can share."""
-    return lengths(problem)[0][0]
+    return lengths(problem)[0]

@@ -129,8 +129,8 @@ def test_why_shows_every_candidate_with_its_time_or_its_reason() -> None:
     text = fftgen(*arguments).stdout
     assert all(str(candidate) in text for candidate in found)
     assert any(candidate.reason for candidate in found)
-    reasons = [c["reason"] for c in answer(*arguments)["candidates"]]
-    assert reasons == [candidate.reason for candidate in found]
+    shown = [(c["engine"], c["packing"], c["reason"]) for c in answer(*arguments)["candidates"]]
+    assert shown == [(candidate.engine, candidate.packing, candidate.reason) for candidate in found]
 
 
 @pytest.mark.parametrize("target", ["sm_75", "sm_86", "sm_90", "compute_80"])

@@ -14,7 +14,8 @@ from fftgen.errors import InternalError
 from fftgen.planner import search, tables
 from fftgen.planner.factor import transforms
 from fftgen.planner.filter import FilterKernel, FilterTable, filter_launches
-from fftgen.planner.filter_design import _primes, exponents, radices, transform_places
+from fftgen.planner.filter_design import _primes, exponents, radices
+from fftgen.planner.filter_places import transform_places
 from fftgen.planner.filter_tables import first_weights
 from fftgen.planner.order import spectrum_index
 from fftgen.planner.plan import Plan
@@ -96,13 +97,13 @@ def stages(plan: Plan, kernel: FilterKernel, x: Complex, weighted: bool) -> Comp
     return x.reshape(shape)
 
 
-def left_by_stages(plan: Plan, taps: npt.NDArray[np.float64]) -> Complex:
+def left_by_stages(plan: Plan, taps: Complex) -> Complex:
     """The transform of taps (N,) as the last stage leaves it."""
     filters = plan.filter
     if filters.whole:
-        return stages(plan, filters.kernels[0], taps.astype(complex), plan.real_input)
+        return stages(plan, filters.kernels[0], taps, plan.real_input)
     columns, rows, _ = filters.kernels
-    x = stages(plan, columns, taps.reshape(columns.length, -1).T.astype(complex), plan.real_input).T
+    x = stages(plan, columns, taps.reshape(columns.length, -1).T, plan.real_input).T
     column = np.arange(filters.rest)
     low, high = (table(plan, at)[1][0] for at in (filters.low_at, filters.high_at))
     last = columns.stages[-1].radix
@@ -130,8 +131,10 @@ def stored(plan: Plan, left: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]
 
 
 def test_stages_tables_and_digits_give_the_spectrum(plan: Plan, rng: np.random.Generator) -> None:
-    taps = rng.standard_normal(plan.transform)
-    natural = taps.astype(complex)
+    taps = rng.standard_normal(plan.transform) + (
+        1j * rng.standard_normal(plan.transform) if plan.fold else 0
+    )
+    natural = taps
     if plan.real_input:
         natural = natural * np.exp(0.5j * np.pi * np.arange(plan.transform) / plan.transform)
     natural = np.fft.fft(natural)

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from plans import engines
 
-from fftgen.planner.launch import Launch, items_per_channel, launches, workspace_elements
+from fftgen.planner.launch import Launch, items_per_channel, launches, peaks_words, workspace_elements
 from fftgen.planner.plan import Plan
 from fftgen.planner.search import plan
 from fftgen.problem import Problem
@@ -78,7 +78,7 @@ def test_every_piece_has_exactly_one_worker_and_no_block_is_idle(shape: tuple[in
             assert launch.shared_bytes == kernel.shared_bytes
             assert launch.entry == found.entry(kernel)
             assert 1 <= launch.grid < 2**31
-            if kernel.role in ("fold", "peaks"):
+            if kernel.role == "peaks":
                 assert launch.grid % launch.items == 0
                 if kernel.role == "peaks":  # a block to so many numbers of a row
                     rows = launch.items * found.rows_per_item
@@ -90,11 +90,24 @@ def test_every_piece_has_exactly_one_worker_and_no_block_is_idle(shape: tuple[in
             assert todo < 2**31
 
 
+def test_sizes_of_rows_have_room_for_the_whole_call() -> None:
+    """A peak to a row; two to a pair, and two sums in double: PairSize in templates/device/device.cuh."""
+    seen = set()
+    for found in plans():
+        peaks = any(kernel.role == "peaks" for kernel in found.kernels)
+        seen.add((peaks, found.packing))
+        one = 0 if not peaks else 1 if found.packing == "right-angle" else 2 * 4 + 2 * 8 >> 2
+        for batch, channels in SHAPES:
+            items = batch if found.packing == "right-angle" else (batch + 1) // 2
+            assert peaks_words(found, batch, channels) == one * items * channels
+    assert {(True, "right-angle"), (True, "batch-pair")} <= seen
+
+
 def test_pieces_are_dealt_out_as_the_kernels_take_them() -> None:
     """Small launches piece by piece: consecutive pieces of a worker, or of a block's warps in turn."""
     for found in plans():
         for launch in launches(found, 3, 1, found.problem.length):
-            if launch.kernel.role in ("fold", "peaks") or pieces(found, launch) > 5000:
+            if launch.kernel.role == "peaks" or pieces(found, launch) > 5000:
                 continue
             taken: Counter[int] = Counter()
             for block in range(launch.grid):

@@ -116,7 +116,8 @@ def passes(out: reference.Float64, exact: reference.Float64, dtype: str, order: 
         assert not verdict
         return False
     assert verdict
-    assert errors.overall <= errors.row
+    # Short rows are measured against their channel: a weighted mean of theirs may exceed all of them.
+    assert errors.overall <= errors.row or exact.shape[-1] < tolerance.SHORT_ROW
     return True
 
 
@@ -164,24 +165,6 @@ def test_scaled_fp16_is_held_to_one_figure(rng: np.random.Generator, exact: refe
         assert passes(exact + 1.1e-3 * noise, exact, "fp16", order)
         assert not passes(exact + 1.6e-3 * noise, exact, "fp16", order)
         assert not passes(reference.stored(exact, "bf16"), exact, "fp16", order)
-
-
-def test_rows_of_a_pair_share_noise_by_their_norms(rng: np.random.Generator) -> None:
-    """Like rows bear their own; a spike bears that of the noise beside it; an odd last row is alone."""
-    x = rng.uniform(1, 2, (5, 1, 1024))
-    x[3] = 0
-    x[3, 0, 7] = 1.5e4  # a norm of 1.83 after scaling by 2**-13
-    share = tolerance.shares(x, 2)
-    assert share[:2, 0] == pytest.approx(1, abs=0.05)
-    norms = np.linalg.norm(x[2, 0]), 1.5e4 / 2**13
-    assert share[2:4, 0] == pytest.approx([1, np.hypot(*norms) / (norms[1] * np.sqrt(2))])
-    assert share[4, 0] == 1
-    assert (tolerance.shares(x, 1) == 1).all()
-    for size in (1e-30, 1.0, 1e30):
-        np.testing.assert_allclose(accuracy.pair_noise(size * x), tolerance.shares(size * x, 2), rtol=1e-12)
-    x[1:3] = 0
-    assert (accuracy.pair_noise(x)[1:3] == 1).all()
-    assert (tolerance.shares(x, 2)[1:3] == 1).all()
 
 
 def test_a_scaled_row_cannot_hide_behind_rows_that_round_worse(

@@ -108,13 +108,37 @@ def test_every_combination_of_options(mode: str, options: tuple[str, ...], rng: 
 @pytest.mark.parametrize("length", [1, 2, 17, 257, 1009, 1026, 5003, 20_000])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_any_length(mode: str, length: int, rng: np.random.Generator) -> None:
-    """Circular lengths that do not factor are folded: the reversed filter is turned in the time domain."""
+    """Circular lengths that do not factor are folded: the same operator, and the same adjoint."""
     plan = plan_for(mode, length)
     check(plan, rng, batch=2 if length < 10_000 else 1, options=("k_rev", "skip"))
 
 
 def test_folded_plans_are_among_them() -> None:
-    assert plan_for("circular", 1009).fold == 1009
+    plan = plan_for("circular", 1009)
+    assert (plan.fold, plan.engine) == (1009, "mma")
+
+
+@pytest.mark.parametrize(
+    ("length", "factors", "device", "engine"),
+    [
+        (250, (16, 16), 0, "mma"),
+        (256, (16, 16), 0, "mma"),
+        (3700, (16, 16, 16), 0, "mma"),
+        (3700, (16, 16, 16), 1, "mma"),
+        (4096, (16, 16, 16), 0, "mma"),
+        (3700, (16, 16, 16), 0, "wmma"),
+    ],
+)
+def test_folded_lengths_with_all_options(
+    length: int, factors: tuple[int, ...], device: int, engine: str, rng: np.random.Generator
+) -> None:
+    """The three gradients that kernels compute, both filters given; then of short rows and filters."""
+    problem = Problem("circular", length, "bf16")
+    plan = search.with_shape(problem, "sm_90", factors, device, engine, fold=True)
+    assert plan.fold == length
+    check(plan, rng, batch=2, channels=2, options=OPTIONS[-1], wanted=("u", "in_gate", "out_gate"))
+    check(plan, rng, batch=2, steps=length // 2 + 1, taps=length, options=("k_rev",))
+    check(plan, rng, batch=2, steps=length, taps=length // 3, options=("k_rev",))
 
 
 @pytest.mark.parametrize(("steps", "taps"), [(1, 1000), (7, 9), (1000, 1), (600, 1000), (1000, 600)])

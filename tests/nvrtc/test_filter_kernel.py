@@ -48,6 +48,12 @@ def wmma(mode: str, *factors: int, device: int = 0) -> Plan:
     return search.with_shape(Problem(mode, prod(factors), "bf16"), "sm_90", factors, device, "wmma")
 
 
+def whole_period(*factors: int, device: int = 0, engine: str = "mma") -> Plan:
+    """A circular length that folds although it is the transform's."""
+    problem = Problem("circular", prod(factors), "bf16")
+    return search.with_shape(problem, "sm_90", factors, device, engine, fold=True)
+
+
 @lru_cache(maxsize=16)
 def ptx_of(plan: Plan, telling: bool = False) -> tuple[str, str, Tensor]:
     """PTX, source text and table block. ``telling``: the fp32 spectrum goes to the workspace as well."""
@@ -120,6 +126,8 @@ def exact(plan: Plan, k: Tensor, skip: Tensor | None = None) -> npt.NDArray[np.c
     n = plan.transform
     taps = np.zeros((k.shape[0], n), complex)
     taps[:, : k.shape[1]] = k.double().numpy()
+    for m in range(1, k.shape[1]) if plan.fold else ():
+        taps[:, m + n - plan.fold] -= 1j * k[:, m].double().numpy()
     if skip is not None:
         taps[:, 0] += skip.double().numpy()
     if plan.real_input:
@@ -180,6 +188,31 @@ def test_spectra_in_the_order_of_the_wmma_engine(
 
 
 @pytest.mark.parametrize(
+    "plan",
+    [
+        *(plan_for("circular", n) for n in (1, 250, 1009, 3700, 5003, 20_000, 65_521, 100_000)),
+        plan_for("circular", 8000, target="sm_75", dtype="fp16"),  # two passes
+        whole_period(16, 16),
+        whole_period(16, 16, 16),
+        whole_period(64, 16, 32, device=1),
+        whole_period(48, 16, 16, engine="wmma"),
+    ],
+    ids=lambda p: f"{p.fold}-{p.factors}-{p.engine}-{p.target}",
+)
+def test_spectra_of_folded_lengths(plan: Plan, rng: np.random.Generator) -> None:
+    """Taps that stand twice: filters as long as the period, shorter ones, one tap, each with a skip term.
+
+    Of one tap only where radices are powers of two: else rounding stands where torch.fft has zeros.
+    """
+    n = plan.fold
+    fewest = 1 if plan.transform & (plan.transform - 1) == 0 else 2
+    for taps in sorted({fewest, min(2, n), n // 3 + 1, n - n // 7, n}):
+        k, skip = draw(rng, 1 if n > 10_000 else 3, taps), draw(rng, 1 if n > 10_000 else 3, 1)[:, 0]
+        check(plan, make(plan, k), k)
+        check(plan, make(plan, k, skip), k, skip)
+
+
+@pytest.mark.parametrize(
     ("mode", "length", "target"),
     [
         ("causal", 256, "sm_75"),
@@ -203,8 +236,10 @@ def test_spectra_on_other_targets(mode: str, length: int, target: str, rng: np.r
         plan_for("causal", 24_576),
         wmma("circular", 112, 16, 16),
         wmma("causal", 96, 32, 32, device=1),
+        plan_for("circular", 3700),
+        plan_for("circular", 65_521),
     ],
-    ids=lambda p: f"{p.problem.mode}-{p.factors}-{p.engine}",
+    ids=lambda p: f"{p.problem.mode}-{p.problem.length}-{p.factors}-{p.engine}",
 )
 def test_the_error_is_that_of_fp32(plan: Plan, rng: np.random.Generator) -> None:
     k = draw(rng, 2, plan.problem.length)
@@ -332,7 +367,7 @@ def test_memory_is_touched_once(mode: str, length: int, rng: np.random.Generator
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_no_filter_kernel_spills(target: str) -> None:
-    lengths = {"causal": (256, 4096, 65_536), "circular": (768, 20_480, 1_048_576)}
+    lengths = {"causal": (256, 4096, 65_536), "circular": (768, 1000, 20_000, 20_480, 1_000_003, 1_048_576)}
     plans = [plan_for(mode, n, "bf16", target) for mode, those in lengths.items() for n in those]
     plans.append(search.with_shape(Problem("causal", 112 * 256, "bf16"), target, (112, 16, 16), 0, "wmma"))
     for plan in plans:

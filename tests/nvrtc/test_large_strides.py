@@ -19,7 +19,7 @@ from fftgen.execute import spectrum
 from fftgen.launch import Call, Signal, run
 from fftgen.pipeline import build_plan
 from fftgen.planner import search
-from fftgen.planner.launch import launches, workspace_elements
+from fftgen.planner.launch import launches, peaks_words, workspace_elements
 from fftgen.problem import Problem
 
 FAR = 2**31 + 4096  # elements; a product with a batch index needs 33 bits
@@ -71,7 +71,7 @@ def test_rows_lie_gigabytes_apart(
     tables = torch.frombuffer(bytearray(module.tables), dtype=torch.uint8)
     elements = workspace_elements(plan, *shape)
     workspace = torch.empty(elements, dtype=u.dtype) if elements else None
-    peaks = torch.zeros(shape[0] * shape[1], dtype=torch.int32)
+    peaks = torch.zeros(max(1, peaks_words(plan, *shape)), dtype=torch.int32)
     call = Call(
         batch=shape[0],
         channels=shape[1],

@@ -20,7 +20,7 @@ import torch
 from command_line import why_not
 from mutations import Mutation, dropped_barriers, shifted_indices
 from reference import Float64, convolve
-from tolerance import check, shares
+from tolerance import check
 
 import fftgen.planner.launch
 from fftgen import emulate
@@ -45,17 +45,15 @@ def _plan(
     return replace(plan, chunk_bytes=2 * 4 * plan.transform) if device else plan
 
 
-# One of every kind of kernel that the templates make, in the smallest size.
+# One of every kind of kernel that the templates make, in the smallest size. Folded circular lengths have the
+# kernels of causal ones (test_fold.py).
 PLANS = {
     "warp tile, right-angle": _plan("causal", 256, "fp16", (16, 16), 0),
     "warp tile, batch pair": _plan("circular", 256, "bf16", (16, 16), 0),
-    "warp tile, fold": _plan("circular", 250, "fp16", (16, 16), 0),
     "block, right-angle": _plan("causal", 4096, "bf16", (16, 16, 16), 0),
     "block, batch pair": _plan("circular", 4096, "fp16", (16, 16, 16), 0),
-    "block, fold": _plan("circular", 3700, "bf16", (16, 16, 16), 0),
     "device, right-angle": _plan("causal", 4096, "fp16", (16, 16, 16), 1),
     "device, batch pair": _plan("circular", 4096, "bf16", (16, 16, 16), 1),
-    "device, fold": _plan("circular", 3700, "bf16", (16, 16, 16), 1),
 }
 # Several tiles to a radix: no barrier between them is doubled by one around the stage.
 WIDE = {
@@ -76,15 +74,13 @@ CHAIN = {
 }
 NEW = {"device around a block": ("rows",), "two device stages": ("columns2", "columns_inverse2")}
 ALL = PLANS | WIDE | LARGE | CHAIN
-FOLDED = {name: plan for name, plan in PLANS.items() if plan.fold}
+REAL = {name: plan for name, plan in PLANS.items() if plan.real_input}
 
 # Barriers that another one stands in for, by the source line before them. A mutant without one is right.
 DOUBLED = {
     # The end of a tile's drain, where a stage has a single tile (radix 16): what comes next has a barrier
     # of its own before it touches staging or tile again (fetch, the block's barrier, the end of the kernel).
     "emit(a, b, row, column);",
-    # Before the fold of a warp's tile: the drain before it has just ended with a barrier.
-    "// Wrap the linear convolution onto the circle.",
 }
 # Of the register chain, by the start of the line before.
 CHAIN_DOUBLED = {
@@ -192,16 +188,7 @@ class Laboratory:
                     skip=call.skip,
                     ptx=ptx,
                 )
-            gated = call.u if call.in_gate is None else call.u.double() * call.in_gate.double()
-            share = shares(gated.double().numpy(), plan.rows_per_item)
-            check(
-                y.double().numpy(),
-                call.exact,
-                plan.problem.dtype,
-                plan.order,
-                plan.compute_format,
-                share,
-            )
+            check(y.double().numpy(), call.exact, plan.problem.dtype, plan.order, plan.compute_format)
 
     def survives(self, mutation: Mutation) -> bool:
         """Whether a mutant passes for right."""
@@ -242,7 +229,7 @@ def slow(names: Iterable[str]) -> list[object]:
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", [*WIDE, *FOLDED, *slow(n for n in ALL if n not in WIDE | FOLDED)])
+@pytest.mark.parametrize("name", [*WIDE, *REAL, *slow(n for n in ALL if n not in WIDE | REAL | CHAIN)])
 def test_no_barrier_can_be_dropped(name: str, laboratory: Laboratory) -> None:
     """Every barrier is needed and its absence is seen, but for those that another one doubles."""
     mutations = [m for m in dropped_barriers(laboratory.ptx) if "_filter" not in m.entry]
@@ -280,4 +267,7 @@ def test_every_shifted_index_is_noticed(name: str, laboratory: Laboratory) -> No
     ]
     assert len(mutations) > 40
     assert laboratory.unreached(mutations) == []
-    assert [str(m) for m in laboratory.survivors(mutations)] == []
+    found = laboratory.survivors(mutations)
+    if name in LARGE:  # two columns on, a twiddle of 65 536 points turns by 3e-3 at most: below rounding
+        found = [m for m in found if m.places[0][0] != "tables.cuh"]
+    assert [str(m) for m in found] == []

@@ -24,15 +24,12 @@ __device__ __forceinline__ void twist_tile(Tile* re, Tile* im, const Fragment& w
     for (int i = 0; i < 4; ++i) twist<CONJUGATE>(re[i / 2].v[i % 2], im[i / 2].v[i % 2], wr.r[i], wi.r[i]);
 }
 
-// REAL: x has no imaginary part going in, and none is wanted coming out. WIDE: results come in fp32, as they
-// do for A above 16.
-//   load(g, k, n, re, im)    rows 16 k .. + 15, columns 16 n .. + 15 of transform g as two right operands
-//   filter(g, m, n, kr, ki)  the tile m, n of the spectrum
-//   emit(g, m, re, im)       rows 16 m .. + 15 of the result, as P / 8 results of eight columns
-template <int A, int P, int G, bool REAL, bool WIDE, typename Load, typename Filter, typename Emit>
-__device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load load, Filter filter, Emit emit) {
+// The first two steps: X, then Z before the filter. REAL: x has no imaginary part.
+//   load(g, k, n, re, im)  rows 16 k .. + 15, columns 16 n .. + 15 of transform g as two right operands
+//   done(n, re, im)        columns 16 n .. + 15 of Z, [transform][row tile][half of the columns]
+template <int A, int P, int G, bool REAL, typename Load, typename Done>
+__device__ __forceinline__ void chain_forward(const InnerTables& tables, int lane, Load load, Done done) {
     constexpr int ROWS = A / TILE, COLUMNS = P / TILE;  // tiles
-    using Out = Result<WIDE || (A > TILE)>;
     Pack xr[G][ROWS][COLUMNS][4], xi[G][ROWS][COLUMNS][4];
 #pragma unroll
     for (int g = 0; g < G; ++g)
@@ -75,7 +72,6 @@ __device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load 
         }
     }
 
-    Tile zr[G][ROWS][2 * COLUMNS], zi[G][ROWS][2 * COLUMNS];
 #pragma unroll
     for (int n = 0; n < COLUMNS; ++n) {
         Tile re[G][ROWS][2], im[G][ROWS][2];  // registers are scarcest in the middle: fp32 sums do not fit
@@ -101,18 +97,34 @@ __device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load 
                     }
                 }
         }
-#pragma unroll
-        for (int g = 0; g < G; ++g)
-#pragma unroll
-            for (int m = 0; m < ROWS; ++m) {
-                Fragment kr, ki;
-                filter(g, m, n, kr, ki);
-#pragma unroll
-                for (int j = 0; j < 2; ++j)
-                    zr[g][m][2 * n + j] = re[g][m][j], zi[g][m][2 * n + j] = im[g][m][j];
-                twist_tile<false>(&zr[g][m][2 * n], &zi[g][m][2 * n], kr, ki);
-            }
+        done(n, re, im);
     }
+}
+
+// The whole chain. REAL: x has no imaginary part going in, and none is wanted coming out. WIDE: results come in
+// fp32, as they do for A above 16.
+//   load(g, k, n, re, im)    as above
+//   filter(g, m, n, kr, ki)  the tile m, n of the spectrum
+//   emit(g, m, re, im)       rows 16 m .. + 15 of the result, as P / 8 results of eight columns
+template <int A, int P, int G, bool REAL, bool WIDE, typename Load, typename Filter, typename Emit>
+__device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load load, Filter filter, Emit emit) {
+    constexpr int ROWS = A / TILE, COLUMNS = P / TILE;  // tiles
+    using Out = Result<WIDE || (A > TILE)>;
+    Tile zr[G][ROWS][2 * COLUMNS], zi[G][ROWS][2 * COLUMNS];
+    chain_forward<A, P, G, REAL>(
+        tables, lane, load, [&](int n, const Tile(&re)[G][ROWS][2], const Tile(&im)[G][ROWS][2]) {
+#pragma unroll
+            for (int g = 0; g < G; ++g)
+#pragma unroll
+                for (int m = 0; m < ROWS; ++m) {
+                    Fragment kr, ki;
+                    filter(g, m, n, kr, ki);
+#pragma unroll
+                    for (int j = 0; j < 2; ++j)
+                        zr[g][m][2 * n + j] = re[g][m][j], zi[g][m][2 * n + j] = im[g][m][j];
+                    twist_tile<false>(&zr[g][m][2 * n], &zi[g][m][2 * n], kr, ki);
+                }
+        });
 
     Tile wr[G][COLUMNS][2 * ROWS], wi[G][COLUMNS][2 * ROWS];
 #pragma unroll

@@ -47,12 +47,10 @@ struct Strip {
         else
             wide<SHARED, true>(source, at, stride, x, unused);
         scale(x, power);
-        if (!power.finite) {
-#pragma unroll
-            for (int k = 0; k < R / TILE; ++k)
-#pragma unroll
-                for (int j = 0; j < V; ++j) b[k][j][0] = b[k][j][1] = 0;
-        }
+        if (!power.finite)
+            clear();
+        else if (power.raise != 0)
+            times(power.raised());
     }
 
     // fp16 numbers as they are.
@@ -106,14 +104,37 @@ struct Strip {
     // the one that shares its transform.
     __device__ __forceinline__ void rescale(const Power& row) {
         const Power mine(peak);
-        if (mine.exponent == row.exponent && row.finite) return;
-        const Pack ratio = mine.to(row);
+        if (!row.finite)
+            clear();
+        else if (mine.exponent != row.exponent || row.raise != 0)
+            times(mine.to(row));
+    }
+
+    __device__ __forceinline__ void times(Pack ratio) {
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k)
 #pragma unroll
-            for (int j = 0; j < V; ++j)
+            for (int j = 0; j < V; ++j) b[k][j][0] = mul2(b[k][j][0], ratio), b[k][j][1] = mul2(b[k][j][1], ratio);
+    }
+
+    __device__ __forceinline__ void clear() {
 #pragma unroll
-                for (int i = 0; i < 2; ++i) b[k][j][i] = row.finite ? mul2(b[k][j][i], ratio) : 0u;
+        for (int k = 0; k < R / TILE; ++k)
+#pragma unroll
+            for (int j = 0; j < V; ++j) b[k][j][0] = b[k][j][1] = 0;
+    }
+
+    // What a row of a pair asks of its strips: the peak, with the sum of the scaled squares (Squares) in place
+    // of its mantissa. Words compare as the exponents do; that of zeros, and no other, is zero. (Beside peaks
+    // below 2^-126 or above 2^127 the sum is up to four times too small: their power is that of the next.)
+    __device__ __forceinline__ unsigned size() const {
+        static_assert(R * 8 * V * 16 * 256 < 1 << 23, "the sum of squares fits the mantissa");
+        Squares squares;
+#pragma unroll
+        for (int k = 0; k < R / TILE; ++k)
+#pragma unroll
+            for (int j = 0; j < V; ++j) squares.add(b[k][j][0]), squares.add(b[k][j][1]);
+        return (peak & 0x7f800000u) | max(squares.total(), min(peak, 1u));
     }
 };
 
@@ -123,6 +144,20 @@ template <int STRIPS>
 __device__ __forceinline__ Power row_power(const unsigned* slots, int lane) {
     static_assert(STRIPS <= LANES, "a lane reads the peak of a strip");
     return Power(warp_max(lane < STRIPS ? slots[lane] : 0u));
+}
+
+// The same for the two rows of a pair from what Strip::size says, each brought to the norm of the other.
+template <int STRIPS>
+__device__ __forceinline__ void pair_powers(const unsigned* slots, int lane, Power& re, Power& im) {
+    const auto row = [&](const unsigned* sizes, Power& power) {
+        const unsigned mine = lane < STRIPS ? sizes[lane] : 0u, most = warp_max(mine);
+        power = Power(most);
+        const unsigned less = ((most & 0x7f800000u) - (mine & 0x7f800000u)) >> 22;  // powers of two of a square
+        return (float)warp_sum((mine & 0x7fffffu) >> min(less, 31u));
+    };
+    static_assert(STRIPS <= LANES, "a lane reads the size of a strip");
+    const float re2 = row(slots, re), im2 = row(slots + LANES, im);
+    balance(re, re2, im, im2);
 }
 
 // The first piece of row 16 k + i of an inner matrix of P columns, in the order that store_rows needs.
@@ -187,7 +222,8 @@ __device__ __forceinline__ void columns_forward(
     const uint4* matrix, const uint4* twiddle, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2],
     uint4* re, uint4* im, int pieces, int strip, int tiles, int lane) {
     const int g = lane / 4, t = lane % 4;
-#pragma unroll
+    // Rolled for long columns: addresses would spill.
+#pragma unroll (COMPLEX && R > 64 ? 1 : 1024)
     for (int m = 0; m < R / TILE; ++m) {
         Sum<R> sr[V], si[V];
         sum_columns<R, V, COMPLEX>(matrix, m, xr, xi, sr, si, tiles, lane);
@@ -246,34 +282,39 @@ __device__ __forceinline__ void columns_inverse(
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k) load(k, xr[k], xi[k]);
     }
+    const auto row_tile = [&](int m) {
+        Result<true> yr[4], yi[4];
 #pragma unroll
-    for (int m = 0; m < R / TILE; ++m) {
-        if (m < tiles) {
-            Result<true> yr[4], yi[4];
+        for (int j = 0; j < 4; ++j) yr[j].clear(), yi[j].clear();
 #pragma unroll
-            for (int j = 0; j < 4; ++j) yr[j].clear(), yi[j].clear();
+        for (int k = 0; k < R / TILE; ++k) {
+            if constexpr (!KEEP) load(k, xr[k], xi[k]);
+            const Planes3<!REAL> f(matrix, m * (R / TILE) + k, lane);
 #pragma unroll
-            for (int k = 0; k < R / TILE; ++k) {
-                if constexpr (!KEEP) load(k, xr[k], xi[k]);
-                const Planes3<!REAL> f(matrix, m * (R / TILE) + k, lane);
-#pragma unroll
-                for (int j = 0; j < 4; ++j) {
-                    const Pack* const r = &xr[k][j / 2][j % 2 * 2];
-                    const Pack* const i = &xi[k][j / 2][j % 2 * 2];
-                    if constexpr (REAL)  // the planes are (re, -im)
-                        yr[j].add(f.re, r[0], r[1]), yr[j].add(f.im, i[0], i[1]);
-                    else
-                        multiply(yr[j], yi[j], f, r[0], r[1], i[0], i[1]);
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                float a[8], b[8];
-#pragma unroll
-                for (int j = 0; j < 8; ++j) a[j] = yr[j / 2].v[2 * i + j % 2], b[j] = yi[j / 2].v[2 * i + j % 2];
-                emit(TILE * m + 8 * i + g, group * 32 + 8 * t, a, b);
+            for (int j = 0; j < 4; ++j) {
+                const Pack* const r = &xr[k][j / 2][j % 2 * 2];
+                const Pack* const i = &xi[k][j / 2][j % 2 * 2];
+                if constexpr (REAL)  // the planes are (re, -im)
+                    yr[j].add(f.re, r[0], r[1]), yr[j].add(f.im, i[0], i[1]);
+                else
+                    multiply(yr[j], yi[j], f, r[0], r[1], i[0], i[1]);
             }
         }
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            float a[8], b[8];
+#pragma unroll
+            for (int j = 0; j < 8; ++j) a[j] = yr[j / 2].v[2 * i + j % 2], b[j] = yi[j / 2].v[2 * i + j % 2];
+            emit(TILE * m + 8 * i + g, group * 32 + 8 * t, a, b);
+        }
+    };
+    if constexpr (REAL && R > 64) {  // rolled, as above
+#pragma unroll 1
+        for (int m = 0; m < tiles; ++m) row_tile(m);
+    } else {
+#pragma unroll
+        for (int m = 0; m < R / TILE; ++m)
+            if (m < tiles) row_tile(m);
     }
 }
 

@@ -152,26 +152,67 @@ __device__ __forceinline__ unsigned warp_max(unsigned x) {
     return y;
 }
 
+__device__ __forceinline__ unsigned warp_sum(unsigned x) {
+    unsigned y;
+    asm volatile("redux.sync.add.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
+    return y;
+}
+
 // The power of two that brings numbers up to a peak (bits of fp32) into [1, 2), and what undoes it (design
 // 1.8). What is not finite comes out as NaN and zeros as zeros, whatever became of them in between: the noise
 // of the row that shares their transform.
 struct Power {
     unsigned exponent;  // of the peak, biased, where both powers exist
     bool finite, zero;
+    unsigned raise = 0;  // so many powers of two more on packed numbers: see balance
 
     __device__ __forceinline__ explicit Power(unsigned peak)
         : exponent(min(max(peak >> 23, 1u), 253u)), finite(peak < 0x7f800000u), zero(peak == 0) {}
 
     __device__ __forceinline__ float up() const { return __uint_as_float((254u - exponent) << 23); }
     __device__ __forceinline__ float down() const {
-        return __uint_as_float(!finite ? 0x7fc00000u : zero ? 0u : exponent << 23);
+        return __uint_as_float(!finite ? 0x7fc00000u : zero ? 0u : exponent << 23) * __uint_as_float((127u - raise) << 23);
     }
-    // Twice what takes numbers from this power to a larger one: at most 1.
+    // Twice what takes numbers from this power to that of a larger peak, raised: at most 2^raise.
     __device__ __forceinline__ Pack to(const Power& larger) const {
         const unsigned less = larger.exponent - exponent;
-        const float ratio = __uint_as_float((127u - min(less, 127u)) << 23);
+        const float ratio = __uint_as_float((127u - min(less, 127u) + larger.raise) << 23);
         return pack(ratio, ratio);
     }
+    __device__ __forceinline__ Pack raised() const { return to(*this); }
 };
+
+// A sum of squares of a thread's numbers, scaled by a power of their peak. Good enough to choose a power of
+// two: what fp16 loses beside the largest square is a few hundredths of the sum.
+struct Squares {
+    Pack sum = 0;
+
+    __device__ __forceinline__ void add(Pack x) { sum = fma2(x, x, sum); }
+    // In units of 2^-8, over the warp; a thread's sum is below 2^15. Any number where some are not finite.
+    __device__ __forceinline__ unsigned total() const {
+        float low, high;
+        Word<__half>::widen(sum, low, high);
+        return warp_sum(units(low + high));
+    }
+    // Added to 2^15, a float has units of 2^-8 in its last place.
+    static __device__ __forceinline__ unsigned units(float x) { return __float_as_uint(x + 32768.0f) & 0x7fffffu; }
+};
+
+// Two rows share a transform, and its rounding noise by their norms: the row that is smaller after scaling to
+// its peak is raised by the power of two, 2^raise, that brings the norms within about sqrt(2) of each other.
+// Then neither bears more than 1.25 times the noise that it would beside a row like itself. `a2`, `b2`: sums
+// of scaled squares, in one unit.
+//
+// Nothing overflows (design 1.8): a row scaled to its peak has a norm of at most 2 sqrt(N), a raised one at
+// most sqrt(2) times its partner's, so a pair has 2 sqrt(3 N). Matrices are unitary up to a power of two that
+// keeps a chain of stages within 2^1.5, |K| <= 1, and a partial sum is at most the norm (Cauchy-Schwarz):
+// below 2^15 for every N up to 2^22, with room to 65504 for what the sums of squares are off.
+__device__ __forceinline__ void balance(Power& a, float a2, Power& b, float b2) {
+    // The bits of a float are 2^23 log2 of it, up to 0.09 and a constant. A row that is not finite takes part
+    // as zeros and changes nothing for its partner; what becomes of zeros does not matter.
+    const int apart = (int)((b.finite ? __float_as_uint(b2) : 0u) - (a.finite ? __float_as_uint(a2) : 0u));
+    a.raise = min(max((apart + (1 << 23)) >> 24, 0), 15);  // half of it, to nearest
+    b.raise = min(max(((1 << 23) - apart) >> 24, 0), 15);
+}
 
 }  // namespace fftgen

@@ -31,7 +31,7 @@ struct Args {
     const float2* scale;           // (channels): what the spectrum was multiplied by; what undoes it and 1/N
     const unsigned char* tables;   // the plan's constants
     T* workspace;                  // (items, 2, N) or nullptr
-    unsigned* peaks;               // (transforms of the call, rows of each): largest absolute values, fp32 bits
+    unsigned* peaks;               // of every transform of the call: its row's largest absolute value (fp32 bits), or PairSize
     int first;                     // first transform of this launch; transforms count channel by channel
     int items;                     // transforms of this launch
     int per_channel;               // transforms of one channel
@@ -227,22 +227,6 @@ __device__ __forceinline__ PairSink<T> pair_sink(const Args<T>& a, int b, int h)
     else
         pair.odd.y = nullptr;
     return pair;
-}
-
-// Circular length P from a linear convolution of at most 2P - 1 steps held as planes of length N:
-// step m stands in the real plane at m, from N on in the imaginary plane at m - N.
-template <int P, int N, typename T, typename Locate>
-__device__ __forceinline__ void wrap(
-    const Planes<T>& z, const RealSink<T>& sink, int thread, int threads, Locate locate) {
-    for (int n = thread; n < sink.length; n += threads) {
-        const int m = n + P;
-        const float tail = m < N ? widen(z.re[locate(m)]) : widen(z.im[locate(m - N)]);
-        float out = (widen(z.re[locate(n)]) + tail) * sink.scale;
-        if (sink.gate != nullptr) out *= widen(sink.gate[n]);
-        T pair[2];
-        narrow_pair(pair, out, 0.0f);
-        sink.y[n] = pair[0];
-    }
 }
 
 }  // namespace fftgen

@@ -50,7 +50,49 @@ struct Block {
         }
         return power.down();
     }
+
+    // Scaled and packed; adds up the squares.
+    __device__ __forceinline__ void scale(const Power& power, Pack (&y)[STEPS][4], Squares& squares) const {
+        const float up = power.up();
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                y[i][j] = pack(x[i][2 * j] * up, x[i][2 * j + 1] * up);
+                squares.add(y[i][j]);
+            }
+    }
 };
+
+// The two rows of a pair as Block::store has them, each brought to the norm of the other.
+template <int N, typename T>
+__device__ __forceinline__ void store_pair(
+    const Block<N, T>& re, const Block<N, T>& im, uint4* to_re, uint4* to_im, int lane, float& re_down, float& im_down) {
+    constexpr int STEPS = Block<N, T>::STEPS;
+    static_assert(STEPS * VECTOR * 16 < 1 << 15, "the sum of squares of a thread");
+    Power power[2]{Power(warp_max(re.peak.bits())), Power(warp_max(im.peak.bits()))};
+    Pack y[2][STEPS][4];
+    Squares squares[2];
+    re.scale(power[0], y[0], squares[0]), im.scale(power[1], y[1], squares[1]);
+    balance(power[0], squares[0].total(), power[1], squares[1].total());
+#pragma unroll
+    for (int p = 0; p < 2; ++p) {
+        if (!power[p].finite) {
+#pragma unroll
+            for (int i = 0; i < STEPS; ++i) y[p][i][0] = y[p][i][1] = y[p][i][2] = y[p][i][3] = 0;
+        } else if (power[p].raise != 0) {
+            const Pack more = power[p].raised();
+#pragma unroll
+            for (int i = 0; i < STEPS; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) y[p][i][j] = mul2(y[p][i][j], more);
+        }
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i)
+            (p == 0 ? to_re : to_im)[place<8>(i * LANES + lane, 0)] = uint4{y[p][i][0], y[p][i][1], y[p][i][2], y[p][i][3]};
+    }
+    re_down = power[0].down(), im_down = power[1].down();
+}
 
 // Rows 16 m .. + 15 of P columns: the planner ordered them so that a thread has neighbours (fragments.py, pi).
 template <int P, typename Sink>

@@ -1,0 +1,173 @@
+"""The figures of figures.py for the gradient of a filter: of a row of u and its row of the cotangent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fftgen import emulate
+from fftgen.cache import Cache
+from fftgen.figures import INSTRUCTIONS, SECTORS, WARPS, resident_warps
+from fftgen.hot_path import gradient_hot_paths
+from fftgen.pipeline import build_gradient
+from fftgen.planner.gradient import Gradient, gradient
+from fftgen.problem import Problem
+from fftgen.targets import target as find_target
+from fftgen.verify import FULL_POINTS
+
+LENGTHS = (256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 1_048_576)
+SIGNALS = ("u", "in_gate", "v_u", "v_in_gate")
+
+
+@dataclass(frozen=True)
+class GradientFigures:
+    """One gradient, gated or not; None: not counted, the transform is too long to be simulated whole."""
+
+    found: Gradient
+    gated: bool
+    operations: int | None  # m16n8k16 of a row and its cotangent
+    least_operations: int
+    sectors: float | None
+    wavefronts: float | None
+    instructions: dict[str, float]  # of a warp, for 128 complex elements of both
+    registers: dict[str, int]
+    spilled: int  # bytes, of all kernels
+    resident: int  # warps of a multiprocessor
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why a figure is over the bounds that hold for two forward halves."""
+        reasons = []
+        total = sum(self.instructions.values())
+        if total > INSTRUCTIONS:
+            pieces = self.found.plan.transform // 128
+            causes = [f"{self.least_operations / pieces:.0f} matrix operations", "the product in fp32"]
+            if self.found.sums_at < 0:
+                causes.append("the sum in device memory")
+            if self.found.plan.device_stages:
+                causes.append("two kernels load and store")
+            if self.gated:
+                causes.append("two gates")
+            reasons.append(f"{total:.0f} instructions: {', '.join(causes)}")
+        if self.sectors is not None and self.sectors > SECTORS:
+            reasons.append(
+                "sectors: the peak of a row is found before its columns are read again, from the L2"
+            )
+        if self.resident < WARPS:
+            reasons.append(f"{self.resident} warps: {self.registers['gradient']} registers or shared memory")
+        if self.spilled:
+            reasons.append(f"{self.spilled} bytes spilled")
+        return reasons
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "gradient": str(self.found),
+            "gated": self.gated,
+            "matrix_operations": self.operations,
+            "least_matrix_operations": self.least_operations,
+            "sectors_over_least": self.sectors,
+            "wavefronts_over_least": self.wavefronts,
+            "instructions_per_128": {k: round(v, 1) for k, v in self.instructions.items()},
+            "registers": self.registers,
+            "spilled_bytes": self.spilled,
+            "resident_warps": self.resident,
+            "over": self.reasons,
+        }
+
+
+def gradient_figures(length: int, gated: bool, dtype: str, target: str, seed: int = 1) -> GradientFigures:
+    """Build, simulate and disassemble one gradient. Raises SimulationError for any fault of a kernel."""
+    found = gradient(Problem("causal", length, dtype), target)
+    built = build_gradient(found, Cache.default())
+    operations = sectors = wavefronts = None
+    if found.plan.transform <= FULL_POINTS:
+        batch = 4
+        generator = torch.Generator().manual_seed(seed)
+        kind = torch.bfloat16 if dtype == "bf16" else torch.float16
+
+        def draw() -> torch.Tensor:
+            return torch.randn(batch, 1, length, generator=generator).to(kind)
+
+        gates = (draw(), draw()) if gated else (None, None)
+        _, simulated = emulate.gradient(
+            built, draw(), draw(), taps=length, in_gate=gates[0], out_gate=gates[1], seed=seed
+        )
+        reports = list(simulated.reports.values())
+        operations = sum(sum(r.counters.tensor.values()) for r in reports) // batch
+        loads = [
+            (name, buffer.loads)
+            for r in reports
+            for name, buffer in r.counters.buffers.items()
+            if name in SIGNALS
+        ]
+        least = {name: -(-accesses.distinct // 32) for name, accesses in loads}
+        sectors = round(sum(a.units for _, a in loads) / sum(least.values()), 4)
+        own = simulated.reports[found.name].counters
+        shared = own.shared_loads + own.shared_stores
+        wavefronts = round(shared.units / shared.least, 4)
+    names = {found.name: "gradient", **{found.plan.entry(k): k.role for k in found.before}}
+    registers = {
+        names.get(entry, entry.rsplit("_", 1)[-1]): built.resources[entry].registers
+        for entry in built.source.entries
+    }
+    return GradientFigures(
+        found,
+        gated,
+        operations,
+        2 * found.tensor_ops,
+        sectors,
+        wavefronts,
+        {k: v.per_128 for k, v in gradient_hot_paths(found, gated).items()},
+        registers,
+        sum(r.spill_store_bytes + r.spill_load_bytes for r in built.resources.values()),
+        resident_warps(found.kernel, registers["gradient"], find_target(target)),
+    )
+
+
+def everything(
+    target: str = "sm_90",
+    lengths: Sequence[int] = LENGTHS,
+    dtype: str = "bf16",
+    progress: Callable[[str], None] | None = None,
+) -> list[GradientFigures]:
+    """All lengths, gated and not. Circular lengths have the same kernels."""
+    made = []
+    for length in lengths:
+        for gated in (False, True):
+            if progress is not None:
+                progress(f"gradient {length} {dtype}{' gated' if gated else ''}")
+            made.append(gradient_figures(length, gated, dtype, target))
+    return made
+
+
+def section(made: Sequence[GradientFigures]) -> str:
+    """The figures as a part of the page that figures.page writes."""
+    lines = [
+        "",
+        "## Gradients of filters",
+        "",
+        "The same counts for the kernels that make the gradient of a filter, for one row of u and its row of",
+        "the cotangent: two forward transforms, their product added to a sum in fp32. Other gradients are",
+        "convolutions, by the kernels above. Sectors are of u, the cotangent and gates; wavefronts of the",
+        "gradient's own kernel; registers of the gradient, then of the kernels before and after it.",
+        "",
+        "| length | layout | operations | sectors | wavefronts | instructions | registers | warps | beyond |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for f in made:
+        total = sum(f.instructions.values())
+        others = "/".join(str(n) for role, n in f.registers.items() if role != "gradient")
+        counts = [
+            "" if x is None else f"{x:.3f}" if isinstance(x, float) else str(x)
+            for x in (f.operations, f.sectors, f.wavefronts)
+        ]
+        layout = ", ".join(str(f.found).split(" | ")[1:])
+        lines.append(
+            f"| {f.found.problem.length}{', gated' if f.gated else ''} | {layout} "
+            f"| {' | '.join(counts)} | {total:.0f} | {f.registers['gradient']}/{others} | {f.resident} "
+            f"| {'; '.join(f.reasons)} |"
+        )
+    return "\n".join(lines) + "\n"

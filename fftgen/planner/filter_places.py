@@ -1,0 +1,111 @@
+"""Where a stored spectrum has what stands at the places of its transform: both as digits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from math import gcd, prod
+from operator import mul
+
+import numpy as np
+
+from fftgen.errors import InternalError
+from fftgen.planner.filter import Digits
+from fftgen.planner.finish import Gather
+from fftgen.planner.order import spectrum_digits
+from fftgen.planner.plan import Plan
+
+PIECE = 8  # frequencies of a stored piece: 16 bytes in each plane
+SUM_PIECE = 4  # and of a piece of a sum of spectra, in fp32
+
+
+def _split(digits: Iterable[tuple[int, int]], at: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Digits (extent, stride), each broken wherever its range of strides crosses one in ``at``."""
+    for extent, stride in digits:
+        cuts = [stride, *(c for c in at if stride < c < stride * extent), stride * extent]
+        if any(high % low for low, high in pairwise(cuts)):
+            raise InternalError(f"digit of {extent} times {stride} does not split at {cuts}")
+        yield from reversed([(high // low, low) for low, high in pairwise(cuts)])
+
+
+def transform_places(digits: Digits, chosen: Sequence[int]) -> list[tuple[int, int]]:
+    """Digits over frequencies as digits over the places where decimation in frequency leaves them.
+
+    Place k_1 N/R_1 + k_2 N/(R_1 R_2) + ... holds frequency k_1 + R_1 k_2 + ...
+    """
+    ends = list(accumulate(chosen, mul))
+    found = []
+    for extent, stride in _split(digits, ends):
+        stage = next(i for i, end in enumerate(ends) if stride < end)
+        within = stride // (ends[stage] // chosen[stage])
+        found.append((extent, ends[-1] // ends[stage] * within))
+    return found
+
+
+def joined(digits: Iterable[tuple[int, int]]) -> Digits:
+    """Digits, the fastest first, with neighbours that are one digit made one."""
+    found: list[tuple[int, int]] = []
+    for extent, stride in digits:
+        if found and found[-1][0] * found[-1][1] == stride:
+            found[-1] = (found[-1][0] * extent, found[-1][1])
+        else:
+            found.append((extent, stride))
+    return tuple(found)
+
+
+def pieces(plan: Plan, chosen: Sequence[int]) -> tuple[Digits, tuple[int, ...], int]:
+    """``places``, ``offsets`` and ``plane`` of a Filter."""
+    stored = [d for d in spectrum_digits(plan) if d[0] > 1]
+    part = stored.index((2, 1))
+    plane = prod(extent for extent, _ in stored[part + 1 :])
+    complex_digits = tuple((extent, stride // 2) for extent, stride in stored if stride > 1)
+    offsets = np.zeros(1, np.int64)
+    outer: list[tuple[int, int]] = []
+    fast = 1
+    for extent, stride in reversed(transform_places(complex_digits, chosen)):
+        take = gcd(extent, PIECE // fast)
+        offsets = (stride * np.arange(take)[:, None] + offsets).reshape(-1)
+        fast *= take
+        if extent > take:
+            if fast < PIECE:
+                raise InternalError(f"the fastest digits of {plan.name}'s spectrum hold no piece of {PIECE}")
+            outer.append((extent // take, stride * take))
+    return joined(outer), tuple(int(x) for x in offsets), plane
+
+
+def sum_pieces(plan: Plan, chosen: Sequence[int], row: int) -> tuple[Digits, tuple[int, ...], int, Gather]:
+    """``places``, ``offsets`` and ``plane`` of a transposed Filter, and its Gather.
+
+    ``row``: points of a row of the transform, all of them where a block holds it. Pieces are of SUM_PIECE
+    frequencies.
+    """
+    stored = [d for d in spectrum_digits(plan) if d[0] > 1]
+    # Digits (extent, stride over places, stride over the sum), the fastest first: in a row; of its number.
+    inside: list[tuple[int, int, int]] = []
+    across: list[tuple[int, int, int]] = []
+    at = plane = 1
+    for extent, stride in reversed(stored):
+        if stride == 1:
+            plane = at
+        else:
+            digit_at = at
+            for part, place in reversed(transform_places(((extent, stride // 2),), chosen)):
+                (inside if place < row else across).append((part, place, digit_at))
+                digit_at *= part
+        at *= extent
+    offsets = np.zeros(1, np.int64)
+    while len(offsets) < SUM_PIECE:
+        extent, place, at = inside.pop(0)
+        if at != len(offsets) or SUM_PIECE % (at * extent):
+            raise InternalError(f"the fastest digits of {plan.name}'s spectrum hold no piece of {SUM_PIECE}")
+        offsets = (place * np.arange(extent)[:, None] + offsets).reshape(-1)
+    return (
+        joined((extent, place) for extent, place, _ in inside),
+        tuple(int(x) for x in offsets),
+        plane,
+        Gather(
+            pieces=joined((extent, at) for extent, _, at in inside),
+            rows=joined((extent, at) for extent, _, at in across),
+            row_places=joined((extent, place // row) for extent, place, _ in across),
+        ),
+    )

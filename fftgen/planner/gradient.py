@@ -1,0 +1,312 @@
+"""What was decided about the gradient of a filter: kernels around the forward half of a causal plan.
+
+dk_j = sum_b sum_t v_t x_{t-j} is what a product of spectra gives, conj(X) V, summed over the batch,
+transformed back and weighted as the filter was (design 1.5). The kernels here make that sum, in fp32, in
+parts: workers share the batch rows of a channel, each writes a part of its own, and parts are added in a
+fixed order. A circular length uses the causal plan of the same length: what has come around stands in the
+imaginary part (fftgen/gradient.py).
+
+Real rows only: no two rows share a transform, so each keeps a power of two of its own (design 1.8).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar
+
+from fftgen.errors import ArtifactError, NoPlanError
+from fftgen.planner import mma_rules, search
+from fftgen.planner.filter_design import transposed
+from fftgen.planner.finish import Gather
+from fftgen.planner.launch import launches_of
+from fftgen.planner.mma_rules import CHAIN_POINTS, REGISTERS, STRIPS, resident_blocks
+from fftgen.planner.plan import TILE, Kernel, Plan, Table
+from fftgen.problem import Problem
+from fftgen.targets import Target
+from fftgen.targets import target as find_target
+
+FORWARD = ("first", "twiddle", "last")  # tables of the chain's forward half: they lie first
+ENOUGH_WARPS = 16  # resident on a multiprocessor; below, sums go to device memory sooner
+LEAST_SHARE = 4  # transforms of a worker: each writes 8 N bytes where a transform reads 4 N
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient's kernels for a transform and a target.
+
+    ``plan``: the causal plan whose stages and tables they use, and whose peaks and columns kernels run
+    before them where there is a device stage; its ``filter`` are the kernels that take the sum to taps
+    (planner/finish.py), which find it with ``gather``. ``kernel``: the kernel that makes the sum. A worker's
+    spectrum of the first signal stands at ``spectra_at`` of shared memory (bytes), its sum at ``sums_at``;
+    -1: in device memory.
+    """
+
+    PREFIX: ClassVar[str] = "fftgen_gradient_"
+
+    plan: Plan
+    kernel: Kernel
+    spectra_at: int
+    sums_at: int
+    gather: Gather = field(default_factory=Gather)
+
+    @property
+    def problem(self) -> Problem:
+        """The causal problem; a circular one of the same length and dtype has the same kernels."""
+        return self.plan.problem
+
+    @property
+    def blocks(self) -> bool:
+        """A worker is a block, not a warp."""
+        return self.plan.block_stage
+
+    @property
+    def rows(self) -> int:
+        """Rows of a transform, each with workers of its own."""
+        return self.plan.transform // self.plan.row_length
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces; that of the plan inside."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> Gradient:
+        """What ``to_json`` wrote. Raises ArtifactError when the text is not that."""
+        try:
+            raw: dict[str, Any] = json.loads(text)
+            plan = Plan.from_json(json.dumps(raw["plan"]))
+            gather = Gather.of(raw["gather"])
+            return Gradient(plan, Kernel(**raw["kernel"]), raw["spectra_at"], raw["sums_at"], gather)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"not a gradient's plan: {error}: rebuild with `fftgen build --train`"
+            ) from error
+
+    @property
+    def name(self) -> str:
+        """What the kernel is called."""
+        p = self.plan.problem
+        return (
+            f"{self.PREFIX}n{p.length}_{p.dtype}_{self.plan.engine}_"
+            f"{self.plan.target.replace('_', '')}_{self.digest[:8]}"
+        )
+
+    @property
+    def before(self) -> tuple[Kernel, ...]:
+        """The plan's kernels that run on each signal first."""
+        return tuple(k for k in self.plan.kernels if k.role in ("peaks", "columns"))
+
+    @property
+    def tensor_ops(self) -> int:
+        """16x16x16 matrix instructions for a row and its cotangent: two forward transforms, exact."""
+        tiles = self.plan.transform // (TILE * TILE)
+        first = self.plan.factors[0] // TILE
+        return 2 * tiles * (4 * sum(r // TILE for r in self.plan.factors) - 2 * first)
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Of one of the two workspaces."""
+        return self.plan.chunk_bytes // 2
+
+    def __str__(self) -> str:
+        p, k = self.plan, self.kernel
+        places = {True: "shared", False: "device"}
+        factors = "·".join(map(str, p.factors))
+        return (
+            f"gradient {p.problem.length} {p.problem.dtype} {p.target} | N={p.transform}={factors} "
+            f"{p.memory_class} {p.engine} {p.compute_format} | {k.warps}w {k.shared_bytes}B, spectrum in "
+            f"{places[self.spectra_at >= 0]}, sum in {places[self.sums_at >= 0]} memory"
+        )
+
+
+def tables(plan: Plan) -> tuple[Table, ...]:
+    """The tables that the gradient's kernels read."""
+    names = {*FORWARD, "columns", "outer", "device", "low", "high"}
+    return tuple(t for t in plan.tables if t.name in names)
+
+
+def chain_bytes(plan: Plan) -> int:
+    """Bytes of the tables of the chain's forward half, from the start of the table block."""
+    return max(t.offset + t.nbytes for t in plan.tables if t.name in FORWARD)
+
+
+def _copied(plan: Plan) -> int:
+    columns = sum(t.nbytes for t in plan.tables if t.name == "columns")
+    return chain_bytes(plan) + columns
+
+
+def _fitted(plan: Plan, chip: Target, group: int, warps: int, spectra: bool, sums: bool) -> Gradient | None:
+    """One layout, or None where it does not fit: what workers keep in shared memory is said by the flags."""
+    body, points = plan.body, plan.row_length
+    if plan.block_stage:
+        workers, kept, plane, registers = 1, 1, points, REGISTERS
+        peaks_at = 4 * points
+        at = peaks_at + 2 * 4 * STRIPS
+    else:
+        workers, kept, registers = warps, group, _warp_registers(group * points)
+        # One row at a time: room for a copy of an unaligned one and of its gate.
+        plane = group * points if group > 1 or plan.device_stages else 2 * points
+        peaks_at = -1
+        at = warps * plane * (4 if plan.device_stages else 2)
+    tables_at, at = at, at + _copied(plan)
+    spectra_at, at = (at, at + workers * kept * 4 * points) if spectra else (-1, at)
+    sums_at, at = (at, at + workers * 8 * points) if sums else (-1, at)
+    if at > chip.shared_block or 32 * warps * registers > chip.registers_sm:
+        return None
+    resident = resident_blocks(at, warps, chip, registers)
+    kernel = replace(
+        body,
+        role="gradient",
+        warps=warps,
+        items=workers,
+        resident=resident,
+        plane=plane,
+        staging_at=peaks_at,
+        matrices_at=tables_at,
+        shared_bytes=at,
+        group=group,
+    )
+    return Gradient(plan, kernel, spectra_at, sums_at)
+
+
+def _warp_registers(points: int) -> int:
+    """Registers of a thread whose warp holds so many points of a transform without spilling (as compiled)."""
+    return 255 if points > CHAIN_POINTS else 160 if 2 * points > CHAIN_POINTS else REGISTERS
+
+
+def _fitting(plan: Plan, chip: Target) -> Iterator[Gradient]:
+    """Every layout that fits: columns of a thread, warps of a block, transforms of a warp, places."""
+    places = ((True, True), (True, False), (False, False))
+    for layout in search.layouts(plan, chip):
+        body = layout.body
+        if plan.block_stage:  # no warp idle in the chain
+            group = min(body.group, max(1, layout.inner[0].radix // body.warps))
+        else:  # of several transforms at a time one half: the other half's registers go to the sum
+            group = max(1, body.group // 2)
+        for spectra, sums in places:
+            found = _fitted(layout, chip, group, body.warps, spectra, sums)
+            if found is not None:
+                yield found
+
+
+def _rank(found: Gradient) -> tuple[bool | int, ...]:
+    """Enough warps first, then what stays on the multiprocessor, then what a thread does at a time."""
+    kernel = found.kernel
+    warps = min(kernel.resident * kernel.warps, ENOUGH_WARPS)
+    # Complex columns from the workspace, eight to a thread, may spill.
+    columns = -abs(kernel.columns - 4) if found.plan.device_stages else kernel.columns
+    return warps, found.sums_at >= 0, found.spectra_at >= 0, columns, kernel.warps
+
+
+@lru_cache(maxsize=256)
+def gradient(problem: Problem, target: str | Target) -> Gradient:
+    """The gradient of a problem's filter: the layout with enough resident warps that keeps most at hand.
+
+    Raises NoPlanError where the register chain does not run: before sm_80.
+    """
+    chip = find_target(target)
+    candidates = search.search(Problem("causal", problem.length, problem.dtype), chip)
+    plan = next((c.plan for c in candidates if c.plan is not None and c.engine == "mma"), None)
+    if plan is None:
+        raise NoPlanError(
+            f"no kernel makes the gradient of a filter of length {problem.length} {problem.dtype} on "
+            f"{chip.name}: " + (mma_rules.supports(chip) or "no plan of the mma engine serves it"),
+            [str(c) for c in candidates if c.engine == "mma"][:20],
+        )
+    found = max(_fitting(plan, chip), key=_rank, default=None)
+    if found is None:
+        raise NoPlanError(f"the gradient's kernel does not fit a block of {chip.name}: {plan}", [])
+    return finished(found, chip)
+
+
+def finished(found: Gradient, chip: Target) -> Gradient:
+    """A chosen layout with the kernels that take its sum to taps."""
+    finish, gather = transposed(found.plan, chip)
+    return replace(found, plan=replace(found.plan, filter=finish), gather=gather)
+
+
+@dataclass(frozen=True)
+class GradientLaunch:
+    """One launch. ``side``: 0 or 1, the signal of a peaks or columns kernel; -1: the kernel of both."""
+
+    entry: str
+    grid: int
+    block: int
+    shared_bytes: int
+    side: int
+    first: int
+    items: int
+    run: int
+    parts: int
+    workers: int
+
+
+def least_share(found: Gradient) -> int:
+    """Transforms that are worth a worker."""
+    return LEAST_SHARE if found.blocks else max(LEAST_SHARE, found.kernel.group)
+
+
+def parts(found: Gradient, batch: int, channels: int) -> int:
+    """Workers that share a channel's batch rows: as many as fill the chip, if each has rows enough."""
+    kernel = found.kernel
+    full = find_target(found.plan.target).multiprocessors * kernel.resident * kernel.items
+    at_once = channels
+    if found.plan.chunk_bytes:
+        at_once = max(1, min(channels, chunk_items(found, batch * channels) // batch))
+    return max(1, min(full // (at_once * found.rows), batch // least_share(found)))
+
+
+def chunk_items(found: Gradient, items: int) -> int:
+    """Transforms that go through the workspaces together."""
+    if not found.plan.chunk_bytes:
+        return items
+    return min(items, max(1, found.chunk_bytes // (4 * found.plan.transform)))
+
+
+def workspace_elements(found: Gradient, batch: int, channels: int) -> int:
+    """16-bit elements of the workspace of each signal."""
+    if not found.plan.chunk_bytes:
+        return 0
+    return 2 * found.plan.transform * chunk_items(found, batch * channels)
+
+
+def spectra_bytes(found: Gradient, batch: int, channels: int) -> int:
+    """Bytes that workers keep of the first signal's spectra in device memory."""
+    if found.spectra_at >= 0:
+        return 0
+    most = max(launch.workers for launch in launches(found, batch, channels, found.plan.transform))
+    group = 1 if found.blocks else found.kernel.group
+    return most * group * 4 * found.plan.row_length
+
+
+def launches(found: Gradient, batch: int, channels: int, length: int) -> tuple[GradientLaunch, ...]:
+    """Every launch of one call on ``(batch, channels, length)``, in order, chunk by chunk.
+
+    A chunk may end inside a channel: the next one adds to the same parts.
+    """
+    total = batch * channels
+    chunk = chunk_items(found, total)
+    shared = parts(found, batch, channels)
+    made = []
+    for first in range(0, total, chunk):
+        items = min(chunk, total - first)
+        for side in (0, 1) if found.plan.device_stages else ():
+            for role in ("peaks", "columns"):
+                one = launches_of(found.plan, found.plan.kernel(role), first, items, length)
+                shape = (one.entry, one.grid, one.block, one.shared_bytes)
+                made.append(GradientLaunch(*shape, side, first, items, one.run, shared, 0))
+        at_once = (first + items - 1) // batch - first // batch + 1
+        workers = at_once * found.rows * shared
+        kernel = found.kernel
+        grid = -(-workers // kernel.items)
+        shape = (found.name, grid, 32 * kernel.warps, kernel.shared_bytes)
+        made.append(GradientLaunch(*shape, -1, first, items, 1, shared, workers))
+    return tuple(made)

@@ -1,0 +1,114 @@
+// The gradient of a filter in the frequency domain: sum over the batch of conj(X) V, X and V the spectra of two
+// signals (design 1.5). A worker (a block or a warp) takes transforms of one channel, and, of transforms longer
+// than it can hold, one row. Each thread has places of its own for its share of X and of the sum.
+#pragma once
+
+#include "fftgen/chain.cuh"
+#include "fftgen/signal.cuh"
+
+namespace fftgen {
+
+// What one launch is told. The host packs the same fields in the same order (fftgen/launch.py).
+template <typename T>
+struct GradientArgs {
+    Args<T> x, v;    // the signals, each as a convolution would take it in: u with in_gate
+    float* sums;     // (channels, parts, 2 N): the sum in parts, where a filter's spectrum has its numbers
+    uint4* spectra;  // (workers, points of a row): X where shared memory has no room for it, or nullptr
+    int parts;       // workers that share the transforms of a channel
+    int workers;
+};
+
+// The work of one worker: transforms begin .. end - 1 of a channel, and the row of each. `fresh`: nobody has
+// been at its part of the sum.
+struct Share {
+    int h, outer, part, begin, end;
+    bool fresh;
+};
+
+template <int ROWS, typename T>
+__device__ __forceinline__ Share locate_share(const GradientArgs<T>& args, int worker) {
+    const Args<T>& x = args.x;
+    Share share;
+    share.part = worker % args.parts;
+    share.outer = worker / args.parts % ROWS;
+    share.h = x.first / x.per_channel + worker / args.parts / ROWS;
+    const int first = share.h * x.per_channel;
+    const int begin = max(first, x.first), end = min(first + x.per_channel, x.first + x.items);
+    const int count = (end - begin + args.parts - 1) / args.parts;
+    share.begin = min(begin + share.part * count, end);
+    share.end = min(share.begin + count, end);
+    share.fresh = begin == first;
+    return share;
+}
+
+// Where a worker keeps its sum: its place in device memory itself, eight numbers of a lane side by side, or,
+// LOCAL, a copy in shared memory, where every second group of four lanes has its two 16-byte pieces exchanged:
+// neither lanes nor neighbouring pieces meet on a bank.
+template <bool LOCAL>
+struct Sums {
+    float4* at;
+
+    __device__ __forceinline__ float4& piece(int plane, int half, int lane) const {
+        return at[(plane * LANES + lane) * 2 + (LOCAL ? half ^ (lane >> 2 & 1) : half)];
+    }
+    // The piece that stands at `i` of device memory.
+    __device__ __forceinline__ float4& piece(int i) const { return piece(i / (2 * LANES), i % 2, i / 2 % LANES); }
+
+    // Before the first transform: zeros, or what another launch left.
+    template <int POINTS>
+    __device__ __forceinline__ void open(const float4* memory, bool fresh, int thread, int threads) const {
+        if (!LOCAL && !fresh) return;
+        for (int i = thread; i < POINTS / 2; i += threads) piece(i) = fresh ? float4{0, 0, 0, 0} : memory[i];
+    }
+    template <int POINTS>
+    __device__ __forceinline__ void close(float4* memory, int thread, int threads) const {
+        if (!LOCAL) return;
+        for (int i = thread; i < POINTS / 2; i += threads) memory[i] = piece(i);
+    }
+};
+
+// A lane's eight numbers of a tile of the sum.
+struct Eight {
+    float re[8], im[8];
+
+    template <bool LOCAL>
+    __device__ __forceinline__ void load(const Sums<LOCAL>& sums, int tile, int lane) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            const float4 r = sums.piece(2 * tile, i, lane), s = sums.piece(2 * tile + 1, i, lane);
+            re[4 * i] = r.x, re[4 * i + 1] = r.y, re[4 * i + 2] = r.z, re[4 * i + 3] = r.w;
+            im[4 * i] = s.x, im[4 * i + 1] = s.y, im[4 * i + 2] = s.z, im[4 * i + 3] = s.w;
+        }
+    }
+    template <bool LOCAL>
+    __device__ __forceinline__ void store(const Sums<LOCAL>& sums, int tile, int lane) const {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+            sums.piece(2 * tile, i, lane) = float4{re[4 * i], re[4 * i + 1], re[4 * i + 2], re[4 * i + 3]};
+            sums.piece(2 * tile + 1, i, lane) = float4{im[4 * i], im[4 * i + 1], im[4 * i + 2], im[4 * i + 3]};
+        }
+    }
+
+    // += scale conj(x) v. In fp32: sums over a batch must not lose what every term keeps.
+    __device__ __forceinline__ void add(const uint4& xr, const uint4& xi, const Tile* vr, const Tile* vi, float scale) {
+        const Pack r[4] = {xr.x, xr.y, xr.z, xr.w}, i[4] = {xi.x, xi.y, xi.z, xi.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            float a[2], b[2], c[2], d[2];
+            Word<__half>::widen(r[j], a[0], a[1]);
+            Word<__half>::widen(i[j], b[0], b[1]);
+            Word<__half>::widen(vr[j / 2].v[j % 2], c[0], c[1]);
+            Word<__half>::widen(vi[j / 2].v[j % 2], d[0], d[1]);
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+                re[2 * j + k] += scale * (a[k] * c[k] + b[k] * d[k]);
+                im[2 * j + k] += scale * (a[k] * d[k] - b[k] * c[k]);
+            }
+        }
+    }
+};
+
+// Two results side by side as the pieces that a lane keeps of X.
+__device__ __forceinline__ uint4 keep(const Tile (&x)[2]) { return {x[0].v[0], x[0].v[1], x[1].v[0], x[1].v[1]}; }
+
+}  // namespace fftgen

@@ -1,0 +1,61 @@
+"""``fftgen figures``: the page that is committed says what a new count says, and its bounds hold."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+from command_line import why_not
+
+from fftgen import figures, gradient_figures, nvrtc
+from fftgen.problem import Problem
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+PAGE = Path(__file__).parents[2] / "FIGURES.md"
+
+
+@cache
+def page() -> str:
+    text = PAGE.read_text()
+    if f"nvrtc {nvrtc.build()}" not in text:
+        pytest.skip("the page is about the code of another NVRTC")
+    return text
+
+
+def rows(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
+
+
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_page_says_what_is_counted(mode: str, gated: bool) -> None:
+    found = figures.figures(Problem(mode, 256, "bf16"), gated)
+    assert rows(figures.page([found], "sm_90", "x"))[1:] == [
+        line for line in rows(page()) if line.startswith(f"| {mode} 256{', gated' if gated else ''} ")
+    ]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_page_says_what_is_counted_of_gradients(gated: bool) -> None:
+    found = gradient_figures.gradient_figures(256, gated, "bf16", "sm_90")
+    assert rows(gradient_figures.section([found]))[1:] == [
+        line for line in rows(page()) if line.startswith(f"| 256{', gated' if gated else ''} ")
+    ]
+
+
+def test_the_bounds_of_4096_points() -> None:
+    """Issue "Speed": operations the least, sectors, wavefronts, instructions, warps and no spill."""
+    found = figures.figures(Problem("causal", 4096, "bf16"), gated=False)
+    assert found.operations == found.least_operations == 640
+    assert found.reasons == []
+
+
+def test_gradients_of_4096_points() -> None:
+    """Two forward halves and a product: no more than a convolution and a half, nothing moved twice."""
+    found = gradient_figures.gradient_figures(4096, False, "bf16", "sm_90")
+    assert found.operations == found.least_operations == 640
+    assert (found.sectors, found.wavefronts, found.spilled) == (1.0, 1.0, 0)
+    assert sum(found.instructions.values()) <= 1.5 * figures.INSTRUCTIONS
+    assert found.resident >= figures.WARPS
