@@ -30,12 +30,14 @@ def filter_work(plan: Plan, kernel: FilterKernel, target: Target, taps: int | No
     count = min(plan.problem.length, n) if taps is None else taps
     first = kernel.role in ("filter", "filter_columns")
     ends = kernel.role in ("filter", "filter_convert")
-    loaded, stored = 4 * count if first else 0, 4 * n + SCALE if ends else 0
+    # A tap that is folded (planner/fold.py) stands in two places: its second reading is not from memory.
+    again = count - 1 if plan.fold else 0
+    read, stored = 4 * count if first else 0, 4 * n + SCALE if ends else 0
     whole = COMPLEX * n
     return Work(
-        loaded=loaded,
+        loaded=read + (4 * again if first else 0),
         stored=stored,
-        device_bytes=loaded + stored,
+        device_bytes=read + stored,
         workspace_loaded=whole if kernel.role in ("filter_rows", "filter_convert") else 0,
         workspace_stored=whole if kernel.role in ("filter_columns", "filter_rows") else 0,
         tables=_tables(plan, kernel, target),
@@ -136,7 +138,7 @@ def _stage_instructions(plan: Plan, kernel: FilterKernel, stage: FilterStage, nu
     rows = _rows(plan, kernel, stage, first)
     each = 2  # a load and a store
     each += TWIST * (2 if stage.radix > 7 else 1) if rows else 0
-    each += 3 + (2 if weighted else 0) if first else 0  # bounds of the taps, weights
+    each += 3 + (2 if weighted else 0) + (6 if plan.fold else 0) if first else 0  # bounds, weights, the fold
     columns = kernel.role == "filter_columns"
     each += 3 if (first or last) and not columns else 0  # the peak
     each += 20 if last and columns else 0  # twiddles between columns and rows, in two levels

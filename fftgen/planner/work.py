@@ -96,41 +96,36 @@ def tensor_ops(plan: Plan, kernel: Kernel) -> int:
 
     Every stage multiplies N/256 output tiles by radix/16 operand tiles, with four real products per
     complex one, forward and inverse; the first stage reads and the last writes real numbers in
-    right-angle mode (two products), unless a circular fold needs the imaginary parts of the output.
+    right-angle mode (two products).
     """
     tiles = plan.transform // (TILE * TILE)
     total = 0
     for number, directions in _directions(plan, kernel).items():
-        for direction in directions:
-            real = plan.real_input and number == 1 and not (direction == "inverse" and plan.fold)
-            total += tiles * (plan.stages[number - 1].radix // TILE) * (2 if real else 4)
+        products = 2 if plan.real_input and number == 1 else 4
+        total += tiles * (plan.stages[number - 1].radix // TILE) * len(directions) * products
     return total
 
 
 def _signals(plan: Plan, kernel: Kernel) -> tuple[int, int]:
     """Bytes of u that a kernel loads and of y that it stores."""
     row = 2 * plan.rows_per_item * min(plan.problem.length, plan.transform)
-    folds = any(k.role == "fold" for k in plan.kernels)
     loads = kernel.role in ("convolve", "peaks") or (kernel.role, kernel.stage) == ("columns", 1)
-    last = "fold" if folds else "columns_inverse"
-    stores = kernel.role == "convolve" or (kernel.role == last and kernel.stage < 2)
+    stores = kernel.role == "convolve" or (kernel.role, kernel.stage) == ("columns_inverse", 1)
     return row if loads else 0, row if stores else 0
 
 
 def workspace(plan: Plan, kernel: Kernel) -> tuple[int, int]:
     """Bytes of the workspace that a kernel loads and stores: all of it, 4 bytes a complex number.
 
-    Between the tensor and the workspace only one of both; the fold reads two real numbers for each result.
+    Between the tensor and the workspace only one of both.
     """
     whole = ELEMENT * plan.transform
-    if kernel.role == "fold":
-        return 4 * plan.fold, 0
     if kernel.role == "rows":
         return whole, whole
     if kernel.role == "columns":
         return (0 if kernel.stage == 1 else whole), whole
     if kernel.role == "columns_inverse":
-        return whole, (whole if kernel.stage > 1 or plan.fold else 0)
+        return whole, (whole if kernel.stage > 1 else 0)
     return 0, 0
 
 
@@ -185,9 +180,9 @@ def mma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
     """Instructions of warps for one transform on the engine "mma".
 
     Two HMMA a 16x16x16 product, and what loads, scales, converts, multiplies by twiddles, exchanges and
-    addresses: coefficients fitted for every 128 complex elements to the compiled code of 101 kernels of 256
-    to 2**20 points on sm_80 and sm_90 (hot_path.py). They miss it by at most 12 % in a block's kernel, 6 %
-    in a warp's and 4 % in a device stage's; a test holds them to that over the portfolio.
+    addresses: coefficients fitted for every 128 complex elements to the compiled code of 154 kernels of 256
+    to 2**20 points on sm_80 and sm_90 (hot_path.py). They miss it by at most 10 % in a block's kernel, 7 %
+    in a warp's and 8 % in a device stage's; a test holds them to that over the portfolio.
     """
     if kernel.role == "peaks":
         each = 24.0 * plan.rows_per_item
@@ -204,25 +199,25 @@ def _device_instructions(plan: Plan, kernel: Kernel) -> float:
     """A strip of columns: what is the same for all its rows weighs less where there are many."""
     pair, tiles = not plan.real_input, plan.stages[0].radix / TILE
     if kernel.role == "columns":
-        return 29 + 25 * pair + 52 / kernel.columns + 17 / tiles
-    return 14 + 14 * pair + 71 / kernel.columns + 31 / tiles
+        return 30 + 36 * pair + 46 / kernel.columns + 18 / tiles
+    return 13 + 17 * pair + 74 / kernel.columns + 32 / tiles
 
 
 def _warp_instructions(plan: Plan, kernel: Kernel) -> float:
     """Transforms in a warp's registers: a row's scale costs the more the shorter it is, and results of 16
     columns are stored in pieces of half the width."""
-    narrow = 13 * (plan.inner[1].radix == TILE)
+    narrow = 11 * (plan.inner[1].radix == TILE)
     if kernel.role == "rows":
-        return 66 + narrow
+        return 64 + narrow
     rows = plan.rows_per_item
-    return 71 + narrow + 39 * (rows - 1) + 21 * 256 * rows / plan.transform
+    return 69 + narrow + 55 * (rows - 1) + 28 * 256 * rows / plan.transform
 
 
 def _block_instructions(plan: Plan, kernel: Kernel) -> float:
-    """Columns, rows, columns by a block. Warps that get a row less than others wait: the slots pass."""
+    """Columns, rows, columns by a block. Warps that get no row, or one less than others, wait: slots pass."""
     tensor = kernel.role == "convolve"
     tiles = sum(s.radix for s in plan.inner) / TILE
     turns = plan.inner[0].radix / (kernel.warps * kernel.group)
-    waiting = -(-turns // 1) / turns - 1
-    signals = tensor * (30 + 52 * (plan.rows_per_item - 1))
-    return 74 + signals + 4 * (tiles - 3) + 47 / kernel.columns + 90 * waiting
+    idle = (-(-turns // 1) / turns - 1) * (87 if turns < 1 else 13)
+    signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1))
+    return 70 + signals + 4.5 * (tiles - 3) + 73 / kernel.columns + idle
