@@ -71,6 +71,7 @@ class Roofline:
             "target": self.target.name,
             "chip": self.target.chip,
             "predicted": True,
+            "assumed_rates": list(self.target.assumed),
             "residency": self.registers,
             "instructions_compiled": list(self.compiled),
             "note": self.note,

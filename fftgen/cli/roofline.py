@@ -79,6 +79,8 @@ def text(found: Roofline) -> str:
     ]
     if found.note:
         parts.append(found.note)
+    if found.target.assumed:
+        parts.append(f"assumed, not from a datasheet: the rate of {' and of '.join(found.target.assumed)}")
     if found.spectrum.kernels:
         parts += [
             f"the filter's spectrum, ns per channel ({taps} taps)",
