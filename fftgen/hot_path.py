@@ -52,7 +52,7 @@ def specialised(source: Source, length: int, gated: bool) -> Source:
         "(const Args<T> given) {\n    Args<T> args = given;\n"
         f"    args.vector = 1, args.length = {length};\n    {gates}"
     )
-    if _ENTRY not in source.text:
+    if _ENTRY not in source.text and _GRADIENT_ENTRY not in source.text:
         raise InternalError(f"{source.name} has no entry point of this fftgen")
     text = source.text.replace(_ENTRY, head)
     both = "args.x.in_gate.data {0} nullptr{1} args.v.in_gate.data {0} nullptr"
