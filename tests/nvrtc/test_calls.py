@@ -104,7 +104,7 @@ def test_an_alignment_that_was_promised_and_is_not_there_is_found(
 ) -> None:
     """The views above prove something: claim that they are aligned, and the kernel faults."""
     module = build(Problem("causal", 512, "bf16"), "sm_90")
-    monkeypatch.setattr(execute, "_aligned", lambda x: True)
+    monkeypatch.setattr(execute, "aligned", lambda x: True)
     u, k = draw(rng, 1, 1, 512), draw(rng, 1, 9, dtype=torch.float32)
     emulate.convolve(module, off_by(8, u), k)
     with pytest.raises(Misaligned, match=r"address 0x\w+ in u"):

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 # Each another path: two transforms to a warp, one, sums in device memory; blocks with everything in shared
 # memory, with the sum outside, with the spectrum outside too; a block and a warp behind a device stage.
 OTHERS = (("causal", "fp16"), ("circular", "bf16"))
+COMMON = (256, 1024, 4096, 65_536)
 PATHS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
 
 
@@ -110,7 +111,7 @@ def signals(
     return made[0], made[1], made[2] if gates & 1 else None, made[3] if gates & 2 else None
 
 
-@pytest.mark.parametrize("length", PATHS)
+@pytest.mark.parametrize("length", [256, 1024, 4096, 65_536, *slow((n,) for n in PATHS if n not in COMMON)])
 @pytest.mark.parametrize(
     ("mode", "dtype"),
     [("causal", "bf16"), ("circular", "fp16"), *(pytest.param(*x, marks=pytest.mark.slow) for x in OTHERS)],
@@ -224,7 +225,18 @@ def test_targets_without_the_instructions() -> None:
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("length", [*PATHS, 12_000, 20_000, 1_048_576, 2_097_152])
+@pytest.mark.parametrize(
+    "length",
+    [
+        256,
+        1024,
+        4096,
+        16_384,
+        65_536,
+        1_048_576,
+        *slow((n,) for n in (512, 2048, 8192, 12_000, 20_000, 32_768, 2_097_152)),
+    ],
+)
 def test_no_kernel_spills(target: str, length: int) -> None:
     found = planned(length, target=target)
     source = render_gradient(found)
