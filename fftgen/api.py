@@ -42,14 +42,20 @@ def problem(length: int, dtype: object = "bf16", *, causal: bool = False) -> Pro
 
 
 def plan(
-    length: int, dtype: object = "bf16", *, causal: bool = False, target: str | Target = DEFAULT_TARGET
+    length: int,
+    dtype: object = "bf16",
+    *,
+    causal: bool = False,
+    target: str | Target = DEFAULT_TARGET,
+    engine: str | None = None,
 ) -> Plan:
     """The plan for a length on an architecture; needs neither compiler nor GPU.
 
-    Arguments as ``get_conv``; ``target`` as in "sm_90". ``str()`` of the result is one line, ``to_json()``
-    all of it. Raises InputError, or NoPlanError with the reason of every candidate.
+    Arguments as ``get_conv``; ``target`` as in "sm_90"; ``engine``: "mma" or "wmma", by default the
+    planner's choice. ``str()`` of the result is one line, ``to_json()`` all of it. Raises InputError, or
+    NoPlanError with the reason of every candidate.
     """
-    return search.plan(problem(length, dtype, causal=causal), find_target(target))
+    return search.plan(problem(length, dtype, causal=causal), find_target(target), engine)
 
 
 def build(
@@ -61,26 +67,36 @@ def build(
     path: str | Path | None = None,
     train: bool = False,
     cache: Cache | None = None,
+    engine: str | None = None,
 ) -> File:
     """Plan, render and compile for several architectures at once and write one artifact for ``load``.
 
     Arguments as ``get_conv``; ``targets``: names such as "sm_90", by default every target that takes the
     dtype, with PTX for newer chips. ``path``: the file, by default ``generated/fftconv-...fftgen``.
-    ``train``: with the kernels of the filter's gradient (all other gradients need none of their own). Needs
-    NVRTC, no GPU. Raises what ``pipeline.build`` raises, and ArtifactError when the file cannot be
-    written; a file that was there is then as it was.
+    ``train``: with the kernels of the filter's gradient (all other gradients need none of their own).
+    ``engine`` in place of the planner's choice goes into the file and its name, nowhere else: ``get_conv``
+    keeps to the planner. Needs NVRTC, no GPU. Raises what ``pipeline.build`` raises, and ArtifactError when
+    the file cannot be written; a file that was there is then as it was.
     """
     asked = problem(length, dtype, causal=causal)
-    where = Path(DIRECTORY) / file_name(asked) if path is None else Path(path)
-    return build_files({where: (asked,)}, [find_target(t) for t in targets], train, cache)[0]
+    where = Path(DIRECTORY) / file_name(asked, engine) if path is None else Path(path)
+    chips = [find_target(t) for t in targets]
+    return build_files({where: (asked,)}, chips, train, cache, engine=engine)[0]
 
 
-def file_name(asked: Problem) -> str:
-    """What the artifact of a problem is called: ``fftconv-65536-bf16.fftgen``."""
-    return f"fftconv-{asked.length}-{asked.dtype}{'-causal' if asked.causal else ''}{SUFFIX}"
+def file_name(asked: Problem, engine: str | None = None) -> str:
+    """What the artifact of a problem is called: ``fftconv-65536-bf16.fftgen``.
+
+    With an engine of the caller's choice ``fftconv-65536-bf16-wmma.fftgen``: never in the place of the
+    planner's own.
+    """
+    words = ["fftconv", str(asked.length), asked.dtype, *(["causal"] if asked.causal else ())]
+    return "-".join([*words, *([engine] if engine else ())]) + SUFFIX
 
 
-def files_for(problems: Iterable[Problem], output: str | Path) -> dict[Path, tuple[Problem, ...]]:
+def files_for(
+    problems: Iterable[Problem], output: str | Path, engine: str | None = None
+) -> dict[Path, tuple[Problem, ...]]:
     """Which file holds which problems: all in one when ``output`` is a ``.fftgen`` file, else one each."""
     output = Path(output)
     unique = tuple(dict.fromkeys(problems))
@@ -88,12 +104,14 @@ def files_for(problems: Iterable[Problem], output: str | Path) -> dict[Path, tup
         return {output: unique}
     if output.is_file():
         raise InputError(f"output {output} is a file: name a directory, or a file that ends in {SUFFIX}")
-    return {output / file_name(p): (p,) for p in unique}
+    return {output / file_name(p, engine): (p,) for p in unique}
 
 
-def jobs_for(asked: Problem, targets: Sequence[Target] = (), train: bool = False) -> list[bundle.Job]:
+def jobs_for(
+    asked: Problem, targets: Sequence[Target] = (), train: bool = False, engine: str | None = None
+) -> list[bundle.Job]:
     """What has to be built for a problem, for the given targets or for all that take its dtype."""
-    chips = tuple(targets) or bundle.default_targets(asked)
+    chips = tuple(targets) or bundle.default_targets(asked, engine)
     jobs = [(p, chip, False) for p in bundle.problems_of(asked) for chip in chips]
     if train:  # the gradient's kernels of a circular length are those of the causal one
         causal = (Problem("causal", p.length, p.dtype) for p in bundle.problems_of(asked))
@@ -107,17 +125,21 @@ def build_files(
     train: bool = False,
     cache: Cache | None = None,
     done: Callable[[Built], None] | None = None,
+    engine: str | None = None,
 ) -> tuple[File, ...]:
     """Build everything, then write every file: a failed build changes none of them.
 
-    ``done`` is called with each build, from worker threads.
+    ``done`` is called with each build, from worker threads. ``engine``: of every plan, in place of the
+    planner's choice.
     """
     wanted = {
-        path: list(dict.fromkeys(job for asked in problems for job in jobs_for(asked, targets, train)))
+        path: list(
+            dict.fromkeys(job for asked in problems for job in jobs_for(asked, targets, train, engine))
+        )
         for path, problems in files.items()
     }
     jobs = list(dict.fromkeys(job for those in wanted.values() for job in those))
-    made = dict(zip(jobs, bundle.build_all(jobs, cache, done), strict=True))
+    made = dict(zip(jobs, bundle.build_all(jobs, cache, done, engine), strict=True))
     contents = {path: tuple(made[job] for job in those) for path, those in wanted.items()}
     raw = {path: artifact.dumps(bundle.bundle(built)) for path, built in contents.items()}
     _write_all(raw)

@@ -15,6 +15,8 @@ from fftgen.errors import ArtifactError, InputError, NoPlanError
 from fftgen.pipeline import Built, build, build_gradient
 from fftgen.planner.gradient import Gradient, gradient
 from fftgen.planner.plan import Plan
+from fftgen.planner.rules import supports_dtype
+from fftgen.planner.search import supports_engine
 from fftgen.problem import Problem
 from fftgen.targets import TARGETS, Target
 from fftgen.targets import target as find_target
@@ -37,11 +39,14 @@ def problems_of(problem: Problem) -> tuple[Problem, ...]:
     return (problem,) if half is None else (problem, half)
 
 
-def default_targets(problem: Problem) -> tuple[Target, ...]:
-    """Every target that can take the dtype, the virtual one (PTX for newer chips) last."""
-    from fftgen.planner.rules import supports_dtype
-
-    return tuple(t for t in TARGETS.values() if supports_dtype(problem.dtype, t) is None)
+def default_targets(problem: Problem, engine: str | None = None) -> tuple[Target, ...]:
+    """Every target that can take the dtype, and the engine if one is named; the virtual one (PTX for newer
+    chips) last."""
+    return tuple(
+        t
+        for t in TARGETS.values()
+        if supports_dtype(problem.dtype, t) is None and (engine is None or supports_engine(engine, t) is None)
+    )
 
 
 def trains(problem: Problem, target: Target) -> bool:
@@ -57,12 +62,19 @@ def build_all(
     jobs: Sequence[Job],
     cache: Cache | None = None,
     done: Callable[[Built], None] | None = None,
+    engine: str | None = None,
 ) -> list[Built]:
-    """Build several problems for several targets, in parallel threads. Errors go through."""
+    """Build several problems for several targets, in parallel threads. Errors go through.
+
+    ``engine``: of every convolution, in place of the planner's choice; a filter's gradient has one.
+    """
 
     def one(job: Job) -> Built:
         problem, target, backward = job
-        made = build_gradient(gradient(problem, target), cache) if backward else build(problem, target, cache)
+        if backward:
+            made = build_gradient(gradient(problem, target), cache)
+        else:
+            made = build(problem, target, cache, engine)
         if done is not None:
             done(made)
         return made

@@ -37,6 +37,10 @@ class HotPath:
         """Instructions of a warp for 128 complex elements, one matrix result."""
         return 128 * self.instructions / self.elements
 
+    def per_transform(self, points: int) -> float:
+        """Instructions of warps for a transform of so many complex points."""
+        return points * self.instructions / self.elements
+
 
 def specialised(source: Source, length: int, gated: bool) -> Source:
     """The source with every launch aligned, of full length, and with or without gates."""
@@ -48,6 +52,8 @@ def specialised(source: Source, length: int, gated: bool) -> Source:
         "(const Args<T> given) {\n    Args<T> args = given;\n"
         f"    args.vector = 1, args.length = {length};\n    {gates}"
     )
+    if _ENTRY not in source.text and _GRADIENT_ENTRY not in source.text:
+        raise InternalError(f"{source.name} has no entry point of this fftgen")
     text = source.text.replace(_ENTRY, head)
     both = "args.x.in_gate.data {0} nullptr{1} args.v.in_gate.data {0} nullptr"
     gates = f"if ({both.format('==', ' ||')}) return;" if gated else f"{both.format('=', ',')};"
@@ -59,15 +65,16 @@ def specialised(source: Source, length: int, gated: bool) -> Source:
     return Source(source.name, text, dict(source.headers), source.entries)
 
 
-def hot_paths(plan: Plan, gated: bool) -> dict[str, HotPath]:
+def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str, HotPath]:
     """By role: every kernel of a plan of the mma engine that works on complex elements (none of others).
 
-    Raises ToolchainError where NVRTC or nvdisasm is missing.
+    ``source``: of a build, by default what the plan renders to now. Raises ToolchainError where NVRTC or
+    nvdisasm is missing, InternalError where the source is of another fftgen.
     """
     if plan.engine != "mma":
         return {}
     length = min(plan.problem.length, plan.transform)
-    cubin = nvrtc.compile_cubin(specialised(render(plan), length, gated), plan.target)
+    cubin = nvrtc.compile_cubin(specialised(source or render(plan), length, gated), plan.target)
     listing = _kernels(sass.disassemble(cubin.image))
     found = {}
     for kernel in plan.kernels:

@@ -56,13 +56,15 @@ class Built:
         return {self.plan.entry(k): k.shared_bytes for k in self.plan.kernels} | filters
 
 
-def build(problem: Problem, target: str | Target, cache: Cache | None = None) -> Built:
+def build(
+    problem: Problem, target: str | Target, cache: Cache | None = None, engine: str | None = None
+) -> Built:
     """Plan, render and compile a problem for a target, through the cache.
 
-    Raises InputError, NoPlanError, CompileError, ToolchainError (NVRTC missing) or CacheMissError
-    (FFTGEN_NO_JIT).
+    ``engine``: in place of the planner's choice. Raises InputError, NoPlanError, CompileError, ToolchainError
+    (NVRTC missing) or CacheMissError (FFTGEN_NO_JIT).
     """
-    return build_plan(search.plan(problem, find_target(target)), cache)
+    return build_plan(search.plan(problem, find_target(target), engine), cache)
 
 
 def build_plan(plan: Plan, cache: Cache | None = None) -> Built:
@@ -90,7 +92,8 @@ def _build(plan: Plan, found: Gradient | None, cache: Cache | None) -> Built:
         return Entry.of(source, nvrtc.compile_cubin(source, plan.target))
 
     key = Key.of(source, plan.target)
-    entry = (cache or Cache.default()).get_or_build(key, make, command=command(plan).replace("render", how))
+    said = command(plan, own=found is not None).replace("render", how)
+    entry = (cache or Cache.default()).get_or_build(key, make, command=said)
     block = tables.build(plan)
     seconds = time.perf_counter() - started
     return Built(plan, source, entry.cubin, entry.ptx, block, entry.resources, seconds, not compiled, found)

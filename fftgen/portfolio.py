@@ -107,16 +107,21 @@ def _module(built: Built) -> dict[str, Any]:
         "code_bytes": len(built.cubin),
         "table_bytes": len(built.tables),
         "kernels": [
-            {
-                "name": f"{k.role}{k.stage or ''}",
-                "registers": built.resources[plan.entry(k)].registers,
-                "spill_bytes": built.resources[plan.entry(k)].spill_store_bytes
-                + built.resources[plan.entry(k)].spill_load_bytes,
-                "shared_bytes": k.shared_bytes,
-                "threads": 32 * k.warps,
-            }
-            for k in plan.kernels
+            *(_kernel(built, k.label, plan.entry(k), 32 * k.warps) for k in plan.kernels),
+            *(_kernel(built, k.role, plan.filter_entry(k), k.threads) for k in plan.filter.kernels),
         ],
+    }
+
+
+def _kernel(built: Built, label: str, entry: str, threads: int) -> dict[str, Any]:
+    """What a kernel takes, those that make the filter's spectrum included."""
+    found = built.resources[entry]
+    return {
+        "name": label,
+        "registers": found.registers,
+        "spill_bytes": found.spill_store_bytes + found.spill_load_bytes,
+        "shared_bytes": built.entries[entry],
+        "threads": threads,
     }
 
 

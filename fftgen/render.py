@@ -16,6 +16,7 @@ from fftgen.planner import gradient as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.gradient import Gradient
 from fftgen.planner.plan import Kernel, Plan
+from fftgen.planner.search import chosen_engine
 from fftgen.planner.tables import matrix_bytes
 from fftgen.source import Source
 
@@ -42,10 +43,15 @@ FILTER_TITLES = {
 }
 
 
-def command(plan: Plan) -> str:
-    """The command line that renders this plan."""
+def command(plan: Plan, *, own: bool = False) -> str:
+    """The command line that renders this plan: with its engine where the planner would take another.
+
+    ``own``: the plan is of a gradient, which has the engine that it has.
+    """
     p = plan.problem
-    return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}"
+    chosen = plan.engine if own else chosen_engine(p, plan.target)
+    engine = "" if chosen in (plan.engine, None) else f" --engine {plan.engine}"
+    return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}{engine}"
 
 
 def summary(plan: Plan) -> str:
@@ -131,7 +137,7 @@ def render_gradient(gradient: Gradient) -> Source:
             plan=plan,
             subject=gradient,
             version=__version__,
-            command=f"{command(plan)} --gradient",
+            command=f"{command(plan, own=True)} --gradient",
             summary=f"per row and its cotangent: {gradient.tensor_ops} matrix instructions 16x16x16; "
             f"{gradient.kernel.shared_bytes} bytes of shared memory a block",
             ctype=dtype(plan.problem.dtype).ctype,

@@ -1,9 +1,11 @@
 """One frozen row per GPU architecture: limits that make a plan legal and rates that make it fast.
 
 Limits: CUDA Programming Guide, appendix "Compute Capabilities", tables "Technical Specifications
-per Compute Capability". Rates are those of the chip named in the row (vendor datasheets, dense
-16-bit matrix rate with fp32 accumulation, device-memory bandwidth) and serve the cost model only;
-the row for sm_90 carries the H200's measured copy bandwidth (design note 2.1: 4.3 TB/s).
+per Compute Capability". Rates are those of the chip named in the row and serve the cost model only:
+device-memory bandwidth, bandwidth between L2 and multiprocessors, dense 16-bit matrix rate with fp32
+accumulation, boost clock. Multiprocessors and L2 size are those of the chip's datasheet or of the
+whitepaper of its architecture. SOURCES says where each rate is from; what no public document states is
+called assumed, and ``--roofline`` says so where it decides.
 """
 
 from __future__ import annotations
@@ -40,11 +42,58 @@ class Target:
     l2_bandwidth: float  # bytes per second
     tensor_rate: float  # floating-point operations per second
     clock: float  # hertz
+    sources: tuple[str, str, str, str]  # of the four rates above
     virtual: bool = False
+
+    @property
+    def assumed(self) -> tuple[str, ...]:
+        """Resources whose rate nobody stated or measured."""
+        rates = (("device memory",), ("L2",), ("tensor cores",), ("shared memory", "issue slots"))
+        found = (r for r, s in zip(rates, self.sources, strict=True) if s.startswith("assumed"))
+        return tuple(name for names in found for name in names)
 
     @property
     def capability(self) -> int:
         return 10 * self.major + self.minor
+
+
+# Of each chip: device memory, L2, matrix rate, clock.
+_A100 = (
+    "A100 80GB datasheet",
+    "assumed: 70 % of the 5120 bytes a cycle of the A100 whitepaper",
+    "A100 datasheet",
+    "A100 whitepaper, boost",
+)
+SOURCES = {
+    "T4": (
+        "T4 datasheet",
+        "measured: Jia et al. 2019, arXiv 1903.07486, L2 load throughput",
+        "T4 datasheet",
+        "T4 product brief, boost",
+    ),
+    "A100-SXM 80GB": _A100,
+    "any from sm_80": _A100,
+    "A40": ("A40 datasheet", "assumed", "A40 datasheet", "A40 product brief, boost"),
+    "L40S": ("L40S datasheet", "assumed", "L40S datasheet", "L40S product brief, boost"),
+    "H200-SXM": (
+        "measured: device-to-device copy on an H200 (design note 2.1); the datasheet has 4.8 TB/s",
+        "assumed",
+        "assumed: 80 % of the 989 TFLOP/s of the datasheet, which matrices of random numbers do not reach",
+        "H100 SXM, boost; the datasheet has none",
+    ),
+    "B200": (
+        "HGX B200 datasheet",
+        "assumed",
+        "HGX B200 datasheet: half of the rate with sparsity",
+        "assumed",
+    ),
+    "RTX PRO 6000": (
+        "RTX PRO 6000 Blackwell datasheet",
+        "assumed",
+        "RTX PRO 6000 Blackwell datasheet: an eighth of its fp4 rate with sparsity",
+        "assumed",
+    ),
+}
 
 
 def _row(
@@ -76,6 +125,7 @@ def _row(
         l2_bandwidth=rates[1] * 1e9,
         tensor_rate=rates[2] * 1e12,
         clock=rates[3] * 1e9,
+        sources=SOURCES[chip],
         virtual=virtual,
     )
 

@@ -221,6 +221,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_f
     const int slot = blockIdx.x / STRIPS, channel = args.first + slot, strip = blockIdx.x % STRIPS * C;
     float2* const workspace = args.workspace + slot * (long long)N;
     const float* const taps = args.filter + channel * args.stride;
+    const float* const back = args.back + channel * args.back_stride + 1;
 
     // Stage 1: 1 DFTs of 16 points, 1 apart
 #pragma unroll 1
@@ -228,13 +229,17 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_f
         const int c = work % C, b = work / C;
         const int r = b;
         float2 x[16];
+        const auto place = [&](int j) { return (r + j * 1) * 2048 + strip + c; };
         float tap[16];
 #pragma unroll
         for (int j = 0; j < 16; ++j) {
-            const int n = (r + j * 1) * 2048 + strip + c;
-            tap[j] = n < args.taps ? __ldg(taps + n) : 0.0f;
+            const int n = place(j);
+            tap[j] = tap_at(taps, n, args.taps);
         }
-        if (args.skip != nullptr && r + strip + c == 0) tap[0] += args.skip[channel];
+        if (place(0) == 0) {
+            if (args.skip != nullptr) tap[0] += args.skip[channel];
+            if (args.back != nullptr) tap[0] += back[-1];
+        }
         x[0] = {tap[0] * 1.000000000e+00f, tap[0] * 0.000000000e+00f};
         x[1] = {tap[1] * 9.951847267e-01f, tap[1] * 9.801714033e-02f};
         x[2] = {tap[2] * 9.807852804e-01f, tap[2] * 1.950903220e-01f};
@@ -251,6 +256,25 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_f
         x[13] = {tap[13] * 2.902846773e-01f, tap[13] * 9.569403357e-01f};
         x[14] = {tap[14] * 1.950903220e-01f, tap[14] * 9.807852804e-01f};
         x[15] = {tap[15] * 9.801714033e-02f, tap[15] * 9.951847267e-01f};
+        if (args.reach > 0) {  // x^-m = -i x^(N - m)
+            const auto late = [&](int j) { return tap_at(back, N - 1 - place(j), args.reach); };
+            x[0] = x[0] + float2{0.0f, -late(0)} * make_float2(1.000000000e+00f, 0.000000000e+00f);
+            x[1] = x[1] + float2{0.0f, -late(1)} * make_float2(9.951847267e-01f, 9.801714033e-02f);
+            x[2] = x[2] + float2{0.0f, -late(2)} * make_float2(9.807852804e-01f, 1.950903220e-01f);
+            x[3] = x[3] + float2{0.0f, -late(3)} * make_float2(9.569403357e-01f, 2.902846773e-01f);
+            x[4] = x[4] + float2{0.0f, -late(4)} * make_float2(9.238795325e-01f, 3.826834324e-01f);
+            x[5] = x[5] + float2{0.0f, -late(5)} * make_float2(8.819212643e-01f, 4.713967368e-01f);
+            x[6] = x[6] + float2{0.0f, -late(6)} * make_float2(8.314696123e-01f, 5.555702330e-01f);
+            x[7] = x[7] + float2{0.0f, -late(7)} * make_float2(7.730104534e-01f, 6.343932842e-01f);
+            x[8] = x[8] + float2{0.0f, -late(8)} * make_float2(7.071067812e-01f, 7.071067812e-01f);
+            x[9] = x[9] + float2{0.0f, -late(9)} * make_float2(6.343932842e-01f, 7.730104534e-01f);
+            x[10] = x[10] + float2{0.0f, -late(10)} * make_float2(5.555702330e-01f, 8.314696123e-01f);
+            x[11] = x[11] + float2{0.0f, -late(11)} * make_float2(4.713967368e-01f, 8.819212643e-01f);
+            x[12] = x[12] + float2{0.0f, -late(12)} * make_float2(3.826834324e-01f, 9.238795325e-01f);
+            x[13] = x[13] + float2{0.0f, -late(13)} * make_float2(2.902846773e-01f, 9.569403357e-01f);
+            x[14] = x[14] + float2{0.0f, -late(14)} * make_float2(1.950903220e-01f, 9.807852804e-01f);
+            x[15] = x[15] + float2{0.0f, -late(15)} * make_float2(9.801714033e-02f, 9.951847267e-01f);
+        }
         dft<16>(x);
         const int column = strip + c, low = 0;
 #pragma unroll

@@ -139,9 +139,12 @@ namespace {
 
 using Operand = __half;
 
+// Tap m of a filter that acts backwards in time is tap PERIOD - m of one that acts forwards.
+constexpr int PERIOD = 1000;
+
 // A circular convolution of PERIOD steps: tap m >= 1 stands at m and, times -i, at m + LATE as well. What runs
 // over the end of the transform comes back times i: of the second, as the real part that wraps.
-constexpr int PERIOD = 1000, LATE = N - PERIOD;
+constexpr int LATE = N - PERIOD;
 
 // Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
 __device__ __forceinline__ int piece_place(unsigned x) {
@@ -188,6 +191,7 @@ extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1000_circular_f
     unsigned peak = 0;
     const int channel = args.first + blockIdx.x;
     const float* const taps = args.filter + channel * args.stride;
+    const float* const back = args.back + channel * args.back_stride + 1;
 
     // Stage 1: 64 DFTs of 16 points, 64 apart
 #pragma unroll 1
@@ -196,14 +200,26 @@ extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1000_circular_f
         const int r = b;
         const unsigned base = spread(r);
         float2 x[16];
+        const auto place = [&](int j) { return r + j * 64; };
         float tap[16], late[16];
 #pragma unroll
         for (int j = 0; j < 16; ++j) {
-            const int n = r + j * 64;
-            tap[j] = n < args.taps ? __ldg(taps + n) : 0.0f;
-            late[j] = n > LATE && n - LATE < args.taps ? __ldg(taps + n - LATE) : 0.0f;
+            const int n = place(j);
+            tap[j] = tap_at(taps, n, args.taps);
+            late[j] = n > LATE ? tap_at(taps, n - LATE, args.taps) : 0.0f;
         }
-        if (args.skip != nullptr && r == 0) tap[0] += args.skip[channel];
+        if (place(0) == 0) {
+            if (args.skip != nullptr) tap[0] += args.skip[channel];
+            if (args.back != nullptr) tap[0] += back[-1];
+        }
+        if (args.reach > 0) {
+#pragma unroll
+            for (int j = 0; j < 16; ++j) {
+                const int n = place(j);
+                tap[j] += tap_at(back, PERIOD - 1 - n, args.reach);
+                if (n > LATE) late[j] += tap_at(back, PERIOD - 1 + LATE - n, args.reach);
+            }
+        }
         x[0] = float2{tap[0], -late[0]} * make_float2(1.000000000e+00f, 0.000000000e+00f);
         x[1] = float2{tap[1], -late[1]} * make_float2(9.951847267e-01f, 9.801714033e-02f);
         x[2] = float2{tap[2], -late[2]} * make_float2(9.807852804e-01f, 1.950903220e-01f);

@@ -153,6 +153,9 @@ namespace {
 
 using Operand = __half;
 
+// Tap m of a filter that acts backwards in time is tap PERIOD - m of one that acts forwards.
+constexpr int PERIOD = N;
+
 // Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
@@ -196,6 +199,7 @@ extern "C" __global__ void __launch_bounds__(32, 16) fftgen_conv_n256_circular_b
     unsigned peak = 0;
     const int channel = args.first + blockIdx.x;
     const float* const taps = args.filter + channel * args.stride;
+    const float* const back = args.back + channel * args.back_stride + 1;
 
     // Stage 1: 16 DFTs of 16 points, 16 apart
 #pragma unroll 1
@@ -204,13 +208,24 @@ extern "C" __global__ void __launch_bounds__(32, 16) fftgen_conv_n256_circular_b
         const int r = b;
         const unsigned base = spread(r);
         float2 x[16];
+        const auto place = [&](int j) { return r + j * 16; };
         float tap[16];
 #pragma unroll
         for (int j = 0; j < 16; ++j) {
-            const int n = r + j * 16;
-            tap[j] = n < args.taps ? __ldg(taps + n) : 0.0f;
+            const int n = place(j);
+            tap[j] = tap_at(taps, n, args.taps);
         }
-        if (args.skip != nullptr && r == 0) tap[0] += args.skip[channel];
+        if (place(0) == 0) {
+            if (args.skip != nullptr) tap[0] += args.skip[channel];
+            if (args.back != nullptr) tap[0] += back[-1];
+        }
+        if (args.reach > 0) {
+#pragma unroll
+            for (int j = 0; j < 16; ++j) {
+                const int n = place(j);
+                tap[j] += tap_at(back, PERIOD - 1 - n, args.reach);
+            }
+        }
 #pragma unroll
         for (int j = 0; j < 16; ++j) x[j] = {tap[j], 0.0f};
 #pragma unroll

@@ -187,6 +187,9 @@ namespace {
 
 using Operand = __half;
 
+// Tap m of a filter that acts backwards in time is tap PERIOD - m of one that acts forwards.
+constexpr int PERIOD = N;
+
 // Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
@@ -235,6 +238,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular
     const int slot = blockIdx.x / STRIPS, channel = args.first + slot, strip = blockIdx.x % STRIPS * C;
     float2* const workspace = args.workspace + slot * (long long)N;
     const float* const taps = args.filter + channel * args.stride;
+    const float* const back = args.back + channel * args.back_stride + 1;
 
     // Stage 1: 1 DFTs of 16 points, 1 apart
 #pragma unroll 1
@@ -242,13 +246,24 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular
         const int c = work % C, b = work / C;
         const int r = b;
         float2 x[16];
+        const auto place = [&](int j) { return (r + j * 1) * 2048 + strip + c; };
         float tap[16];
 #pragma unroll
         for (int j = 0; j < 16; ++j) {
-            const int n = (r + j * 1) * 2048 + strip + c;
-            tap[j] = n < args.taps ? __ldg(taps + n) : 0.0f;
+            const int n = place(j);
+            tap[j] = tap_at(taps, n, args.taps);
         }
-        if (args.skip != nullptr && r + strip + c == 0) tap[0] += args.skip[channel];
+        if (place(0) == 0) {
+            if (args.skip != nullptr) tap[0] += args.skip[channel];
+            if (args.back != nullptr) tap[0] += back[-1];
+        }
+        if (args.reach > 0) {
+#pragma unroll
+            for (int j = 0; j < 16; ++j) {
+                const int n = place(j);
+                tap[j] += tap_at(back, PERIOD - 1 - n, args.reach);
+            }
+        }
 #pragma unroll
         for (int j = 0; j < 16; ++j) x[j] = {tap[j], 0.0f};
         dft<16>(x);

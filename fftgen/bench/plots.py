@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fftgen.bench import drawing
 from fftgen.bench.results import Document, rows
 from fftgen.bench.row import CONTENDERS
-from fftgen.errors import InputError, ToolchainError
+from fftgen.errors import InputError
 
 # What each plot shows of a contender, with how it is scaled; None where it was not measured.
 PANELS = (
@@ -39,16 +40,11 @@ def draw(doc: Document, path: Path) -> None:
     The file's ending names the format. Raises ToolchainError without matplotlib, InputError when there is
     nothing to draw or the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ToolchainError("matplotlib is not installed: pip install 'fftgen[bench]'") from error
+    drawing.require()
     found = groups(doc)
     if not found:
         raise InputError("nothing was measured: there is nothing to draw")
-    figure: Any = Figure(figsize=(5.2 * len(PANELS), 3.6 * len(found)), layout="constrained")
-    FigureCanvasAgg(figure)  # no display is asked for
+    figure = drawing.figure(5.2 * len(PANELS), 3.6 * len(found))
     axes = figure.subplots(len(found), len(PANELS), squeeze=False)
     for line, (title, members) in zip(axes, found.items(), strict=True):
         for axis, (label, value, scale) in zip(line, PANELS, strict=True):
@@ -59,10 +55,7 @@ def draw(doc: Document, path: Path) -> None:
     figure.suptitle(
         f"{note}{e.get('device')}, torch {e.get('torch')}, fftgen {e.get('fftgen')}, {e.get('date')}"
     )
-    try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be written ({error}): name a .png, .svg or .pdf file") from error
+    drawing.save(figure, path)
 
 
 def _panel(axis: Any, members: list[dict[str, Any]], label: str, value: Any, scale: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from fftgen import api
-from fftgen.cli.options import common, lengths, mode, plural, print_json, table
+from fftgen.cli.options import common, engine, lengths, mode, plural, print_json, table
 from fftgen.pipeline import Built
 from fftgen.targets import target as find_target
 
@@ -26,6 +26,7 @@ from fftgen.targets import target as find_target
     "--arch", "archs", multiple=True, help="Architecture, e.g. sm_90. Default: all, and PTX for newer ones."
 )
 @mode
+@engine
 @click.option(
     "-o",
     "--output",
@@ -41,6 +42,7 @@ def command(
     dtypes: tuple[str, ...],
     archs: tuple[str, ...],
     causal: bool,
+    engine: str | None,
     output: Path,
     train: bool,
     as_json: bool,
@@ -53,9 +55,9 @@ def command(
     """
     started = time.perf_counter()
     problems = [api.problem(n, dtype, causal=causal) for n in lengths(seqlens) for dtype in dtypes]
-    files = api.files_for(problems, output)
+    files = api.files_for(problems, output, engine)
     targets = [find_target(name) for name in dict.fromkeys(archs)]
-    jobs = {job for problem in problems for job in api.jobs_for(problem, targets, train)}
+    jobs = {job for problem in problems for job in api.jobs_for(problem, targets, train, engine)}
     lock = threading.Lock()
     with click.progressbar(
         length=len(jobs), label=f"building {plural(len(jobs), 'module')}", file=sys.stderr
@@ -65,7 +67,7 @@ def command(
             with lock:
                 bar.update(1)
 
-        written = api.build_files(files, targets, train, done=step)
+        written = api.build_files(files, targets, train, done=step, engine=engine)
     seconds = time.perf_counter() - started
     if as_json:
         print_json({"files": [_document(f) for f in written], "seconds": round(seconds, 3)})

@@ -6,14 +6,19 @@ import hashlib
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import click
 
 from fftgen import bundle, sass
 from fftgen.bundle import Shelf, open_shelf
+from fftgen.cli import roofline as views
 from fftgen.cli.options import common, print_json, table
+from fftgen.errors import InputError
 from fftgen.pipeline import Built
+from fftgen.roofline import Roofline, of_built
+from fftgen.targets import target as find_target
 
 MATRIX = ("HMMA", "HGMMA", "UTCHMMA")  # opcodes of the tensor cores
 MOST = 12
@@ -24,20 +29,42 @@ MOST = 12
 @click.option(
     "--sass", "mix", is_flag=True, help="Count the machine instructions of every kernel (nvdisasm)."
 )
+@click.option("--arch", "archs", multiple=True, help="Only the modules for an architecture, e.g. sm_90.")
+@views.options
 @common
-def command(file: Path, mix: bool, as_json: bool, verbose: bool) -> None:
+def command(
+    file: Path,
+    mix: bool,
+    archs: tuple[str, ...],
+    roofline: bool,
+    plot: Path | None,
+    batch: int | None,
+    channels: int | None,
+    as_json: bool,
+    verbose: bool,
+) -> None:
     """Check every digest of an artifact and list its plans, code and resources.
 
-    Instructions are counted as they stand in the code: the body of a loop counts once.
+    Instructions are counted as they stand in the code: the body of a loop counts once. --roofline predicts
+    times from registers as compiled and, where NVRTC and nvdisasm are installed, from the instructions on
+    the path that a full, aligned call takes (every module is compiled once more for it).
     """
+    shape = views.check(roofline, plot, batch, channels)
     shelf = open_shelf(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    modules = [bundle.unpack(m) for m in shelf.contents.modules]
+    modules = _chosen([bundle.unpack(m) for m in shelf.contents.modules], archs)
+    found: dict[str, Roofline] = {}
+    for number, built in enumerate(modules if roofline else (), 1):
+        click.echo(f"[{number}/{len(modules)}] {built.subject.name}", err=True)
+        if built.gradient is None:
+            found[built.subject.name] = of_built(built, shape)
+    if plot is not None:
+        views.draw(list(found.values()), plot)
     mixes = {
         b.subject.name: sass.instruction_mix(sass.disassemble(b.cubin)) for b in modules if mix and b.cubin
     }
     if as_json:
-        print_json(_document(file, digest, shelf, modules, mixes))
+        print_json(_document(file, digest, shelf, modules, mixes, found))
         return
     click.echo(f"{file}  {file.stat().st_size} bytes  sha256 {digest}")
     click.echo(f"made by fftgen {shelf.contents.fftgen} with {shelf.contents.compiler}; every digest matches")
@@ -51,6 +78,20 @@ def command(file: Path, mix: bool, as_json: bool, verbose: bool) -> None:
         click.echo(_kernels(built))
         for entry, counts in mixes.get(built.subject.name, {}).items():
             click.echo(f"  {_short(built, entry)}: {_mix(counts)}")
+        if built.subject.name in found:
+            click.echo(indent(views.text(found[built.subject.name]), "  "))
+        elif roofline:
+            click.echo("  the cost model has no kernels of a gradient yet")
+
+
+def _chosen(modules: list[Built], archs: tuple[str, ...]) -> list[Built]:
+    """The modules for some architectures; all of them where none is named."""
+    names = {find_target(arch).name for arch in archs}
+    missing = sorted(names - {b.plan.target for b in modules})
+    if missing:
+        there = ", ".join(dict.fromkeys(b.plan.target for b in modules))
+        raise InputError(f"the artifact has no module for {missing[0]}: it holds {there}")
+    return [b for b in modules if not names or b.plan.target in names]
 
 
 def _short(built: Built, entry: str) -> str:
@@ -83,7 +124,12 @@ def _mix(counts: Counter[str]) -> str:
 
 
 def _document(
-    file: Path, digest: str, shelf: Shelf, modules: list[Built], mixes: dict[str, dict[str, Counter[str]]]
+    file: Path,
+    digest: str,
+    shelf: Shelf,
+    modules: list[Built],
+    mixes: dict[str, dict[str, Counter[str]]],
+    found: dict[str, Roofline],
 ) -> dict[str, Any]:
     return {
         "path": str(file),
@@ -104,6 +150,7 @@ def _document(
                 "shared_bytes": b.entries,
                 "resources": {entry: asdict(r) for entry, r in b.resources.items()},
                 "instructions": {e: dict(c) for e, c in mixes.get(b.subject.name, {}).items()},
+                "roofline": found[b.subject.name].as_dict() if b.subject.name in found else None,
             }
             for b in modules
         ],

@@ -11,6 +11,8 @@ import click
 from fftgen.api import DEFAULT_TARGET
 from fftgen.cli import VERBOSE
 from fftgen.errors import InputError
+from fftgen.planner.search import supports_engine
+from fftgen.targets import target as find_target
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _RANGE = ".."
@@ -39,9 +41,22 @@ def mode(function: Function) -> Function:
     )(function)
 
 
+def engine(function: Function) -> Function:
+    """``--engine``, in place of the planner's choice."""
+
+    def known(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
+        if value is not None:
+            supports_engine(value, find_target(DEFAULT_TARGET))
+        return value
+
+    return click.option(
+        "--engine", callback=known, help="mma or wmma, instead of the planner's choice: a legal plan or none."
+    )(function)
+
+
 def one_problem(function: Function) -> Function:
-    """LENGTH, ``--dtype``, ``--arch`` and the mode of a single convolution."""
-    function = mode(function)
+    """LENGTH, ``--dtype``, ``--arch``, ``--engine`` and the mode of a single convolution."""
+    function = engine(mode(function))
     function = click.option(
         "--arch", default=DEFAULT_TARGET, show_default=True, help="Architecture, e.g. sm_80."
     )(function)

@@ -3,41 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import click
 
 from fftgen import api
+from fftgen.cli import roofline as views
 from fftgen.cli.options import common, one_problem, print_json, table
 from fftgen.planner import search
-from fftgen.planner.cost import Cost, cost
+from fftgen.planner.cost import Cost, cost, filter_cost
 from fftgen.planner.plan import Plan
+from fftgen.roofline import of_plan
 from fftgen.targets import target as find_target
 
 
 @click.command("plan")
 @one_problem
 @click.option("--why", is_flag=True, help="Show every candidate: its predicted time or the rule it breaks.")
+@views.options
 @common
 def command(
-    length: int, dtype: str, arch: str, causal: bool, why: bool, as_json: bool, verbose: bool
+    length: int,
+    dtype: str,
+    arch: str,
+    causal: bool,
+    engine: str | None,
+    why: bool,
+    roofline: bool,
+    plot: Path | None,
+    batch: int | None,
+    channels: int | None,
+    as_json: bool,
+    verbose: bool,
 ) -> None:
     """Show the plan for a convolution of LENGTH.
 
     Times are predictions of the cost model, for one transform on a full chip; none is measured.
     """
+    shape = views.check(roofline, plot, batch, channels)
     chip = find_target(arch)
     problem = api.problem(length, dtype, causal=causal)
-    chosen = search.plan(problem, chip)
-    price = cost(chosen, chip)
-    candidates = search.search(problem, chip) if why else ()
+    chosen = search.plan(problem, chip, engine)
+    price, spectrum = cost(chosen, chip), filter_cost(chosen, chip)
+    candidates = search.search(problem, chip, engine=engine) if why else ()
+    view = of_plan(chosen, shape) if roofline else None
+    if plot is not None and view is not None:
+        views.draw([view], plot)
     if as_json:
         document: dict[str, Any] = {
             "line": str(chosen),
             "digest": chosen.digest,
             "plan": asdict(chosen),
-            "cost": {**asdict(price), "bound": price.bound, "time": price.time},
+            "cost": price.as_dict(),
+            "filter_cost": spectrum.as_dict() if spectrum.kernels else None,
         }
+        if view is not None:
+            document["roofline"] = view.as_dict()
         if why:
             document["candidates"] = [
                 {
@@ -55,9 +77,11 @@ def command(
         return
     click.echo(chosen)
     click.echo(_kernels(chosen))
-    click.echo(_cost(chosen, price, chip.chip))
+    click.echo(_cost(chosen, price, spectrum, chip.chip))
     if verbose:
         click.echo(f"digest {chosen.digest}\ntables {chosen.table_bytes} bytes")
+    if view is not None:
+        click.echo(f"\n{views.text(view)}")
     if why:
         legal = [c for c in candidates if c.cost is not None]
         click.echo(f"\n{len(candidates)} candidates, {len(legal)} legal; the first is taken")
@@ -68,16 +92,28 @@ def command(
 def _kernels(plan: Plan) -> str:
     rows = [("kernel", "threads", "shared bytes", "blocks per SM")]
     for k in plan.kernels:
-        name = f"{k.role}{k.stage or ''}"
-        rows.append((name, str(32 * k.warps), str(k.shared_bytes), str(k.resident)))
+        rows.append((k.label, str(32 * k.warps), str(k.shared_bytes), str(k.resident)))
+    for f in plan.filter.kernels:
+        rows.append((f.role, str(f.threads), str(f.shared_bytes), str(f.resident)))
     return table(rows)
 
 
-def _cost(plan: Plan, price: Cost, chip: str) -> str:
+def _cost(plan: Plan, price: Cost, spectrum: Cost, chip: str) -> str:
     rows = "row" if plan.rows_per_item == 1 else "pair of rows"
     times = ", ".join(f"{name} {1e9 * seconds:.2f}" for name, seconds in price.seconds.items())
     return (
         f"per {rows}: {price.tensor_ops} matrix instructions, {price.device_bytes} bytes of device memory, "
         f"{price.workspace_bytes} bytes of workspace\n"
-        f"predicted for {chip}: bound by {price.bound} (ns: {times})"
+        f"predicted for {chip}: {1e9 * price.time:.2f} ns, bound by {price.bound} (ns: {times})"
+        + _preparing(spectrum)
+    )
+
+
+def _preparing(spectrum: Cost) -> str:
+    """What a filter's spectrum costs, once per channel and filter."""
+    if not spectrum.kernels:
+        return ""
+    return (
+        f"\nper filter, once: {spectrum.device_bytes} bytes of device memory, {spectrum.workspace_bytes} "
+        f"bytes of workspace; predicted {1e9 * spectrum.time:.2f} ns, bound by {spectrum.bound}"
     )

@@ -29,6 +29,7 @@ def command(
     dtype: str,
     arch: str,
     causal: bool,
+    engine: str | None,
     output: Path | None,
     headers: bool,
     backward: bool,
@@ -39,12 +40,14 @@ def command(
 
     This is the command that stands at the head of every generated file; it gives the same bytes again.
     """
+    if backward and engine is not None:
+        raise InputError("the kernels of a gradient have an engine of their own: leave --engine out")
     subject: Plan | Gradient
     if backward:
         subject = gradient(api.problem(length, dtype, causal=causal), find_target(arch))
-        source, how = render_gradient(subject), f"{command_of(subject.plan)} --gradient"
+        source, how = render_gradient(subject), f"{command_of(subject.plan, own=True)} --gradient"
     else:
-        subject = api.plan(length, dtype, causal=causal, target=arch)
+        subject = api.plan(length, dtype, causal=causal, target=arch, engine=engine)
         source, how = render(subject), command_of(subject)
     text = whole(source) if headers else source.text
     if verbose:

@@ -12,7 +12,7 @@ import click
 
 from fftgen import api, bundle, nvrtc
 from fftgen.bundle import open_shelf
-from fftgen.cli.options import common, lengths, mode, plural, print_json
+from fftgen.cli.options import common, engine, lengths, mode, plural, print_json
 from fftgen.errors import InputError, InternalError
 from fftgen.pipeline import Built, build
 from fftgen.planner.gradient import Gradient
@@ -57,6 +57,7 @@ class Outcome:
     help=f"Architecture. Default: {api.DEFAULT_TARGET}; of a FILE, one for each different plan.",
 )
 @mode
+@engine
 @click.option("--quick", is_flag=True, help="One case for each module.")
 @click.option("--counters", is_flag=True, help="Print what every kernel did: instructions, bytes, conflicts.")
 @click.option("--seed", type=int, help="Draws inputs and fragment layouts. Default: a new one, printed.")
@@ -69,6 +70,7 @@ def command(
     dtypes: tuple[str, ...],
     archs: tuple[str, ...],
     causal: bool,
+    engine: str | None,
     quick: bool,
     counters: bool,
     seed: int | None,
@@ -83,6 +85,8 @@ def command(
     """
     if (file is None) == (not seqlens):
         raise InputError("say what to verify: an artifact FILE or --seqlen N, one of them")
+    if file is not None and engine is not None:
+        raise InputError("the plans of a FILE are as they are: --engine goes with --seqlen")
     targets = tuple(find_target(a) for a in dict.fromkeys(archs))
     code: dict[str, str] = {}
     if file is not None:
@@ -93,7 +97,7 @@ def command(
     else:
         problems = [api.problem(n, dtype, causal=causal) for n in lengths(seqlens) for dtype in dtypes]
         chips = targets or (find_target(api.DEFAULT_TARGET),)
-        works = [Work(build(p, chip)) for p in problems for chip in chips]
+        works = [Work(build(p, chip, engine=engine)) for p in problems for chip in chips]
     seed = secrets.randbelow(2**31) if seed is None else seed
     outcomes = []
     for number, work in enumerate(works, 1):

@@ -1,31 +1,50 @@
-"""What a plan costs: exact counts of work, and the time a target needs for them.
+"""What a plan costs: the work of its kernels, and the time a target needs for it (design 5.2).
 
 Counts are per transform (one batch row in right-angle mode, two rows in batch-pair mode) at full length,
-without gates. The time is the largest of work / rate over the resources (design 5.2).
+without gates. The time of a kernel is the largest of work / rate over the resources. Kernels run one after
+another, so the time of a plan is the sum of theirs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from fftgen.planner import fragments
-from fftgen.planner.plan import TILE, Plan
+from fftgen.planner import work as counts
+from fftgen.planner.filter_work import filter_work
+from fftgen.planner.plan import TILE, Kernel, Plan
+from fftgen.planner.work import Work, kernel_work
 from fftgen.targets import Target
 
-STAGING_TRAFFIC = 16  # bytes per complex element: two fp32 written, two read back
-OPERAND_TRAFFIC = 8  # two 16-bit numbers written, two read
-INSTRUCTIONS_PER_ELEMENT = 1.1  # per complex element and stage and direction, wmma engine, per lane
-LAUNCH_SECONDS = 3e-6
+RESOURCES = ("device memory", "L2", "shared memory", "tensor cores", "issue slots")
+PIPE_BYTES = 128  # of shared memory and L1, a cycle and multiprocessor
+SCHEDULERS = 4  # of a multiprocessor, an instruction of a warp a cycle each
+FILL_WARPS = 16  # resident warps from which on latencies are hidden
+SMALL_POINTS, PAIR_REGISTERS = 512, 104  # batch pairs in a warp's registers, and what they take of those
 
 
 @dataclass(frozen=True)
-class Cost:
-    """Work of one transform and the seconds that its resources need on a full chip."""
+class Compiled:
+    """What the machine code of a plan's kernels says, by their labels; what is missing stays an estimate.
 
-    tensor_ops: int  # 16x16x16 matrix instructions
-    device_bytes: int  # read and written in device memory, the least possible
-    workspace_bytes: int  # read and written in the workspace (L2 as a rule)
-    shared_bytes: int
+    ``registers`` of a thread; ``instructions`` that warps issue for one transform (one filter).
+    """
+
+    registers: Mapping[str, int] = field(default_factory=dict)
+    instructions: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KernelCost:
+    """One kernel: its work for a transform, and the seconds that each resource of a full chip needs for it.
+
+    ``resident``: warps on a multiprocessor.
+    """
+
+    name: str
+    work: Work
+    resident: int
     seconds: dict[str, float]
 
     @property
@@ -34,22 +53,84 @@ class Cost:
 
     @property
     def bound(self) -> str:
+        """The resource that takes longest."""
         return max(self.seconds, key=lambda name: self.seconds[name])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers: bytes, operations, seconds."""
+        done = self.work
+        return {
+            "kernel": self.name,
+            "tensor_ops": done.tensor_ops,
+            "device_bytes": done.device_bytes,
+            "workspace_bytes": done.workspace_bytes,
+            "l2_bytes": done.l2_bytes,
+            "shared_bytes": done.pipe_bytes,
+            "instructions": round(done.instructions, 1),
+            "resident_warps": self.resident,
+            "seconds": self.seconds,
+            "time": self.time,
+            "bound": self.bound,
+        }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Work of one transform and the seconds that it needs on a full chip, kernel by kernel."""
+
+    kernels: tuple[KernelCost, ...]
+
+    @property
+    def tensor_ops(self) -> int:
+        """16x16x16 matrix instructions."""
+        return sum(k.work.tensor_ops for k in self.kernels)
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes read and written in device memory, the least possible."""
+        return sum(k.work.device_bytes for k in self.kernels)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes read and written in the workspace (L2 as a rule)."""
+        return sum(k.work.workspace_bytes for k in self.kernels)
+
+    @property
+    def shared_bytes(self) -> int:
+        return sum(k.work.shared_bytes for k in self.kernels)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What each resource is busy, all kernels together."""
+        return {name: sum(k.seconds[name] for k in self.kernels) for name in RESOURCES}
+
+    @property
+    def time(self) -> float:
+        return sum(k.time for k in self.kernels)
+
+    @property
+    def bound(self) -> str:
+        """The resource that bounds the kernels for most of the time."""
+        share = {name: sum(k.time for k in self.kernels if k.bound == name) for name in RESOURCES}
+        return max(share, key=lambda name: share[name])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, of all kernels and of each."""
+        return {
+            "tensor_ops": self.tensor_ops,
+            "device_bytes": self.device_bytes,
+            "workspace_bytes": self.workspace_bytes,
+            "shared_bytes": self.shared_bytes,
+            "seconds": self.seconds,
+            "bound": self.bound,
+            "time": self.time,
+            "kernels": [k.as_dict() for k in self.kernels],
+        }
 
 
 def tensor_ops(plan: Plan) -> int:
-    """16x16x16 matrix instructions of a transform of full length: exact.
-
-    Every stage multiplies N/256 output tiles by radix/16 operand tiles, with four real products per
-    complex one, forward and inverse; the first stage reads and the last writes real numbers in
-    right-angle mode (two products).
-    """
-    tiles = plan.transform // (TILE * TILE)
-    total = 0
-    for number, stage in enumerate(plan.stages, 1):
-        products = 2 if plan.real_input and number == 1 else 4
-        total += tiles * (stage.radix // TILE) * 2 * products
-    return total
+    """16x16x16 matrix instructions of a transform of full length: exact."""
+    return sum(counts.tensor_ops(plan, kernel) for kernel in plan.kernels)
 
 
 def matrix_operations(plan: Plan) -> int:
@@ -67,104 +148,83 @@ def device_bytes(plan: Plan) -> int:
 
 def workspace_bytes(plan: Plan) -> int:
     """Bytes that device stages write and read in the workspace: exact at full length."""
-    device = len(plan.device_stages)
-    if not device:
-        return 0
-    # Every device stage but the first reads and writes in each direction, the rows once, the first
-    # stage writes on the way in and reads on the way out.
-    passes = 2 * (2 * (device - 1)) + 2 + 2
-    return passes * 4 * plan.transform
+    return sum(sum(counts.workspace(plan, kernel)) for kernel in plan.kernels)
 
 
-def occupancy(plan: Plan, target: Target) -> float:
-    """Warps resident per multiprocessor in the worst kernel: by shared memory, slots and the plan."""
-    worst = float(target.warps_sm)
-    for kernel in plan.kernels:
-        shared = kernel.shared_bytes + target.shared_reserved
-        by_shared = target.shared_sm // shared if shared else target.blocks_sm
-        blocks = min(by_shared, target.blocks_sm, kernel.resident)
-        worst = min(worst, blocks * kernel.warps)
-    return worst
+def resident_blocks(
+    shared_bytes: int, warps: int, target: Target, planned: int, registers: int | None = None
+) -> int:
+    """Blocks of a kernel on a multiprocessor: by shared memory, slots, and registers a thread.
 
-
-def cost(plan: Plan, target: Target) -> Cost:
-    """Counts and seconds of one transform when the chip is full."""
-    n = plan.transform
-    ops = tensor_ops(plan)
-    device = device_bytes(plan)
-    workspace = workspace_bytes(plan)
-    passes = 2 * plan.order
-    if plan.engine == "mma":
-        return _mma_cost(plan, target, ops, device, workspace)
-    shared = passes * n * (STAGING_TRAFFIC + OPERAND_TRAFFIC)
-    sms, clock = target.multiprocessors, target.clock
-    # A matrix unit reaches its rate only when enough warps hide the latency of what feeds it.
-    fill = min(1.0, occupancy(plan, target) / 16)
-    instructions = passes * n * INSTRUCTIONS_PER_ELEMENT + 12 * ops
-    seconds = {
-        "device memory": device / target.bandwidth,
-        "L2": (device + workspace) / target.l2_bandwidth,
-        "shared memory": shared / (128 * sms * clock) / fill,
-        "tensor cores": 2 * TILE**3 * ops / target.tensor_rate / fill,
-        "issue slots": instructions / (4 * sms * clock) / fill,
-    }
-    return Cost(ops, device, workspace, shared, seconds)
-
-
-def mma_shared_bytes(plan: Plan) -> int:
-    """Bytes of one transform through the shared-memory and L1 pipes: exchanges, tables, spectrum, twiddles.
-
-    An exchange writes and reads 4 bytes a complex element; a table of the register chain is read once for
-    each group of rows that a warp takes at a time, one of columns once for each strip.
+    ``registers``: as compiled (given out in eights); else ``planned`` blocks are what the plan has the
+    compiler leave room for.
     """
-    n, body = plan.transform, plan.body
-    sizes = {t.name: t.nbytes for t in plan.tables}
-    chain = sum(sizes[name] for name in sizes.keys() & fragments.CHAIN)
-    rows = n // (plan.factors[-1] * plan.factors[-2])
-    total = 4 * n + chain * rows // body.group  # the spectrum, and what the chain reads
-    if plan.block_stage:
-        transforms = n // plan.row_length
-        columns = plan.row_length // plan.inner[0].radix
-        total += 16 * n + 8 * n  # two exchanges, outer twiddles there and back
-        total += (
-            transforms * columns * (sizes["columns"] // (8 * body.columns) + sizes["columns_inverse"] // 32)
-        )
+    by_shared = target.shared_sm // (shared_bytes + target.shared_reserved) if shared_bytes else planned
+    if registers is None:
+        by_registers = planned
     else:
-        total += 2 * 2 * n * (1 if plan.real_input and not plan.device_stages else 2)
-    if plan.device_stages:
-        width = plan.kernel("columns", 1).columns
-        total += 8 * n + (sizes["device"] + sizes["device_inverse"]) * plan.stages[0].rest // (8 * width)
-    return int(total)
+        by_registers = target.registers_sm // (-(-max(registers, 1) // 8) * 8 * 32) // warps
+    return min(by_shared, by_registers, target.warps_sm // warps, target.blocks_sm)
 
 
-def mma_instructions(plan: Plan, ops: int) -> float:
-    """Instructions of warps for one transform, as compiled code has them (counted for 256 to 32768 points).
+def cost(plan: Plan, target: Target, compiled: Compiled | None = None) -> Cost:
+    """Counts and seconds of one transform when the chip is full."""
+    known = compiled or Compiled()
+    found = []
+    for kernel in plan.kernels:
+        done = kernel_work(plan, kernel, target)
+        size = (kernel.shared_bytes, kernel.warps, kernel.resident)
+        registers = known.registers.get(kernel.label, _expected_registers(plan, kernel))
+        found.append(_kernel(kernel.label, done, size, target, registers, known))
+    return Cost(tuple(found))
 
-    For every 128 complex elements: two HMMA a 16x16x16 product, eight instructions a complex factor, and
-    what loads, scales, converts, exchanges and addresses.
+
+def _expected_registers(plan: Plan, kernel: Kernel) -> int | None:
+    """Where the compiler takes far fewer registers than the plan leaves room for (88 to 102 of 160)."""
+    small = plan.memory_class == "warp" and plan.transform <= SMALL_POINTS
+    return PAIR_REGISTERS if small and plan.engine == "mma" and not plan.real_input else None
+
+
+def filter_cost(
+    plan: Plan, target: Target, taps: int | None = None, compiled: Compiled | None = None
+) -> Cost:
+    """Counts and seconds of one channel's spectrum by the plan's filter kernels; empty where it has none.
+
+    ``taps``: of the filter, by default as many as the transform holds.
     """
-    factors = 2 * plan.order - 1 + (2 if plan.device_stages else 0)
-    norms = 8 if plan.rows_per_item == 2 else 0  # of the two rows of a pair
-    return 2 * ops + plan.transform / 128 * (8 * factors + 28 * plan.rows_per_item + norms + 40)
+    known = compiled or Compiled()
+    found = []
+    for kernel in plan.filter.kernels:
+        done = filter_work(plan, kernel, target, taps)
+        size = (kernel.shared_bytes, kernel.threads // 32, kernel.resident)
+        found.append(_kernel(kernel.role, done, size, target, known.registers.get(kernel.role), known))
+    return Cost(tuple(found))
 
 
-def _mma_cost(plan: Plan, target: Target, ops: int, device: int, workspace: int) -> Cost:
-    """The register chain: see the two counts above."""
-    n = plan.transform
-    shared = mma_shared_bytes(plan)
-    # Outer twiddles are too large for shared memory; they stay in what it leaves of the L1 cache, or do not.
-    tables = sum(t.nbytes for t in plan.tables if t.name.startswith("outer"))
-    body = plan.body
-    left = target.shared_sm - body.resident * (body.shared_bytes + target.shared_reserved)
-    tables = 8 * n if tables > left else 0
-    peaks = device // 2 if plan.device_stages else 0
-    fill = min(1.0, occupancy(plan, target) / 16)
+def _kernel(
+    label: str,
+    done: Work,
+    size: tuple[int, int, int],
+    target: Target,
+    registers: int | None,
+    compiled: Compiled,
+) -> KernelCost:
+    """``size``: shared bytes and warps of a block, and blocks that the plan leaves registers for."""
+    shared, warps, planned = size
+    blocks = resident_blocks(shared, warps, target, planned, registers)
+    done = replace(done, instructions=compiled.instructions.get(label, done.instructions))
+    return KernelCost(label, done, blocks * warps, _seconds(done, target, blocks * warps))
+
+
+def _seconds(done: Work, target: Target, resident: int) -> dict[str, float]:
+    """By resource. What a multiprocessor does by itself reaches its rate only when enough warps hide the
+    latency of what feeds it."""
+    fill = min(1.0, resident / FILL_WARPS)
     chip = target.multiprocessors * target.clock
-    seconds = {
-        "device memory": device / target.bandwidth,
-        "L2": (device + workspace + peaks + 4 * n + tables) / target.l2_bandwidth,
-        "shared memory": (shared + workspace + device) / (128 * chip) / fill,
-        "tensor cores": 2 * TILE**3 * ops / target.tensor_rate / fill,
-        "issue slots": mma_instructions(plan, ops) / (4 * chip) / fill,
+    return {
+        "device memory": done.device_bytes / target.bandwidth,
+        "L2": done.l2_bytes / target.l2_bandwidth,
+        "shared memory": done.pipe_bytes / (PIPE_BYTES * chip) / fill,
+        "tensor cores": 2 * TILE**3 * done.tensor_ops / target.tensor_rate / fill,
+        "issue slots": done.instructions / (SCHEDULERS * chip) / fill,
     }
-    return Cost(ops, device, workspace, shared, seconds)

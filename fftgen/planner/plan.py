@@ -87,6 +87,11 @@ class Kernel:
     columns: int = 0
     group: int = 0
 
+    @property
+    def label(self) -> str:
+        """What tells a kernel from the others of its plan: "convolve", "columns1"."""
+        return f"{self.role}{self.stage or ''}"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -218,7 +223,7 @@ class Plan:
         places = {"device": "d", "block": "b", "warp": "w"}
         factors = "·".join(f"{s.radix}{places[s.place]}" for s in self.stages)
         fold = f" fold {self.fold}" if self.fold else ""
-        shape = " ".join(f"{k.role}{k.stage or ''}[{k.warps}w {k.shared_bytes}B]" for k in self.kernels)
+        shape = " ".join(f"{k.label}[{k.warps}w {k.shared_bytes}B]" for k in self.kernels)
         return (
             f"{p.mode} {p.length} {p.dtype} {self.target} | N={self.transform}={factors} "
             f"{self.packing}{fold} {self.memory_class} {self.engine} {self.compute_format} | {shape}"

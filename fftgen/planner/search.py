@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 
-from fftgen.errors import NoPlanError
+from fftgen.errors import InputError, NoPlanError
 from fftgen.planner import fragments, mma_rules
 from fftgen.planner.cost import Cost, cost
 from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
@@ -199,26 +200,47 @@ def candidate(
     )
 
 
-def search(problem: Problem, target: Target, transform: int | None = None) -> tuple[Candidate, ...]:
+def supports_engine(engine: str, target: Target) -> str | None:
+    """Why no plan of an engine can be for a target; None where some can. Raises InputError for no engine."""
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r} is not known: choose from {', '.join(ENGINES)}")
+    return mma_rules.supports(target) if engine == "mma" else None
+
+
+def search(
+    problem: Problem, target: Target, transform: int | None = None, engine: str | None = None
+) -> tuple[Candidate, ...]:
     """All candidates: of the first memory class that fits, the cheapest a row first; struck-out ones last.
+
+    ``transform`` and ``engine`` leave only candidates of that length and engine.
 
     A transform that one block finishes reads its input once and writes its output once; the device
     class adds workspace traffic and launches, so it is taken only where no block can hold the transform.
     """
     found = [
-        candidate(problem, target, n, shape, fold, engine)
+        candidate(problem, target, n, shape, fold, name)
         for n in (lengths(problem) if transform is None else (transform,))
         for shape in shapes(n)
         for fold in folds(problem, n)
-        for engine in ENGINES
+        for name in ENGINES
+        if engine in (None, name)
     ]
     return tuple(sorted(found, key=_rank))
 
 
-def _rank(found: Candidate) -> tuple[bool, bool, float, bool, tuple[int, ...], int]:
+def _rank(found: Candidate) -> tuple[bool, bool, float, bool, int, tuple[int, ...], int]:
     device = found.shape.device > 0 and found.engine == "wmma"
     fold = found.plan is not None and found.plan.fold > 0  # as fast as batch pairs, with more matrix work
-    return found.cost is None, device, found.row_seconds, fold, found.shape.factors, found.shape.device
+    shared = 0 if found.plan is None else found.plan.body.shared_bytes  # of equals, what leaves most of it
+    return (
+        found.cost is None,
+        device,
+        found.row_seconds,
+        fold,
+        shared,
+        found.shape.factors,
+        found.shape.device,
+    )
 
 
 def _finished(found: Plan, chip: Target) -> Plan:
@@ -226,18 +248,47 @@ def _finished(found: Plan, chip: Target) -> Plan:
     return replace(found, filter=design(found, chip))
 
 
+def plan(problem: Problem, target: str | Target, engine: str | None = None) -> Plan:
+    """The chosen plan, on an ``engine`` of the caller's choice where one is named.
+
+    The planner's own choice is the cheapest of all engines, so that naming its engine gives the same plan.
+    Raises NoPlanError with every candidate's reason when none is legal.
+    """
+    return _plan(problem, find_target(target), engine)
+
+
 @lru_cache(maxsize=1024)
-def plan(problem: Problem, target: str | Target) -> Plan:
-    """The chosen plan. Raises NoPlanError with every candidate's reason when none is legal."""
-    chip = find_target(target)
-    candidates = search(problem, chip)
+def _plan(problem: Problem, chip: Target, engine: str | None) -> Plan:
+    barred = supports_engine(engine, chip) if engine else None
+    candidates = () if barred else search(problem, chip, engine=engine)
     if not candidates or candidates[0].plan is None:
+        on = f"{chip.name} with engine {engine}" if engine else chip.name
         raise NoPlanError(
-            f"no plan for {problem.mode} seqlen {problem.length} {problem.dtype} on {chip.name}: "
-            + (supports_dtype(problem.dtype, chip) or "every factorisation breaks a rule"),
+            f"no plan for {problem.mode} seqlen {problem.length} {problem.dtype} on {on}: "
+            + (supports_dtype(problem.dtype, chip) or barred or _decisive(chip, candidates))
+            + (": name another engine, or none for the planner's choice" if engine else ""),
             [str(c) for c in candidates[:20]],
         )
     return _finished(candidates[0].plan, chip)
+
+
+def _decisive(chip: Target, candidates: tuple[Candidate, ...]) -> str:
+    """The rule that struck out most of the candidates which came furthest: those of a shape that is legal."""
+    shaped = [c for c in candidates if _legal(c.engine, c.shape, chip) is None]
+    reasons = Counter(c.reason for c in shaped or candidates)
+    if not reasons:
+        return "no factorisation into radices from 16 to 128"
+    reason, count = reasons.most_common(1)[0]
+    rest = len(candidates) - count
+    return f"{reason} (and other rules for {rest} of {len(candidates)} factorisations)" if rest else reason
+
+
+def chosen_engine(problem: Problem, target: str | Target) -> str | None:
+    """The engine of the planner's own choice; None where it has no plan."""
+    try:
+        return plan(problem, target).engine
+    except NoPlanError:
+        return None
 
 
 def with_shape(

@@ -34,6 +34,7 @@ ORDER = (
     "cache",
     "artifact",
     "pipeline",
+    "roofline",
     "bundle",
     "simulator",
     "accuracy",

@@ -15,6 +15,7 @@ from command_line import answer, fftgen, why_not
 import fftgen as package
 from fftgen import api, artifact, bundle, nvrtc, toolkit
 from fftgen.cli.render import whole
+from fftgen.conv import JustInTime
 from fftgen.errors import InputError
 from fftgen.pipeline import Built
 from fftgen.planner import search
@@ -158,6 +159,56 @@ def test_inspect_counts_machine_instructions() -> None:
         r"convolve: \d+ instructions, [1-9]\d* on tensor cores: ",
         fftgen("inspect", "x.fftgen", "--sass").stdout,
     )
+
+
+@pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
+def test_inspect_shows_what_bounds_the_compiled_kernels() -> None:
+    arguments = ("--seqlen", "1024", "--causal", "--arch", "sm_80", "--arch", "sm_90", "--arch", "compute_80")
+    answer("build", *arguments, "--train", "-o", "x.fftgen")
+    seen = answer("inspect", "x.fftgen", "--roofline")["modules"]
+    views = [m["roofline"] for m in seen if m["roofline"]]
+    assert [v["target"] for v in views] == ["sm_80", "sm_90", "compute_80"]
+    assert [v["instructions_compiled"] for v in views] == [["convolve"], ["convolve"], []]
+    for view in views:
+        (kernel,) = view["per_transform"]["kernels"]
+        assert kernel["time"] == kernel["seconds"][kernel["bound"]] > 0
+        assert 0 < kernel["floor_fraction"] <= 1
+    text = fftgen("inspect", "x.fftgen", "--roofline", "--arch", "90", "--plot", "x.svg").stdout
+    assert "predicted for H200-SXM, not measured; as compiled, instructions counted in machine code" in text
+    assert "A100" not in text
+    assert "the cost model has no kernels of a gradient yet" in text
+    assert Path("x.svg").stat().st_size > 0
+    missing = fftgen("inspect", "x.fftgen", "--arch", "sm_86")
+    assert missing.exit_code == 2
+    assert "no module for sm_86: it holds sm_80, sm_90, compute_80" in missing.stderr
+
+
+def test_an_overridden_engine_stays_in_its_file() -> None:
+    """Built into the same cache, it never takes the place of the planner's choice."""
+    other = answer("build", "--seqlen", "256", "--causal", "--arch", "sm_90", "--engine", "wmma")["files"][0]
+    assert other["path"] == "generated/fftconv-256-bf16-causal-wmma.fftgen"
+    (module,) = other["modules"]
+    assert "wmma" in module["plan"]
+    problem = Problem("causal", 256, "bf16")
+    default = search.plan(problem, "sm_90")
+    assert module["digest"] != default.digest
+    jit = JustInTime().built(problem, (9, 0))
+    assert jit.plan == default
+    assert jit.cubin != bundle.open_shelf(other["path"]).built(problem, (9, 0)).cubin
+    again = answer("build", "--seqlen", "256", "--causal", "--arch", "sm_90")["files"][0]
+    assert again["path"] == "generated/fftconv-256-bf16-causal.fftgen"
+    assert again["modules"][0]["digest"] == default.digest
+    loaded = package.load(other["path"])
+    assert loaded.plan("sm_90").engine == "wmma"
+    assert package.get_conv(256, causal=True).plan("sm_90") == default
+    assert loaded.handle != package.load(again["path"]).handle
+
+
+def test_an_overridden_engine_is_verified_like_any_other() -> None:
+    found = answer("verify", "--seqlen", "256", "--causal", "--engine", "wmma", "--quick", "--seed", 1)
+    (module,) = found["modules"]
+    assert module["passed"]
+    assert "wmma" in module["plan"]
 
 
 def test_inspect_refuses_a_damaged_file() -> None:

@@ -13,9 +13,9 @@ from command_line import answer, fftgen, why_not
 from fftgen import evidence, nvrtc, portfolio, sass, toolkit
 from fftgen.bundle import build_all
 from fftgen.cache import Cache
-from fftgen.planner.cost import matrix_operations, workspace_bytes
 from fftgen.planner.launch import items_per_channel
 from fftgen.planner.plan import Plan
+from fftgen.planner.work import kernel_work
 from fftgen.targets import TARGETS
 
 DIRECTORY = Path(__file__).parents[2] / "generated"
@@ -85,7 +85,7 @@ def test_every_kernel_was_verified_as_it_is() -> None:
 
 
 def test_predictions_are_what_the_simulator_counted() -> None:
-    """The cost model's operations and bytes against every whole call of full length, exactly."""
+    """The operations and bytes of every kernel against every whole call of full length, exactly."""
     plans = {m.stem: m.plan for m in portfolio.MEMBERS}
     compared = 0
     for module in committed(evidence.VERIFIED)["modules"]:
@@ -94,23 +94,24 @@ def test_predictions_are_what_the_simulator_counted() -> None:
             shape = re.match(r"u \((\d+), (\d+), (\d+)\)", case["case"])
             if shape is None or int(shape[3]) != plan.problem.length:
                 continue
-            batch, channels, length = map(int, shape.groups())
+            batch, channels, _ = map(int, shape.groups())
             transforms = channels * items_per_channel(plan, batch)
-            kernels = case["kernels"].values()
-            counted = sum(sum(k["tensor"].values()) for k in kernels)
             group = plan.body.group if plan.memory_class == "warp" else 1  # a warp's transforms, some idle
-            assert counted == -(-transforms // group) * group * matrix_operations(plan), module["member"]
+            issued = -(-transforms // group) * group * (2 if plan.engine == "mma" else 1)
+            for kernel in plan.kernels:
+                work = kernel_work(plan, kernel, TARGETS[plan.target])
+                counted = case["kernels"][plan.entry(kernel)]
 
-            def moved(buffer: str, kind: str, kernels: Any = kernels) -> int:
-                found = (k["buffers"].get(buffer, {}).get(kind) for k in kernels)
-                return sum(accesses["bytes"] for accesses in found if accesses)
+                def moved(buffer: str, kind: str, counted: dict[str, Any] = counted) -> int:
+                    return int(counted["buffers"].get(buffer, {}).get(kind, {}).get("bytes", 0))
 
-            signal = 2 * batch * channels * length  # bytes
-            peaks = any(k.role == "peaks" for k in plan.kernels)  # reads it once more
-            assert moved("u", "loads") == signal * (2 if peaks else 1), module["member"]
-            assert moved("y", "stores") == signal, module["member"]
-            workspace = moved("workspace", "loads") + moved("workspace", "stores")
-            assert workspace == transforms * workspace_bytes(plan), module["member"]
+                where = f"{module['member']} {kernel.label}"
+                assert sum(counted["tensor"].values()) == issued * work.tensor_ops, where
+                rows = plan.rows_per_item  # of an odd batch the last transform has one
+                assert moved("u", "loads") * rows == batch * channels * work.loaded, where
+                assert moved("y", "stores") * rows == batch * channels * work.stored, where
+                assert moved("workspace", "loads") == transforms * work.workspace_loaded, where
+                assert moved("workspace", "stores") == transforms * work.workspace_stored, where
             compared += 1
     assert compared > len(portfolio.PROBLEMS)
 
@@ -158,6 +159,8 @@ def test_no_kernel_spills(index: dict[str, Any]) -> None:
     kernels = [(m, k) for m in index["modules"] for k in m["kernels"]]
     assert len(kernels) > 2 * len(portfolio.PROBLEMS)
     assert {m["target"] for m, _ in kernels} == {"sm_80", "sm_90"}
+    filters = {"filter", "filter_columns", "filter_rows", "filter_convert"}
+    assert filters < {k["name"] for _, k in kernels}
     spilling = [f"{m['problem']} {m['target']} {k['name']}" for m, k in kernels if k["spill_bytes"]]
     assert spilling == []
 

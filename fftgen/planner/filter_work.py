@@ -1,0 +1,147 @@
+"""What every kernel of a filter's transform does for one channel: bytes exactly, instructions by a formula.
+
+The transform is a mixed-radix FFT in fp32 (templates/device/filter.cuh): no work for tensor cores. Bytes of
+taps, planes and workspace are those that the simulator counts.
+"""
+
+from __future__ import annotations
+
+from fftgen.planner.filter import FilterKernel, FilterStage
+from fftgen.planner.filter_design import exponents
+from fftgen.planner.plan import Plan
+from fftgen.planner.work import Work
+from fftgen.targets import Target
+
+COMPLEX = 8  # bytes of a complex number in fp32
+SCALE = 8  # of a channel: the power of two and what undoes it
+WARP = 32
+PIECE = 8  # frequencies that a thread stores at a time
+TWIST = 4  # instructions of a complex product
+COPY = 10  # instructions of a number of a row on its way back to the workspace
+ADDRESSES = 14  # instructions of a thread around a DFT of any radix
+GATHER = 8  # of a piece's frequency: where it lies, its load, scaling both parts
+STORE = 14  # of a piece: rounding, packing, two stores
+DIGIT = 7  # of a digit of its place
+
+
+def filter_work(plan: Plan, kernel: FilterKernel, target: Target, taps: int | None = None) -> Work:
+    """The work of one filter kernel for one channel; ``taps`` of the filter, by default all that fit."""
+    n = plan.transform
+    count = min(plan.problem.length, n) if taps is None else taps
+    first = kernel.role in ("filter", "filter_columns")
+    ends = kernel.role in ("filter", "filter_convert")
+    # A tap that is folded (planner/fold.py) stands in two places: its second reading is not from memory.
+    again = count - 1 if plan.fold else 0
+    read, stored = 4 * count if first else 0, 4 * n + SCALE if ends else 0
+    whole = COMPLEX * n
+    return Work(
+        loaded=read + (4 * again if first else 0),
+        stored=stored,
+        device_bytes=read + stored,
+        workspace_loaded=whole if kernel.role in ("filter_rows", "filter_convert") else 0,
+        workspace_stored=whole if kernel.role in ("filter_columns", "filter_rows") else 0,
+        tables=_tables(plan, kernel, target),
+        shared_bytes=_shared(plan, kernel) + _twiddles(plan, kernel),
+        instructions=_instructions(plan, kernel),
+    )
+
+
+def transforms(plan: Plan, kernel: FilterKernel) -> int:
+    """Transforms of ``kernel.length`` points in one channel; 0 for a kernel without any."""
+    return plan.transform // kernel.length if kernel.length else 0
+
+
+def _rows(plan: Plan, kernel: FilterKernel, stage: FilterStage, first: bool) -> int:
+    """Twiddles that a thread loads after a DFT: none after the last stage."""
+    weighted = plan.real_input and first and kernel.role != "filter_rows"
+    return len(exponents(stage.radix, weighted)) if stage.table >= 0 else 0
+
+
+def _twiddles(plan: Plan, kernel: FilterKernel) -> int:
+    """Bytes of twiddles that threads load: between stages, and two levels between columns and rows."""
+    total = 0
+    for number, stage in enumerate(kernel.stages):
+        per_dft = COMPLEX * _rows(plan, kernel, stage, number == 0)
+        total += plan.transform // stage.radix * per_dft
+    return total + (2 * COMPLEX * plan.transform if kernel.role == "filter_columns" else 0)
+
+
+def _tables(plan: Plan, kernel: FilterKernel, target: Target) -> int:
+    """Of these, the bytes that come from the L2: all where the tables exceed what is left of the L1."""
+    used = {s.table for s in kernel.stages}
+    size = sum(t.nbytes for t in plan.filter.tables if t.offset in used)
+    left = target.shared_sm - kernel.resident * (kernel.shared_bytes + target.shared_reserved)
+    return _twiddles(plan, kernel) if size > left else 0
+
+
+def _shared(plan: Plan, kernel: FilterKernel) -> int:
+    """Bytes of shared memory: every stage but the first reads what the one before wrote.
+
+    Columns end in the workspace; a row, and a whole spectrum, is read once more on its way out. Peaks of
+    warps are written in pieces of 16 bytes and read by all of the block, after the first stage and after the
+    last.
+    """
+    if not kernel.stages:
+        return 0
+    columns = kernel.role == "filter_columns"
+    passes = 2 * (len(kernel.stages) - 1) if columns else 2 * len(kernel.stages)
+    total = passes * COMPLEX * plan.transform
+    if columns:
+        return total
+    warps = kernel.threads // WARP
+    # Of a row the peak after the last stage is read by one thread, which tells the channel.
+    readers = kernel.threads + (kernel.threads if kernel.role == "filter" else 1)
+    pieces = 16 * -(-warps // 4)
+    return total + transforms(plan, kernel) * (2 * pieces + 4 * warps * readers)
+
+
+def _real_operations(radix: int) -> int:
+    """Instructions in fp32 of a DFT of ``radix`` points, as templates/device/filter.cuh writes it."""
+    if radix == 2:
+        return 4
+    if radix == 4:
+        return 16
+    if radix % 2 == 0:  # four DFTs of A = R / 4 points, turns, A of four
+        a = radix // 4
+        turns = sum(_turn(16 // radix * k * m) for m in range(4) for k in range(a))
+        return 4 * (0 if a == 1 else _real_operations(a)) + turns + a * 16
+    pairs = radix // 2
+    return pairs * (4 + 2 + 4 * pairs + 4)
+
+
+def _turn(k: int) -> int:
+    """Instructions of a product with exp(-2 pi i k / 16)."""
+    return 0 if k % 4 == 0 else 4
+
+
+def _instructions(plan: Plan, kernel: FilterKernel) -> float:
+    """Of warps: loads, DFTs, twiddles and stores of every stage, then the pieces.
+
+    Two thirds to all of the PTX instructions that the simulator executes, of which the compiler merges some
+    (a test holds it there).
+    """
+    n = plan.transform
+    total = 0.0
+    for number, stage in enumerate(kernel.stages):
+        dfts = kernel.length // stage.radix * kernel.columns  # of a block
+        blocks = n // (kernel.length * kernel.columns)
+        total += blocks * -(-dfts // WARP) * _stage_instructions(plan, kernel, stage, number)
+    if kernel.role == "filter_rows":
+        total += n / WARP * COPY
+    if kernel.role in ("filter", "filter_convert"):
+        total += -(-n // (PIECE * WARP)) * (STORE + DIGIT * len(plan.filter.places) + PIECE * GATHER)
+    return total
+
+
+def _stage_instructions(plan: Plan, kernel: FilterKernel, stage: FilterStage, number: int) -> int:
+    """Of one DFT with what stands around it."""
+    first, last = number == 0, number == len(kernel.stages) - 1
+    weighted = plan.real_input and first and kernel.role != "filter_rows"
+    rows = _rows(plan, kernel, stage, first)
+    each = 2  # a load and a store
+    each += TWIST * (2 if stage.radix > 7 else 1) if rows else 0
+    each += 3 + (2 if weighted else 0) + (6 if plan.fold else 0) if first else 0  # bounds, weights, the fold
+    columns = kernel.role == "filter_columns"
+    each += 3 if (first or last) and not columns else 0  # the peak
+    each += 20 if last and columns else 0  # twiddles between columns and rows, in two levels
+    return ADDRESSES + rows + _real_operations(stage.radix) + stage.radix * each

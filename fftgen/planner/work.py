@@ -1,0 +1,223 @@
+"""What every kernel of a plan does for one transform: operations and bytes exactly, instructions estimated.
+
+One transform is a batch row in right-angle mode, two rows in batch-pair mode, of full length and without
+gates. Operations and bytes of signals, workspace and spectrum are those that the simulator counts (tests
+hold them equal, kernel by kernel); instructions are an estimate for plans that nobody has compiled yet
+(``fftgen/hot_path.py`` counts them in the compiled code of those that were).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fftgen.planner import fragments
+from fftgen.planner.plan import TILE, Kernel, Plan
+from fftgen.targets import Target
+
+STAGING_TRAFFIC = 16  # bytes per complex element: two fp32 written, two read back
+OPERAND_TRAFFIC = 8  # two 16-bit numbers written, two read
+ELEMENT = 4  # bytes of a complex number of two 16-bit parts: workspace and spectrum
+WMMA_PER_ELEMENT = 1.1  # instructions per complex element, stage and direction, per lane
+WMMA_PER_PRODUCT = 12
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of one kernel for one transform.
+
+    ``loaded`` and ``stored``: bytes of signals (of a filter's kernel: taps, and the stored spectrum).
+    ``device_bytes``: what of these device memory has to move; a second read of a row comes from the L2.
+    ``tables``: bytes of constants that no first-level cache holds. ``shared_bytes``: through the pipe of
+    shared memory and L1, signals and workspace apart. ``instructions``: of warps.
+    """
+
+    tensor_ops: int = 0  # 16x16x16
+    loaded: int = 0
+    stored: int = 0
+    device_bytes: int = 0
+    workspace_loaded: int = 0
+    workspace_stored: int = 0
+    spectrum: int = 0
+    tables: int = 0
+    shared_bytes: int = 0
+    instructions: float = 0.0
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self.workspace_loaded + self.workspace_stored
+
+    @property
+    def l2_bytes(self) -> int:
+        """All that multiprocessors exchange with the L2."""
+        return self.loaded + self.stored + self.workspace_bytes + self.spectrum + self.tables
+
+    @property
+    def pipe_bytes(self) -> int:
+        """All that passes the pipe of shared memory and L1, 128 bytes a cycle and multiprocessor."""
+        return self.shared_bytes + self.loaded + self.stored + self.workspace_bytes
+
+
+def kernel_work(plan: Plan, kernel: Kernel, target: Target) -> Work:
+    """What one kernel of the convolution does for one transform."""
+    ops = tensor_ops(plan, kernel)
+    loaded, stored = _signals(plan, kernel)
+    workspace_loaded, workspace_stored = workspace(plan, kernel)
+    again = kernel.role == "columns" and any(k.role == "peaks" for k in plan.kernels)
+    body = kernel == plan.body
+    mma = plan.engine == "mma"
+    return Work(
+        tensor_ops=ops,
+        loaded=loaded,
+        stored=stored,
+        device_bytes=(0 if again else loaded) + stored,
+        workspace_loaded=workspace_loaded,
+        workspace_stored=workspace_stored,
+        spectrum=ELEMENT * plan.transform if body else 0,
+        tables=_tables(plan, target) if mma and body else 0,
+        shared_bytes=_mma_shared(plan, kernel) if mma else _wmma_shared(plan, kernel),
+        instructions=mma_instructions(plan, kernel, ops) if mma else _wmma_instructions(plan, kernel, ops),
+    )
+
+
+def _directions(plan: Plan, kernel: Kernel) -> dict[int, tuple[str, ...]]:
+    """The stages (1-based) that a kernel carries out, and in which directions."""
+    if kernel.role == "columns":
+        return {kernel.stage: ("forward",)}
+    if kernel.role == "columns_inverse":
+        return {kernel.stage: ("inverse",)}
+    if kernel.role in ("convolve", "rows"):
+        first = len(plan.device_stages) + 1
+        return dict.fromkeys(range(first, plan.order + 1), ("forward", "inverse"))
+    return {}
+
+
+def tensor_ops(plan: Plan, kernel: Kernel) -> int:
+    """16x16x16 matrix instructions of a kernel for one transform of full length: exact.
+
+    Every stage multiplies N/256 output tiles by radix/16 operand tiles, with four real products per
+    complex one, forward and inverse; the first stage reads and the last writes real numbers in
+    right-angle mode (two products).
+    """
+    tiles = plan.transform // (TILE * TILE)
+    total = 0
+    for number, directions in _directions(plan, kernel).items():
+        products = 2 if plan.real_input and number == 1 else 4
+        total += tiles * (plan.stages[number - 1].radix // TILE) * len(directions) * products
+    return total
+
+
+def _signals(plan: Plan, kernel: Kernel) -> tuple[int, int]:
+    """Bytes of u that a kernel loads and of y that it stores."""
+    row = 2 * plan.rows_per_item * min(plan.problem.length, plan.transform)
+    loads = kernel.role in ("convolve", "peaks") or (kernel.role, kernel.stage) == ("columns", 1)
+    stores = kernel.role == "convolve" or (kernel.role, kernel.stage) == ("columns_inverse", 1)
+    return row if loads else 0, row if stores else 0
+
+
+def workspace(plan: Plan, kernel: Kernel) -> tuple[int, int]:
+    """Bytes of the workspace that a kernel loads and stores: all of it, 4 bytes a complex number.
+
+    Between the tensor and the workspace only one of both.
+    """
+    whole = ELEMENT * plan.transform
+    if kernel.role == "rows":
+        return whole, whole
+    if kernel.role == "columns":
+        return (0 if kernel.stage == 1 else whole), whole
+    if kernel.role == "columns_inverse":
+        return whole, (whole if kernel.stage > 1 else 0)
+    return 0, 0
+
+
+def _wmma_shared(plan: Plan, kernel: Kernel) -> int:
+    return _passes(plan, kernel) * plan.transform * (STAGING_TRAFFIC + OPERAND_TRAFFIC)
+
+
+def _wmma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
+    return _passes(plan, kernel) * plan.transform * WMMA_PER_ELEMENT + WMMA_PER_PRODUCT * ops
+
+
+def _passes(plan: Plan, kernel: Kernel) -> int:
+    return sum(map(len, _directions(plan, kernel).values()))
+
+
+def _tables(plan: Plan, target: Target) -> int:
+    """Bytes of the outer twiddles from the L2: they are too large for shared memory, and stay in what that
+    leaves of the L1 cache, or do not."""
+    body = plan.body
+    outer = sum(t.nbytes for t in plan.tables if t.name.startswith("outer"))
+    left = target.shared_sm - body.resident * (body.shared_bytes + target.shared_reserved)
+    return 8 * plan.transform if outer > left else 0
+
+
+def _mma_shared(plan: Plan, kernel: Kernel) -> int:
+    """Exchanges, tables, spectrum, twiddles.
+
+    An exchange writes and reads 4 bytes a complex element; a table of the register chain is read once for
+    each group of rows that a warp takes at a time, one of columns once for each strip.
+    """
+    n = plan.transform
+    sizes = {t.name: t.nbytes for t in plan.tables}
+    if kernel.role in ("columns", "columns_inverse"):
+        width = plan.kernel("columns", 1).columns
+        matrix = "device" if kernel.role == "columns" else "device_inverse"
+        return 4 * n + sizes[matrix] * plan.stages[0].rest // (8 * width)
+    if kernel.role == "peaks":
+        return 0
+    chain = sum(sizes[name] for name in sizes.keys() & fragments.CHAIN)
+    rows = n // (plan.factors[-1] * plan.factors[-2])
+    total = 4 * n + chain * rows // kernel.group
+    if not plan.block_stage:
+        return total + 2 * 2 * n * (1 if plan.real_input and not plan.device_stages else 2)
+    transforms = n // plan.row_length
+    columns = plan.row_length // plan.inner[0].radix
+    matrices = sizes["columns"] // (8 * kernel.columns) + sizes["columns_inverse"] // 32
+    # Two exchanges, outer twiddles there and back.
+    return total + 16 * n + 8 * n + transforms * columns * matrices
+
+
+def mma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
+    """Instructions of warps for one transform on the engine "mma".
+
+    Two HMMA a 16x16x16 product, and what loads, scales, converts, multiplies by twiddles, exchanges and
+    addresses: coefficients fitted for every 128 complex elements to the compiled code of 154 kernels of 256
+    to 2**20 points on sm_80 and sm_90 (hot_path.py). They miss it by at most 10 % in a block's kernel, 7 %
+    in a warp's and 8 % in a device stage's; a test holds them to that over the portfolio.
+    """
+    if kernel.role == "peaks":
+        each = 24.0 * plan.rows_per_item
+    elif kernel.role in ("columns", "columns_inverse"):
+        each = _device_instructions(plan, kernel)
+    elif plan.block_stage:
+        each = _block_instructions(plan, kernel)
+    else:
+        each = _warp_instructions(plan, kernel)
+    return 2 * ops + plan.transform / 128 * each
+
+
+def _device_instructions(plan: Plan, kernel: Kernel) -> float:
+    """A strip of columns: what is the same for all its rows weighs less where there are many."""
+    pair, tiles = not plan.real_input, plan.stages[0].radix / TILE
+    if kernel.role == "columns":
+        return 30 + 36 * pair + 46 / kernel.columns + 18 / tiles
+    return 13 + 17 * pair + 74 / kernel.columns + 32 / tiles
+
+
+def _warp_instructions(plan: Plan, kernel: Kernel) -> float:
+    """Transforms in a warp's registers: a row's scale costs the more the shorter it is, and results of 16
+    columns are stored in pieces of half the width."""
+    narrow = 11 * (plan.inner[1].radix == TILE)
+    if kernel.role == "rows":
+        return 64 + narrow
+    rows = plan.rows_per_item
+    return 69 + narrow + 55 * (rows - 1) + 28 * 256 * rows / plan.transform
+
+
+def _block_instructions(plan: Plan, kernel: Kernel) -> float:
+    """Columns, rows, columns by a block. Warps that get no row, or one less than others, wait: slots pass."""
+    tensor = kernel.role == "convolve"
+    tiles = sum(s.radix for s in plan.inner) / TILE
+    turns = plan.inner[0].radix / (kernel.warps * kernel.group)
+    idle = (-(-turns // 1) / turns - 1) * (87 if turns < 1 else 13)
+    signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1))
+    return 70 + signals + 4.5 * (tiles - 3) + 73 / kernel.columns + idle

@@ -1,0 +1,116 @@
+"""What bounds the kernels of a plan: work, predicted time by resource, distance from the memory floor.
+
+Without machine code the plan's own figures are taken: residency as planned, instructions by formula
+(planner/work.py). Of a build the compiler's registers count, and where NVRTC and nvdisasm are at hand the
+instructions of the compiled code (hot_path.py). Every time is a prediction of the cost model; none is
+measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fftgen.errors import ToolchainError
+from fftgen.hot_path import hot_paths
+from fftgen.pipeline import Built
+from fftgen.planner.call_cost import CallCost, call_cost
+from fftgen.planner.cost import Compiled, Cost, KernelCost, cost, filter_cost
+from fftgen.planner.plan import Plan
+from fftgen.targets import Target
+from fftgen.targets import target as find_target
+
+PLANNED = "as planned"
+COMPILED = "as compiled"
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The predicted costs of one plan on its target.
+
+    ``convolution``: of one transform; ``spectrum``: of one channel's filter. ``compiled``: the kernels whose
+    instructions were counted in machine code; ``note`` says why others were not. ``call``: of a whole call,
+    where one was asked for.
+    """
+
+    plan: Plan
+    target: Target
+    convolution: Cost
+    spectrum: Cost
+    compiled: tuple[str, ...] = ()
+    registers: str = PLANNED
+    note: str = ""
+    call: CallCost | None = None
+
+    def floor(self, of: Cost | KernelCost) -> float:
+        """Seconds that the bytes which must cross device memory take at its bandwidth."""
+        moved = of.device_bytes if isinstance(of, Cost) else of.work.device_bytes
+        return moved / self.target.bandwidth
+
+    def fraction(self, of: Cost | KernelCost) -> float:
+        """The floor over the predicted time: 1 where nothing but device memory bounds."""
+        return self.floor(of) / of.time
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data; seconds are predictions."""
+
+        def costs(found: Cost) -> dict[str, Any]:
+            return {
+                **found.as_dict(),
+                "kernels": [
+                    {**k.as_dict(), "floor": self.floor(k), "floor_fraction": self.fraction(k)}
+                    for k in found.kernels
+                ],
+                "floor": self.floor(found),
+                "floor_fraction": self.fraction(found),
+            }
+
+        return {
+            "name": self.plan.name,
+            "plan": str(self.plan),
+            "target": self.target.name,
+            "chip": self.target.chip,
+            "predicted": True,
+            "assumed_rates": list(self.target.assumed),
+            "residency": self.registers,
+            "instructions_compiled": list(self.compiled),
+            "note": self.note,
+            "per_transform": costs(self.convolution),
+            "rows_per_transform": self.plan.rows_per_item,
+            "per_filter": costs(self.spectrum) if self.spectrum.kernels else None,
+            "call": self.call.as_dict() if self.call else None,
+        }
+
+
+def of_plan(plan: Plan, shape: tuple[int, int] | None = None) -> Roofline:
+    """From the plan alone; ``shape``: (batch, channels) of a whole call to predict as well."""
+    chip = find_target(plan.target)
+    found = cost(plan, chip)
+    call = call_cost(plan, chip, found, *shape) if shape else None
+    return Roofline(plan, chip, found, filter_cost(plan, chip), call=call)
+
+
+def of_built(built: Built, shape: tuple[int, int] | None = None) -> Roofline:
+    """From a build: registers by the compiler, instructions from the code where they can be counted."""
+    plan, chip = built.plan, find_target(built.plan.target)
+    if not built.cubin:
+        return of_plan(plan, shape)
+    names = {k.label: plan.entry(k) for k in plan.kernels}
+    names |= {k.role: plan.filter_entry(k) for k in plan.filter.kernels}
+    registers = {label: built.resources[e].registers for label, e in names.items() if e in built.resources}
+    note = ""
+    instructions: dict[str, float] = {}
+    try:
+        paths = hot_paths(plan, False, built.source)
+    except ToolchainError as error:
+        note = f"instructions by formula: {error}"
+    else:
+        labels = {k.role: k.label for k in plan.kernels}
+        instructions = {labels[role]: path.per_transform(plan.transform) for role, path in paths.items()}
+        if not paths:
+            note = f"instructions by formula: of the engine {plan.engine} none are counted"
+    known = Compiled(registers, instructions)
+    found = cost(plan, chip, known)
+    call = call_cost(plan, chip, found, *shape) if shape else None
+    made = filter_cost(plan, chip, compiled=known)
+    return Roofline(plan, chip, found, made, tuple(instructions), COMPILED, note, call)

@@ -1,0 +1,205 @@
+"""``--roofline`` and ``--engine`` without a compiler: what they show, draw and refuse."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import answer, fftgen
+
+import fftgen as package
+from fftgen import api, roofline
+from fftgen.bench import roofline as pictures
+from fftgen.conv import JustInTime
+from fftgen.errors import InputError, NoPlanError
+from fftgen.planner import search
+from fftgen.planner.cost import RESOURCES, cost, filter_cost
+from fftgen.problem import Problem
+from fftgen.render import command, render
+from fftgen.targets import TARGETS, target
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_the_roofline_of_a_plan_is_its_cost() -> None:
+    found = answer("plan", 65536, "--causal", "--roofline")["roofline"]
+    plan, chip = search.plan(Problem("causal", 65536, "bf16"), "sm_90"), target("sm_90")
+    price, spectrum = cost(plan, chip), filter_cost(plan, chip)
+    assert found["predicted"] is True
+    assert found["instructions_compiled"] == []
+    for document, expected in ((found["per_transform"], price), (found["per_filter"], spectrum)):
+        assert document["time"] == pytest.approx(expected.time)
+        assert document["floor"] == pytest.approx(expected.device_bytes / 4.3e12)
+        assert document["floor_fraction"] == pytest.approx(document["floor"] / document["time"])
+        for kernel, one in zip(document["kernels"], expected.kernels, strict=True):
+            assert (kernel["kernel"], kernel["bound"]) == (one.name, one.bound)
+            assert kernel["seconds"] == pytest.approx(one.seconds)
+            assert kernel["floor"] == pytest.approx(one.work.device_bytes / 4.3e12)
+
+
+def test_the_table_says_that_it_predicts_and_what_it_assumes() -> None:
+    text = fftgen("plan", 65536, "--roofline", "--batch", 8, "--channels", 96).stdout
+    assert "predicted for H200-SXM, not measured" in text
+    assert "assumed, not from a datasheet: the rate of L2" in text
+    for name in ("peaks", "columns1", "rows", "columns_inverse1", "filter_columns", "filter_convert"):
+        assert re.search(rf"^{name} +[\d.]+ +[\d.]+ ", text, re.M), name
+    assert re.search(r"a call of batch 8, 96 channels, spectrum prepared: [\d.]+ ms in \d+ launches", text)
+    assert "us assumed for launching" in text
+    one = fftgen("plan", 1024, "--roofline", "--batch", 2, "--channels", 3).stdout
+    assert "in 1 launch (" in one
+
+
+def test_the_plan_tells_what_preparing_a_filter_costs() -> None:
+    text = fftgen("plan", 65536, "--why").stdout
+    assert "per filter, once: 524296 bytes of device memory, 2097152 bytes of workspace" in text
+    assert re.search(r"^filter_rows +\d+", text, re.M)
+    assert answer("plan", 4096)["filter_cost"]["device_bytes"] == 8 * 4096 + 8
+
+
+def test_pictures_show_every_kernel(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    seen = []
+    real = pictures._panel
+
+    def panel(axis: object, view: roofline.Roofline, of: object, label: str) -> None:
+        real(axis, view, of, label)  # type: ignore[arg-type]
+        seen.append((label, [b.get_height() for c in axis.containers for b in c]))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(pictures, "_panel", panel)
+    assert fftgen("plan", 65536, "--roofline", "--plot", "p.svg").exit_code == 0
+    assert b"<svg" in (place / "p.svg").read_bytes()
+    price = cost(search.plan(Problem("circular", 65536, "bf16"), "sm_90"), target("sm_90"))
+    assert [label for label, _ in seen] == ["ns per pair of rows", "ns per filter"]
+    assert seen[0][1] == pytest.approx([1e9 * k.seconds[r] for r in RESOURCES for k in price.kernels])
+
+
+def test_a_missing_plotting_library_is_told_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("planned before it was known that nothing can be drawn")
+
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setattr("fftgen.planner.search._plan", never)
+    result = fftgen("plan", 4096, "--roofline", "--plot", "p.png")
+    assert result.exit_code == 1
+    assert "pip install 'fftgen[bench]'" in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plan", "4096", "--plot", "p.png"), "go with --roofline"),
+        (("plan", "4096", "--batch", "4", "--channels", "4"), "go with --roofline"),
+        (("plan", "4096", "--roofline", "--batch", "4"), "--batch and --channels go together"),
+        (("plan", "4096", "--roofline", "--batch", "0", "--channels", "4"), "at least one row"),
+        (("plan", "4096", "--engine", "cufft"), "engine 'cufft' is not known: choose from mma, wmma"),
+        (("build", "--seqlen", "64", "--engine", "x"), "engine 'x' is not known"),
+        (("verify", "f.fftgen", "--engine", "mma"), "plans of a FILE are as they are"),
+        (("render", "4096", "--engine", "mma", "--gradient"), "an engine of their own"),
+        (
+            ("plan", "4096", "--dtype", "fp16", "--arch", "sm_75", "--engine", "mma"),
+            r"sm_75 with engine mma: sm_75 lacks mma\.m16n8k16 and redux\.sync .*name another engine",
+        ),
+        (
+            ("build", "--seqlen", "4096", "--dtype", "fp16", "--arch", "sm_75", "--engine", "mma"),
+            "sm_75 lacks mma",
+        ),
+        (
+            ("plan", "4194304", "--causal", "--arch", "sm_80", "--engine", "mma"),
+            "with engine mma: .*rules for",
+        ),
+        (("plan", "4096", "--arch", "sm_75", "--engine", "wmma"), "no bf16 matrix instruction"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_its_rule(arguments: tuple[str, ...], message: str) -> None:
+    pytest.importorskip("matplotlib")
+    result = fftgen(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert re.search(message, result.stderr), result.stderr
+
+
+def test_pictures_that_cannot_be_written_are_errors() -> None:
+    pytest.importorskip("matplotlib")
+    for name in ("no/such/p.png", "p.nosuchformat"):
+        result = fftgen("plan", 256, "--roofline", "--plot", name)
+        assert result.exit_code == 2
+        assert "cannot be written" in result.stderr
+    with pytest.raises(InputError, match="nothing to draw"):
+        pictures.draw([], Path("p.png"))
+
+
+# Engines
+
+
+def test_an_engine_can_be_asked_for() -> None:
+    problem = Problem("circular", 4096, "bf16")
+    chosen = search.plan(problem, "sm_90")
+    other = package.plan(4096, engine="wmma")
+    assert (chosen.engine, other.engine) == ("mma", "wmma")
+    assert other.digest != chosen.digest
+    assert answer("plan", 4096, "--engine", "wmma")["digest"] == other.digest
+    # The planner's own engine by name is its own choice, kernel for kernel.
+    assert package.plan(4096, engine="mma") == chosen
+    assert {c.engine for c in search.search(problem, target("sm_90"), engine="wmma")} == {"wmma"}
+    why = answer("plan", 4096, "--engine", "wmma", "--why")["candidates"]
+    assert len(why) < len(answer("plan", 4096, "--why")["candidates"])
+
+
+def test_a_source_names_the_engine_that_was_asked_for() -> None:
+    other = package.plan(4096, engine="wmma")
+    assert command(other).endswith("--arch sm_90 --engine wmma")
+    result = fftgen(*command(other).split()[1:])
+    assert result.stdout == render(other).text
+    assert "--engine" not in command(package.plan(4096))
+    assert "--engine" not in command(package.plan(4096, engine="mma"))
+    old = search.plan(Problem("causal", 4096, "fp16"), "sm_75")
+    assert old.engine == "wmma"
+    assert "--engine" not in command(old)
+
+
+def test_asking_for_an_engine_leaves_every_other_caller_alone() -> None:
+    conv = package.get_conv(4096)
+    before = conv.plan("sm_90")
+    assert package.plan(4096, engine="wmma") != before
+    assert conv.plan("sm_90") == before
+    assert isinstance(conv._provider, JustInTime)
+    assert search.plan(Problem("circular", 4096, "bf16"), "sm_90") == before
+
+
+def test_files_of_an_engine_have_names_of_their_own() -> None:
+    problem = api.problem(4096, "bf16", causal=True)
+    assert api.file_name(problem) == "fftconv-4096-bf16-causal.fftgen"
+    assert api.file_name(problem, "wmma") == "fftconv-4096-bf16-causal-wmma.fftgen"
+    assert list(api.files_for([problem], "d", "wmma")) == [Path("d/fftconv-4096-bf16-causal-wmma.fftgen")]
+
+
+def test_an_engine_is_built_for_the_targets_that_have_it() -> None:
+    half = api.problem(4096, "fp16")
+    assert {t.name for _, t, _ in api.jobs_for(half)} == set(TARGETS)
+    assert {t.name for _, t, _ in api.jobs_for(half, engine="mma")} == set(TARGETS) - {"sm_75"}
+    with pytest.raises(NoPlanError, match="sm_75 lacks mma"):
+        search.plan(half, "sm_75", "mma")
+
+
+# Rates
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_rate_has_a_source_or_is_called_assumed(name: str) -> None:
+    chip = target(name)
+    assert len(chip.sources) == 4
+    for source in chip.sources:
+        assert re.search(r"datasheet|whitepaper|product brief|measured|assumed|boost", source), source
+    assert set(chip.assumed) <= set(RESOURCES)
+    assert ("L2" in chip.assumed) == (name != "sm_75")
+    note = "assumed, not from a datasheet"
+    shown = fftgen("plan", 4096, "--dtype", "fp16", "--arch", name, "--roofline").stdout
+    assert (note in shown) == bool(chip.assumed)

@@ -1,0 +1,184 @@
+"""Ring 3: what the cost model says a kernel does, beside what the simulator and the disassembly count.
+
+Operations and bytes exactly, kernel by kernel; instructions within the band that the formula claims.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import pytest
+import torch
+from command_line import why_not
+
+from fftgen import emulate, hot_path, portfolio, roofline, toolkit
+from fftgen.cache import Cache
+from fftgen.emulate import Simulated
+from fftgen.errors import InternalError, ToolchainError
+from fftgen.execute import storage
+from fftgen.pipeline import Built, build_plan
+from fftgen.planner import search
+from fftgen.planner.filter_work import filter_work
+from fftgen.planner.launch import items_per_channel
+from fftgen.planner.plan import Plan
+from fftgen.planner.work import kernel_work
+from fftgen.problem import Problem
+from fftgen.simulator import Counters
+from fftgen.source import Source
+from fftgen.targets import target
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+needs_disassembler = pytest.mark.skipif(
+    toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed"
+)
+
+BATCH, CHANNELS = 4, 2
+# The formula over the compiled code, by the kind of kernel (planner/work.py).
+BLOCK, WARP, DEVICE = 0.10, 0.07, 0.08
+FILTER = (0.65, 1.05)  # machine instructions by formula over PTX instructions
+
+
+def shaped(mode: str, factors: tuple[int, ...], device: int, engine: str, dtype: str = "bf16") -> Plan:
+    return search.with_shape(Problem(mode, math.prod(factors), dtype), "sm_90", factors, device, engine)
+
+
+PLANS = (
+    search.plan(Problem("causal", 256, "bf16"), "sm_90"),
+    search.plan(Problem("circular", 768, "bf16"), "sm_90"),
+    search.plan(Problem("circular", 1024, "fp16"), "sm_80"),
+    search.plan(Problem("causal", 1000, "fp16"), "sm_90"),
+    search.plan(Problem("causal", 4096, "bf16"), "sm_90"),
+    search.plan(Problem("causal", 8192, "fp16"), "sm_75"),
+    shaped("causal", (16, 16, 16), 1, "mma"),
+    shaped("circular", (16, 16, 32), 1, "mma"),
+    shaped("circular", (16, 16, 16, 16), 1, "mma"),
+    shaped("causal", (16, 16, 16), 1, "wmma"),
+    shaped("circular", (16, 16, 16, 16), 2, "wmma", "fp16"),
+    shaped("circular", (16, 16, 16), 0, "wmma"),
+    search.plan(Problem("circular", 1000, "bf16"), "sm_90"),  # folds
+    search.plan(Problem("circular", 1000, "fp16"), "sm_75"),
+)
+
+
+@lru_cache(maxsize=len(PLANS))
+def simulated(plan: Plan) -> Simulated:
+    """A call of full length, ungated."""
+    generator = torch.Generator().manual_seed(5)
+    length = plan.problem.length
+    u = torch.randn(BATCH, CHANNELS, length, generator=generator).to(storage(plan))
+    k = torch.randn(CHANNELS, length, generator=generator)
+    return emulate.convolve(build_plan(plan, Cache(None)), u, k)[1]
+
+
+def moved(counters: Counters, buffer: str, kind: str) -> int:
+    found = counters.buffers.get(buffer)
+    return int(getattr(found, kind).bytes) if found else 0
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
+    transforms = CHANNELS * items_per_channel(plan, BATCH)
+    each = 2 if plan.engine == "mma" else 1
+    for kernel in plan.kernels:
+        work = kernel_work(plan, kernel, target(plan.target))
+        counters = simulated(plan).reports[plan.entry(kernel)].counters
+        assert sum(counters.tensor.values()) == each * transforms * work.tensor_ops, kernel.label
+        for buffer, kind, predicted in (
+            ("u", "loads", work.loaded),
+            ("y", "stores", work.stored),
+            ("workspace", "loads", work.workspace_loaded),
+            ("workspace", "stores", work.workspace_stored),
+            ("spectrum", "loads", work.spectrum),
+        ):
+            assert moved(counters, buffer, kind) == transforms * predicted, (kernel.label, buffer, kind)
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_every_filter_kernel_does_what_the_model_says(plan: Plan) -> None:
+    assert plan.filter.kernels
+    for kernel in plan.filter.kernels:
+        work = filter_work(plan, kernel, target(plan.target))
+        counters = simulated(plan).filter_reports[plan.filter_entry(kernel)].counters
+        stored = moved(counters, "filter_planes", "stores") + moved(counters, "filter_scale", "stores")
+        shared = counters.shared_loads.bytes + counters.shared_stores.bytes
+        twiddles = moved(counters, "filter_tables", "loads")
+        assert moved(counters, "filter", "loads") == CHANNELS * work.loaded, kernel.role
+        assert stored == CHANNELS * work.stored, kernel.role
+        assert moved(counters, "filter_workspace", "loads") == CHANNELS * work.workspace_loaded, kernel.role
+        assert moved(counters, "filter_workspace", "stores") == CHANNELS * work.workspace_stored, kernel.role
+        assert shared + twiddles == CHANNELS * work.shared_bytes, kernel.role
+        ratio = CHANNELS * work.instructions / counters.total_instructions
+        assert FILTER[0] < ratio < FILTER[1], f"{kernel.role}: {ratio:.2f}"
+
+
+def test_short_filters_are_read_as_far_as_they_go() -> None:
+    plan = shaped("causal", (16, 16, 16), 0, "mma")
+    _, found = emulate.convolve(
+        build_plan(plan, Cache(None)), torch.ones(1, 2, 4096).to(storage(plan)), torch.ones(2, 77)
+    )
+    (kernel,) = plan.filter.kernels
+    counters = found.filter_reports[plan.filter_entry(kernel)].counters
+    assert moved(counters, "filter", "loads") == 2 * filter_work(plan, kernel, target("sm_90"), 77).loaded
+
+
+@needs_disassembler
+@pytest.mark.parametrize("name", portfolio.MEASURED)
+def test_the_formula_for_issue_slots_is_near_the_compiled_code(name: str) -> None:
+    """Every kernel of the portfolio whose machine instructions can be counted."""
+    compared = set()
+    for problem in portfolio.PROBLEMS:
+        plan = search.plan(problem, name)
+        for role, path in hot_path.hot_paths(plan, False).items():
+            kernel = plan.kernel(role)
+            compiled = path.per_transform(plan.transform)
+            ratio = kernel_work(plan, kernel, target(name)).instructions / compiled
+            kind = DEVICE if role.startswith("columns") else BLOCK if plan.block_stage else WARP
+            assert abs(ratio - 1) < kind, f"{plan}: {role} {ratio:.3f}"
+            compared.add((role, kind))
+    assert {kind for _, kind in compared} == {BLOCK, WARP, DEVICE}
+
+
+@pytest.fixture(scope="module")
+def built() -> Built:
+    return build_plan(search.plan(Problem("causal", 1024, "bf16"), "sm_90"), Cache(None))
+
+
+@needs_disassembler
+def test_a_build_is_judged_by_its_own_code(built: Built) -> None:
+    found = roofline.of_built(built, (8, 16))
+    plain = roofline.of_plan(built.plan, (8, 16))
+    (kernel,), (planned,) = found.convolution.kernels, plain.convolution.kernels
+    path = hot_path.hot_paths(built.plan, False)["convolve"]
+    assert found.compiled == ("convolve",)
+    assert plain.compiled == ()
+    assert kernel.work.instructions == path.per_transform(1024) != planned.work.instructions
+    assert kernel.work.device_bytes == planned.work.device_bytes
+    registers = built.resources[built.plan.name].registers
+    assert kernel.resident == 65_536 // (-(-registers // 8) * 8 * 32) // 12 * 12
+    assert found.floor(found.convolution) == pytest.approx(4 * 1024 / 4.3e12)
+    assert found.fraction(found.convolution) == pytest.approx(
+        found.floor(found.convolution) / found.convolution.time
+    )
+    assert found.call is not None
+    assert found.call.launches == 1
+
+
+def test_without_a_disassembler_the_formula_stays_and_says_so(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> None:
+        raise ToolchainError("nvdisasm was found neither here nor there")
+
+    monkeypatch.setattr("fftgen.roofline.hot_paths", missing)
+    found = roofline.of_built(built)
+    assert found.compiled == ()
+    assert "formula: nvdisasm was found neither" in found.note
+    plain = roofline.of_plan(built.plan).convolution.kernels[0]
+    assert found.convolution.kernels[0].work == plain.work
+
+
+def test_a_source_without_our_entry_points_is_not_counted(built: Built) -> None:
+    other = Source("x.cu", built.source.text.replace("const Args<T> args", "Args<T> args"), {}, ())
+    with pytest.raises(InternalError, match=r"x\.cu has no entry point"):
+        hot_path.specialised(other, 1024, False)
