@@ -228,19 +228,12 @@ def search(
     return tuple(sorted(found, key=_rank))
 
 
-def _rank(found: Candidate) -> tuple[bool, bool, float, bool, int, tuple[int, ...], int]:
+def _rank(found: Candidate) -> tuple[bool, bool, float, bool, list[float], tuple[int, ...], int]:
     device = found.shape.device > 0 and found.engine == "wmma"
     fold = found.plan is not None and found.plan.fold > 0  # as fast as batch pairs, with more matrix work
-    shared = 0 if found.plan is None else found.plan.body.shared_bytes  # of equals, what leaves most of it
-    return (
-        found.cost is None,
-        device,
-        found.row_seconds,
-        fold,
-        shared,
-        found.shape.factors,
-        found.shape.device,
-    )
+    # Of equals, what leaves most of the resources that do not bound it.
+    busy = [] if found.cost is None else sorted(found.cost.seconds.values(), reverse=True)
+    return found.cost is None, device, found.row_seconds, fold, busy, found.shape.factors, found.shape.device
 
 
 def _finished(found: Plan, chip: Target) -> Plan:
