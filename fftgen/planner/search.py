@@ -228,12 +228,12 @@ def search(
     return tuple(sorted(found, key=_rank))
 
 
-def _rank(found: Candidate) -> tuple[bool, bool, float, bool, list[float], tuple[int, ...], int]:
+def _rank(found: Candidate) -> tuple[bool, bool, float, bool, float, tuple[int, ...], int]:
     device = found.shape.device > 0 and found.engine == "wmma"
     fold = found.plan is not None and found.plan.fold > 0  # as fast as batch pairs, with more matrix work
-    # Of equals, what leaves most of the resources that do not bound it.
-    busy = [] if found.cost is None else sorted(found.cost.seconds.values(), reverse=True)
-    return found.cost is None, device, found.row_seconds, fold, busy, found.shape.factors, found.shape.device
+    # Of equals, what issues least: where memory bounds two shapes, the rest is room for its latency.
+    issue = 0.0 if found.cost is None else found.cost.seconds["issue slots"]
+    return found.cost is None, device, found.row_seconds, fold, issue, found.shape.factors, found.shape.device
 
 
 def _finished(found: Plan, chip: Target) -> Plan:
