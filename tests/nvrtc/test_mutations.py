@@ -68,7 +68,8 @@ LARGE = {
 CHAIN = {
     "chain, warp": _plan("causal", 256, "bf16", (16, 16), 0, "mma"),
     "chain, block": _plan("circular", 4096, "fp16", (16, 16, 16), 0, "mma"),
-    "chain, device": _plan("causal", 4096, "bf16", (16, 16, 16), 1, "mma"),
+    # Twice 256 columns, so that twiddles have two levels.
+    "chain, device": _plan("causal", 8192, "bf16", (16, 32, 16), 1, "mma"),
 }
 NEW = {"device around a block": ("rows",), "two device stages": ("columns2", "columns_inverse2")}
 ALL = PLANS | WIDE | LARGE | CHAIN
