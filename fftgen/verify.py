@@ -28,7 +28,7 @@ SMALL_POINTS = 8_192  # below, more rows and options are cheap
 
 @dataclass(frozen=True)
 class Case:
-    """One call: batch, channels, length, taps and which options."""
+    """One call: batch, channels, length, taps and which options; ``back``: taps of a second filter, k_rev."""
 
     batch: int
     channels: int
@@ -37,12 +37,13 @@ class Case:
     in_gate: bool = False
     out_gate: bool = False
     skip: bool = False
+    back: int = 0
 
     def __str__(self) -> str:
-        options = [name for name in ("in_gate", "out_gate", "skip") if getattr(self, name)]
-        return f"u ({self.batch}, {self.channels}, {self.length}), k ({self.channels}, {self.taps})" + (
-            f", {', '.join(options)}" if options else ""
-        )
+        parts = [f"u ({self.batch}, {self.channels}, {self.length})", f"k ({self.channels}, {self.taps})"]
+        if self.back:
+            parts.append(f"k_rev ({self.channels}, {self.back})")
+        return ", ".join([*parts, *(n for n in ("in_gate", "out_gate", "skip") if getattr(self, n))])
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,15 @@ class Verification:
 def reference(problem: Problem, u: Tensor, k: Tensor, **options: Tensor | None) -> np.ndarray[Any, Any]:
     """The convolution in float64 by NumPy's FFT, from the definition: knows nothing of plans. (B, H, L)."""
     x = u.double().numpy()
-    in_gate, out_gate, skip = (options.get(name) for name in ("in_gate", "out_gate", "skip"))
+    k_rev, in_gate, out_gate, skip = map(options.get, ("k_rev", "in_gate", "out_gate", "skip"))
     if in_gate is not None:
         x = x * in_gate.double().numpy()
     steps = x.shape[-1]
     taps = k.double().numpy()
-    points = steps + taps.shape[-1] if problem.causal else problem.length
-    spectrum = np.fft.fft(x, points) * np.fft.fft(taps, points)
-    y = np.fft.ifft(spectrum).real[..., :steps]
+    back = np.zeros((taps.shape[0], 1)) if k_rev is None else k_rev.double().numpy()
+    points = steps + max(taps.shape[-1], back.shape[-1]) if problem.causal else problem.length
+    response = np.fft.fft(taps, points) + np.fft.fft(back, points).conj()
+    y = np.fft.ifft(np.fft.fft(x, points) * response).real[..., :steps]
     if skip is not None:
         y = y + skip.double().numpy()[:, None] * x
     if out_gate is not None:
@@ -124,9 +126,9 @@ def cases_for(problem: Problem, transform: int, quick: bool) -> tuple[Case, ...]
         full = Case(3, 2, n, n, True, True, True)
         short = Case(2, 1, max(1, n // 3), max(1, n // 2 - 1))
         gates = Case(1, 3, max(1, n - 8), 1, in_gate=True)
-        return (full,) if quick else (full, short, gates, Case(pair, 1, n, n, out_gate=True))
+        return (full,) if quick else (full, short, gates, Case(pair, 1, n, n, out_gate=True, back=n))
     full = Case(pair, 1, n, n, True, True, True)
-    return (full,) if quick else (full, Case(1, 1, n // 2 + 3, min(n, 1000)))
+    return (full,) if quick else (full, Case(1, 1, n // 2 + 3, min(n, 1000), back=n // 2))
 
 
 def draw(case: Case, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor | None]:
@@ -140,9 +142,11 @@ def draw(case: Case, dtype: torch.dtype, generator: torch.Generator) -> dict[str
     u, k = normal(*shape).to(dtype), normal(case.channels, case.taps) * decay
     if case.taps == 1:  # its spectrum is one number: rounded, it would be one error in every output
         k = k.to(dtype)
+    decay = torch.exp(-8 * torch.arange(case.back, dtype=torch.float64) / max(1, case.back))
     return {
         "u": u,
         "k": k.float(),
+        "k_rev": (normal(case.channels, case.back) * decay).float() if case.back else None,
         "in_gate": normal(*shape).to(dtype) if case.in_gate else None,
         "out_gate": normal(*shape).to(dtype) if case.out_gate else None,
         "skip": normal(case.channels).float() if case.skip else None,

@@ -46,15 +46,15 @@ def check_portfolio(problem: Problem, backend: Backend, seed: int) -> dict[str, 
         given: dict[str, Any] = {
             name: None if x is None else x.to(backend.device) for name, x in inputs.items()
         }
-        u, k = given.pop("u"), given.pop("k")
+        u, k, k_rev = (given.pop(name) for name in ("u", "k", "k_rev"))
         assert u is not None
         assert k is not None
         block = torch.full_like(u, math.nan)
         del block
-        out = conv(u, k, **given)
-        again = conv(u, conv.prepare(k, length=case.length), **given)
+        out = conv(u, k, k_rev=k_rev, **given)
+        again = conv(u, conv.prepare(k, k_rev=k_rev, length=case.length), **given)
         backend.synchronize()
-        options = {name: inputs[name] for name in ("in_gate", "out_gate", "skip")}
+        options = {name: inputs[name] for name in ("k_rev", "in_gate", "out_gate", "skip")}
         assert inputs["u"] is not None
         assert inputs["k"] is not None
         exact = reference(problem, inputs["u"], inputs["k"], **options)
