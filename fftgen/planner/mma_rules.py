@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fftgen.planner import fragments
-from fftgen.planner.plan import TILE, Kernel, Stage
+from fftgen.planner.plan import TILE, Kernel, Plan, Stage
 from fftgen.planner.rules import Shape
 from fftgen.targets import Target
 
@@ -143,6 +143,12 @@ def _warp_registers(points: int, target: Target) -> int:
         return 255
     # The compiler needs some more for 1024 points, and before sm_90 for fewer, too.
     return REGISTERS if target.capability >= 90 and 2 * points <= CHAIN_POINTS else 160
+
+
+def spills(plan: Plan) -> bool:
+    """Whether a block's rows of the workspace are known to find too few registers, as compiled."""
+    radices = [s.radix for s in plan.inner]
+    return plan.body.role == "rows" and len(radices) == 3 and (radices[0] >= 64 or min(radices) == 32)
 
 
 def _block_kernel(

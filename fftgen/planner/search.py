@@ -228,12 +228,14 @@ def search(
     return tuple(sorted(found, key=_rank))
 
 
-def _rank(found: Candidate) -> tuple[bool, bool, float, bool, float, tuple[int, ...], int]:
+def _rank(found: Candidate) -> tuple[bool, bool, bool, float, bool, float, tuple[int, ...], int]:
     device = found.shape.device > 0 and found.engine == "wmma"
     fold = found.plan is not None and found.plan.fold > 0  # as fast as batch pairs, with more matrix work
     # Of equals, what issues least: where memory bounds two shapes, the rest is room for its latency.
     issue = 0.0 if found.cost is None else found.cost.seconds["issue slots"]
-    return found.cost is None, device, found.row_seconds, fold, issue, found.shape.factors, found.shape.device
+    spills = found.plan is not None and found.engine == "mma" and mma_rules.spills(found.plan)
+    shape = found.shape.factors, found.shape.device
+    return found.cost is None, device, spills, found.row_seconds, fold, issue, *shape
 
 
 def _finished(found: Plan, chip: Target) -> Plan:

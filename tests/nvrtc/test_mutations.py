@@ -130,12 +130,12 @@ def _calls(plan: Plan, rng: np.random.Generator) -> list[Whole]:
         )
         return Whole(u, k, in_gate, out_gate, skip, exact, long_runs)
 
-    # Whole 16-byte vectors and an odd last row; a ragged end and two channels; half the rows empty, twice.
+    # Whole 16-byte vectors and an odd last row; a ragged end, with gates and without; half the rows empty.
     half = 3 * n // 7
     return [
         one(2 * pair - pair // 2, 1, n - n % 8, gated=True, long_runs=True),
         one(pair, 2, n - 3, gated=True, long_runs=False),
-        one(2 * pair, 1, half - half % 8 + 5, gated=False, long_runs=True),
+        one(2 * pair, 1, n - 5, gated=False, long_runs=True),
         one(2 * pair, 1, half - half % 8, gated=False, long_runs=True),
     ]
 
@@ -199,6 +199,24 @@ class Laboratory:
         """
         return [m for m in mutations if m.line in self.reached and self.survives(m)]
 
+    def missed(self, mutations: Iterable[Mutation], all_of_them: Iterable[Mutation]) -> list[str]:
+        """Survivors of which no other copy of the same place is noticed either.
+
+        A compiler makes copies for transforms that stand in for those beyond the end: nobody uses their
+        results.
+        """
+        copies: dict[Any, list[Mutation]] = defaultdict(list)
+        for mutation in all_of_them:
+            copies[mutation.entry, mutation.places].append(mutation)
+        return [
+            str(m)
+            for m in self.survivors(mutations)
+            if not any(
+                c.line != m.line and c.line in self.reached and not self.survives(c)
+                for c in copies[m.entry, m.places]
+            )
+        ]
+
     def unreached(self, mutations: Iterable[Mutation]) -> list[str]:
         """Places in the source of which no call reaches any copy."""
         places: dict[Any, list[Mutation]] = defaultdict(list)
@@ -216,6 +234,18 @@ class Laboratory:
 @pytest.fixture
 def laboratory(name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
     return Laboratory(name, rng, monkeypatch)
+
+
+def shifts(ptx: str) -> list[Mutation]:
+    """Shifted indices of the convolution's kernels.
+
+    But for what a peak is taken of: all but one of the numbers that a shifted load brings, others bring too.
+    """
+    return [
+        m
+        for m in shifted_indices(ptx)
+        if "_filter" not in m.entry and not (m.entry.endswith("_peaks") and "ld.global" in m.text)
+    ]
 
 
 def slow(names: Iterable[str]) -> list[object]:
@@ -244,23 +274,20 @@ def test_no_barrier_of_the_register_chain_can_be_dropped(name: str, laboratory: 
 
 @pytest.mark.parametrize("name", [*PLANS, *CHAIN])
 def test_a_shifted_index_is_noticed(name: str, laboratory: Laboratory, rng: np.random.Generator) -> None:
-    mutations = [m for m in shifted_indices(laboratory.ptx) if "_filter" not in m.entry]
+    mutations = shifts(laboratory.ptx)
     assert len(mutations) > 200
     assert laboratory.unreached(mutations) == []
     sample = rng.choice(len(mutations), SAMPLED, replace=False)
-    assert [str(m) for m in laboratory.survivors(mutations[i] for i in sample)] == []
+    assert laboratory.missed((mutations[i] for i in sample), mutations) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*PLANS, *LARGE])
+@pytest.mark.parametrize("name", [*PLANS, *LARGE, *CHAIN])
 def test_every_shifted_index_is_noticed(name: str, laboratory: Laboratory) -> None:
-    entries = NEW.get(name, ("",))
-    mutations = [
-        m for m in shifted_indices(laboratory.ptx) if m.entry.endswith(entries) and "_filter" not in m.entry
-    ]
+    mutations = [m for m in shifts(laboratory.ptx) if m.entry.endswith(NEW.get(name, ("",)))]
     assert len(mutations) > 40
     assert laboratory.unreached(mutations) == []
-    found = laboratory.survivors(mutations)
+    judged = mutations
     if name in LARGE:  # two columns on, a twiddle of 65 536 points turns by 3e-3 at most: below rounding
-        found = [m for m in found if m.places[0][0] != "tables.cuh"]
-    assert [str(m) for m in found] == []
+        judged = [m for m in mutations if m.places[0][0] != "tables.cuh"]
+    assert laboratory.missed(judged, mutations) == []
