@@ -92,11 +92,8 @@ class Figures:
 
 
 def resident_warps(kernel: Kernel, registers: int, target: Target) -> int:
-    """Warps of a kernel that a multiprocessor holds: by registers (in eights), shared memory and slots."""
-    by_registers = target.registers_sm // (-(-registers // 8) * 8 * 32) // kernel.warps
-    by_shared = target.shared_sm // (kernel.shared_bytes + target.shared_reserved)
-    blocks = min(by_registers, by_shared, target.warps_sm // kernel.warps, target.blocks_sm)
-    return blocks * kernel.warps
+    """Warps of a kernel that a multiprocessor holds, with registers of a thread as compiled."""
+    return kernel.warps * target.resident_blocks(kernel.warps, kernel.shared_bytes, registers)
 
 
 def figures(problem: Problem, gated: bool, target: str = "sm_90", seed: int = 1) -> Figures:

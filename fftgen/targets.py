@@ -45,6 +45,16 @@ class Target:
     sources: tuple[str, str, str, str]  # of the four rates above
     virtual: bool = False
 
+    def resident_blocks(self, warps: int, shared_bytes: int, registers: int = 0) -> int:
+        """Blocks of so many warps that a multiprocessor holds: by shared memory, slots and registers.
+
+        ``shared_bytes``: of a block; ``registers``: of a thread, given out in eights (0: no matter). Source:
+        CUDA Programming Guide, "Technical Specifications per Compute Capability". 0: not even one.
+        """
+        by_shared = self.shared_sm // max(1, shared_bytes + self.shared_reserved)
+        by_registers = self.registers_sm // (32 * warps * 8 * max(1, -(-registers // 8)))
+        return min(by_shared, by_registers, self.warps_sm // warps, self.blocks_sm)
+
     @property
     def assumed(self) -> tuple[str, ...]:
         """Resources whose rate nobody stated or measured."""

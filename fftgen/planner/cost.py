@@ -154,17 +154,13 @@ def workspace_bytes(plan: Plan) -> int:
 def resident_blocks(
     shared_bytes: int, warps: int, target: Target, planned: int, registers: int | None = None
 ) -> int:
-    """Blocks of a kernel on a multiprocessor: by shared memory, slots, and registers a thread.
+    """Blocks of a kernel on a multiprocessor, with ``registers`` of a thread as compiled.
 
-    ``registers``: as compiled (given out in eights); else ``planned`` blocks are what the plan has the
-    compiler leave room for.
+    Without them ``planned`` blocks are what the plan has the compiler leave room for.
     """
-    by_shared = target.shared_sm // (shared_bytes + target.shared_reserved) if shared_bytes else planned
     if registers is None:
-        by_registers = planned
-    else:
-        by_registers = target.registers_sm // (-(-max(registers, 1) // 8) * 8 * 32) // warps
-    return min(by_shared, by_registers, target.warps_sm // warps, target.blocks_sm)
+        return min(planned, target.resident_blocks(warps, shared_bytes))
+    return target.resident_blocks(warps, shared_bytes, registers)
 
 
 def cost(plan: Plan, target: Target, compiled: Compiled | None = None) -> Cost:

@@ -147,10 +147,8 @@ def _threads(work: int) -> int:
 
 
 def _resident(kernel: FilterKernel, target: Target) -> FilterKernel:
-    by_registers = target.registers_sm // (kernel.threads * REGISTERS)
-    by_shared = target.shared_sm // max(1, kernel.shared_bytes + target.shared_reserved)
-    by_warps = target.warps_sm * 32 // kernel.threads
-    return replace(kernel, resident=max(1, min(by_registers, by_shared, by_warps, target.blocks_sm)))
+    blocks = target.resident_blocks(kernel.threads // 32, kernel.shared_bytes, REGISTERS)
+    return replace(kernel, resident=max(1, blocks))
 
 
 def _kernel(

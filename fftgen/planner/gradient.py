@@ -23,7 +23,7 @@ from fftgen.planner import mma_rules, search
 from fftgen.planner.filter_design import transposed
 from fftgen.planner.finish import Gather
 from fftgen.planner.launch import Launch, chunk_items, launch_of
-from fftgen.planner.mma_rules import CHAIN_POINTS, REGISTERS, STRIPS, resident_blocks
+from fftgen.planner.mma_rules import CHAIN_POINTS, REGISTERS, STRIPS
 from fftgen.planner.plan import TILE, Kernel, Plan, Table
 from fftgen.problem import Problem
 from fftgen.targets import Target
@@ -157,7 +157,7 @@ def _fitted(plan: Plan, chip: Target, group: int, warps: int, spectra: bool, sum
     sums_at, at = (at, at + workers * 8 * points) if sums else (-1, at)
     if at > chip.shared_block or 32 * warps * registers > chip.registers_sm:
         return None
-    resident = resident_blocks(at, warps, chip, registers)
+    resident = max(1, chip.resident_blocks(warps, at, registers))
     kernel = replace(
         body,
         role="gradient",

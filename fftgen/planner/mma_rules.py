@@ -50,13 +50,6 @@ def _group(points: int, rows: int) -> int:
     return next(g for g in (4, 2, 1) if g * points <= CHAIN_POINTS and rows % g == 0)
 
 
-def resident_blocks(shared: int, warps: int, target: Target, registers: int = REGISTERS) -> int:
-    """Blocks of a multiprocessor: by shared memory (bytes of a block), registers of a thread and slots."""
-    by_shared = target.shared_sm // (shared + target.shared_reserved)
-    by_registers = target.registers_sm // (32 * warps * registers)
-    return max(1, min(by_shared, by_registers, target.blocks_sm, target.warps_sm // warps))
-
-
 def device_stage(stage: Stage) -> Stage:
     """A device stage with the split of its twiddles: both levels small, whole strips in the low one."""
     split = 256
@@ -108,7 +101,7 @@ def _device_kernels(stage: Stage, real: bool, target: Target) -> tuple[Kernel, K
         return f"twiddles split at {stage.split} do not hold whole strips of {8 * width} columns"
     warps = 8
     pieces = stage.radix * 8 * width * 2 // 8  # of a warp's copy of an unaligned strip and its gates
-    resident = max(1, min(2, target.shared_sm // (16 * pieces * warps + target.shared_reserved)))
+    resident = max(1, min(2, target.resident_blocks(warps, 16 * pieces * warps)))
     inward = Kernel("columns", 1, warps, warps, resident, 0, 0, pieces, -1, -1, 16 * pieces * warps, width)
     outward = Kernel("columns_inverse", 1, warps, warps, 2, 0, 0, 0, -1, -1, 0, width)
     if inward.shared_bytes > target.shared_block:
@@ -133,7 +126,7 @@ def _warp_kernel(
     registers = _warp_registers(points, target)
     if 32 * warps * registers > target.registers_sm:
         return f"{warps} warps of {registers} registers a thread exceed the {target.registers_sm} there are"
-    resident = resident_blocks(shared, warps, target, registers)
+    resident = max(1, target.resident_blocks(warps, shared, registers))
     return Kernel(role, 0, warps, warps * group, resident, 0, 0, plane, -1, tables_at, shared, group=group)
 
 
@@ -182,7 +175,7 @@ def _block_kernel(
         0,
         warps,
         1,
-        resident_blocks(shared, warps, target),
+        max(1, target.resident_blocks(warps, shared, REGISTERS)),
         rest // 8,
         0,
         points,

@@ -56,15 +56,6 @@ def shape_is_legal(shape: Shape) -> str | None:
     return None
 
 
-def resident_blocks(shared_bytes: int, warps: int, target: Target) -> int:
-    """Blocks per multiprocessor that shared memory allows without squeezing registers for it."""
-    by_shared = (
-        target.shared_sm // (shared_bytes + target.shared_reserved) if shared_bytes else target.blocks_sm
-    )
-    by_registers = target.registers_sm // (32 * warps * REGISTERS)
-    return max(1, min(by_shared, by_registers, target.blocks_sm))
-
-
 def _matrices(radices: tuple[tuple[int, int, bool], ...]) -> int:
     return sum(matrix_bytes(radix) for radix, _, _ in sorted(set(radices)))
 
@@ -97,7 +88,7 @@ def inner_kernel(
                     0,
                     warps,
                     transforms,
-                    resident_blocks(total, warps, target),
+                    max(1, target.resident_blocks(warps, total, REGISTERS)),
                     pitch,
                     row,
                     plane,
@@ -121,5 +112,5 @@ def columns_kernel(role: str, number: int, stage: Stage, warps: int, target: Tar
             f"{total} bytes of shared memory for columns of radix {stage.radix} exceed the "
             f"{target.shared_block} that a block has on {target.name}"
         )
-    resident = resident_blocks(total, warps, target)
+    resident = max(1, target.resident_blocks(warps, total, REGISTERS))
     return Kernel(role, number, warps, warps, resident, COLUMN_PITCH, 0, plane, staging, -1, total)
