@@ -124,19 +124,26 @@ def run_gradient(
         launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params)
 
 
+class Taps(NamedTuple):
+    """Filters as a kernel sees them: address (0: absent), elements between rows, taps of a row."""
+
+    address: int = 0
+    stride: int = 0
+    taps: int = 0
+
+
+NO_TAPS = Taps()
+
+
 @dataclass(frozen=True)
 class FilterCall:
     """All that the kernels of filters' spectra are handed. Addresses are device addresses, 0: absent.
 
-    ``back``: a filter that acts backwards in time, with ``reach`` taps beyond its first.
+    ``back`` acts backwards in time.
     """
 
-    filter: int
-    stride: int
-    taps: int
-    back: int
-    back_stride: int
-    reach: int
+    filter: Taps
+    back: Taps
     channels: int
     skip: int
     planes: int
@@ -150,10 +157,8 @@ def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
     """Make the spectra of a call's filters: the launches of planner/filter.py, in order."""
     for launch in filter_launches(plan.filter, plan.transform, call.channels):
         params = _FILTER_ARGS.pack(
-            call.filter,
-            call.stride,
-            call.back,
-            call.back_stride,
+            *call.filter[:2],
+            *call.back[:2],
             call.skip,
             call.planes,
             call.scale,
@@ -161,8 +166,8 @@ def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
             call.workspace,
             call.peaks,
             launch.first,
-            call.taps,
-            call.reach,
+            call.filter.taps,
+            max(0, call.back.taps - 1),  # the first tap acts forwards as well
         )
         kernel = launch.kernel
         launcher.launch(plan.filter_entry(kernel), launch.grid, kernel.threads, kernel.shared_bytes, params)

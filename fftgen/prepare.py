@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fftgen.errors import InputError
-from fftgen.execute import Address, Spectrum, operand, spectrum
-from fftgen.launch import FilterCall, Launcher, run_filter
+from fftgen.execute import Address, Spectrum, operand, spectrum, time_contiguous
+from fftgen.launch import NO_TAPS, FilterCall, Launcher, Taps, run_filter
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.plan import Plan
 
@@ -36,7 +36,7 @@ def prepare(
     """
     if not plan.filter.kernels:
         return spectrum(plan, k, k_rev, skip)
-    ahead, back = _rows(k), _rows(k_rev)
+    ahead, back = (None if f is None else time_contiguous(f.detach().to(torch.float32)) for f in (k, k_rev))
     given = [f for f in (ahead, back) if f is not None]
     channels, device = given[0].shape[0], given[0].device
     if channels >= 2**31:
@@ -53,12 +53,8 @@ def prepare(
         workspace = torch.empty(count, 2, dtype=torch.float32, device=device)
         peaks = torch.zeros(channels, dtype=torch.int32, device=device)  # grown by atomics
     call = FilterCall(
-        filter=0 if ahead is None else address("filter", ahead),
-        stride=0 if ahead is None else ahead.stride(0),
-        taps=0 if ahead is None else ahead.shape[1],
-        back=0 if back is None else address("back_filter", back),
-        back_stride=0 if back is None else back.stride(0),
-        reach=0 if back is None else back.shape[1] - 1,
+        filter=_taps("filter", ahead, address),
+        back=_taps("back_filter", back, address),
         channels=channels,
         skip=0 if direct is None else address("skip", direct),
         planes=address("filter_planes", planes),
@@ -71,9 +67,6 @@ def prepare(
     return made
 
 
-def _rows(k: Tensor | None) -> Tensor | None:
-    """A filter in fp32 with its taps side by side."""
-    if k is None:
-        return None
-    rows = k.detach().to(torch.float32)
-    return rows if rows.shape[1] <= 1 or rows.stride(1) == 1 else rows.contiguous()
+def _taps(name: str, k: Tensor | None, address: Address) -> Taps:
+    """A filter as kernels see it; absent for None."""
+    return NO_TAPS if k is None else Taps(address(name, k), k.stride(0), k.shape[1])

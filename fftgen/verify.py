@@ -137,16 +137,17 @@ def draw(case: Case, dtype: torch.dtype, generator: torch.Generator) -> dict[str
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
+    def decaying(taps: int) -> Tensor:
+        return normal(case.channels, taps) * torch.exp(-8 * torch.arange(taps, dtype=torch.float64) / taps)
+
     shape = (case.batch, case.channels, case.length)
-    decay = torch.exp(-8 * torch.arange(case.taps, dtype=torch.float64) / case.taps)
-    u, k = normal(*shape).to(dtype), normal(case.channels, case.taps) * decay
+    u, k = normal(*shape).to(dtype), decaying(case.taps)
     if case.taps == 1:  # its spectrum is one number: rounded, it would be one error in every output
         k = k.to(dtype)
-    decay = torch.exp(-8 * torch.arange(case.back, dtype=torch.float64) / max(1, case.back))
     return {
         "u": u,
         "k": k.float(),
-        "k_rev": (normal(case.channels, case.back) * decay).float() if case.back else None,
+        "k_rev": decaying(case.back).float() if case.back else None,
         "in_gate": normal(*shape).to(dtype) if case.in_gate else None,
         "out_gate": normal(*shape).to(dtype) if case.out_gate else None,
         "skip": normal(case.channels).float() if case.skip else None,

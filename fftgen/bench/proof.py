@@ -54,10 +54,10 @@ def check_portfolio(problem: Problem, backend: Backend, seed: int) -> dict[str, 
         out = conv(u, k, k_rev=k_rev, **given)
         again = conv(u, conv.prepare(k, k_rev=k_rev, length=case.length), **given)
         backend.synchronize()
-        options = {name: inputs[name] for name in ("k_rev", "in_gate", "out_gate", "skip")}
-        assert inputs["u"] is not None
-        assert inputs["k"] is not None
-        exact = reference(problem, inputs["u"], inputs["k"], **options)
+        drawn_u, drawn_k = inputs.pop("u"), inputs.pop("k")
+        assert drawn_u is not None
+        assert drawn_k is not None
+        exact = reference(problem, drawn_u, drawn_k, **inputs)
         accuracy = compare(_wide(out), exact, problem.dtype, plan.order, plan.compute_format)
         prepared = compare(_wide(again), exact, problem.dtype, plan.order, plan.compute_format)
         found.append(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fftgen import emulate, nvrtc
 from fftgen.execute import spectrum
-from fftgen.launch import FILTER_ARGS_BYTES, FilterCall, run_filter
+from fftgen.launch import FILTER_ARGS_BYTES, NO_TAPS, FilterCall, Taps, run_filter
 from fftgen.planner import search, tables
 from fftgen.planner.order import spectrum_index
 from fftgen.planner.plan import Plan
@@ -97,12 +97,10 @@ def unrounded(plan: Plan, k: Tensor, back: Tensor | None = None) -> npt.NDArray[
     workspace = torch.empty(channels, plan.transform, 2)
     operand = torch.empty(channels, 2, plan.transform, dtype=spectrum(plan, k).planes.dtype)
     call = FilterCall(
-        filter=simulated.address("filter", k),
-        stride=k.stride(0),
-        taps=k.shape[1],
-        back=0 if back is None else simulated.address("back", back),
-        back_stride=0 if back is None else back.stride(0),
-        reach=0 if back is None else back.shape[1] - 1,
+        filter=Taps(simulated.address("filter", k), k.stride(0), k.shape[1]),
+        back=NO_TAPS
+        if back is None
+        else Taps(simulated.address("back", back), back.stride(0), back.shape[1]),
         channels=channels,
         skip=0,
         planes=simulated.address("filter_planes", operand),

@@ -92,6 +92,10 @@ CHAIN_DOUBLED = {
 }
 # "load<SHARED, true>": between two strips, for the compiler's sake; they share nothing.
 
+# Where the compiler makes copies of their own of transforms that stand in for those beyond the end: nobody
+# uses their results.
+STAND_INS = ("chain, warp",)
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -140,10 +144,19 @@ def _calls(plan: Plan, rng: np.random.Generator) -> list[Whole]:
     ]
 
 
+def by_place(mutations: Iterable[Mutation]) -> dict[Any, list[Mutation]]:
+    """The copies that the compiler made of each place in the source."""
+    copies: dict[Any, list[Mutation]] = defaultdict(list)
+    for mutation in mutations:
+        copies[mutation.entry, mutation.places].append(mutation)
+    return copies
+
+
 class Laboratory:
     """A plan's kernels, and calls that every mutant of them has to fail."""
 
     def __init__(self, name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.name = name
         self.module, self.ptx = built(ALL[name])
         self.calls = _calls(ALL[name], rng)
         self._patch = monkeypatch
@@ -200,29 +213,24 @@ class Laboratory:
         return [m for m in mutations if m.line in self.reached and self.survives(m)]
 
     def missed(self, mutations: Iterable[Mutation], all_of_them: Iterable[Mutation]) -> list[str]:
-        """Survivors of which no other copy of the same place is noticed either.
-
-        A compiler makes copies for transforms that stand in for those beyond the end: nobody uses their
-        results.
-        """
-        copies: dict[Any, list[Mutation]] = defaultdict(list)
-        for mutation in all_of_them:
-            copies[mutation.entry, mutation.places].append(mutation)
-        return [
-            str(m)
-            for m in self.survivors(mutations)
-            if not any(
-                c.line != m.line and c.line in self.reached and not self.survives(c)
-                for c in copies[m.entry, m.places]
-            )
-        ]
+        """Survivors. Of STAND_INS those of which no other copy of the same place is noticed either."""
+        found = self.survivors(mutations)
+        if self.name in STAND_INS:
+            copies = by_place(all_of_them)
+            found = [
+                m
+                for m in found
+                if not any(
+                    c.line != m.line and c.line in self.reached and not self.survives(c)
+                    for c in copies[m.entry, m.places]
+                )
+            ]
+        return [str(m) for m in found]
 
     def unreached(self, mutations: Iterable[Mutation]) -> list[str]:
         """Places in the source of which no call reaches any copy."""
-        places: dict[Any, list[Mutation]] = defaultdict(list)
-        for mutation in mutations:
-            places[mutation.entry, mutation.places].append(mutation)
-        return [str(copies[0]) for copies in places.values() if not self.reached & {m.line for m in copies}]
+        places = by_place(mutations).values()
+        return [str(copies[0]) for copies in places if not self.reached & {m.line for m in copies}]
 
     def source_line(self, place: tuple[str, int], step: int = 0) -> str:
         """The text of a source line, or of that ``step`` lines further."""
