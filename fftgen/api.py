@@ -51,9 +51,9 @@ def plan(
 ) -> Plan:
     """The plan for a length on an architecture; needs neither compiler nor GPU.
 
-    Arguments as ``get_conv``; ``target`` as in "sm_90"; ``engine``: "mma" or "wmma", by default the
-    planner's choice. ``str()`` of the result is one line, ``to_json()`` all of it. Raises InputError, or
-    NoPlanError with the reason of every candidate.
+    Arguments as ``get_conv``; ``target`` as in "sm_90"; ``engine``: "mma", "wmma" or, with a compute format,
+    "mma:bf16-fp32", by default the planner's choice. ``str()`` of the result is one line, ``to_json()`` all
+    of it. Raises InputError, or NoPlanError with the reason of every candidate.
     """
     return search.plan(problem(length, dtype, causal=causal), find_target(target), engine)
 
@@ -88,10 +88,10 @@ def file_name(asked: Problem, engine: str | None = None) -> str:
     """What the artifact of a problem is called: ``fftconv-65536-bf16.fftgen``.
 
     With an engine of the caller's choice ``fftconv-65536-bf16-wmma.fftgen``: never in the place of the
-    planner's own.
+    planner's own. A compute format comes after another dash.
     """
     words = ["fftconv", str(asked.length), asked.dtype, *(["causal"] if asked.causal else ())]
-    return "-".join([*words, *([engine] if engine else ())]) + SUFFIX
+    return "-".join([*words, *(engine.split(search.AND_FORMAT) if engine else ())]) + SUFFIX
 
 
 def files_for(

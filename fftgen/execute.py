@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from fftgen import filters
-from fftgen.dtypes import dtype
 from fftgen.errors import InputError
 from fftgen.launch import ABSENT, Call, Launcher, Signal, run
 from fftgen.planner.launch import Launch, launches, peaks_words, workspace_elements
@@ -58,14 +57,17 @@ def natural_order(stored: Tensor, digits: Sequence[tuple[int, int]]) -> Tensor:
     return spread.permute(0, *(1 + i for i in slowest)).reshape(stored.shape[0], -1, 2)
 
 
+_TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def storage(plan: Plan) -> torch.dtype:
     """The torch dtype of a plan's signals."""
-    return torch.bfloat16 if dtype(plan.problem.dtype).name == "bf16" else torch.float16
+    return _TORCH[plan.problem.dtype]
 
 
-def operand(plan: Plan) -> torch.dtype:
-    """The torch dtype of a plan's matrix operands and spectrum."""
-    return torch.float16 if plan.compute_format == "scaled-fp16" else storage(plan)
+def spectrum_dtype(plan: Plan) -> torch.dtype:
+    """The torch dtype of a filter's spectrum."""
+    return _TORCH[plan.spectrum_type]
 
 
 def with_skip(plan: Plan, planes: Tensor, scale: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +108,7 @@ def spectrum(
     exponent = torch.where((largest > 0) & largest.isfinite(), exponent, 0).clamp(-126, 126)
     one = torch.ones_like(largest)
     up, down = torch.ldexp(one, -exponent), torch.ldexp(one, exponent)
-    parts = torch.view_as_real(natural * up[:, None]).to(operand(plan))
+    parts = torch.view_as_real(natural * up[:, None]).to(spectrum_dtype(plan))
     planes = stored_order(parts, spectrum_digits(plan)).reshape(-1, 2, plan.transform)
     scale = torch.stack([up, down * plan.residual], dim=-1).contiguous()
     longest = max(int(f.shape[-1]) for f in (k, k_rev) if f is not None)

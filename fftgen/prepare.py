@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fftgen.errors import InputError
-from fftgen.execute import Address, Spectrum, operand, spectrum, time_contiguous
+from fftgen.execute import Address, Spectrum, spectrum, spectrum_dtype, time_contiguous
 from fftgen.launch import NO_TAPS, FilterCall, Launcher, Taps, run_filter
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.plan import Plan
@@ -41,7 +41,7 @@ def prepare(
     channels, device = given[0].shape[0], given[0].device
     if channels >= 2**31:
         raise InputError(f"{channels} channels exceed 2**31 - 1: split them")
-    planes = torch.empty(channels, 2, plan.transform, dtype=operand(plan), device=device)
+    planes = torch.empty(channels, 2, plan.transform, dtype=spectrum_dtype(plan), device=device)
     scale = torch.empty(channels, 2, dtype=torch.float32, device=device)
     made = Spectrum(planes, scale, plan.digest, max(f.shape[1] for f in given))
     if channels == 0:

@@ -10,13 +10,13 @@ from typing import Any
 import jinja2
 
 from fftgen import __version__
-from fftgen.dtypes import FP16, dtype
+from fftgen.dtypes import dtype
 from fftgen.planner import filter_tables, fragments
 from fftgen.planner import gradient as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.gradient import Gradient
 from fftgen.planner.plan import Kernel, Plan
-from fftgen.planner.search import chosen_engine
+from fftgen.planner.search import chosen_engine, named_engine
 from fftgen.planner.tables import matrix_bytes
 from fftgen.source import Source
 
@@ -49,8 +49,9 @@ def command(plan: Plan, *, own: bool = False) -> str:
     ``own``: the plan is of a gradient, which has the engine that it has.
     """
     p = plan.problem
-    chosen = plan.engine if own else chosen_engine(p, plan.target)
-    engine = "" if chosen in (plan.engine, None) else f" --engine {plan.engine}"
+    named = named_engine(plan)
+    chosen = named if own else chosen_engine(p, plan.target)
+    engine = "" if chosen in (named, None) else f" --engine {named}"
     return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}{engine}"
 
 
@@ -141,7 +142,7 @@ def render_gradient(gradient: Gradient) -> Source:
             summary=f"per row and its cotangent: {gradient.tensor_ops} matrix instructions 16x16x16; "
             f"{gradient.kernel.shared_bytes} bytes of shared memory a block",
             ctype=dtype(plan.problem.dtype).ctype,
-            headers=_headers(plan)[2:],
+            headers=_headers(plan)[1:],
             kernel_templates=MMA_TEMPLATES,
             tables=gradients.tables(plan),
             chain_tables=gradients.chain_bytes(plan),
@@ -160,14 +161,18 @@ def _headers(plan: Plan) -> tuple[str, ...]:
     """The device headers of a plan beside those that all take."""
     if plan.engine == "wmma":
         return ("tables", "wmma")
-    body = () if plan.block_stage else ("warp",)
-    return ("mma", "chain", "columns", *body, *(("device",) if plan.device_stages else ()))
+    used = ["mma", "scaled" if plan.scaled else "bf16", "chain", "columns"]
+    used.append("scaled_rows" if plan.scaled else "bf16_rows")
+    if not plan.block_stage:
+        used.append("warp")
+    if plan.device_stages:
+        used += ["device", "scaled_peaks"] if plan.scaled else ["device"]
+    return tuple(used)
 
 
 def _filter_names(plan: Plan) -> dict[str, Any]:
-    scaled = plan.compute_format == "scaled-fp16"
     return {
-        "operand": (FP16 if scaled else dtype(plan.problem.dtype)).ctype,
+        "spectrum": dtype(plan.spectrum_type).ctype,
         "weights": _weights(s.radix for k in plan.filter.kernels for s in k.stages[:1]),
         "titles": FILTER_TITLES,
     }
@@ -186,7 +191,7 @@ def _mma_names(plan: Plan) -> dict[str, Any]:
     shared = [t for t in plan.tables if t.name in fragments.SHARED]
     return {
         "kernel_templates": {"convolve": body, "rows": body, **MMA_TEMPLATES},
-        "headers": _headers(plan)[2:],
+        "headers": _headers(plan)[1:],
         "shared_tables": max(t.offset + t.nbytes for t in shared),
     }
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from fftgen.accuracy import Accuracy, compare
-from fftgen.dtypes import FP16, DType, decode, dtype, encode
+from fftgen.dtypes import DType, decode, dtype, encode
 from fftgen.errors import InternalError
 from fftgen.execute import spectrum
 from fftgen.launch import Call, Signal, argument_block
@@ -81,12 +81,12 @@ def check_launches(
     made = spectrum(plan, torch.from_numpy(taps), skip=torch.from_numpy(skip))
     gated = wide["u"] * wide["in_gate"]
     largest = np.abs(gated).max(axis=(1, 2))
-    scaled = plan.compute_format == "scaled-fp16"  # rows enter divided by the power of two of their peak
+    scaled = plan.scaled  # rows enter divided by the power of two of their peak
     powers = 2.0 ** np.floor(np.log2(largest)) if scaled else np.ones(rows)
     if scaled and rows == 2:  # and the smaller one raised to the norm of its partner
         powers /= 2.0 ** interpret.raises(gated / powers[:, None, None])[:, 0, 0]
     states = interpret.workspace_states(plan, gated / powers[:, None, None], taps, skip=skip)
-    held = FP16 if scaled else kind  # what the workspace holds
+    held = dtype(plan.operand)  # what the workspace holds
     exact = interpret.convolve(
         plan, wide["u"], taps, in_gate=wide["in_gate"], out_gate=wide["out_gate"], skip=skip, rounded=False
     )
@@ -143,7 +143,7 @@ def check_launches(
             after = workspace
             written = after != (np.full_like(after, POISON) if before is None else before)
             state = states[role]
-            if scaled and role == ("columns", 1):
+            if plan.engine == "mma" and role == ("columns", 1):
                 state = state[..., stored_places(plan)]
             target = _unpacked(state)
             before = _planes(state, held)

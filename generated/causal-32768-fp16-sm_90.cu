@@ -6,7 +6,10 @@
 // work    per row: 5120 matrix instructions 16x16x16 (41.94 MFLOP), 131072 bytes of device memory at least; 172544 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
+#include "fftgen/scaled.cuh"
+#include "fftgen/chain.cuh"
 #include "fftgen/columns.cuh"
+#include "fftgen/scaled_rows.cuh"
 
 using namespace fftgen;
 
@@ -65,7 +68,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 
 }  // namespace
 
-  // The whole convolution: a block works on one transform at a time.
+    // The whole convolution: a block works on one transform at a time.
 extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
@@ -171,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_f
 
 namespace {
 
-using Operand = __half;
+using Stored = __half;  // of a spectrum
 
 // Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
 __device__ __forceinline__ int piece_place(unsigned x) {
@@ -188,7 +191,7 @@ __device__ __forceinline__ int piece_place(unsigned x) {
 
 // Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
 template <typename Load>
-__device__ __forceinline__ void store_piece(Operand* planes, unsigned piece, float up, Load load) {
+__device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
     constexpr int PLANE = 256;  // numbers of one plane side by side
     const unsigned at = piece_place(piece), count = piece * VECTOR;
     float re[VECTOR], im[VECTOR];
@@ -200,19 +203,19 @@ __device__ __forceinline__ void store_piece(Operand* planes, unsigned piece, flo
     { const float2 z = load(at + 34); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 10); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 42); re[7] = z.x * up, im[7] = z.y * up; }
-    Operand* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Operand>(re));
-    store_vector(to + PLANE, narrow<Operand>(im));
+    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
+    store_vector(to, narrow<Stored>(re));
+    store_vector(to + PLANE, narrow<Stored>(im));
 }
 
-__device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int channel, int exponent) {
+__device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
     args.scale[channel] = {power(-exponent), power(exponent) * 2.0f};
 }
 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_columns(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -288,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_f
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_rows(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
@@ -358,7 +361,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_f
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_convert(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_convert(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

@@ -6,7 +6,10 @@
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 27136 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
+#include "fftgen/scaled.cuh"
+#include "fftgen/chain.cuh"
 #include "fftgen/columns.cuh"
+#include "fftgen/scaled_rows.cuh"
 
 using namespace fftgen;
 
@@ -65,7 +68,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 
 }  // namespace
 
-  // The whole convolution: a block works on one transform at a time.
+    // The whole convolution: a block works on one transform at a time.
 extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm80_7ddfe252(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
@@ -171,7 +174,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf
 
 namespace {
 
-using Operand = __half;
+using Stored = __half;  // of a spectrum
 
 // Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
 __device__ __forceinline__ int piece_place(unsigned x) {
@@ -183,7 +186,7 @@ __device__ __forceinline__ int piece_place(unsigned x) {
 
 // Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
 template <typename Load>
-__device__ __forceinline__ void store_piece(Operand* planes, unsigned piece, float up, Load load) {
+__device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
     constexpr int PLANE = 256;  // numbers of one plane side by side
     const unsigned at = piece_place(piece), count = piece * VECTOR;
     float re[VECTOR], im[VECTOR];
@@ -195,19 +198,19 @@ __device__ __forceinline__ void store_piece(Operand* planes, unsigned piece, flo
     { const float2 z = load(at + 9); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 24); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 25); re[7] = z.x * up, im[7] = z.y * up; }
-    Operand* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Operand>(re));
-    store_vector(to + PLANE, narrow<Operand>(im));
+    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
+    store_vector(to, narrow<Stored>(re));
+    store_vector(to + PLANE, narrow<Stored>(im));
 }
 
-__device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int channel, int exponent) {
+__device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
     args.scale[channel] = {power(-exponent), power(exponent) * 1.0f};
 }
 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm80_7ddfe252_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm80_7ddfe252_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -320,7 +323,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf
 
     const int e = channel_exponent(peak_of(shared_peak<THREADS>(peaks + LANES), scaled));
     if (threadIdx.x == 0) store_scale(args, channel, e);
-    Operand* const planes = args.planes + channel * (2LL * N);
+    Stored* const planes = args.planes + channel * (2LL * N);
 #pragma unroll 1
     for (int piece = threadIdx.x; piece < P / VECTOR; piece += THREADS)
         store_piece(planes, piece, power(-e), [&](unsigned i) { return data[spread(i)]; });

@@ -6,7 +6,10 @@
 // work    per row: 96 matrix instructions 16x16x16 (0.79 MFLOP), 4000 bytes of device memory at least; 77824 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
+#include "fftgen/scaled.cuh"
+#include "fftgen/chain.cuh"
 #include "fftgen/columns.cuh"
+#include "fftgen/scaled_rows.cuh"
 #include "fftgen/warp.cuh"
 
 using namespace fftgen;
@@ -137,7 +140,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n1000_circular_
 
 namespace {
 
-using Operand = __half;
+using Stored = __half;  // of a spectrum
 
 // Tap m of a filter that acts backwards in time is tap PERIOD - m of one that acts forwards.
 constexpr int PERIOD = 1000;
@@ -158,7 +161,7 @@ __device__ __forceinline__ int piece_place(unsigned x) {
 
 // Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
 template <typename Load>
-__device__ __forceinline__ void store_piece(Operand* planes, unsigned piece, float up, Load load) {
+__device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
     constexpr int PLANE = 256;  // numbers of one plane side by side
     const unsigned at = piece_place(piece), count = piece * VECTOR;
     float re[VECTOR], im[VECTOR];
@@ -170,19 +173,19 @@ __device__ __forceinline__ void store_piece(Operand* planes, unsigned piece, flo
     { const float2 z = load(at + 18); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 514); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 530); re[7] = z.x * up, im[7] = z.y * up; }
-    Operand* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Operand>(re));
-    store_vector(to + PLANE, narrow<Operand>(im));
+    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
+    store_vector(to, narrow<Stored>(re));
+    store_vector(to + PLANE, narrow<Stored>(im));
 }
 
-__device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int channel, int exponent) {
+__device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
     args.scale[channel] = {power(-exponent), power(exponent) * 1.0f};
 }
 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1000_circular_fp16_mma_sm90_f5cc9859_filter(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1000_circular_fp16_mma_sm90_f5cc9859_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 64;
     constexpr int P = 1024;  // points
     extern __shared__ float2 data[];
@@ -284,7 +287,7 @@ extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1000_circular_f
 
     const int e = channel_exponent(peak_of(shared_peak<THREADS>(peaks + LANES), scaled));
     if (threadIdx.x == 0) store_scale(args, channel, e);
-    Operand* const planes = args.planes + channel * (2LL * N);
+    Stored* const planes = args.planes + channel * (2LL * N);
 #pragma unroll 1
     for (int piece = threadIdx.x; piece < P / VECTOR; piece += THREADS)
         store_piece(planes, piece, power(-e), [&](unsigned i) { return data[spread(i)]; });

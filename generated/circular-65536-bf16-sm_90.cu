@@ -6,8 +6,12 @@
 // work    per pair of rows: 8192 matrix instructions 16x16x16 (67.11 MFLOP), 524288 bytes of device memory at least; 28160 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
+#include "fftgen/scaled.cuh"
+#include "fftgen/chain.cuh"
 #include "fftgen/columns.cuh"
+#include "fftgen/scaled_rows.cuh"
 #include "fftgen/device.cuh"
+#include "fftgen/scaled_peaks.cuh"
 
 using namespace fftgen;
 
@@ -68,7 +72,7 @@ __device__ __forceinline__ const uint4* spectrum_row(const Args<T>& args, int h,
 constexpr int SPLIT1 = 256;  // columns of the low level of twiddles
 
 __device__ __forceinline__ Complex workspace(const Args<T>& args, int slot) {
-    __half* const re = reinterpret_cast<__half*>(args.workspace) + slot * (2LL * N);
+    Operand* const re = reinterpret_cast<Operand*>(args.workspace) + slot * (2LL * N);
     return {re, re + N};
 }
 
@@ -140,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
     }
 }
 
-  // Everything inside a row of 4096 points: a block works on one transform at a time.
+    // Everything inside a row of 4096 points: a block works on one transform at a time.
 extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_rows(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
@@ -162,8 +166,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular
         {  // Stage 2, columns: X[k, r] = T2(k, r) * sum_n F2[k, n] x[n M2 + r]
             const unsigned index = thread_index();
             const int lane = index % LANES, warp = index / LANES;
-            Strip<N2, V> re_strip[STRIPS];
-            Strip<N2, V> im_strip[STRIPS];
+            Operands<N2, V> re_strip[STRIPS];
+            Operands<N2, V> im_strip[STRIPS];
             const Complex row = workspace_row(args, slot, outer);
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
@@ -251,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
 
 namespace {
 
-using Operand = __half;
+using Stored = __half;  // of a spectrum
 
 // Tap m of a filter that acts backwards in time is tap PERIOD - m of one that acts forwards.
 constexpr int PERIOD = N;
@@ -266,7 +270,7 @@ __device__ __forceinline__ int piece_place(unsigned x) {
 
 // Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
 template <typename Load>
-__device__ __forceinline__ void store_piece(Operand* planes, unsigned piece, float up, Load load) {
+__device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
     constexpr int PLANE = 256;  // numbers of one plane side by side
     const unsigned at = piece_place(piece), count = piece * VECTOR;
     float re[VECTOR], im[VECTOR];
@@ -278,19 +282,19 @@ __device__ __forceinline__ void store_piece(Operand* planes, unsigned piece, flo
     { const float2 z = load(at + 9); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 24); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 25); re[7] = z.x * up, im[7] = z.y * up; }
-    Operand* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Operand>(re));
-    store_vector(to + PLANE, narrow<Operand>(im));
+    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
+    store_vector(to, narrow<Stored>(re));
+    store_vector(to + PLANE, narrow<Stored>(im));
 }
 
-__device__ __forceinline__ void store_scale(const FilterArgs<Operand>& args, int channel, int exponent) {
+__device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
     args.scale[channel] = {power(-exponent), power(exponent) * 1.0f};
 }
 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_filter_columns(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -339,7 +343,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_filter_rows(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -410,7 +414,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_filter_convert(const FilterArgs<Operand> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_0f92d7c4_filter_convert(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

@@ -50,7 +50,10 @@ def engine(function: Function) -> Function:
         return value
 
     return click.option(
-        "--engine", callback=known, help="mma or wmma, instead of the planner's choice: a legal plan or none."
+        "--engine",
+        callback=known,
+        help="mma, wmma or mma:bf16-fp32 (operands in bf16, sums in fp32), instead of the planner's choice: "
+        "a legal plan or none.",
     )(function)
 
 

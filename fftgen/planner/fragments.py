@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fftgen.dtypes import FP16, encode
+from fftgen.dtypes import FP16, DType, dtype, encode
 from fftgen.planner import twiddle
 from fftgen.planner.plan import TILE, Plan, Stage, Table
 
@@ -30,6 +30,7 @@ ALIGNMENT = 512
 # Tables of the register chain, and all that a block copies to shared memory: these lie first.
 CHAIN = frozenset({"first", "twiddle", "last", "last_inverse", "twiddle_inverse", "first_inverse"})
 SHARED = CHAIN | {"columns", "columns_inverse"}
+MATRICES = frozenset({"first", "last", "columns", "device"})  # and their inverses: the others are twiddles
 
 _LANE = np.arange(32).reshape(32, 1, 1)
 _REGISTER = np.arange(4).reshape(1, 4, 1)
@@ -112,11 +113,11 @@ def piece_columns(plan: Plan) -> Indices:
     return np.asarray(32 * run + 8 * _REGISTER + 2 * _T + _HALF, np.int64)
 
 
-def _planes(values: Complex, axis: int, count: int) -> npt.NDArray[np.uint16]:
+def _planes(values: Complex, axis: int, count: int, to: DType = FP16) -> npt.NDArray[np.uint16]:
     """Planes re, im and, with three, -im along a new axis; (re, -im) when ``count`` is -2."""
     chosen = {2: (values.real, values.imag), 3: (values.real, values.imag, -values.imag)}
     parts = (values.real, -values.imag) if count == -2 else chosen[count]
-    return encode(np.stack(parts, axis=axis), FP16)
+    return encode(np.stack(parts, axis=axis), to)
 
 
 def _matrix(plan: Plan, number: int, k: Indices, n: Indices) -> Complex:
@@ -140,6 +141,10 @@ class _Spec:
     @property
     def shared(self) -> bool:
         return self.name in SHARED
+
+    @property
+    def matrix(self) -> bool:
+        return self.name.removesuffix("_inverse") in MATRICES
 
 
 _LANES = (32, 4, 2)  # lanes, registers, numbers
@@ -200,13 +205,19 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
     return found
 
 
-def layout(stages: tuple[Stage, ...], real: bool, width: int, device_width: int) -> tuple[Table, ...]:
-    """Where each table lies: those that a block copies to shared memory first, then the others."""
+def layout(
+    stages: tuple[Stage, ...], real: bool, width: int, device_width: int, operand: str = "fp16"
+) -> tuple[Table, ...]:
+    """Where each table lies: those that a block copies to shared memory first, then the others.
+
+    ``operand``: the type of matrices. Twiddles are fp16.
+    """
     tables: list[Table] = []
     offset = 0
     for spec in sorted(_specs(stages, real, width, device_width), key=lambda s: not s.shared):
         nbytes = 2 * int(np.prod(spec.shape))
-        tables.append(Table(spec.name, spec.stage, spec.name, spec.shape, "fp16", offset, nbytes))
+        element = operand if spec.matrix else "fp16"
+        tables.append(Table(spec.name, spec.stage, spec.name, spec.shape, element, offset, nbytes))
         offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
     return tuple(tables)
 
@@ -217,8 +228,8 @@ def shared_bytes(inner: tuple[Stage, ...], real: bool, width: int) -> int:
 
 
 def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
-    """The values of a table, fp16 bit patterns in its shape."""
-    stage = table.stage
+    """The values of a table, bit patterns in its shape."""
+    stage, kind = table.stage, dtype(table.element)
     radix = np.arange(plan.stages[stage - 1].radix)
     weighted = plan.real_input and stage == 1  # real numbers go in and come out
     rho, pi, tau = row_order(plan), result_order(plan), column_order(plan, plan.factors[-1])
@@ -229,14 +240,14 @@ def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
     if name in left:
         row, column = _tiles(_LEFT, left[name], left[name])
         if inverse:
-            return _planes(_matrix(plan, stage, column, row).conj(), 2, -2 if weighted else 3)
-        return _planes(_matrix(plan, stage, row, column), 2, 2 if weighted else 3)
+            return _planes(_matrix(plan, stage, column, row).conj(), 2, -2 if weighted else 3, kind)
+        return _planes(_matrix(plan, stage, row, column), 2, 2 if weighted else 3, kind)
     if name == "last":
         if inverse:
             n, k = _tiles(_LEFT, pi, last)
-            return _planes(_matrix(plan, stage, k, n).conj(), 2, 3)
+            return _planes(_matrix(plan, stage, k, n).conj(), 2, 3, kind)
         n, k = _tiles(_RIGHT, tau, last)
-        return _planes(_matrix(plan, stage, k, n), 2, 3)
+        return _planes(_matrix(plan, stage, k, n), 2, 3, kind)
     if name == "twiddle":
         if inverse:
             r, k = _tiles(_LEFT, pi, rho)

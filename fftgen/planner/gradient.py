@@ -6,7 +6,8 @@ parts: workers share the batch rows of a channel, each writes a part of its own,
 fixed order. A circular length uses the causal plan of the same length: what has come around stands in the
 imaginary part (fftgen/gradient.py).
 
-Real rows only: no two rows share a transform, so each keeps a power of two of its own (design 1.8).
+Real rows only: no two rows share a transform, so each keeps a power of two of its own (design 1.8). Always
+in scaled fp16, whatever the convolution computes in: sums are fp32 in either format.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from fftgen.planner import mma_rules, search
 from fftgen.planner.filter_design import transposed
 from fftgen.planner.finish import Gather
 from fftgen.planner.launch import Launch, chunk_items, launch_of
-from fftgen.planner.mma_rules import CHAIN_POINTS, REGISTERS, STRIPS
-from fftgen.planner.plan import TILE, Kernel, Plan, Table
+from fftgen.planner.mma_rules import CHAIN_POINTS, STRIPS
+from fftgen.planner.plan import SCALED, TILE, Kernel, Plan, Table
 from fftgen.problem import Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
+REGISTERS = mma_rules.REGISTERS[SCALED]
 FORWARD = ("first", "twiddle", "last")  # tables of the chain's forward half: they lie first
 ENOUGH_WARPS = 16  # resident on a multiprocessor; below, sums go to device memory sooner
 LEAST_SHARE = 4  # transforms of a worker: each writes 8 N bytes where a transform reads 4 N

@@ -1,11 +1,12 @@
 """Run a plan in NumPy, stage by stage as the kernels do: ring 2 of the evidence (design 3).
 
-Two modes. *Exact* computes in float64 from the exact tables: what the plan means. The other rounds where
-the kernels of the plan's compute format round:
+Two modes. *Exact* computes in float64 from the exact tables: what the plan means. The others round where
+the kernels of the plan's engine and compute format round:
 
 - *Rounded* (operands in the storage type, fp32 sums) reads the plan's own table block, as a kernel does.
   Gated input, matrices, every stage's result and the spectrum are in the storage type; products, twiddles
   and scales in fp32.
+- *Mixed* ("bf16-fp32" of the "mma" engine) does the same with twiddles and a spectrum in fp16.
 - *Scaled* ("scaled-fp16", design 1.8) brings every gated row to [1, 2) by a power of two, 2**-q below, and
   keeps everything in fp16 until the last stage, the products with twiddles and spectrum included. Of a pair
   of rows, the one with the smaller norm then is raised by another power, to within sqrt(2) of the other:
@@ -50,6 +51,10 @@ class Exact:
     def store_real(self, values: Real) -> Real:
         return values
 
+    def spectrum(self, values: Complex) -> Complex:
+        """A filter's spectrum as it is kept."""
+        return self.store(values)
+
     def wide(self, values: npt.ArrayLike) -> Real:
         """Real numbers in the precision of the accumulators."""
         return np.asarray(values, np.float64)
@@ -78,13 +83,12 @@ class Exact:
         return _two_levels(high, low)
 
 
-class Rounded:
-    """The kernels' arithmetic: operands in the storage type, accumulators, twiddles and scales in fp32."""
+class _Stored(Exact):
+    """Operands in the storage type, and in fp32 what they are summed and multiplied in."""
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+        super().__init__(plan)
         self.dtype = dtype(plan.problem.dtype)
-        self.block = _table_block(plan)
 
     def store(self, values: Complex) -> Complex:
         parts = np.ascontiguousarray(values, np.complex64).view(np.float32)
@@ -105,6 +109,14 @@ class Rounded:
 
     def twist(self, z: Complex, table: Complex) -> Complex:
         return self.store(z * table)
+
+
+class Rounded(_Stored):
+    """The "wmma" kernels' arithmetic: operands in the storage type, twiddles and scales in fp32."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.block = _table_block(plan)
 
     def matrix(self, number: int) -> Complex:
         real, imaginary, _ = self._planes(number)
@@ -128,6 +140,20 @@ class Rounded:
     def _read(self, table: Table, element: type[np.generic]) -> npt.NDArray[Any]:
         raw = self.block[table.offset : table.offset + table.nbytes]
         return np.frombuffer(raw, element).reshape(table.shape)
+
+
+class Mixed(_Stored):
+    """The "bf16-fp32" kernels' arithmetic on the "mma" engine: twiddles and spectrum in fp16."""
+
+    def spectrum(self, values: Complex) -> Complex:
+        return _complex(_fp16(values.real), _fp16(values.imag))
+
+    def matrix(self, number: int) -> Complex:
+        return self.store(super().matrix(number))
+
+    def twiddle(self, number: int) -> Complex:
+        exact = super().twiddle(number)
+        return _complex(_fp16(exact.real), _fp16(exact.imag))
 
 
 class Scaled(Exact):
@@ -199,14 +225,13 @@ def raises(scaled: Real) -> npt.NDArray[np.int32]:
     return np.maximum(np.rint(np.log2(ratio)), 0).astype(np.int32)
 
 
-Arithmetic = Exact | Rounded | Scaled
-
-
-def arithmetic(plan: Plan, rounded: bool) -> Arithmetic:
+def arithmetic(plan: Plan, rounded: bool) -> Exact:
     """Exact, or that of the plan's kernels."""
     if not rounded:
         return Exact(plan)
-    return Scaled(plan) if plan.compute_format == "scaled-fp16" else Rounded(plan)
+    if plan.engine == "wmma":
+        return Rounded(plan)
+    return Scaled(plan) if plan.scaled else Mixed(plan)
 
 
 def _complex(real: Real, imaginary: Real) -> Complex:
@@ -307,7 +332,7 @@ def spectrum(plan: Plan, k: npt.ArrayLike, *, rounded: bool = True) -> tuple[Com
     for part, source in ((scaled.real, natural.real), (scaled.imag, natural.imag)):
         part[...] = np.ldexp(source, exponent[:, None])
     ordered: Complex = scaled[:, monarch_permutation(plan.factors)]
-    return arithmetic(plan, rounded).store(ordered), exponent
+    return arithmetic(plan, rounded).spectrum(ordered), exponent
 
 
 def _checked(
@@ -359,7 +384,7 @@ def _pack(plan: Plan, x: Real) -> Real | Complex:
     return pairs
 
 
-def _forward(machine: Arithmetic, z: Real | Complex, trace: list[Complex] | None = None) -> Complex:
+def _forward(machine: Exact, z: Real | Complex, trace: list[Complex] | None = None) -> Complex:
     """All forward stages; the last result stays in the accumulators. ``trace`` collects every result."""
     shape = z.shape
     stages = machine.plan.stages
@@ -373,7 +398,7 @@ def _forward(machine: Arithmetic, z: Real | Complex, trace: list[Complex] | None
     return product.reshape(shape)
 
 
-def _inverse(machine: Arithmetic, z: Complex, trace: list[Complex] | None = None) -> Complex:
+def _inverse(machine: Exact, z: Complex, trace: list[Complex] | None = None) -> Complex:
     """All inverse stages, last digit first; the last result stays in the accumulators.
 
     ``trace`` collects every result.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from fftgen.planner import fragments
-from fftgen.planner.plan import TILE, Kernel, Plan, Stage
+from fftgen.planner.plan import BF16_FP32, SCALED, TILE, Kernel, Plan, Stage
 from fftgen.planner.rules import Shape
 from fftgen.targets import Target
 
@@ -16,7 +16,8 @@ WARP_POINTS = 2048  # and so many where a whole transform fits it, at the cost o
 CHAIN_COLUMNS = (16, 32, 64)  # of the last stage: pieces of 32 columns come out 16 bytes wide
 WARPS = (16, 8, 4, 2, 1)
 WIDTHS = (8, 4, 2)  # columns of a thread in the outer stage: loads of 16, 8 or 4 bytes
-REGISTERS = 128  # of a thread: 16 warps of a multiprocessor share its 65536
+FORMATS = (SCALED, BF16_FP32)  # the first one is the planner's choice: faster and more exact
+REGISTERS = {SCALED: 128, BF16_FP32: 168}  # of a thread: 16 or 12 warps of a multiprocessor share its 65536
 OPERANDS = 64  # registers that the operands of a warp's strips may take
 MOST_HELD = 160  # radix times width: a thread holds a quarter of it in fp32 until the peak is known
 PEAK_WARPS, PEAK_COUNT = 8, 16_384  # threads of a block of the peaks kernel, and the numbers they look at
@@ -27,6 +28,18 @@ def supports(target: Target) -> str | None:
     """The instructions that the engine is made of."""
     if target.capability < CAPABILITY:
         return f"{target.name} lacks mma.m16n8k16 and redux.sync (first on sm_{CAPABILITY})"
+    return None
+
+
+def serves(compute_format: str, dtype: str, right_angle: bool) -> str | None:
+    """What a compute format can be for."""
+    if compute_format not in FORMATS:
+        return f"the mma engine computes in {' or '.join(FORMATS)}, not in {compute_format}"
+    if compute_format == BF16_FP32:
+        if dtype != "bf16":
+            return f"bf16 operands would drop bits of {dtype} tensors: {SCALED} keeps them"
+        if not right_angle:
+            return f"two rows of a transform share its noise, and {BF16_FP32} scales neither"
     return None
 
 
@@ -59,23 +72,29 @@ def device_stage(stage: Stage) -> Stage:
 
 
 def kernels(
-    stages: tuple[Stage, ...], device: int, real: bool, target: Target
+    stages: tuple[Stage, ...], device: int, real: bool, target: Target, compute_format: str = SCALED
 ) -> Iterator[tuple[Kernel, ...] | str]:
     """Layouts of the kernels of a transform, and reasons against others."""
-    around: tuple[Kernel, Kernel] | None = None
+    around: tuple[Kernel, ...] | None = None
     if device:
-        found = _device_kernels(stages[0], real, target)
+        found = _device_kernels(stages[0], real, target, compute_format)
         if isinstance(found, str):
             yield found
             return
-        around = found
+        resident = min(8, target.warps_sm // PEAK_WARPS)
+        peaks = Kernel("peaks", 0, PEAK_WARPS, 1, resident, 0, 0, PEAK_COUNT, -1, -1, 0)
+        around = (peaks, *found) if compute_format == SCALED else found
     inner = stages[device:]
     role = "rows" if device else "convolve"
     if len(inner) == 2:
-        bodies = (_warp_kernel(role, inner, real, warps, target) for warps in (8, 12, 4, 2, 1))
+        bodies = (
+            _warp_kernel(role, inner, real, warps, target, compute_format) for warps in (8, 12, 4, 2, 1)
+        )
     else:
         bodies = (
-            _block_kernel(role, inner, real, width, warps, target) for width in WIDTHS for warps in WARPS
+            _block_kernel(role, inner, real, width, warps, target, compute_format)
+            for width in WIDTHS
+            for warps in WARPS
         )
     for body in bodies:
         if isinstance(body, str):
@@ -83,13 +102,12 @@ def kernels(
         elif around is None:
             yield (body,)
         else:
-            inward, outward = around
-            resident = min(8, target.warps_sm // PEAK_WARPS)
-            peaks = Kernel("peaks", 0, PEAK_WARPS, 1, resident, 0, 0, PEAK_COUNT, -1, -1, 0)
-            yield (peaks, inward, body, outward)
+            yield (*around[:-1], body, around[-1])
 
 
-def _device_kernels(stage: Stage, real: bool, target: Target) -> tuple[Kernel, Kernel] | str:
+def _device_kernels(
+    stage: Stage, real: bool, target: Target, compute_format: str
+) -> tuple[Kernel, Kernel] | str:
     """Columns of the tensor into the workspace and back: a strip to a warp, all rows in its registers."""
     for width in WIDTHS[1:]:
         held = stage.radix * width // 4  # fp32 numbers, and registers of a complex strip's operands
@@ -103,14 +121,17 @@ def _device_kernels(stage: Stage, real: bool, target: Target) -> tuple[Kernel, K
     pieces = stage.radix * 8 * width * 2 // 8  # of a warp's copy of an unaligned strip and its gates
     resident = max(1, min(2, target.resident_blocks(warps, 16 * pieces * warps)))
     inward = Kernel("columns", 1, warps, warps, resident, 0, 0, pieces, -1, -1, 16 * pieces * warps, width)
-    outward = Kernel("columns_inverse", 1, warps, warps, 2, 0, 0, 0, -1, -1, 0, width)
+    if compute_format == BF16_FP32:  # a strip that is multiplied in fp32 on its way in: 12 warps' registers
+        outward = Kernel("columns_inverse", 1, 4, 4, 3, 0, 0, 0, -1, -1, 0, width)
+    else:
+        outward = Kernel("columns_inverse", 1, warps, warps, 2, 0, 0, 0, -1, -1, 0, width)
     if inward.shared_bytes > target.shared_block:
         return _too_large(inward.shared_bytes, warps, target)
     return inward, outward
 
 
 def _warp_kernel(
-    role: str, stages: tuple[Stage, ...], right_angle: bool, warps: int, target: Target
+    role: str, stages: tuple[Stage, ...], right_angle: bool, warps: int, target: Target, compute_format: str
 ) -> Kernel | str:
     """Each warp takes ``group`` transforms at a time through registers; shared memory turns them round."""
     real = right_angle and role == "convolve"
@@ -123,19 +144,20 @@ def _warp_kernel(
     shared = tables_at + fragments.shared_bytes(stages, real, 0)
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
-    registers = _warp_registers(points, target)
+    registers = _warp_registers(points, target, compute_format)
     if 32 * warps * registers > target.registers_sm:
-        return f"{warps} warps of {registers} registers a thread exceed the {target.registers_sm} there are"
+        return _too_many(warps, registers, target)
     resident = max(1, target.resident_blocks(warps, shared, registers))
     return Kernel(role, 0, warps, warps * group, resident, 0, 0, plane, -1, tables_at, shared, group=group)
 
 
-def _warp_registers(points: int, target: Target) -> int:
+def _warp_registers(points: int, target: Target, compute_format: str) -> int:
     """Registers that a thread must have for a warp to hold a transform without spilling (as compiled)."""
     if points > CHAIN_POINTS:
         return 255
     # The compiler needs some more for 1024 points, and before sm_90 for fewer, too.
-    return REGISTERS if target.capability >= 90 and 2 * points <= CHAIN_POINTS else 160
+    scarce = target.capability < 90 or 2 * points > CHAIN_POINTS
+    return max(REGISTERS[compute_format], 160 if scarce else 0)
 
 
 def spills(plan: Plan) -> bool:
@@ -145,7 +167,13 @@ def spills(plan: Plan) -> bool:
 
 
 def _block_kernel(
-    role: str, stages: tuple[Stage, ...], right_angle: bool, width: int, warps: int, target: Target
+    role: str,
+    stages: tuple[Stage, ...],
+    right_angle: bool,
+    width: int,
+    warps: int,
+    target: Target,
+    compute_format: str,
 ) -> Kernel | str:
     """A block takes one transform: columns, exchange, rows in registers, exchange, columns."""
     real = right_angle and role == "convolve"
@@ -159,14 +187,18 @@ def _block_kernel(
         return (
             f"columns of radix {radix}, {width} to a thread, hold {radix * width // 4} numbers until scaled"
         )
+    registers = REGISTERS[compute_format]
+    if 32 * warps * registers > target.registers_sm:
+        return _too_many(warps, registers, target)
     operands = strips // warps * (radix // TILE) * width * 2 * (1 if real else 2)
     if operands > OPERANDS:
         return f"columns of radix {radix} on {warps} warps take {operands} registers of {OPERANDS}"
     group = _group(stages[1].radix * stages[2].radix, radix)
     points = radix * rest
-    peaks_at = 4 * points
-    # Strips of two rows, then what undoes the scaling of the rows; tables stay on 512 bytes.
-    tables_at = peaks_at + 2 * 2 * 4 * STRIPS
+    peaks_at, tables_at = -1, 4 * points
+    if compute_format == SCALED:
+        # Strips of two rows, then what undoes the scaling of the rows; tables stay on 512 bytes.
+        peaks_at, tables_at = 4 * points, 4 * points + 2 * 2 * 4 * STRIPS
     shared = tables_at + fragments.shared_bytes(stages, real, width)
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
@@ -175,7 +207,7 @@ def _block_kernel(
         0,
         warps,
         1,
-        max(1, target.resident_blocks(warps, shared, REGISTERS)),
+        max(1, target.resident_blocks(warps, shared, registers)),
         rest // 8,
         0,
         points,
@@ -185,6 +217,10 @@ def _block_kernel(
         width,
         group,
     )
+
+
+def _too_many(warps: int, registers: int, target: Target) -> str:
+    return f"{warps} warps of {registers} registers a thread exceed the {target.registers_sm} there are"
 
 
 def _too_large(shared: int, warps: int, target: Target) -> str:

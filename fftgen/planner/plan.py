@@ -17,6 +17,7 @@ from fftgen.planner.filter import Filter, FilterKernel
 from fftgen.problem import Problem
 
 SCHEMA = 4
+SCALED, BF16_FP32 = "scaled-fp16", "bf16-fp32"  # compute formats of the "mma" engine
 TILE = 16  # rows and columns of a matrix instruction's tile
 
 
@@ -43,8 +44,8 @@ class Table:
     """A constant array inside the plan's table block: ``shape`` elements of ``element`` at ``offset`` bytes.
 
     Engine "wmma": kind "dft": three planes (real, imaginary, minus imaginary) of radix x pitch 16-bit
-    numbers; kind "high"/"low": rows of complex fp32 (interleaved) twiddles. Engine "mma": fp16 in the order
-    of its operands' registers, kinds as in fragments.py.
+    numbers; kind "high"/"low": rows of complex fp32 (interleaved) twiddles. Engine "mma": matrices
+    of operands ("bf16" or "fp16") and fp16 twiddles in the order of registers, kinds as in fragments.py.
     """
 
     name: str
@@ -98,6 +99,8 @@ class Plan:
     """The decisions for a problem on a target.
 
     ``transform`` is N, the complex length; ``packing`` "right-angle" or "batch-pair" (design 1.3);
+    ``compute_format``: operands and sums; of engine "mma" SCALED (design 1.8) or BF16_FP32, of "wmma"
+    operands in the storage type with sums in fp32.
     ``fold``: the period of a circular convolution in right-angle packing, which its filter brings about
     (planner/fold.py); 0 for the others. ``chunk_bytes`` bounds the workspace of the device class.
     ``filter``: the kernels that make a filter's spectrum (a candidate has none yet).
@@ -137,6 +140,21 @@ class Plan:
     def real_input(self) -> bool:
         """The first stage reads and the last writes real numbers (right-angle)."""
         return self.packing == "right-angle"
+
+    @property
+    def scaled(self) -> bool:
+        """Rows are scaled by powers of two on their way in (design 1.8)."""
+        return self.compute_format == SCALED
+
+    @property
+    def operand(self) -> str:
+        """The type of matrix operands, and of the workspace between kernels."""
+        return "fp16" if self.scaled else self.problem.dtype
+
+    @property
+    def spectrum_type(self) -> str:
+        """The type of a filter's spectrum, which the "mma" engine never takes as an operand."""
+        return "fp16" if self.engine == "mma" else self.problem.dtype
 
     @property
     def rows_per_item(self) -> int:

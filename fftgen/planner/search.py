@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 
+from fftgen.dtypes import DTYPES
 from fftgen.errors import InputError, NoPlanError
 from fftgen.planner import fragments, mma_rules
 from fftgen.planner.cost import Cost, cost
 from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
 from fftgen.planner.filter import Filter
 from fftgen.planner.filter_design import design
-from fftgen.planner.plan import Kernel, Plan, Stage, Table
+from fftgen.planner.plan import SCALED, Kernel, Plan, Stage, Table
 from fftgen.planner.rules import WARPS, Shape, columns_kernel, inner_kernel, shape_is_legal, supports_dtype
 from fftgen.planner.tables import layout, twiddle_split
 from fftgen.problem import MAX_LENGTH, Problem
@@ -23,6 +24,7 @@ from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
 ENGINES = ("mma", "wmma")
+AND_FORMAT = ":"  # between an engine and a compute format that is not its first
 LENGTHS_TRIED = 12
 CHUNK_LIMIT = 32 * 1024 * 1024
 
@@ -125,11 +127,16 @@ def _kernels(
 
 
 def _layouts(
-    engine: str, shape: Shape, stages: tuple[Stage, ...], right_angle: bool, target: Target
+    engine: str,
+    shape: Shape,
+    stages: tuple[Stage, ...],
+    right_angle: bool,
+    target: Target,
+    compute_format: str,
 ) -> Iterator[tuple[Kernel, ...] | str]:
     """Every layout of a shape's kernels on an engine, and reasons against others."""
     if engine == "mma":
-        yield from mma_rules.kernels(stages, shape.device, right_angle, target)
+        yield from mma_rules.kernels(stages, shape.device, right_angle, target, compute_format)
     else:
         for warps in WARPS:
             yield _kernels(shape, stages, right_angle, warps, target)
@@ -142,13 +149,18 @@ def _legal(engine: str, shape: Shape, target: Target) -> str | None:
 
 
 def _tables(
-    engine: str, stages: tuple[Stage, ...], kernels: tuple[Kernel, ...], right_angle: bool
+    engine: str,
+    stages: tuple[Stage, ...],
+    kernels: tuple[Kernel, ...],
+    right_angle: bool,
+    compute_format: str,
 ) -> tuple[Table, ...]:
     if engine == "wmma":
         return layout(stages, right_angle)
+    operand = "fp16" if compute_format == SCALED else "bf16"
     width = {k.role: k.columns for k in kernels}
     body = width.get("convolve", width.get("rows", 0))
-    return fragments.layout(stages, right_angle, body, width.get("columns", 0))
+    return fragments.layout(stages, right_angle, body, width.get("columns", 0), operand)
 
 
 def _memory_class(engine: str, shape: Shape) -> str:
@@ -160,21 +172,30 @@ def _memory_class(engine: str, shape: Shape) -> str:
 def candidate(
     problem: Problem, target: Target, transform: int, shape: Shape, fold: int, engine: str = "wmma"
 ) -> Candidate:
-    """Judge one shape on one engine: the cheapest layout that is legal, or why none is."""
+    """Judge one shape on one engine: the cheapest layout that is legal, or why none is.
+
+    ``engine`` as ``parse_engine`` takes it.
+    """
+    right_angle = problem.causal or bool(fold)
+    packing = "right-angle" if right_angle else "batch-pair"
+    engine, asked = parse_engine(engine)
+    compute_format = asked or formats(engine, problem.dtype)[0]
     reason = supports_dtype(problem.dtype, target) or _legal(engine, shape, target)
+    if engine == "mma":
+        reason = reason or mma_rules.serves(compute_format, problem.dtype, right_angle)
+    elif compute_format not in formats(engine, problem.dtype):
+        reason = f"the {engine} engine computes {problem.dtype} in {formats(engine, problem.dtype)[0]}"
     if not reason and (
         transform < problem.length or (not problem.causal and not fold and transform != problem.length)
     ):
         reason = f"a transform of {transform} does not serve {problem.mode} length {problem.length}"
-    right_angle = problem.causal or bool(fold)
-    packing = "right-angle" if right_angle else "batch-pair"
     if reason:
         return Candidate(transform, shape, engine, packing, None, None, reason)
     stages = _stages(shape)
     if engine == "mma" and shape.device:
         stages = (mma_rules.device_stage(stages[0]), *stages[1:])
     best: Candidate | None = None
-    for kernels in _layouts(engine, shape, stages, right_angle, target):
+    for kernels in _layouts(engine, shape, stages, right_angle, target, compute_format):
         if isinstance(kernels, str):
             reason = reason or kernels
             continue
@@ -185,11 +206,11 @@ def candidate(
             packing=packing,
             memory_class=_memory_class(engine, shape),
             engine=engine,
-            compute_format="scaled-fp16" if engine == "mma" else f"{problem.dtype}-fp32",
+            compute_format=compute_format,
             fold=fold,
             stages=stages,
             kernels=kernels,
-            tables=_tables(engine, stages, kernels, right_angle),
+            tables=_tables(engine, stages, kernels, right_angle, compute_format),
             chunk_bytes=max(4 * transform, min(target.l2_bytes // 2, CHUNK_LIMIT)) if shape.device else 0,
         )
         price = cost(plan, target)
@@ -200,11 +221,35 @@ def candidate(
     )
 
 
+def formats(engine: str, dtype: str) -> tuple[str, ...]:
+    """The compute formats of an engine for a storage type, the one that it takes unasked first."""
+    if engine == "wmma":
+        return (f"{dtype}-fp32",)
+    return tuple(f for f in mma_rules.FORMATS if mma_rules.serves(f, dtype, True) is None)
+
+
+def parse_engine(text: str) -> tuple[str, str | None]:
+    """ "mma" or "wmma", and the compute format after a colon ("mma:bf16-fp32"), if there is one.
+
+    Raises InputError for any other text.
+    """
+    engine, colon, compute_format = text.partition(AND_FORMAT)
+    known = {name: {f for d in DTYPES for f in formats(name, d)} for name in ENGINES}
+    if engine not in known or (colon and compute_format not in known[engine]):
+        named = (f"{name}{AND_FORMAT}{f}" for name, found in known.items() for f in sorted(found))
+        raise InputError(f"engine {text!r} is not known: choose from {', '.join((*ENGINES, *named))}")
+    return engine, compute_format or None
+
+
+def named_engine(found: Plan) -> str:
+    """What ``parse_engine`` takes for the engine of a plan: with its compute format, unless taken unasked."""
+    unasked = formats(found.engine, found.problem.dtype)[0] == found.compute_format
+    return found.engine if unasked else f"{found.engine}{AND_FORMAT}{found.compute_format}"
+
+
 def supports_engine(engine: str, target: Target) -> str | None:
     """Why no plan of an engine can be for a target; None where some can. Raises InputError for no engine."""
-    if engine not in ENGINES:
-        raise InputError(f"engine {engine!r} is not known: choose from {', '.join(ENGINES)}")
-    return mma_rules.supports(target) if engine == "mma" else None
+    return mma_rules.supports(target) if parse_engine(engine)[0] == "mma" else None
 
 
 def search(
@@ -212,7 +257,7 @@ def search(
 ) -> tuple[Candidate, ...]:
     """All candidates: of the first memory class that fits, the cheapest a row first; struck-out ones last.
 
-    ``transform`` and ``engine`` leave only candidates of that length and engine.
+    ``transform`` and ``engine`` leave only candidates of that length and engine (``parse_engine``).
 
     A transform that one block finishes reads its input once and writes its output once; the device
     class adds workspace traffic and launches, so it is taken only where no block can hold the transform.
@@ -222,8 +267,7 @@ def search(
         for n in (lengths(problem) if transform is None else (transform,))
         for shape in shapes(n)
         for fold in folds(problem, n)
-        for name in ENGINES
-        if engine in (None, name)
+        for name in (ENGINES if engine is None else (engine,))
     ]
     return tuple(sorted(found, key=_rank))
 
@@ -244,7 +288,7 @@ def _finished(found: Plan, chip: Target) -> Plan:
 
 
 def plan(problem: Problem, target: str | Target, engine: str | None = None) -> Plan:
-    """The chosen plan, on an ``engine`` of the caller's choice where one is named.
+    """The chosen plan, on an ``engine`` of the caller's choice where one is named (``parse_engine``).
 
     The planner's own choice is the cheapest of all engines, so that naming its engine gives the same plan.
     Raises NoPlanError with every candidate's reason when none is legal.
@@ -279,9 +323,9 @@ def _decisive(chip: Target, candidates: tuple[Candidate, ...]) -> str:
 
 
 def chosen_engine(problem: Problem, target: str | Target) -> str | None:
-    """The engine of the planner's own choice; None where it has no plan."""
+    """``named_engine`` of the planner's own choice; None where it has no plan."""
     try:
-        return plan(problem, target).engine
+        return named_engine(plan(problem, target))
     except NoPlanError:
         return None
 
@@ -311,9 +355,9 @@ def with_shape(
 def layouts(found: Plan, chip: Target) -> Iterator[Plan]:
     """Plans of a shape on the mma engine with every legal layout of its kernels, without a filter's."""
     device = len(found.device_stages)
-    for kernels in mma_rules.kernels(found.stages, device, found.real_input, chip):
+    for kernels in mma_rules.kernels(found.stages, device, found.real_input, chip, found.compute_format):
         if not isinstance(kernels, str):
-            tables = _tables("mma", found.stages, kernels, found.real_input)
+            tables = _tables("mma", found.stages, kernels, found.real_input, found.compute_format)
             yield replace(found, kernels=kernels, tables=tables, filter=Filter())
 
 

@@ -181,8 +181,9 @@ def mma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
 
     Two HMMA a 16x16x16 product, and what loads, scales, converts, multiplies by twiddles, exchanges and
     addresses: coefficients fitted for every 128 complex elements to the compiled code of 154 kernels of 256
-    to 2**20 points on sm_80 and sm_90 (hot_path.py). They miss it by at most 10 % in a block's kernel, 7 %
-    in a warp's and 8 % in a device stage's; a test holds them to that over the portfolio.
+    to 2**20 points on sm_80 and sm_90 (hot_path.py), of 100 more where nothing is scaled. They miss it by at
+    most 10 % in a block's kernel, 7 % in a warp's and 8 % in a device stage's; a test holds them to that over
+    the portfolio.
     """
     if kernel.role == "peaks":
         each = 24.0 * plan.rows_per_item
@@ -197,15 +198,18 @@ def mma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
 
 def _device_instructions(plan: Plan, kernel: Kernel) -> float:
     """A strip of columns: what is the same for all its rows weighs less where there are many."""
-    pair, tiles = not plan.real_input, plan.stages[0].radix / TILE
+    pair, tiles, wide = not plan.real_input, plan.stages[0].radix / TILE, not plan.scaled
     if kernel.role == "columns":
-        return 30 + 36 * pair + 46 / kernel.columns + 18 / tiles
-    return 13 + 17 * pair + 74 / kernel.columns + 32 / tiles
+        return 30 + 36 * pair + 46 / kernel.columns + 18 / tiles + 16 * wide
+    return 13 + 17 * pair + 74 / kernel.columns + 32 / tiles + 37 * wide
 
 
 def _warp_instructions(plan: Plan, kernel: Kernel) -> float:
     """Transforms in a warp's registers: a row's scale costs the more the shorter it is, and results of 16
-    columns are stored in pieces of half the width."""
+    columns are stored in pieces of half the width. Where nothing is scaled, products in fp32 outweigh both.
+    """
+    if not plan.scaled:
+        return 121
     narrow = 11 * (plan.inner[1].radix == TILE)
     if kernel.role == "rows":
         return 64 + narrow
@@ -218,6 +222,8 @@ def _block_instructions(plan: Plan, kernel: Kernel) -> float:
     tensor = kernel.role == "convolve"
     tiles = sum(s.radix for s in plan.inner) / TILE
     turns = plan.inner[0].radix / (kernel.warps * kernel.group)
-    idle = (-(-turns // 1) / turns - 1) * (87 if turns < 1 else 13)
+    idle = (-(-turns // 1) / turns - 1) * (87 if turns < 1 else 13 if plan.scaled else 130)
+    if not plan.scaled:
+        return 167 + 4 * tensor + 4.5 * (tiles - 3) + idle
     signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1))
     return 70 + signals + 4.5 * (tiles - 3) + 73 / kernel.columns + idle

@@ -99,7 +99,17 @@ def test_a_missing_plotting_library_is_told_before_anything_is_done(monkeypatch:
         (("plan", "4096", "--batch", "4", "--channels", "4"), "go with --roofline"),
         (("plan", "4096", "--roofline", "--batch", "4"), "--batch and --channels go together"),
         (("plan", "4096", "--roofline", "--batch", "0", "--channels", "4"), "at least one row"),
-        (("plan", "4096", "--engine", "cufft"), "engine 'cufft' is not known: choose from mma, wmma"),
+        (
+            ("plan", "4096", "--engine", "cufft"),
+            "engine 'cufft' is not known: choose from mma, wmma, mma:bf16",
+        ),
+        (("plan", "4096", "--engine", "mma:"), "engine 'mma:' is not known"),
+        (("plan", "4096", "--engine", "mma:fp32"), "engine 'mma:fp32' is not known"),
+        (("plan", "4096", "--engine", "wmma:scaled-fp16"), "engine 'wmma:scaled-fp16' is not known"),
+        (
+            ("plan", "4096", "--engine", "mma:bf16-fp32", "--dtype", "fp16"),
+            "bf16 operands would drop bits of fp16 tensors: scaled-fp16 keeps them",
+        ),
         (("build", "--seqlen", "64", "--engine", "x"), "engine 'x' is not known"),
         (("verify", "f.fftgen", "--engine", "mma"), "plans of a FILE are as they are"),
         (("render", "4096", "--engine", "mma", "--gradient"), "an engine of their own"),
@@ -163,6 +173,19 @@ def test_a_source_names_the_engine_that_was_asked_for() -> None:
     old = search.plan(Problem("causal", 4096, "fp16"), "sm_75")
     assert old.engine == "wmma"
     assert "--engine" not in command(old)
+
+
+def test_a_compute_format_can_be_asked_for() -> None:
+    """Beside the engine; the one that it takes unasked gives the planner's own plan."""
+    other = package.plan(4096, engine="mma:bf16-fp32")
+    assert (other.engine, other.compute_format) == ("mma", "bf16-fp32")
+    assert package.plan(4096, engine="mma:scaled-fp16") == package.plan(4096)
+    assert package.plan(4096, engine="wmma:bf16-fp32") == package.plan(4096, engine="wmma")
+    assert command(other).endswith("--arch sm_90 --engine mma:bf16-fp32")
+    assert fftgen(*command(other).split()[1:]).stdout == render(other).text
+    problem = api.problem(4096, "bf16")
+    assert api.file_name(problem, "mma:bf16-fp32") == "fftconv-4096-bf16-mma-bf16-fp32.fftgen"
+    assert {t.name for _, t, _ in api.jobs_for(problem, engine="mma:bf16-fp32")} == set(TARGETS) - {"sm_75"}
 
 
 def test_asking_for_an_engine_leaves_every_other_caller_alone() -> None:

@@ -70,6 +70,9 @@ CHAIN = {
     "chain, block": _plan("circular", 4096, "fp16", (16, 16, 16), 0, "mma"),
     # Twice 256 columns, so that twiddles have two levels.
     "chain, device": _plan("causal", 8192, "bf16", (16, 32, 16), 1, "mma"),
+    "bf16 chain, warp": _plan("causal", 256, "bf16", (16, 16), 0, "mma:bf16-fp32"),
+    "bf16 chain, block": _plan("causal", 4096, "bf16", (16, 16, 16), 0, "mma:bf16-fp32"),
+    "bf16 chain, device": _plan("causal", 8192, "bf16", (16, 32, 16), 1, "mma:bf16-fp32"),
 }
 NEW = {"device around a block": ("rows",), "two device stages": ("columns2", "columns_inverse2")}
 ALL = PLANS | WIDE | LARGE | CHAIN
@@ -90,11 +93,12 @@ CHAIN_DOUBLED = {
     "chain, warp": ("} else {", "for (int n = 0; n < COLUMNS; ++n) load("),
     "chain, device": ("uint4* const stage", "for (int n = 0; n < COLUMNS; ++n) load("),
 }
+CHAIN_DOUBLED |= {f"bf16 {name}": lines for name, lines in CHAIN_DOUBLED.items()}
 # "load<SHARED, true>": between two strips, for the compiler's sake; they share nothing.
 
 # Where the compiler makes copies of their own of transforms that stand in for those beyond the end: nobody
 # uses their results.
-STAND_INS = ("chain, warp",)
+STAND_INS = ("chain, warp", "bf16 chain, warp")
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,28 @@
 // place stands for: the planner orders them so that loads and stores are 16 bytes wide.
 #pragma once
 
-#include "fftgen/mma.cuh"
+#include "fftgen/mma.cuh"  // and, before this file, a compute format
 
 namespace fftgen {
+
+// Sums of more than two products lose less when they are rounded once: fp32 for radices above 16.
+template <int RADIX>
+using Sum = Result<(RADIX > TILE)>;
 
 struct InnerTables {
     const uint4 *first, *twiddle, *last, *last_inverse, *twiddle_inverse, *first_inverse;
 };
 
-template <bool CONJUGATE>
-__device__ __forceinline__ void twist_tile(Tile* re, Tile* im, const Fragment& wr, const Fragment& wi) {
+// Two results side by side, times twiddles or a spectrum, as operands of the next step.
+template <bool CONJUGATE, typename R>
+__device__ __forceinline__ void twist_tile(
+    Tile* to_re, Tile* to_im, const R* re, const R* im, const Fragment& wr, const Fragment& wi) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) twist<CONJUGATE>(re[i / 2].v[i % 2], im[i / 2].v[i % 2], wr.r[i], wi.r[i]);
+    for (int i = 0; i < 4; ++i) {
+        Pair x = pair(re[i / 2], i % 2), y = pair(im[i / 2], i % 2);
+        twist<CONJUGATE>(x, y, wr.r[i], wi.r[i]);
+        to_re[i / 2].v[i % 2] = packed(x), to_im[i / 2].v[i % 2] = packed(y);
+    }
 }
 
 // The first two steps: X, then Z before the filter. REAL: x has no imaginary part.
@@ -64,17 +74,14 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
         for (int n = 0; n < COLUMNS; ++n) {
             const Planes3<false> w(tables.twiddle, m * COLUMNS + n, lane);
 #pragma unroll
-            for (int g = 0; g < G; ++g) {
-#pragma unroll
-                for (int j = 2 * n; j < 2 * n + 2; ++j) yr[g][m][j] = narrow(re[g][j]), yi[g][m][j] = narrow(im[g][j]);
-                twist_tile<false>(&yr[g][m][2 * n], &yi[g][m][2 * n], w.re, w.im);
-            }
+            for (int g = 0; g < G; ++g)
+                twist_tile<false>(&yr[g][m][2 * n], &yi[g][m][2 * n], &re[g][2 * n], &im[g][2 * n], w.re, w.im);
         }
     }
 
 #pragma unroll
     for (int n = 0; n < COLUMNS; ++n) {
-        Tile re[G][ROWS][2], im[G][ROWS][2];  // registers are scarcest in the middle: fp32 sums do not fit
+        Result<false> re[G][ROWS][2], im[G][ROWS][2];  // registers are scarcest in the middle
 #pragma unroll
         for (int k = 0; k < COLUMNS; ++k) {
             const Planes3<true> f(tables.last, k * COLUMNS + n, lane);
@@ -88,7 +95,7 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
                     const Fragment ai{i[0].v[0], i[0].v[1], i[1].v[0], i[1].v[1]};
 #pragma unroll
                     for (int j = 0; j < 2; ++j) {
-                        Tile &dr = re[g][m][j], &di = im[g][m][j];
+                        Result<false> &dr = re[g][m][j], &di = im[g][m][j];
                         if (k == 0) dr.clear(), di.clear();
                         dr.add(ar, f.re.r[2 * j], f.re.r[2 * j + 1]);
                         di.add(ar, f.im.r[2 * j], f.im.r[2 * j + 1]);
@@ -112,24 +119,21 @@ __device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load 
     using Out = Result<WIDE || (A > TILE)>;
     Tile zr[G][ROWS][2 * COLUMNS], zi[G][ROWS][2 * COLUMNS];
     chain_forward<A, P, G, REAL>(
-        tables, lane, load, [&](int n, const Tile(&re)[G][ROWS][2], const Tile(&im)[G][ROWS][2]) {
+        tables, lane, load, [&](int n, const Result<false>(&re)[G][ROWS][2], const Result<false>(&im)[G][ROWS][2]) {
 #pragma unroll
             for (int g = 0; g < G; ++g)
 #pragma unroll
                 for (int m = 0; m < ROWS; ++m) {
                     Fragment kr, ki;
                     filter(g, m, n, kr, ki);
-#pragma unroll
-                    for (int j = 0; j < 2; ++j)
-                        zr[g][m][2 * n + j] = re[g][m][j], zi[g][m][2 * n + j] = im[g][m][j];
-                    twist_tile<false>(&zr[g][m][2 * n], &zi[g][m][2 * n], kr, ki);
+                    twist_tile<false>(&zr[g][m][2 * n], &zi[g][m][2 * n], re[g][m], im[g][m], kr, ki);
                 }
         });
 
     Tile wr[G][COLUMNS][2 * ROWS], wi[G][COLUMNS][2 * ROWS];
 #pragma unroll
     for (int m = 0; m < COLUMNS; ++m) {
-        Tile re[G][2 * ROWS], im[G][2 * ROWS];
+        Result<false> re[G][2 * ROWS], im[G][2 * ROWS];
 #pragma unroll
         for (int k = 0; k < COLUMNS; ++k) {
             const Planes3<true> f(tables.last_inverse, m * COLUMNS + k, lane);
@@ -137,7 +141,7 @@ __device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load 
             for (int g = 0; g < G; ++g)
 #pragma unroll
                 for (int n = 0; n < 2 * ROWS; ++n) {
-                    Tile &dr = re[g][n], &di = im[g][n];
+                    Result<false> &dr = re[g][n], &di = im[g][n];
                     if (k == 0) dr.clear(), di.clear();
                     const Tile* const r = &zr[g][n / 2][2 * k];
                     const Tile* const i = &zi[g][n / 2][2 * k];
@@ -148,11 +152,8 @@ __device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load 
         for (int n = 0; n < ROWS; ++n) {
             const Planes3<false> w(tables.twiddle_inverse, m * ROWS + n, lane);
 #pragma unroll
-            for (int g = 0; g < G; ++g) {
-#pragma unroll
-                for (int j = 2 * n; j < 2 * n + 2; ++j) wr[g][m][j] = re[g][j], wi[g][m][j] = im[g][j];
-                twist_tile<true>(&wr[g][m][2 * n], &wi[g][m][2 * n], w.re, w.im);
-            }
+            for (int g = 0; g < G; ++g)
+                twist_tile<true>(&wr[g][m][2 * n], &wi[g][m][2 * n], &re[g][2 * n], &im[g][2 * n], w.re, w.im);
         }
     }
 

@@ -3,6 +3,7 @@
 // than it can hold, one row. Each thread has places of its own for its share of X and of the sum.
 #pragma once
 
+#include "fftgen/scaled.cuh"
 #include "fftgen/chain.cuh"
 #include "fftgen/signal.cuh"
 

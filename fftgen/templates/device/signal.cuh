@@ -75,8 +75,16 @@ struct RealSource {
     __device__ __forceinline__ void load(int n, Vector<T>& re, Vector<T>&) const { re = real(n); }
     __device__ __forceinline__ void close() { length = 0; }
 
-    // V consecutive numbers in fp32, the product with the gate unrounded; `peak` grows to their largest.
-    // SHARED: the row is a copy in shared memory. Rows are aligned, their length is a multiple of V.
+    // V consecutive numbers as they stand. SHARED: the row is a copy in shared memory. Rows are aligned, their
+    // length is a multiple of V.
+    template <int V, bool SHARED>
+    __device__ __forceinline__ void words(int n, unsigned (&w)[V / 2]) const {
+#pragma unroll
+        for (int i = 0; i < V / 2; ++i) w[i] = 0;
+        if (n < length) load_words<SHARED>(u + n, w);
+    }
+
+    // The same in fp32, the product with the gate unrounded; `peak` grows to their largest.
     template <int V, bool SHARED, bool GATED>
     __device__ __forceinline__ void wide(int n, float (&x)[V], Peak<T>& peak) const {
         unsigned w[V / 2] = {}, g[V / 2] = {};

@@ -114,16 +114,16 @@ __device__ __forceinline__ void load_words(const void* from, unsigned (&w)[1]) {
         asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(w[0]) : "l"(from));
 }
 
-// fp16 numbers of the workspace.
-__device__ __forceinline__ void load_plane(const __half* from, unsigned (&w)[4]) {
+// Numbers of the workspace.
+__device__ __forceinline__ void load_plane(const void* from, unsigned (&w)[4]) {
     const uint4 x = *reinterpret_cast<const uint4*>(from);
     w[0] = x.x, w[1] = x.y, w[2] = x.z, w[3] = x.w;
 }
-__device__ __forceinline__ void load_plane(const __half* from, unsigned (&w)[2]) {
+__device__ __forceinline__ void load_plane(const void* from, unsigned (&w)[2]) {
     const uint2 x = *reinterpret_cast<const uint2*>(from);
     w[0] = x.x, w[1] = x.y;
 }
-__device__ __forceinline__ void load_plane(const __half* from, unsigned (&w)[1]) {
+__device__ __forceinline__ void load_plane(const void* from, unsigned (&w)[1]) {
     w[0] = *reinterpret_cast<const unsigned*>(from);
 }
 

@@ -1,0 +1,208 @@
+// Rows of a tensor on their way into scaled fp16: the powers of two that scale them.
+#pragma once
+
+#include "fftgen/columns.cuh"
+
+namespace fftgen {
+
+// R rows of a strip, on their way from a tensor.
+template <int R, int V>
+struct Strip : Operands<R, V> {
+    using Operands<R, V>::b;
+    unsigned peak;  // of the strip: the numbers were scaled by its power
+
+    // A real row, n = first + row * stride + column, zero beyond its length; scaled by the strip's own power.
+    template <bool SHARED, typename Source>
+    __device__ __forceinline__ void fetch(const Source& source, int first, int stride, int lane) {
+        const int at = first + lane % 4 * 2 * stride + lane / 4 * V;
+        if (source.gate == nullptr)
+            load<SHARED, false>(source, at, stride);
+        else
+            load<SHARED, true>(source, at, stride);
+        __syncwarp();  // one strip after another: the numbers of two in fp32 would not fit the registers
+    }
+
+    // The same, scaled by a power that is known; zeros in place of a row that is not finite.
+    template <bool SHARED, typename Source>
+    __device__ __forceinline__ void fetch(const Source& source, int first, int stride, int lane, const Power& power) {
+        const int at = first + lane % 4 * 2 * stride + lane / 4 * V;
+        Peak<typename Source::Number> unused;
+        float x[R / TILE][4][V];
+        if (source.gate == nullptr)
+            wide<SHARED, false>(source, at, stride, x, unused);
+        else
+            wide<SHARED, true>(source, at, stride, x, unused);
+        scale(x, power);
+        if (!power.finite)
+            clear();
+        else if (power.raise != 0)
+            times(power.raised());
+    }
+
+    template <bool SHARED, bool GATED, typename Source>
+    __device__ __forceinline__ void load(const Source& source, int at, int stride) {
+        float x[R / TILE][4][V];
+        Peak<typename Source::Number> most;
+        wide<SHARED, GATED>(source, at, stride, x, most);
+        peak = warp_max(most.bits());
+        scale(x, Power(peak));
+    }
+
+    template <bool SHARED, bool GATED, typename Source, typename Most>
+    static __device__ __forceinline__ void wide(
+        const Source& source, int at, int stride, float (&x)[R / TILE][4][V], Most& most) {
+#pragma unroll
+        for (int k = 0; k < R / TILE; ++k)
+#pragma unroll
+            for (int i = 0; i < 4; ++i)
+                source.template wide<V, SHARED, GATED>(at + (TILE * k + i % 2 + i / 2 * 8) * stride, x[k][i], most);
+    }
+
+    __device__ __forceinline__ void scale(const float (&x)[R / TILE][4][V], const Power& power) {
+        const float up = power.up();
+#pragma unroll
+        for (int k = 0; k < R / TILE; ++k)
+#pragma unroll
+            for (int j = 0; j < V; ++j) {
+                b[k][j][0] = pack(x[k][0][j] * up, x[k][1][j] * up);
+                b[k][j][1] = pack(x[k][2][j] * up, x[k][3][j] * up);
+            }
+    }
+
+    // Brings the numbers to the power of the whole row; a row that is not finite becomes zeros, lest it spoil
+    // the one that shares its transform.
+    __device__ __forceinline__ void rescale(const Power& row) {
+        const Power mine(peak);
+        if (!row.finite)
+            clear();
+        else if (mine.exponent != row.exponent || row.raise != 0)
+            times(mine.to(row));
+    }
+
+    __device__ __forceinline__ void times(Pack ratio) {
+#pragma unroll
+        for (int k = 0; k < R / TILE; ++k)
+#pragma unroll
+            for (int j = 0; j < V; ++j) b[k][j][0] = mul2(b[k][j][0], ratio), b[k][j][1] = mul2(b[k][j][1], ratio);
+    }
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int k = 0; k < R / TILE; ++k)
+#pragma unroll
+            for (int j = 0; j < V; ++j) b[k][j][0] = b[k][j][1] = 0;
+    }
+
+    // What a row of a pair asks of its strips: the peak, with the sum of the scaled squares (Squares) in place
+    // of its mantissa. Words compare as the exponents do; that of zeros, and no other, is zero. (Beside peaks
+    // below 2^-126 or above 2^127 the sum is up to four times too small: their power is that of the next.)
+    __device__ __forceinline__ unsigned size() const {
+        static_assert(R * 8 * V * 16 * 256 < 1 << 23, "the sum of squares fits the mantissa");
+        Squares squares;
+#pragma unroll
+        for (int k = 0; k < R / TILE; ++k)
+#pragma unroll
+            for (int j = 0; j < V; ++j) squares.add(b[k][j][0]), squares.add(b[k][j][1]);
+        return (peak & 0x7f800000u) | max(squares.total(), min(peak, 1u));
+    }
+};
+
+// The peak of a block's row from those of its strips; `slots` has one for each. A barrier of the caller's lies
+// between writing and reading, and another before they are written again.
+template <int STRIPS>
+__device__ __forceinline__ Power row_power(const unsigned* slots, int lane) {
+    static_assert(STRIPS <= LANES, "a lane reads the peak of a strip");
+    return Power(warp_max(lane < STRIPS ? slots[lane] : 0u));
+}
+
+// The same for the two rows of a pair from what Strip::size says, each brought to the norm of the other.
+template <int STRIPS>
+__device__ __forceinline__ void pair_powers(const unsigned* slots, int lane, Power& re, Power& im) {
+    const auto row = [&](const unsigned* sizes, Power& power) {
+        const unsigned mine = lane < STRIPS ? sizes[lane] : 0u, most = warp_max(mine);
+        power = Power(most);
+        const unsigned less = ((most & 0x7f800000u) - (mine & 0x7f800000u)) >> 22;  // powers of two of a square
+        return (float)warp_sum((mine & 0x7fffffu) >> min(less, 31u));
+    };
+    static_assert(STRIPS <= LANES, "a lane reads the size of a strip");
+    const float re2 = row(slots, re), im2 = row(slots + LANES, im);
+    balance(re, re2, im, im2);
+}
+
+// N numbers of one row, gated: eight neighbours to a lane.
+template <int N, typename T>
+struct Block {
+    static constexpr int STEPS = N / (LANES * VECTOR);
+    float x[STEPS][VECTOR];
+    Peak<T> peak;
+
+    template <bool SHARED>
+    __device__ __forceinline__ void fetch(const RealSource<T>& source, int lane) {
+        if (source.gate == nullptr) {
+#pragma unroll
+            for (int i = 0; i < STEPS; ++i)
+                source.template wide<VECTOR, SHARED, false>((i * LANES + lane) * VECTOR, x[i], peak);
+        } else {
+#pragma unroll
+            for (int i = 0; i < STEPS; ++i)
+                source.template wide<VECTOR, SHARED, true>((i * LANES + lane) * VECTOR, x[i], peak);
+        }
+    }
+
+    // Scaled, into shared memory; zeros in place of a row that is not finite. Returns what undoes the scaling.
+    __device__ __forceinline__ float store(uint4* to, int lane) const {
+        const Power power(warp_max(peak.bits()));
+        const float up = power.up();
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i) {
+            const uint4 y{pack(x[i][0] * up, x[i][1] * up), pack(x[i][2] * up, x[i][3] * up),
+                          pack(x[i][4] * up, x[i][5] * up), pack(x[i][6] * up, x[i][7] * up)};
+            to[place<8>(i * LANES + lane, 0)] = power.finite ? y : uint4{0, 0, 0, 0};
+        }
+        return power.down();
+    }
+
+    // Scaled and packed; adds up the squares.
+    __device__ __forceinline__ void scale(const Power& power, Pack (&y)[STEPS][4], Squares& squares) const {
+        const float up = power.up();
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i)
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                y[i][j] = pack(x[i][2 * j] * up, x[i][2 * j + 1] * up);
+                squares.add(y[i][j]);
+            }
+    }
+};
+
+// The two rows of a pair as Block::store has them, each brought to the norm of the other.
+template <int N, typename T>
+__device__ __forceinline__ void store_pair(
+    const Block<N, T>& re, const Block<N, T>& im, uint4* to_re, uint4* to_im, int lane, float& re_down, float& im_down) {
+    constexpr int STEPS = Block<N, T>::STEPS;
+    static_assert(STEPS * VECTOR * 16 < 1 << 15, "the sum of squares of a thread");
+    Power power[2]{Power(warp_max(re.peak.bits())), Power(warp_max(im.peak.bits()))};
+    Pack y[2][STEPS][4];
+    Squares squares[2];
+    re.scale(power[0], y[0], squares[0]), im.scale(power[1], y[1], squares[1]);
+    balance(power[0], squares[0].total(), power[1], squares[1].total());
+#pragma unroll
+    for (int p = 0; p < 2; ++p) {
+        if (!power[p].finite) {
+#pragma unroll
+            for (int i = 0; i < STEPS; ++i) y[p][i][0] = y[p][i][1] = y[p][i][2] = y[p][i][3] = 0;
+        } else if (power[p].raise != 0) {
+            const Pack more = power[p].raised();
+#pragma unroll
+            for (int i = 0; i < STEPS; ++i)
+#pragma unroll
+                for (int j = 0; j < 4; ++j) y[p][i][j] = mul2(y[p][i][j], more);
+        }
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i)
+            (p == 0 ? to_re : to_im)[place<8>(i * LANES + lane, 0)] = uint4{y[p][i][0], y[p][i][1], y[p][i][2], y[p][i][3]};
+    }
+    re_down = power[0].down(), im_down = power[1].down();
+}
+
+}  // namespace fftgen
