@@ -73,7 +73,8 @@ def build(
 
     Arguments as ``get_conv``; ``targets``: names such as "sm_90", by default every target that takes the
     dtype, with PTX for newer chips. ``path``: the file, by default ``generated/fftconv-...fftgen``.
-    ``train``: with the kernels of the filter's gradient (all other gradients need none of their own).
+    ``train``: with the kernels of the filter's gradient and those that give two gradients by one transform
+    (all other gradients need none of their own).
     ``engine`` in place of the planner's choice goes into the file and its name, nowhere else: ``get_conv``
     keeps to the planner. Needs NVRTC, no GPU. Raises what ``pipeline.build`` raises, and ArtifactError when
     the file cannot be written; a file that was there is then as it was.
@@ -112,10 +113,13 @@ def jobs_for(
 ) -> list[bundle.Job]:
     """What has to be built for a problem, for the given targets or for all that take its dtype."""
     chips = tuple(targets) or bundle.default_targets(asked, engine)
-    jobs = [(p, chip, False) for p in bundle.problems_of(asked) for chip in chips]
-    if train:  # the gradient's kernels of a circular length are those of the causal one
-        causal = (Problem("causal", p.length, p.dtype) for p in bundle.problems_of(asked))
-        jobs += [(p, chip, True) for p in causal for chip in chips if bundle.trains(p, chip)]
+    served = bundle.problems_of(asked)
+    jobs: list[bundle.Job] = [(p, chip, "convolution") for p in served for chip in chips]
+    if train:
+        jobs += [(p, chip, "twin") for p in served for chip in chips if bundle.twins(p, chip, engine)]
+        # The gradient's kernels of a circular length are those of the causal one.
+        causal = (Problem("causal", p.length, p.dtype) for p in served)
+        jobs += [(p, chip, "gradient") for p in causal for chip in chips if bundle.trains(p, chip)]
     return jobs
 
 

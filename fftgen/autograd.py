@@ -11,6 +11,7 @@ level torch.func finds its rules; inside an operator it would not.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,23 +32,40 @@ def conv(
     u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:
     """``torch.ops.fftgen.conv``: out_gate * (conv(x, k) + corr(x, k_rev) + skip * x), x = in_gate * u."""
-    return _call(Conv, torch.ops.fftgen.conv, (u, k, k_rev, in_gate, out_gate, skip, handle))
+    y: Tensor = _call(Conv, torch.ops.fftgen.conv, (u, k, k_rev, in_gate, out_gate, skip, handle))
+    return y
+
+
+def conv_both(
+    u: Tensor,
+    k: Maybe,
+    k_rev: Maybe,
+    in_gate: Maybe,
+    first_gate: Tensor,
+    second_gate: Tensor,
+    skip: Maybe,
+    handle: str,
+) -> tuple[Tensor, Tensor]:
+    """``torch.ops.fftgen.conv_both``: ``conv`` with each of two output gates, by one transform."""
+    given = (u, k, k_rev, in_gate, first_gate, second_gate, skip, handle)
+    first, second = _call(ConvBoth, torch.ops.fftgen.conv_both, given)
+    return first, second
 
 
 def correlate_input(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: int, handle: str) -> Tensor:
     """``torch.ops.fftgen.correlate_input``: (H, taps), sum_b sum_t (out_gate * v)_t (in_gate * u)_{t-j}."""
-    return _call(CorrelateInput, torch.ops.fftgen.correlate_input, (u, v, in_gate, out_gate, taps, handle))
+    given = (u, v, in_gate, out_gate, taps, handle)
+    found: Tensor = _call(CorrelateInput, torch.ops.fftgen.correlate_input, given)
+    return found
 
 
-def _call(rules: Any, operator: Any, inputs: tuple[Any, ...]) -> Tensor:
+def _call(rules: Any, operator: Any, inputs: tuple[Any, ...]) -> Any:
     """The operator by the shortest way: its Autograd kernel comes to the same, microseconds later."""
     if torch.compiler.is_compiling():
-        result: Tensor = operator(*inputs)
-    elif recorded(*inputs) or torch._C._are_functorch_transforms_active():
-        result = rules.apply(*inputs)
-    else:
-        result = rules.forward(*inputs)
-    return result
+        return operator(*inputs)
+    if recorded(*inputs) or torch._C._are_functorch_transforms_active():
+        return rules.apply(*inputs)
+    return rules.forward(*inputs)
 
 
 class Conv(Function):
@@ -69,47 +87,16 @@ class Conv(Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Maybe, ...]:
         """Gradients for v = dF/dy; the adjoint exchanges k with k_rev and in_gate with out_gate.
 
-        du = in_gate * adjoint(out_gate * v) and d in_gate = u * adjoint(out_gate * v), each by a call of
-        its own, so that each is rounded once; d out_gate is the forward call with v for its gate;
+        du = in_gate * a and d in_gate = u * a for a = adjoint(out_gate * v): where both are needed, by one
+        transform, each rounded once. d out_gate is the forward call with v for its gate;
         dk_j = sum_b sum_t (out_gate * v)_t x_{t-j}, dk_rev_j the same at t+j, and dskip = dk_0.
         """
-        u, k, k_rev, in_gate, out_gate, skip = ctx.saved_tensors
-        handle = ctx.handle
-        need_u, need_k, need_rev, need_in, need_out, need_skip = ctx.needs_input_grad[:6]
-        du = dk = dk_rev = d_in = d_out = dskip = None
-        if need_u:
-            du = conv(v, k_rev, k, out_gate, in_gate, skip, handle)
-        if need_in:
-            d_in = conv(v, k_rev, k, out_gate, u, skip, handle)
-        if need_out:
-            d_out = conv(u, k, k_rev, in_gate, v, skip, handle)
-        if need_k:
-            dk = correlate_input(u, v, in_gate, out_gate, k.shape[-1], handle)
-        if need_rev:
-            dk_rev = correlate_input(v, u, out_gate, in_gate, k_rev.shape[-1], handle).to(k_rev.dtype)
-        if need_skip:
-            lag_zero = correlate_input(u, v, in_gate, out_gate, 1, handle) if dk is None else dk
-            dskip = lag_zero[:, 0].to(skip.dtype)
-        return du, None if dk is None else dk.to(k.dtype), dk_rev, d_in, d_out, dskip, None
+        return (*_gradients(ctx.saved_tensors, v, ctx.needs_input_grad, ctx.handle), None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         """One call for each signal, one for both filters, one for the skip (a filter of one tap)."""
-        u, k, k_rev, in_gate, out_gate, skip = ctx.saved_tensors
-        du, dk, dk_rev, d_in, d_out, dskip, _ = tangents
-        handle = ctx.handle
-        parts = []
-        if du is not None:
-            parts.append(conv(du, k, k_rev, in_gate, out_gate, skip, handle))
-        if d_in is not None:
-            parts.append(conv(u, k, k_rev, d_in, out_gate, skip, handle))
-        if d_out is not None:
-            parts.append(conv(u, k, k_rev, in_gate, d_out, skip, handle))
-        if dk is not None or dk_rev is not None:
-            parts.append(conv(u, dk, dk_rev, in_gate, out_gate, None, handle))
-        if dskip is not None:
-            parts.append(conv(u, dskip[:, None], None, in_gate, out_gate, None, handle))
-        return _sum(parts)
+        return _tangent(ctx.saved_tensors, tangents, ctx.handle)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
@@ -127,6 +114,64 @@ class Conv(Function):
         own = (_rows(k), _rows(k_rev), _channels(in_gate), _channels(out_gate), _rows(skip))
         y = conv(u.transpose(0, 1).flatten(1, 2), *own, handle)
         return y.reshape(batch, size, channels, steps), 1
+
+
+class ConvBoth(Function):
+    """Rules of ``conv_both``, for u, k, k_rev, in_gate, first_gate, second_gate, skip in this order.
+
+    Each result is a ``conv`` of its own as far as they are concerned.
+    """
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            first, second = torch.ops.fftgen.conv_both.default(*inputs)
+        return first, second
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        *tensors, ctx.handle = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Maybe) -> tuple[Maybe, ...]:
+        """The gradients of both results, added; those of the gates apart."""
+        common, gates = _apart(ctx.saved_tensors)
+        needs, needs_gate = _apart(ctx.needs_input_grad[:7])
+        totals: list[Maybe] = [None] * 5
+        of_gates: list[Maybe] = [None, None]
+        for i, v in enumerate(cotangents):
+            if v is None:
+                continue
+            found = _gradients(_with(common, gates[i]), v, _with(needs, needs_gate[i]), ctx.handle)
+            rest, (of_gates[i],) = _apart(found, 1)
+            totals = [_maybe_sum(a, b) for a, b in zip(totals, rest, strict=True)]
+        return (*totals[:4], *of_gates, totals[4], None)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
+        common, gates = _apart(ctx.saved_tensors)
+        moved, moved_gates = _apart(tangents[:7])
+        first, second = (
+            torch.zeros_like(common[0]) if all(x is None for x in given) else _tangent(at, given, ctx.handle)
+            for at, given in ((_with(common, gates[i]), _with(moved, moved_gates[i])) for i in range(2))
+        )
+        return first, second
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *args: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        """As ``Conv`` has it, result by result."""
+        common, gates = _apart(args[:7])
+        dims, gate_dims = _apart(in_dims[:7])
+        found = [
+            Conv.vmap(info, (*_with(dims, gate_dims[i]), None), *_with(common, gates[i]), args[7])
+            for i in range(2)
+        ]
+        return tuple(y for y, _ in found), tuple(d for _, d in found)
 
 
 class CorrelateInput(Function):
@@ -181,6 +226,61 @@ class CorrelateInput(Function):
         assert v is not None
         found = correlate_input(u, v, in_gate, out_gate, taps, handle)
         return found.reshape(info.batch_size, -1, taps), 0
+
+
+def _gradients(given: Sequence[Any], v: Tensor, needs: Sequence[bool], handle: str) -> tuple[Maybe, ...]:
+    """Of ``conv``'s arguments, those that are needed, in their order, for the cotangent v of its result."""
+    u, k, k_rev, in_gate, out_gate, skip = given
+    need_u, need_k, need_rev, need_in, need_out, need_skip = needs[:6]
+    du = dk = dk_rev = d_in = d_out = dskip = None
+    if need_u and need_in:
+        du, d_in = conv_both(v, k_rev, k, out_gate, in_gate, u, skip, handle)
+    elif need_u:
+        du = conv(v, k_rev, k, out_gate, in_gate, skip, handle)
+    elif need_in:
+        d_in = conv(v, k_rev, k, out_gate, u, skip, handle)
+    if need_out:
+        d_out = conv(u, k, k_rev, in_gate, v, skip, handle)
+    if need_k:
+        dk = correlate_input(u, v, in_gate, out_gate, k.shape[-1], handle)
+    if need_rev:
+        dk_rev = correlate_input(v, u, out_gate, in_gate, k_rev.shape[-1], handle).to(k_rev.dtype)
+    if need_skip:
+        lag_zero = correlate_input(u, v, in_gate, out_gate, 1, handle) if dk is None else dk
+        dskip = lag_zero[:, 0].to(skip.dtype)
+    return du, None if dk is None else dk.to(k.dtype), dk_rev, d_in, d_out, dskip
+
+
+def _tangent(given: Sequence[Any], tangents: Sequence[Any], handle: str) -> Tensor:
+    """Of ``conv``'s result, for tangents of its arguments."""
+    u, k, k_rev, in_gate, out_gate, skip = given
+    du, dk, dk_rev, d_in, d_out, dskip = tangents[:6]
+    parts = []
+    if du is not None:
+        parts.append(conv(du, k, k_rev, in_gate, out_gate, skip, handle))
+    if d_in is not None:
+        parts.append(conv(u, k, k_rev, d_in, out_gate, skip, handle))
+    if d_out is not None:
+        parts.append(conv(u, k, k_rev, in_gate, d_out, skip, handle))
+    if dk is not None or dk_rev is not None:
+        parts.append(conv(u, dk, dk_rev, in_gate, out_gate, None, handle))
+    if dskip is not None:
+        parts.append(conv(u, dskip[:, None], None, in_gate, out_gate, None, handle))
+    return _sum(parts)
+
+
+def _apart(given: Sequence[Any], gates: int = 2) -> tuple[list[Any], list[Any]]:
+    """What is of each argument: all but the output gates, which stand fifth, and these."""
+    return [*given[:4], *given[4 + gates :]], list(given[4 : 4 + gates])
+
+
+def _with(common: Sequence[Any], gate: Any) -> list[Any]:
+    """The inverse, for one gate."""
+    return [*common[:4], gate, *common[4:]]
+
+
+def _maybe_sum(a: Maybe, b: Maybe) -> Maybe:
+    return a if b is None else b if a is None else a + b
 
 
 def _sum(parts: list[Tensor]) -> Tensor:

@@ -7,23 +7,27 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from fftgen import artifact, nvrtc
 from fftgen.artifact import Artifact, Image, Module
 from fftgen.cache import Cache
 from fftgen.errors import ArtifactError, InputError, NoPlanError
-from fftgen.pipeline import Built, build, build_gradient
+from fftgen.pipeline import Built, build, build_gradient, build_plan
+from fftgen.planner import search
 from fftgen.planner.gradient import Gradient, gradient
 from fftgen.planner.plan import Plan
 from fftgen.planner.rules import supports_dtype
 from fftgen.planner.search import supports_engine
+from fftgen.planner.twins import twin
 from fftgen.problem import Problem
 from fftgen.targets import TARGETS, Target
 from fftgen.targets import target as find_target
 
 TABLES = "constants"
 
-Job = tuple[Problem, Target, bool]  # the last: not the convolution, but its filter's gradient
+Kind = Literal["convolution", "gradient", "twin"]  # of a filter; twin: planner/twins.py
+Job = tuple[Problem, Target, Kind]
 
 
 def padded(problem: Problem) -> Problem | None:
@@ -58,6 +62,19 @@ def trains(problem: Problem, target: Target) -> bool:
     return True
 
 
+def twins(problem: Problem, target: Target, engine: str | None = None) -> bool:
+    """Whether there are kernels with two outputs."""
+    return twin(search.plan(problem, target, engine)) is not None
+
+
+def build_twin(
+    problem: Problem, target: Target, cache: Cache | None = None, engine: str | None = None
+) -> Built | None:
+    """The twin of a problem's kernels, where it has one."""
+    found = twin(search.plan(problem, target, engine))
+    return None if found is None else build_plan(found, cache)
+
+
 def build_all(
     jobs: Sequence[Job],
     cache: Cache | None = None,
@@ -70,9 +87,13 @@ def build_all(
     """
 
     def one(job: Job) -> Built:
-        problem, target, backward = job
-        if backward:
+        problem, target, kind = job
+        if kind == "gradient":
             made = build_gradient(gradient(problem, target), cache)
+        elif kind == "twin":
+            found = build_twin(problem, target, cache, engine)
+            assert found is not None  # asked for where there is one
+            made = found
         else:
             made = build(problem, target, cache, engine)
         if done is not None:
@@ -125,6 +146,13 @@ def _subject(module: Module) -> Plan | Gradient:
     return Gradient.from_json(text) if module.name.startswith(Gradient.PREFIX) else Plan.from_json(text)
 
 
+def kind_of(subject: Plan | Gradient) -> Kind:
+    """What kernels of a plan are for."""
+    if isinstance(subject, Gradient):
+        return "gradient"
+    return "convolution" if subject.outputs == 1 else "twin"
+
+
 @dataclass(frozen=True)
 class Shelf:
     """The builds of an artifact, found by problem and device."""
@@ -149,7 +177,7 @@ class Shelf:
 
     def built(self, problem: Problem, capability: tuple[int, int]) -> Built:
         """The module that suits a device best. Raises ArtifactError that names what is needed and there."""
-        module, held = self._best(problem, Plan, capability)
+        module, held = self._best(problem, "convolution", capability)
         if module is None:
             need = f"sm_{capability[0]}{capability[1]}"
             raise ArtifactError(
@@ -161,18 +189,29 @@ class Shelf:
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         """The kernels of a filter's gradient for a device, if the artifact carries them."""
         causal = Problem("causal", problem.length, problem.dtype)
-        module, _ = self._best(causal, Gradient, capability)
+        module, _ = self._best(causal, "gradient", capability)
         return None if module is None else unpack(module)
 
+    def twin(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
+        """The kernels with two outputs for a device, if the artifact carries them.
+
+        They share their spectrum with the convolution's, so both must be of one plan.
+        """
+        module, _ = self._best(problem, "twin", capability)
+        if module is None:
+            return None
+        found = unpack(module)
+        return found if twin(self.built(problem, capability).plan) == found.plan else None
+
     def _best(
-        self, problem: Problem, kind: type[Plan] | type[Gradient], capability: tuple[int, int]
+        self, problem: Problem, kind: Kind, capability: tuple[int, int]
     ) -> tuple[Module | None, list[str]]:
         """The module that suits a device best, and the targets that there are."""
         fits: list[tuple[bool, tuple[int, ...], Module]] = []
         held: list[str] = []
         for module in self.contents.modules:
             subject = _subject(module)
-            if not isinstance(subject, kind) or subject.problem != problem:
+            if kind_of(subject) != kind or subject.problem != problem:
                 continue
             held += [*module.cubins, *module.ptx]
             try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fftgen import autograd
-from fftgen.bundle import choose, open_shelf, padded, trains
+from fftgen.bundle import build_twin, choose, open_shelf, padded, trains
 from fftgen.check import TORCH, check_filter, check_input
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.eager import wide
@@ -44,6 +44,9 @@ class Provider(Protocol):
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         """The kernels of its filter's gradient, where there are any."""
 
+    def twin(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
+        """Its kernels with two outputs, where there are any."""
+
 
 Kept = TypeVar("Kept")
 CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
@@ -61,6 +64,9 @@ class JustInTime:
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         chip = target_for(capability)
         return build_gradient(gradient(problem, chip)) if trains(problem, chip) else None
+
+    def twin(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
+        return build_twin(problem, target_for(capability))
 
 
 class LoadedGradient:
@@ -102,6 +108,7 @@ class Conv:
         self._provider = provider
         self._loaded: dict[tuple[Problem, torch.device], Loaded] = {}
         self._gradients: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
+        self._twins: dict[tuple[Problem, torch.device], Loaded | None] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -218,6 +225,7 @@ class Conv:
                 self.on(where, problem)
                 if train:
                     self.gradient_on(where, problem)
+                    self.twin_on(where, problem)
         return self
 
     def served(self, length: int, taps: int) -> Problem:
@@ -246,6 +254,15 @@ class Conv:
             return None if built is None else LoadedGradient(built, where)
 
         return self._once(self._gradients, device, problem, "conv.warmup(train=True)", load)
+
+    def twin_on(self, device: torch.device, problem: Problem) -> Loaded | None:
+        """The kernels with two outputs on a GPU, built and loaded at the first call; None: none."""
+
+        def load(where: torch.device) -> Loaded | None:
+            built = self._provider.twin(problem, torch.cuda.get_device_capability(where))
+            return None if built is None else Loaded(built, where)
+
+        return self._once(self._twins, device, problem, "conv.warmup(train=True)", load)
 
     def _once(
         self,
@@ -308,7 +325,7 @@ class Conv:
             f"{self!r}, on {u.device}"
         )
 
-    # The operators of op.py call these two.
+    # The operators of op.py call these.
 
     def run(
         self,
@@ -323,12 +340,48 @@ class Conv:
         check_input(self.problem, u)  # an operator may be called with CPU-only types by itself
         if u.numel() == 0:
             return torch.empty_like(u)
-        if self.problem.causal:  # taps beyond the signal meet nothing: they ask for no longer transform
-            k, k_rev = (None if f is None else f[..., : u.shape[-1]] for f in (k, k_rev))
-        taps = max(f.shape[-1] for f in (k, k_rev) if f is not None)
-        loaded = self.on(u.device, self.served(u.shape[-1], taps))
+        problem, k, k_rev = self._meeting(u, k, k_rev)
+        loaded = self.on(u.device, problem)
         made = loaded.spectrum(k, k_rev, skip)
         return self.launch(loaded, u, made.planes, made.scale, in_gate, out_gate)
+
+    def run_both(
+        self,
+        u: Tensor,
+        k: Tensor | None,
+        k_rev: Tensor | None,
+        in_gate: Tensor | None,
+        gates: tuple[Tensor, Tensor],
+        skip: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """``run`` with each of two output gates: by one transform where there are kernels for it."""
+        check_input(self.problem, u)
+        if u.numel() == 0:
+            return torch.empty_like(u), torch.empty_like(u)
+        problem, k, k_rev = self._meeting(u, k, k_rev)
+        loaded, twin = self.on(u.device, problem), self.twin_on(u.device, problem)
+        made = loaded.spectrum(k, k_rev, skip)
+        if twin is None:
+            first, second = (self.launch(loaded, u, made.planes, made.scale, in_gate, gate) for gate in gates)
+            return first, second
+        stream = torch.cuda.current_stream(u.device).cuda_stream
+        signals = [time_contiguous(x) for x in (u, *gates)]
+        x, one, other = (s for s in signals if s is not None)
+        return twin.executable.both(
+            twin.module.on(stream), x, made.planes, made.scale, time_contiguous(in_gate), (one, other)
+        )
+
+    def _meeting(
+        self, u: Tensor, k: Tensor | None, k_rev: Tensor | None
+    ) -> tuple[Problem, Tensor | None, Tensor | None]:
+        """The problem that serves a call, and its filters without the taps that meet nothing.
+
+        Causal taps beyond the signal do: they ask for no longer transform.
+        """
+        if self.problem.causal:
+            k, k_rev = (None if f is None else f[..., : u.shape[-1]] for f in (k, k_rev))
+        taps = max(f.shape[-1] for f in (k, k_rev) if f is not None)
+        return self.served(u.shape[-1], taps), k, k_rev
 
     def launch(
         self,

@@ -9,6 +9,7 @@ is ignored (its dispatch key is excluded), and the product would silently be the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -51,8 +52,37 @@ def convolve(
     forward, tap j of k_rev j steps back. ``mode`` "circular" wraps at ``length``; "causal" is linear and
     cut to L. Returns a contiguous (B, H, L) of ``u``'s dtype.
     """
+    return _by_gates(u, k, k_rev, mode, length, in_gate, (out_gate,), skip)[0]
+
+
+def convolve_both(
+    u: Tensor,
+    k: Tensor | None,
+    k_rev: Tensor | None,
+    *,
+    mode: str,
+    length: int,
+    in_gate: Tensor | None,
+    gates: tuple[Tensor, Tensor],
+    skip: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """``convolve`` with each of two output gates, by one transform."""
+    first, second = _by_gates(u, k, k_rev, mode, length, in_gate, gates, skip)
+    return first, second
+
+
+def _by_gates(
+    u: Tensor,
+    k: Tensor | None,
+    k_rev: Tensor | None,
+    mode: str,
+    length: int,
+    in_gate: Tensor | None,
+    gates: Sequence[Tensor | None],
+    skip: Tensor | None,
+) -> list[Tensor]:
     if u.numel() == 0:  # FFT libraries refuse empty batches
-        return torch.empty_like(u, memory_format=torch.contiguous_format)
+        return [torch.empty_like(u, memory_format=torch.contiguous_format) for _ in gates]
     steps = u.shape[-1]
     signal = _gated(u, in_gate)
     ahead, back = (_taps(f, signal, steps, mode) for f in (k, k_rev))
@@ -65,9 +95,7 @@ def convolve(
     y: Tensor = torch.fft.irfft(torch.fft.rfft(signal, n=points) * response, n=points)[..., :steps]
     if skip is not None:
         y = y + skip.to(signal.dtype)[:, None] * signal
-    if out_gate is not None:
-        y = y * out_gate.to(signal.dtype)
-    return y.to(u.dtype).contiguous()
+    return [(y if g is None else y * g.to(signal.dtype)).to(u.dtype).contiguous() for g in gates]
 
 
 def _gated(x: Tensor, gate: Tensor | None) -> Tensor:

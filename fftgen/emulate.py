@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fftgen import nvrtc
 from fftgen.errors import InternalError
-from fftgen.execute import Executable, time_contiguous
+from fftgen.execute import Executable, spectrum, time_contiguous
 from fftgen.gradient import correlate_input
 from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES, FINISH_ARGS_BYTES, GRADIENT_ARGS_BYTES
 from fftgen.pipeline import Built
@@ -27,6 +27,7 @@ from fftgen.simulator import DeviceMemory, Module, Report, parse, simulate
 Blocks = Sequence[tuple[int, int, int]]
 WRITTEN = (
     "y",
+    "twin",
     "workspace",
     "filter_planes",
     "filter_scale",
@@ -165,6 +166,45 @@ def convolve(
     if missing:
         raise InternalError(f"{missing} bytes of the output were not written by {built.plan.name}")
     return y, simulated
+
+
+def both(
+    built: Built,
+    u: Tensor,
+    k: Tensor | None,
+    gates: tuple[Tensor, Tensor],
+    *,
+    k_rev: Tensor | None = None,
+    in_gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    ptx: str | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Simulated]:
+    """One call of kernels with two outputs: what ``torch.ops.fftgen.conv_both`` does on a GPU.
+
+    The filters' spectrum is made by torch.fft: its kernels are the convolution's. Raises as ``convolve``.
+    """
+    simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
+    table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
+    made = spectrum(built.plan, k, k_rev, skip)
+    signals = [time_contiguous(x) for x in (u, in_gate, *gates)]
+    assert signals[0] is not None
+    assert signals[2] is not None
+    assert signals[3] is not None
+    y, twin = Executable(built.plan, table).both(
+        simulated,
+        signals[0],
+        made.planes,
+        made.scale,
+        signals[1],
+        (signals[2], signals[3]),
+        address=simulated.address,
+    )
+    for name in ("y", "twin"):
+        missing = simulated.unwritten(name)
+        if missing:
+            raise InternalError(f"{missing} bytes of {name} were not written by {built.plan.name}")
+    return y, twin, simulated
 
 
 def gradient(

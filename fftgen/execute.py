@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fftgen import filters
-from fftgen.errors import InputError
+from fftgen.errors import InputError, InternalError
 from fftgen.launch import ABSENT, Call, Launcher, Signal, run
 from fftgen.planner.launch import Launch, launches, peaks_words, workspace_elements
 from fftgen.planner.order import spectrum_digits
@@ -166,10 +166,41 @@ class Executable:
         u, gates (B, H, L) with time contiguous; ``address`` maps a name and a tensor to what the kernels
         see.
         """
+        return self._run(launcher, u, spectrum, scale, in_gate, out_gate, None, address)[0]
+
+    def both(
+        self,
+        launcher: Launcher,
+        u: Tensor,
+        spectrum: Tensor,
+        scale: Tensor,
+        in_gate: Tensor | None,
+        gates: tuple[Tensor, Tensor],
+        address: Address = lambda _, x: x.data_ptr(),
+    ) -> tuple[Tensor, Tensor]:
+        """The same with each of two output gates, for a plan with two outputs (planner/twins.py)."""
+        y, twin = self._run(launcher, u, spectrum, scale, in_gate, *gates, address)
+        assert twin is not None
+        return y, twin
+
+    def _run(
+        self,
+        launcher: Launcher,
+        u: Tensor,
+        spectrum: Tensor,
+        scale: Tensor,
+        in_gate: Tensor | None,
+        out_gate: Tensor | None,
+        twin_gate: Tensor | None,
+        address: Address,
+    ) -> tuple[Tensor, Tensor | None]:
+        if (twin_gate is not None) != (self.plan.outputs == 2):
+            raise InternalError(f"{self.plan.name} has {self.plan.outputs} outputs: its call has others")
         batch, channels, length = u.shape
         if batch * channels >= 2**31:
             raise InputError(f"{batch} x {channels} rows exceed 2**31 - 1: split the batch")
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
+        twin = None if twin_gate is None else torch.empty_like(y)
         workspace = None
         elements = workspace_elements(self.plan, batch, channels)
         if elements:
@@ -189,9 +220,11 @@ class Executable:
             tables=address("tables", self.tables),
             in_gate=signal("in_gate", in_gate, address),
             out_gate=signal("out_gate", out_gate, address),
+            twin_gate=signal("twin_gate", twin_gate, address),
+            twin=signal("twin", twin, address),
             workspace=0 if workspace is None else address("workspace", workspace),
             peaks=0 if peaks is None else address("peaks", peaks),
-            vector=aligned(u) and aligned(y) and aligned(in_gate) and aligned(out_gate),
+            vector=all(map(aligned, (u, y, in_gate, out_gate, twin_gate))),
         )
         run(self.plan, call, self.launches(batch, channels, length), launcher)
-        return y
+        return y, twin

@@ -19,6 +19,7 @@ from fftgen.pipeline import Built, build_plan
 from fftgen.planner import search
 from fftgen.planner.cost import matrix_operations
 from fftgen.planner.plan import Kernel, Plan
+from fftgen.planner.twins import twin
 from fftgen.problem import Problem
 from fftgen.simulator import Accesses, Report
 from fftgen.targets import Target
@@ -27,7 +28,7 @@ from fftgen.verify import FULL_POINTS, Case, draw
 
 LENGTHS = (256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 1_048_576)
 SECTORS, WAVEFRONTS, INSTRUCTIONS, WARPS = 1.02, 1.05, 140, 16  # bounds, asked of 4096 points causal
-SIGNALS = ("u", "y", "in_gate", "out_gate")
+SIGNALS = ("u", "y", "in_gate", "out_gate", "twin", "twin_gate")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Figures:
     resident: dict[str, int]  # warps of a multiprocessor
 
     @property
+    def kind(self) -> str:
+        """What the call is, behind its problem."""
+        return ", two results" if self.plan.outputs == 2 else ", gated" if self.gated else ""
+
+    @property
     def reasons(self) -> list[str]:
         """Why a figure is over its bound."""
         found = []
@@ -59,7 +65,10 @@ class Figures:
             if self.plan.rows_per_item == 2:
                 causes.append("two rows are loaded, scaled and stored for a transform")
             if self.gated:
-                causes.append("two gates are loaded and multiplied in fp32")
+                count = "three" if self.plan.outputs == 2 else "two"
+                causes.append(f"{count} gates are loaded and multiplied in fp32")
+            if self.plan.outputs == 2:
+                causes.append("two results are stored")
             found.append(f"{total:.0f} instructions: {', '.join(causes)}")
         if self.sectors > SECTORS:
             found.append("sectors: the peak of a row is found before its columns are read again, from the L2")
@@ -77,7 +86,7 @@ class Figures:
     def as_dict(self) -> dict[str, Any]:
         p = self.problem
         return {
-            "problem": f"{p.mode} {p.length} {p.dtype}{' gated' if self.gated else ''}",
+            "problem": f"{p.mode} {p.length} {p.dtype}{self.kind.replace(',', '')}",
             "plan": str(self.plan),
             "matrix_operations": self.operations,
             "least_matrix_operations": self.least_operations,
@@ -96,10 +105,15 @@ def resident_warps(kernel: Kernel, registers: int, target: Target) -> int:
     return kernel.warps * target.resident_blocks(kernel.warps, kernel.shared_bytes, registers)
 
 
-def figures(problem: Problem, gated: bool, target: str = "sm_90", seed: int = 1) -> Figures:
-    """Build, simulate and disassemble one problem. Raises SimulationError for any fault of a kernel."""
+def figures(
+    problem: Problem, gated: bool, target: str = "sm_90", seed: int = 1, plan: Plan | None = None
+) -> Figures:
+    """Build, simulate and disassemble one problem. Raises SimulationError for any fault of a kernel.
+
+    ``plan``: another than the planner's, its twin say (with gates).
+    """
     chip = find_target(target)
-    plan = search.plan(problem, chip)
+    plan = search.plan(problem, chip) if plan is None else plan
     built = build_plan(plan, Cache.default())
     reports, transforms = _reports(built, gated, seed)
     operations = {r: sum(report.counters.tensor.values()) for r, report in reports.items()}
@@ -167,7 +181,13 @@ def _reports(built: Built, gated: bool, seed: int) -> tuple[dict[str, Report], i
     u, k = inputs.pop("u"), inputs.pop("k")
     assert u is not None
     assert k is not None
-    _, simulated = emulate.convolve(built, u, k, ptx=ptx, seed=seed, **inputs)
+    if plan.outputs == 2:
+        gate = inputs.pop("out_gate")
+        assert gate is not None
+        gates = gate, gate.flip(-1)
+        *_, simulated = emulate.both(built, u, k, gates, ptx=ptx, seed=seed, **inputs)
+    else:
+        _, simulated = emulate.convolve(built, u, k, ptx=ptx, seed=seed, **inputs)
     return simulated.reports, transforms
 
 
@@ -177,15 +197,22 @@ def everything(
     dtype: str = "bf16",
     progress: Callable[[str], None] | None = None,
 ) -> list[Figures]:
-    """All lengths, both modes, gated and not."""
+    """All lengths, both modes, gated and not, and with two results for two gates."""
     found = []
     for mode in ("causal", "circular"):
         for length in lengths:
-            for gated in (False, True):
-                problem = Problem(mode, length, dtype)
+            problem = Problem(mode, length, dtype)
+            plan = search.plan(problem, target)
+            for kind, gated, which in (
+                ("", False, plan),
+                (" gated", True, plan),
+                (" two results", True, twin(plan)),
+            ):
+                if which is None:
+                    continue
                 if progress is not None:
-                    progress(f"{mode} {length} {dtype}{' gated' if gated else ''}")
-                found.append(figures(problem, gated, target))
+                    progress(f"{mode} {length} {dtype}{kind}")
+                found.append(figures(problem, gated, target, plan=which))
     return found
 
 
@@ -199,8 +226,9 @@ def page(found: Sequence[Figures], target: str, compiler: str) -> str:
         "and wavefronts of shared memory over the least possible; machine instructions of a warp for 128",
         "complex elements, counted in the compiled code of the path that aligned rows of full length take",
         "(all kernels of a long transform together); registers a thread; warps resident on a",
-        "multiprocessor. A circular transform does two rows. Lengths above 65 536 are counted on sampled",
-        "blocks, with gates in all but the instructions, sectors against each kernel's own least.",
+        "multiprocessor. A circular transform does two rows. Two results: gradients of u and of its gate, by",
+        "one transform. Lengths above 65 536 are counted on sampled blocks, with gates in all but the",
+        "instructions, sectors against each kernel's own least.",
         "",
         f"The bounds asked of 4096 points, causal: sectors {SECTORS}, wavefronts {WAVEFRONTS}, "
         f"{INSTRUCTIONS} instructions, {WARPS} warps, no spill. The last column says why a figure is beyond.",
@@ -213,7 +241,7 @@ def page(found: Sequence[Figures], target: str, compiler: str) -> str:
         roles = [r for r in f.registers if r != "peaks"]
         total = sum(f.instructions.values())
         lines.append(
-            f"| {p.mode} {p.length}{', gated' if f.gated else ''} | {str(f.plan).split(' | ')[1]} "
+            f"| {p.mode} {p.length}{f.kind} | {str(f.plan).split(' | ')[1]} "
             f"| {f.operations} | {f.sectors:.3f} | {f.wavefronts:.3f} | {total:.0f} "
             f"| {'/'.join(str(f.registers[r]) for r in roles)} "
             f"| {'/'.join(str(f.resident[r]) for r in roles)} | {'; '.join(f.reasons)} |"

@@ -16,8 +16,8 @@ from fftgen.planner.gradient import Gradient, GradientLaunch
 from fftgen.planner.launch import Launch, items_per_channel
 from fftgen.planner.plan import Plan
 
-# Four signals (address, batch stride, channel stride), five addresses, eight 32-bit numbers.
-_ARGS = struct.Struct("<" + 4 * "Qqq" + "5Q" + "8i")
+# Six signals (address, batch stride, channel stride), five addresses, eight 32-bit numbers.
+_ARGS = struct.Struct("<" + 6 * "Qqq" + "5Q" + "8i")
 ARGS_BYTES = _ARGS.size
 
 # FilterArgs in templates/device/filter.cuh: two fields of each filter, six addresses, three 32-bit numbers.
@@ -46,7 +46,10 @@ ABSENT = Signal()
 
 @dataclass(frozen=True)
 class Call:
-    """All that one call of a convolution hands to its kernels. Addresses are device addresses."""
+    """All that one call of a convolution hands to its kernels. Addresses are device addresses.
+
+    ``twin``: a second result, for kernels with two outputs; it differs from ``y`` by its gate.
+    """
 
     batch: int
     channels: int
@@ -58,6 +61,8 @@ class Call:
     tables: int
     in_gate: Signal = ABSENT
     out_gate: Signal = ABSENT
+    twin_gate: Signal = ABSENT
+    twin: Signal = ABSENT
     workspace: int = 0
     peaks: int = 0
     vector: bool = False
@@ -77,6 +82,8 @@ def argument_block(plan: Plan, call: Call, launch: Launch) -> bytes:
         *call.in_gate,
         *call.out_gate,
         *call.y,
+        *call.twin_gate,
+        *call.twin,
         call.spectrum,
         call.scale,
         call.tables,

@@ -6,11 +6,13 @@ alike; sums over batch, channels, time and taps):
     F = sum  (out_gate * v)_t  [ sum_j k_j x_{t-j} + sum_j k_rev_j x_{t+j} + skip x_t ],   x = in_gate * u
 
     fftgen::conv              dF/dv: convolution with k, correlation with k_rev, skip, gates
+    fftgen::conv_both         the same with each of two output gates, by one transform
     fftgen::correlate_input   dF/dk: correlation of v with the input, (H, taps)
 
 The correlation with the filter, dF/du, is fftgen::conv of v with k and k_rev exchanged and the gates
-exchanged; dF/dk_rev is fftgen::correlate_input with u and v exchanged; dF/dskip is its tap 0. So the two
-are closed under differentiation, to any order, and the arguments are all that is ever stored.
+exchanged; dF/d in_gate differs from it by one gate, so fftgen::conv_both gives both; dF/dk_rev is
+fftgen::correlate_input with u and v exchanged; dF/dskip is its tap 0. So the three are closed under
+differentiation, to any order, and the arguments are all that is ever stored.
 autograd.py writes the formulas out.
 
 A convolution is named by its handle (a string), so that graphs can hold it; ``conv.registered`` finds it.
@@ -34,6 +36,10 @@ _LIBRARY = _torch_library.Library("fftgen", "DEF")
 _LIBRARY.define(
     "conv(Tensor u, Tensor? k, Tensor? k_rev, Tensor? in_gate, Tensor? out_gate, Tensor? skip, str handle) "
     "-> Tensor"
+)
+_LIBRARY.define(
+    "conv_both(Tensor u, Tensor? k, Tensor? k_rev, Tensor? in_gate, Tensor first_gate, Tensor second_gate, "
+    "Tensor? skip, str handle) -> (Tensor, Tensor)"
 )
 _LIBRARY.define(
     "correlate_input(Tensor u, Tensor v, Tensor? in_gate, Tensor? out_gate, SymInt taps, str handle) "
@@ -60,6 +66,35 @@ def _conv_cpu(
     return eager.convolve(
         u, k, k_rev, mode=mode, length=length, in_gate=in_gate, out_gate=out_gate, skip=skip
     )
+
+
+def _both_cuda(
+    u: Tensor,
+    k: Maybe,
+    k_rev: Maybe,
+    in_gate: Maybe,
+    first_gate: Tensor,
+    second_gate: Tensor,
+    skip: Maybe,
+    handle: str,
+) -> tuple[Tensor, Tensor]:
+    conv = registered(handle, u.shape[-1])
+    return conv.run_both(u, k, k_rev, in_gate, (first_gate, second_gate), skip)
+
+
+def _both_cpu(
+    u: Tensor,
+    k: Maybe,
+    k_rev: Maybe,
+    in_gate: Maybe,
+    first_gate: Tensor,
+    second_gate: Tensor,
+    skip: Maybe,
+    handle: str,
+) -> tuple[Tensor, Tensor]:
+    mode, length = terms(handle, u.shape[-1])
+    gates = (first_gate, second_gate)
+    return eager.convolve_both(u, k, k_rev, mode=mode, length=length, in_gate=in_gate, gates=gates, skip=skip)
 
 
 def _correlate_cuda(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: int, handle: str) -> Tensor:
@@ -116,6 +151,10 @@ def _like_u(u: Tensor, *_: object) -> Tensor:
     return torch.empty_like(u, memory_format=torch.contiguous_format)
 
 
+def _two_like_u(u: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return _like_u(u), _like_u(u)
+
+
 def _filter_like(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: Any, handle: str) -> Tensor:
     """What a correlation with the input returns: (H, taps) in the wide precision."""
     return u.new_empty((u.shape[1], taps), dtype=eager.wide(u))
@@ -124,17 +163,15 @@ def _filter_like(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: An
 def _differentiable(rules: Any) -> Any:
     """The Autograd kernel of an operator. torch.func looks for its rules at the Python level instead."""
 
-    def kernel(*inputs: Any) -> Tensor:
+    def kernel(*inputs: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             raise InputError(
                 "an operator of torch.ops.fftgen does not take torch.func transforms by itself: "
                 "call fftgen.fftconv or a convolution object, which do"
             )
         if not autograd.recorded(*inputs):  # a Function costs a few microseconds even when it records nothing
-            y: Tensor = rules.forward(*inputs)
-        else:
-            y = rules.apply(*inputs)
-        return y
+            return rules.forward(*inputs)
+        return rules.apply(*inputs)
 
     return kernel
 
@@ -148,6 +185,7 @@ def _no_gradient(*_: object) -> None:
 
 for _name, _cpu, _cuda, _fake in (
     ("conv", _conv_cpu, _conv_cuda, _like_u),
+    ("conv_both", _both_cpu, _both_cuda, _two_like_u),
     ("correlate_input", _correlate_cpu, _correlate_cuda, _filter_like),
     ("conv_prepared", _prepared_cpu, _prepared_cuda, _like_u),
 ):
@@ -155,7 +193,11 @@ for _name, _cpu, _cuda, _fake in (
     _LIBRARY.impl(_name, _cuda, "CUDA")
     _torch_library.register_fake(f"fftgen::{_name}", _fake, lib=_LIBRARY)
 
-for _name, _rules in (("conv", autograd.Conv), ("correlate_input", autograd.CorrelateInput)):
+for _name, _rules in (
+    ("conv", autograd.Conv),
+    ("conv_both", autograd.ConvBoth),
+    ("correlate_input", autograd.CorrelateInput),
+):
     _LIBRARY.impl(_name, _differentiable(_rules), "Autograd")
     _torch_library.register_vmap(f"fftgen::{_name}", _rules.vmap, lib=_LIBRARY)
 _torch_library.register_autograd("fftgen::conv_prepared", _no_gradient, lib=_LIBRARY)

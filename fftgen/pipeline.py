@@ -80,7 +80,7 @@ def build_gradient(found: Gradient, cache: Cache | None = None) -> Built:
 def _build(plan: Plan, found: Gradient | None, cache: Cache | None) -> Built:
     started = time.perf_counter()
     source = render(plan) if found is None else render_gradient(found)
-    how = "build --seqlen" if found is None else "build --train --seqlen"
+    how = "build --seqlen" if found is None and plan.outputs == 1 else "build --train --seqlen"
     compiled = False
 
     def make() -> Entry:
@@ -92,7 +92,7 @@ def _build(plan: Plan, found: Gradient | None, cache: Cache | None) -> Built:
         return Entry.of(source, nvrtc.compile_cubin(source, plan.target))
 
     key = Key.of(source, plan.target)
-    said = command(plan, own=found is not None).replace("render", how)
+    said = command(plan, own=found is not None).replace("render", how).removesuffix(" --twin")
     entry = (cache or Cache.default()).get_or_build(key, make, command=said)
     block = tables.build(plan)
     seconds = time.perf_counter() - started

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from fftgen import nvrtc
-from fftgen.bundle import build_all
+from fftgen.bundle import Job, build_all
 from fftgen.cache import Cache
 from fftgen.pipeline import Built
 from fftgen.planner import search
@@ -82,14 +82,20 @@ def sources() -> dict[str, str]:
         plan = member.plan
         found[f"{member.stem}.cu"] = render(plan).text
         found[f"{member.stem}.plan.json"] = as_json(
-            {"line": str(plan), "digest": plan.digest, "command": command(plan), "plan": asdict(plan)}
+            {
+                "line": str(plan),
+                "digest": plan.digest,
+                "command": command(plan),
+                "plan": json.loads(plan.to_json()),
+            }
         )
     return found
 
 
 def index(cache: Cache | None = None, done: Callable[[Built], None] | None = None) -> dict[str, Any]:
     """What every kernel of every problem takes on the architectures of MEASURED, by this NVRTC."""
-    jobs = [(problem, find_target(name), False) for problem in PROBLEMS for name in MEASURED]
+    targets = [find_target(name) for name in MEASURED]
+    jobs: list[Job] = [(problem, target, "convolution") for problem in PROBLEMS for target in targets]
     return {
         "compiler": f"nvrtc {nvrtc.build()}",
         "modules": [_module(built) for built in build_all(jobs, cache, done)],

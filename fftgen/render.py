@@ -11,7 +11,7 @@ import jinja2
 
 from fftgen import __version__
 from fftgen.dtypes import dtype
-from fftgen.planner import filter_tables, fragments
+from fftgen.planner import filter_tables, fragments, twins
 from fftgen.planner import gradient as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.gradient import Gradient
@@ -52,7 +52,8 @@ def command(plan: Plan, *, own: bool = False) -> str:
     named = named_engine(plan)
     chosen = named if own else chosen_engine(p, plan.target)
     engine = "" if chosen in (named, None) else f" --engine {named}"
-    return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}{engine}"
+    twin = " --twin" if plan.outputs == 2 else ""
+    return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}{engine}{twin}"
 
 
 def summary(plan: Plan) -> str:
@@ -192,6 +193,7 @@ def _mma_names(plan: Plan) -> dict[str, Any]:
     return {
         "kernel_templates": {"convolve": body, "rows": body, **MMA_TEMPLATES},
         "headers": _headers(plan)[1:],
+        "sink": twins.prefix(plan) + ("real_sink" if plan.real_input else "pair_sink"),
         "shared_tables": max(t.offset + t.nbytes for t in shared),
     }
 

@@ -74,7 +74,8 @@ def check_launches(
     def stored(*shape: int) -> Bits:
         return encode(rng.standard_normal(shape), kind)
 
-    bits = {name: stored(rows, 1, length) for name in ("u", "in_gate", "out_gate")}
+    signals = ("u", "in_gate", "out_gate", *(("twin_gate",) if plan.outputs == 2 else ()))
+    bits = {name: stored(rows, 1, length) for name in signals}
     wide = {name: decode(b, kind).astype(np.float64) for name, b in bits.items()}
     taps = (rng.standard_normal((1, length)) * np.exp(-8 * np.arange(length) / length)).astype(np.float32)
     skip = rng.standard_normal(1).astype(np.float32)
@@ -87,9 +88,13 @@ def check_launches(
         powers /= 2.0 ** interpret.raises(gated / powers[:, None, None])[:, 0, 0]
     states = interpret.workspace_states(plan, gated / powers[:, None, None], taps, skip=skip)
     held = dtype(plan.operand)  # what the workspace holds
-    exact = interpret.convolve(
-        plan, wide["u"], taps, in_gate=wide["in_gate"], out_gate=wide["out_gate"], skip=skip, rounded=False
-    )
+    exact = {
+        name: interpret.convolve(
+            plan, wide["u"], taps, in_gate=wide["in_gate"], out_gate=wide[gate], skip=skip, rounded=False
+        )
+        for name, gate in (("y", "out_gate"), ("twin", "twin_gate"))
+        if gate in wide
+    }
     module = parse(ptx, source=built.source.text)
     constant = {
         **bits,
@@ -112,9 +117,10 @@ def check_launches(
         started = time.perf_counter()
         memory = DeviceMemory()
         at = {name: memory.bind(name, array) for name, array in constant.items()}
-        y = np.full((rows, 1, length), POISON)
+        outputs = {name: np.full((rows, 1, length), POISON) for name in exact}
         workspace = np.full((1, 2, plan.transform), POISON) if before is None else before.copy()
-        at["y"] = memory.bind("y", y, writable=True, initialized=False)
+        for name, y in outputs.items():
+            at[name] = memory.bind(name, y, writable=True, initialized=False)
         at["workspace"] = memory.bind("workspace", workspace, writable=True, initialized=before is not None)
         found = np.zeros_like(sizes) if role == ("peaks", 0) else sizes.copy()
         at["peaks"] = memory.bind("peaks", found, writable=True)
@@ -138,7 +144,8 @@ def check_launches(
             continue
         to_output = role == ("columns_inverse", 1)
         if to_output:
-            written, after, target = y != POISON, y, exact
+            after, target = (np.stack([by[name] for name in exact]) for by in (outputs, exact))
+            written = after != POISON
         else:
             after = workspace
             written = after != (np.full_like(after, POISON) if before is None else before)
@@ -165,7 +172,8 @@ def _unpacked(z: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 
 def _arguments(built: Built, launch: Launch, at: dict[str, int], rows: int, length: int) -> bytes:
-    signal = {name: Signal(at[name], length, length) for name in ("u", "y", "in_gate", "out_gate")}
+    names = ("u", "y", "in_gate", "out_gate", "twin_gate", "twin")
+    signal = {name: Signal(at[name], length, length) for name in names if name in at}
     call = Call(
         batch=rows,
         channels=1,

@@ -171,6 +171,26 @@ def run_case(built: Built, case: Case, seed: int, ptx: str) -> CaseResult:
     return CaseResult(str(case), accuracy, simulated.reports, seconds)
 
 
+def run_twin(built: Built, case: Case, seed: int, ptx: str) -> CaseResult:
+    """One call of kernels with two outputs, both judged. Raises SimulationError for any fault."""
+    plan = built.plan
+    dtype = torch.bfloat16 if plan.problem.dtype == "bf16" else torch.float16
+    generator = torch.Generator().manual_seed(seed)
+    inputs = draw(replace(case, out_gate=True), dtype, generator)
+    u, k, gate = inputs.pop("u"), inputs.pop("k"), inputs.pop("out_gate")
+    assert u is not None
+    assert k is not None
+    assert gate is not None
+    gates = (gate, torch.randn(u.shape, generator=generator, dtype=torch.float64).to(dtype))
+    started = time.perf_counter()
+    y, twin, simulated = emulate.both(built, u, k, gates, **inputs, ptx=ptx, seed=seed)
+    seconds = time.perf_counter() - started
+    exact = np.concatenate([reference(plan.problem, u, k, **inputs, out_gate=g) for g in gates])
+    out = torch.cat([y, twin]).double().numpy()
+    accuracy = compare(out, exact, plan.problem.dtype, plan.order, plan.compute_format)
+    return CaseResult(f"{replace(case, out_gate=False)}, two gates", accuracy, simulated.reports, seconds)
+
+
 def gradient_cases(length: int, quick: bool) -> tuple[tuple[Case, int], ...]:
     """Shapes for the gradient of a filter, each with its circular length (0: causal)."""
     if length > SMALL_POINTS:
@@ -241,5 +261,5 @@ def verify_built(
     for case in cases_for(plan.problem, plan.transform, quick):
         if progress is not None:
             progress(str(case))
-        found.append(run_case(built, case, seed, ptx))
+        found.append((run_case if plan.outputs == 1 else run_twin)(built, case, seed, ptx))
     return Verification(plan.name, str(plan), seed, tuple(found))

@@ -15,7 +15,7 @@ from fftgen.bench.overhead import cold_start, host_overhead
 from fftgen.bench.proof import check_agreement, check_portfolio
 from fftgen.bench.row import CONTENDERS, first_line, measure_row
 from fftgen.bench.sanitizer import TOOLS, sanitize
-from fftgen.bundle import trains
+from fftgen.bundle import build_twin, trains
 from fftgen.pipeline import build, build_gradient
 from fftgen.planner.gradient import gradient
 from fftgen.portfolio import PROBLEMS
@@ -70,7 +70,7 @@ def _problem(params: dict[str, Any]) -> Problem:
 def _run_build(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str, Any]:
     """Compile everything at once, so that later steps find it in the cache.
 
-    ``gradients``: problems whose filter's gradient is compiled as well, where the target has kernels for it.
+    ``gradients``: problems whose backward pass is compiled as well, where the target has kernels for it.
     """
 
     def one(job: tuple[dict[str, Any], bool]) -> str:
@@ -79,6 +79,7 @@ def _run_build(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str
         try:
             if of_gradient:
                 build_gradient(gradient(problem, backend.target))
+                build_twin(problem, chip)
             else:
                 build(problem, backend.target)
         except Exception as error:
@@ -145,7 +146,7 @@ def bandwidth_step() -> Step:
 
 
 def build_step(problems: Iterable[Problem], threads: int, gradients: Iterable[Problem] = ()) -> Step:
-    """Convolutions, and ``gradients`` of filters, compiled ahead."""
+    """Convolutions, and of ``gradients`` all that a backward pass needs, compiled ahead."""
     unique, trained = list(dict.fromkeys(problems)), list(dict.fromkeys(gradients))
     params = {
         "problems": [asdict(p) for p in unique],

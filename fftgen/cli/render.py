@@ -10,6 +10,7 @@ from fftgen import api
 from fftgen.cli.options import common, one_problem, print_json
 from fftgen.durable import replace_file
 from fftgen.errors import InputError
+from fftgen.planner import twins
 from fftgen.planner.gradient import Gradient, gradient
 from fftgen.planner.plan import Plan
 from fftgen.render import command as command_of
@@ -23,6 +24,7 @@ from fftgen.targets import target as find_target
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write. Default: stdout.")
 @click.option("--headers", is_flag=True, help="Put the device headers in: one file that compiles by itself.")
 @click.option("--gradient", "backward", is_flag=True, help="The kernels of the filter's gradient instead.")
+@click.option("--twin", "twice", is_flag=True, help="The kernels that store each result with two gates.")
 @common
 def command(
     length: int,
@@ -33,6 +35,7 @@ def command(
     output: Path | None,
     headers: bool,
     backward: bool,
+    twice: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -42,12 +45,21 @@ def command(
     """
     if backward and engine is not None:
         raise InputError("the kernels of a gradient have an engine of their own: leave --engine out")
+    if backward and twice:
+        raise InputError("--gradient and --twin are kernels of two modules: ask for one of them")
     subject: Plan | Gradient
     if backward:
         subject = gradient(api.problem(length, dtype, causal=causal), find_target(arch))
         source, how = render_gradient(subject), f"{command_of(subject.plan, own=True)} --gradient"
     else:
         subject = api.plan(length, dtype, causal=causal, target=arch, engine=engine)
+        if twice:
+            both = twins.twin(subject)
+            if both is None:
+                raise InputError(
+                    f"the engine {subject.engine} has no kernels with two outputs: leave --twin out"
+                )
+            subject = both
         source, how = render(subject), command_of(subject)
     text = whole(source) if headers else source.text
     if verbose:

@@ -143,7 +143,7 @@ def matrix_operations(plan: Plan) -> int:
 
 def device_bytes(plan: Plan) -> int:
     """Bytes of signals that one transform must read and write at full length, ungated: exact."""
-    return 4 * plan.rows_per_item * min(plan.problem.length, plan.transform)
+    return 2 * (1 + plan.outputs) * plan.rows_per_item * min(plan.problem.length, plan.transform)
 
 
 def workspace_bytes(plan: Plan) -> int:

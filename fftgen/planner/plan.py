@@ -103,7 +103,8 @@ class Plan:
     operands in the storage type with sums in fp32.
     ``fold``: the period of a circular convolution in right-angle packing, which its filter brings about
     (planner/fold.py); 0 for the others. ``chunk_bytes`` bounds the workspace of the device class.
-    ``filter``: the kernels that make a filter's spectrum (a candidate has none yet).
+    ``filter``: the kernels that make a filter's spectrum (a candidate has none yet). ``outputs``: 2 where
+    each transform is stored twice, with a gate each (planner/twins.py).
     """
 
     problem: Problem
@@ -120,6 +121,7 @@ class Plan:
     chunk_bytes: int
     filter: Filter = field(default_factory=Filter)
     schema: int = field(default=SCHEMA)
+    outputs: int = 1
 
     def __post_init__(self) -> None:
         product = 1
@@ -204,7 +206,7 @@ class Plan:
         """What the kernels are called: what they are, then a digest."""
         p = self.problem
         return (
-            f"fftgen_conv_n{p.length}_{p.mode}_{p.dtype}_{self.engine}_"
+            f"fftgen_{'conv' if self.outputs == 1 else 'twin'}_n{p.length}_{p.mode}_{p.dtype}_{self.engine}_"
             f"{self.target.replace('_', '')}_{self.digest[:8]}"
         )
 
@@ -241,15 +243,22 @@ class Plan:
         places = {"device": "d", "block": "b", "warp": "w"}
         factors = "·".join(f"{s.radix}{places[s.place]}" for s in self.stages)
         fold = f" fold {self.fold}" if self.fold else ""
+        twice = " two outputs" if self.outputs == 2 else ""
         shape = " ".join(f"{k.label}[{k.warps}w {k.shared_bytes}B]" for k in self.kernels)
         return (
             f"{p.mode} {p.length} {p.dtype} {self.target} | N={self.transform}={factors} "
-            f"{self.packing}{fold} {self.memory_class} {self.engine} {self.compute_format} | {shape}"
+            f"{self.packing}{fold}{twice} {self.memory_class} {self.engine} {self.compute_format} | {shape}"
         )
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces, so that equal plans give equal bytes."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """Canonical JSON: sorted keys, no spaces, so that equal plans give equal bytes.
+
+        A single output goes without saying, as before there were two.
+        """
+        raw = asdict(self)
+        if self.outputs == 1:
+            del raw["outputs"]
+        return json.dumps(raw, sort_keys=True, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> Plan:

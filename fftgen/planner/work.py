@@ -111,7 +111,7 @@ def _signals(plan: Plan, kernel: Kernel) -> tuple[int, int]:
     row = 2 * plan.rows_per_item * min(plan.problem.length, plan.transform)
     loads = kernel.role in ("convolve", "peaks") or (kernel.role, kernel.stage) == ("columns", 1)
     stores = kernel.role == "convolve" or (kernel.role, kernel.stage) == ("columns_inverse", 1)
-    return row if loads else 0, row if stores else 0
+    return row if loads else 0, plan.outputs * row if stores else 0
 
 
 def workspace(plan: Plan, kernel: Kernel) -> tuple[int, int]:

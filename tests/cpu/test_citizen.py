@@ -54,6 +54,17 @@ def test_opcheck_of_the_convolution(handle: str, options: tuple[str, ...], rng: 
     torch.library.opcheck(OPS.conv.default, (strided, given["k"], None, None, None, None, handle))
 
 
+@pytest.mark.parametrize("handle", ["causal-64-bf16", "circular-*-bf16"])
+@pytest.mark.parametrize("options", [(), ("k_rev", "in_gate", "skip")], ids="+".join)
+def test_opcheck_of_two_results(handle: str, options: tuple[str, ...], rng: np.random.Generator) -> None:
+    for dtype in (torch.bfloat16, torch.float32):
+        given = draw(rng, (2, 3, 40), 20, options, dtype)
+        gates = [torch.from_numpy(rng.standard_normal((2, 3, 40))).to(dtype).requires_grad_() for _ in "12"]
+        filters = (given["k"], given.get("k_rev"))
+        args = (given["u"], *filters, given.get("in_gate"), *gates, given.get("skip"), handle)
+        torch.library.opcheck(OPS.conv_both.default, args)
+
+
 @pytest.mark.parametrize("taps", [1, 20])
 @pytest.mark.parametrize("handle", ["causal-64-bf16", "circular-*-bf16"])
 def test_opcheck_of_the_correlation(handle: str, taps: int, rng: np.random.Generator) -> None:

@@ -21,6 +21,7 @@ from fftgen import runtime
 from fftgen.errors import ToolchainError
 from fftgen.execute import Executable
 from fftgen.planner import search
+from fftgen.planner.twins import twin
 
 
 @pytest.fixture
@@ -143,6 +144,29 @@ def test_kernels_run_on_the_current_stream_of_the_tensors_device(
     assert asked == [u.device, u.device]  # the filter's spectrum, then the call
     assert len(driver.launched) == 2
     assert all(0xABC0 in launch for launch in driver.launched)
+
+
+@pytest.mark.parametrize("twins", [True, False], ids=["by one transform", "by two"])
+def test_two_results_take_the_kernels_that_there_are(
+    twins: bool, white: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One spectrum; then the twin's kernel, or, in an artifact without one, the convolution's twice."""
+    driver = Driver()
+    conv, _ = on_fake_gpu(monkeypatch, driver)
+    loaded = conv.on(torch.device("cpu"), conv.problem)
+    both = twin(loaded.executable.plan)
+    assert both is not None
+    other = object.__new__(conv_module.Loaded)
+    other.module, other.executable = runtime.Module(b"", 0, {}), Executable(both, loaded.executable.tables)
+    other.module._functions = {both.name: 2}
+    monkeypatch.setattr(conv, "twin_on", lambda device, problem: other if twins else None)
+    u, k, k_rev, in_gate, _, skip = arguments(white)
+    assert u is not None
+    y, also = conv.run_both(u, k, k_rev, in_gate, (u, white(3, 2, 100).transpose(0, 1).bfloat16()), skip)
+    assert y.shape == also.shape == u.shape
+    assert y.data_ptr() != also.data_ptr()
+    functions = [launch[0] for launch in driver.launched]
+    assert functions == ([1, 2] if twins else [1, 1, 1])
 
 
 @pytest.mark.parametrize("after", [0, 1], ids=["the spectrum's kernel", "the convolution's"])

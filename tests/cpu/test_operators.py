@@ -11,9 +11,10 @@ import torch
 from gradients import NAMES, OPTIONS, TORCH
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fftgen
-from fftgen import eager, gradient_accuracy
+from fftgen import autograd, eager, gradient_accuracy
 from fftgen.conv import registered, terms
 from fftgen.errors import InputError
 
@@ -97,6 +98,59 @@ def test_gradients_of_the_correlation_with_the_input(mode: str, taps: int, rng: 
     inputs = (u, v, in_gate, out_gate)
     assert gradcheck(f, inputs, check_forward_ad=True)
     assert gradgradcheck(f, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("options", [(), ("in_gate",), ("k_rev", "in_gate", "skip")], ids="+".join)
+def test_two_results_by_one_transform(mode: str, options: tuple[str, ...], rng: np.random.Generator) -> None:
+    """Values, and derivatives of first and second order, forward, reverse and batched."""
+    given = gradients.draw(rng, (2, 2, 6), 4, options, torch.float64, torch.float64)
+    names = [n for n in NAMES if n in given]
+    gates = [torch.from_numpy(rng.standard_normal((2, 2, 6))).requires_grad_() for _ in range(2)]
+
+    def f(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        at = dict(zip(names, tensors, strict=False))
+        first, second = autograd.conv_both(
+            at["u"],
+            at["k"],
+            at.get("k_rev"),
+            at.get("in_gate"),
+            *tensors[-2:],
+            at.get("skip"),
+            f"{mode}-8-bf16",
+        )
+        return first, second
+
+    inputs = (*(given[n] for n in names), *gates)
+    for y, gate in zip(f(*inputs), gates, strict=True):
+        gradients.judge(y, gradients.definition(**given, out_gate=gate, mode=mode, length=8), 1e-14)
+    assert gradcheck(f, inputs, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(f, inputs, fast_mode=True)
+    assert gradcheck(lambda *x: f(*x)[1], inputs, check_forward_ad=True)  # one of them alone
+
+
+def test_both_gradients_of_a_gated_input_take_one_transform(rng: np.random.Generator) -> None:
+    """And each by itself one of its own."""
+    given = gradients.draw(rng, (2, 2, 6), 4, ("in_gate",), torch.float64, torch.float64)
+    for names, wanted in ((("u", "in_gate"), "conv_both"), (("u",), "conv"), (("in_gate",), "conv")):
+        leaves = {n: x.detach().requires_grad_(n in names) for n, x in given.items()}
+        y = call(fftgen.get_conv(8, causal=True), leaves)
+        with Called() as called:
+            y.backward(torch.ones_like(y))
+        assert called.names == [wanted], names
+
+
+class Called(TorchDispatchMode):
+    """Names of this package's operators, in the order of their calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "fftgen":
+            self.names.append(func._opname)
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("mode", MODES)

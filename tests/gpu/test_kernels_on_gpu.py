@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import gradients
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from reference import convolve
 from tolerance import check
 
 import fftgen
+from fftgen import gradient_accuracy
 from fftgen.bench.backend import CudaBackend
 from fftgen.bench.proof import check_agreement, check_portfolio
 from fftgen.conv import Conv
@@ -259,3 +261,32 @@ def test_a_graph_of_torch_compile_calls_the_kernels(rng: np.random.Generator) ->
     moved = on_gpu(given)
     made = torch.compile(lambda u, k: conv(u, k) * 1, fullgraph=True, backend="eager")
     hold(problem, conv, given, made(moved["u"], moved["k"]))
+
+
+TRAINED = [
+    Problem("causal", 4096, "bf16"),
+    Problem("circular", 1000, "fp16"),
+    Problem("causal", 65_536, "bf16"),
+]
+
+
+@pytest.mark.parametrize("problem", TRAINED, **ids)
+def test_gradients_of_a_gated_call(problem: Problem, rng: np.random.Generator) -> None:
+    """All of them; those of u and of its gate by one transform."""
+    conv, n = get(problem), problem.length
+    given = gradients.draw(rng, (3, 2, n), n, ("in_gate", "out_gate", "skip"), TORCH[problem.dtype])
+    cotangent = torch.from_numpy(rng.standard_normal((3, 2, n))).to(TORCH[problem.dtype])
+    leaves = {name: x.detach().cuda().requires_grad_() for name, x in given.items()}
+    y = conv(**leaves)
+    y.backward(cotangent.cuda())
+    assert [loaded is not None for loaded in conv._twins.values()] == [True]
+    _, wanted = gradients.exact(given, cotangent, mode=problem.mode, length=n)
+    plan = conv.plan()
+    kind = (problem.dtype, plan.order, plan.compute_format)
+    for name in ("u", "in_gate", "out_gate"):
+        found = leaves[name].grad
+        assert found is not None
+        gradients.judge(found.cpu(), wanted[name], gradient_accuracy.signal(*kind, gated=True))
+    of_filter = leaves["k"].grad
+    assert of_filter is not None
+    gradients.judge(of_filter.cpu(), wanted["k"], gradient_accuracy.filters(*kind, gates=2))

@@ -167,8 +167,11 @@ def test_inspect_shows_what_bounds_the_compiled_kernels() -> None:
     answer("build", *arguments, "--train", "-o", "x.fftgen")
     seen = answer("inspect", "x.fftgen", "--roofline")["modules"]
     views = [m["roofline"] for m in seen if m["roofline"]]
-    assert [v["target"] for v in views] == ["sm_80", "sm_90", "compute_80"]
-    assert [v["instructions_compiled"] for v in views] == [["convolve"], ["convolve"], []]
+    assert [v["target"] for v in views] == 2 * ["sm_80", "sm_90", "compute_80"]  # with one output, with two
+    assert [v["instructions_compiled"] for v in views] == 2 * [["convolve"], ["convolve"], []]
+    for one, two in zip(views[:3], views[3:], strict=True):
+        once, twice = (v["per_transform"]["kernels"][0]["device_bytes"] for v in (one, two))
+        assert twice == 1.5 * once
     for view in views:
         (kernel,) = view["per_transform"]["kernels"]
         assert kernel["time"] == kernel["seconds"][kernel["bound"]] > 0
@@ -293,3 +296,28 @@ def test_verify_notices_code_that_is_not_from_the_source() -> None:
     assert result.exit_code == 1
     assert "the machine code is not what its source compiles to" in result.stdout
     assert "1 module run, 0 failed" in result.stdout
+
+
+def test_an_artifact_that_trains_has_kernels_with_two_outputs() -> None:
+    """Found by their own name, verified like the others; the convolution is still the one with one output."""
+    answer("build", "--seqlen", "256", "--arch", "sm_80", "--train", "-o", "x.fftgen")
+    shelf = bundle.open_shelf("x.fftgen")
+    assert shelf.main == (Problem("circular", 256, "bf16"),)
+    for problem in shelf.problems:
+        both, one = shelf.twin(problem, (8, 0)), shelf.built(problem, (8, 0))
+        assert both is not None
+        assert (both.plan.outputs, one.plan.outputs) == (2, 1)
+        assert set(both.entries) == {both.plan.name}
+        assert package.load("x.fftgen").plan("sm_80") == shelf.built(shelf.main[0], (8, 0)).plan
+    answer("build", "--seqlen", "256", "--arch", "sm_80", "-o", "y.fftgen")
+    assert bundle.open_shelf("y.fftgen").twin(shelf.main[0], (8, 0)) is None
+    found = answer("verify", "x.fftgen", "--quick", "--seed", 1)["modules"]
+    assert all(m["passed"] for m in found)
+    assert sum(m["name"].startswith("fftgen_twin_") for m in found) == 2
+    text = fftgen("render", 256, "--causal", "--arch", "sm_80", "--twin").stdout
+    assert "--causal --arch sm_80 --twin\n" in text
+    assert "twin_real_sink" in text
+    refused = fftgen("render", 256, "--dtype", "fp16", "--arch", "sm_75", "--twin")
+    assert refused.exit_code == 2
+    assert "engine wmma has no kernels with two outputs" in refused.stderr
+    assert fftgen("render", 256, "--gradient", "--twin").exit_code == 2

@@ -10,7 +10,8 @@
 // place stands for: the planner orders them so that loads and stores are 16 bytes wide.
 #pragma once
 
-#include "fftgen/mma.cuh"  // and, before this file, a compute format
+// After a compute format: scaled.cuh or bf16.cuh.
+#include "fftgen/mma.cuh"
 
 namespace fftgen {
 

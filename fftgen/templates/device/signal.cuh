@@ -27,6 +27,8 @@ struct Args {
     Signal<const T> in_gate;
     Signal<const T> out_gate;
     Signal<T> y;
+    Signal<const T> twin_gate;     // a second result: y's but for the gate
+    Signal<T> twin;
     const T* spectrum;             // (channels, 2, N): real and imaginary plane, Monarch order
     const float2* scale;           // (channels): what the spectrum was multiplied by; what undoes it and 1/N
     const unsigned char* tables;   // the plan's constants
@@ -162,6 +164,11 @@ struct RealSink {
         float out[V];
 #pragma unroll
         for (int i = 0; i < V; ++i) out[i] = x[i] * scale;
+        write(y, gate, n, out);
+    }
+
+    template <int V>
+    __device__ __forceinline__ void write(T* y, const T* gate, int n, float (&out)[V]) const {
         if (vector) {
             if (gate != nullptr) {
                 unsigned g[V / 2];
@@ -195,9 +202,26 @@ struct RealSink {
     __device__ __forceinline__ void close() { length = 0; }
 };
 
+// The same row twice, each time with a gate.
 template <typename T>
+struct TwinSink : RealSink<T> {
+    T* twin;
+    const T* twin_gate;
+
+    template <int V>
+    __device__ __forceinline__ void real(int n, const float (&x)[V]) const {
+        RealSink<T>::real(n, x);
+        RealSink<T>{twin, twin_gate, this->scale, this->length, this->vector}.real(n, x);
+    }
+    template <int V>
+    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&)[V]) const {
+        real(n, re);
+    }
+};
+
+template <typename Row>
 struct PairSink {
-    RealSink<T> even, odd;
+    Row even, odd;
 
     template <int V>
     __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&im)[V]) const {
@@ -228,13 +252,58 @@ __device__ __forceinline__ RealSink<T> real_sink(const Args<T>& a, int b, int h)
 }
 
 template <typename T>
-__device__ __forceinline__ PairSink<T> pair_sink(const Args<T>& a, int b, int h) {
-    PairSink<T> pair{real_sink(a, b, h), real_sink(a, b, h)};
+__device__ __forceinline__ TwinSink<T> twin_real_sink(const Args<T>& a, int b, int h) {
+    return {real_sink(a, b, h), a.twin.row(b, h), a.twin_gate.row(b, h)};
+}
+
+template <typename T>
+__device__ __forceinline__ PairSink<RealSink<T>> pair_sink(const Args<T>& a, int b, int h) {
+    PairSink<RealSink<T>> pair{real_sink(a, b, h), real_sink(a, b, h)};
     if (b + 1 < a.batch)
         pair.odd = real_sink(a, b + 1, h);
     else
         pair.odd.y = nullptr;
     return pair;
+}
+
+template <typename T>
+__device__ __forceinline__ PairSink<TwinSink<T>> twin_pair_sink(const Args<T>& a, int b, int h) {
+    PairSink<TwinSink<T>> pair{twin_real_sink(a, b, h), twin_real_sink(a, b, h)};
+    if (b + 1 < a.batch)
+        pair.odd = twin_real_sink(a, b + 1, h);
+    else
+        pair.odd.y = nullptr;
+    return pair;
+}
+
+// The same for kernels that have no registers for eight addresses: found anew for every store.
+template <typename T>
+struct LateTwinPairSink {
+    const Args<T>& args;
+    int b, h;
+    struct {
+        float scale;
+    } even, odd;
+
+    template <int V>
+    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&im)[V]) const {
+        row(b, even.scale, n, re);
+        if (b + 1 < args.batch) row(b + 1, odd.scale, n, im);
+    }
+
+    template <int V>
+    __device__ __forceinline__ void row(int number, float scale, int n, const float (&x)[V]) const {
+        asm volatile("" : "+r"(number));  // another number for all that the compiler knows
+        TwinSink<T> sink = twin_real_sink(args, number, h);
+        sink.scale = scale;
+        sink.real(n, x);
+    }
+};
+
+template <typename T>
+__device__ __forceinline__ LateTwinPairSink<T> late_twin_pair_sink(const Args<T>& a, int b, int h) {
+    const float scale = a.scale[h].y;
+    return {a, b, h, {scale}, {scale}};
 }
 
 }  // namespace fftgen
