@@ -189,12 +189,12 @@ def _weights(radices: Iterable[int], scale: float = 1.0) -> dict[int, list[tuple
 
 def _mma_names(plan: Plan) -> dict[str, Any]:
     body = "mma_block.j2" if plan.block_stage else "mma_warp.j2"
-    shared = [t for t in plan.tables if t.name in fragments.SHARED]
     return {
         "kernel_templates": {"convolve": body, "rows": body, **MMA_TEMPLATES},
         "headers": _headers(plan)[1:],
         "sink": twins.prefix(plan) + ("real_sink" if plan.real_input else "pair_sink"),
-        "shared_tables": max(t.offset + t.nbytes for t in shared),
+        "shared_tables": fragments.copied(plan.tables),
+        "once": fragments.once(plan),
     }
 
 

@@ -172,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_b
         const unsigned index = thread_index();
         const int lane = index % LANES, warp = index / LANES;
         const unsigned from = shared_address(shared + warp * 256);
-        chain<N2, N3, GROUP, false, true>(
+        chain<N2, N3, GROUP, false, true, false>(
             inner_tables(shared + 49152 / 16), lane,
             [&](int g, int k, int n, Pack(&r)[4], Pack(&i)[4]) {
                 const int at = place<8>((TILE * k + lane % TILE) * (N3 / 8) + 2 * n + lane / TILE, 0);

@@ -115,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n1000_circular_
         const unsigned index = thread_index();
         const int lane = index % LANES, warp = index / LANES;
         const unsigned from = shared_address(shared + warp * 256);
-        chain<N1, N2, GROUP, true, true>(
+        chain<N1, N2, GROUP, true, true, false>(
             inner_tables(shared + 49152 / 16), lane,
             [&](int g, int k, int n, Pack(&r)[4], Pack(&i)[4]) {
                 const int at = place<8>((TILE * k + lane % TILE) * (N2 / 8) + 2 * n + lane / TILE, 0);

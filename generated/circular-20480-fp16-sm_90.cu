@@ -151,7 +151,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular
             for (int turn = 0; turn < TURNS; ++turn) {
                 const int row = (turn * WARPS + warp) * GROUP;
                 if (N1 % (WARPS * GROUP) != 0 && row >= N1) break;
-                chain<N2, N3, GROUP, false, false>(
+                chain<N2, N3, GROUP, false, false, false>(
                     inner, lane,
                     [&](int g, int k, int n, Pack(&r)[4], Pack(&i)[4]) {
                         const int at = (row + g) * PIECES + place<V>(row_piece<N3>(k, lane % TILE) + 2 * n + lane / TILE, row + g);

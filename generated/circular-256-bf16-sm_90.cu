@@ -127,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_circular_b
         const unsigned index = thread_index();
         const int lane = index % LANES, warp = index / LANES;
         const unsigned from = shared_address(shared + warp * 128);
-        chain<N1, N2, GROUP, false, true>(
+        chain<N1, N2, GROUP, false, true, false>(
             inner_tables(shared + 16384 / 16), lane,
             [&](int g, int k, int n, Pack(&r)[4], Pack(&i)[4]) {
                 const int at = place<8>((TILE * k + lane % TILE) * (N2 / 8) + 2 * n + lane / TILE, 0);

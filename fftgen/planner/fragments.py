@@ -13,7 +13,7 @@ Source of the register layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16 with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,11 +132,19 @@ def _twiddle(plan: Plan, number: int, k: Indices, r: Indices) -> Complex:
 
 @dataclass(frozen=True)
 class _Spec:
-    """A table before it has a place: name, stage, and shape with planes."""
+    """A table before it has a place: name, stage, and shape with planes.
+
+    ``like``: the table that holds the same numbers, where they need not stand twice.
+    """
 
     name: str
     stage: int
     shape: tuple[int, ...]
+    like: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        return 2 * int(np.prod(self.shape))
 
     @property
     def shared(self) -> bool:
@@ -176,7 +184,7 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
         _Spec("last", p, (columns, columns, 3, *_LANES)),
         _Spec("last_inverse", p, (columns, columns, 3, *_LANES)),
         _Spec("twiddle_inverse", a, (columns, rows, 2, *_LANES)),
-        _Spec("first_inverse", a, (rows, rows, planes, *_LANES)),
+        _Spec("first_inverse", a, (rows, rows, planes, *_LANES), "first" if planes == 3 else ""),
     ]
     if width:
         number = device + 1
@@ -185,7 +193,9 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
         planes = 2 if real and number == 1 else 3
         found += [
             _Spec("columns", number, (outer, outer, planes, *_LANES)),
-            _Spec("columns_inverse", number, (outer, outer, planes, *_LANES)),
+            _Spec(
+                "columns_inverse", number, (outer, outer, planes, *_LANES), "columns" if planes == 3 else ""
+            ),
             _Spec("outer", number, _outer(stage.radix, stage.rest, width)),
             _Spec("outer_inverse", number, (stage.radix, stage.rest // 256, 2, *_LANES)),
         ]
@@ -206,25 +216,43 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
 
 
 def layout(
-    stages: tuple[Stage, ...], real: bool, width: int, device_width: int, operand: str = "fp16"
+    stages: tuple[Stage, ...],
+    real: bool,
+    width: int,
+    device_width: int,
+    operand: str = "fp16",
+    once: bool = False,
 ) -> tuple[Table, ...]:
     """Where each table lies: those that a block copies to shared memory first, then the others.
 
-    ``operand``: the type of matrices. Twiddles are fp16.
+    ``operand``: the type of matrices. Twiddles are fp16. ``once``: the same numbers stand in one place.
     """
-    tables: list[Table] = []
+    tables: dict[str, Table] = {}
     offset = 0
     for spec in sorted(_specs(stages, real, width, device_width), key=lambda s: not s.shared):
-        nbytes = 2 * int(np.prod(spec.shape))
         element = operand if spec.matrix else "fp16"
-        tables.append(Table(spec.name, spec.stage, spec.name, spec.shape, element, offset, nbytes))
-        offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    return tuple(tables)
+        again = once and spec.like
+        at = tables[spec.like].offset if again else offset
+        tables[spec.name] = Table(spec.name, spec.stage, spec.name, spec.shape, element, at, spec.nbytes)
+        offset += 0 if again else -(-spec.nbytes // ALIGNMENT) * ALIGNMENT
+    return tuple(tables.values())
 
 
-def shared_bytes(inner: tuple[Stage, ...], real: bool, width: int) -> int:
-    """Bytes of the tables that a block copies to shared memory."""
-    return sum(2 * int(np.prod(s.shape)) for s in _specs(inner, real, width, 0) if s.shared)
+def shared_bytes(inner: tuple[Stage, ...], real: bool, width: int, once: bool = False) -> int:
+    """Bytes of the tables that a block copies to shared memory. ``once`` as in ``layout``."""
+    specs = _specs(inner, real, width, 0)
+    return sum(s.nbytes for s in specs if s.shared and not (once and s.like))
+
+
+def copied(tables: Iterable[Table]) -> int:
+    """Bytes that a block copies: the first ones."""
+    return max(t.offset + t.nbytes for t in tables if t.name in SHARED)
+
+
+def once(plan: Plan) -> bool:
+    """Whether matrices and their inverses stand in one place."""
+    at = {t.name: t.offset for t in plan.tables}
+    return plan.block_stage and at["first"] == at["first_inverse"]
 
 
 def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
@@ -239,8 +267,10 @@ def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
     inverse = name != table.name
     if name in left:
         row, column = _tiles(_LEFT, left[name], left[name])
-        if inverse:
-            return _planes(_matrix(plan, stage, column, row).conj(), 2, -2 if weighted else 3, kind)
+        if inverse and weighted:
+            return _planes(_matrix(plan, stage, column, row).conj(), 2, -2, kind)
+        # Without weights a matrix is symmetric and its inverse its conjugate: the same planes, of which
+        # inverse_planes (templates/device/mma.cuh) takes one for the other.
         return _planes(_matrix(plan, stage, row, column), 2, 2 if weighted else 3, kind)
     if name == "last":
         if inverse:

@@ -121,7 +121,8 @@ def _device_kernels(
     pieces = stage.radix * 8 * width * 2 // 8  # of a warp's copy of an unaligned strip and its gates
     resident = max(1, min(2, target.resident_blocks(warps, 16 * pieces * warps)))
     inward = Kernel("columns", 1, warps, warps, resident, 0, 0, pieces, -1, -1, 16 * pieces * warps, width)
-    if compute_format == BF16_FP32:  # a strip that is multiplied in fp32 on its way in: 12 warps' registers
+    # Registers of 12 warps for a strip that is multiplied in fp32 on its way in, and for the longest columns.
+    if compute_format == BF16_FP32 or (stage.radix >= 128 and target.capability < 90):
         outward = Kernel("columns_inverse", 1, 4, 4, 3, 0, 0, 0, -1, -1, 0, width)
     else:
         outward = Kernel("columns_inverse", 1, warps, warps, 2, 0, 0, 0, -1, -1, 0, width)
@@ -161,9 +162,13 @@ def _warp_registers(points: int, target: Target, compute_format: str) -> int:
 
 
 def spills(plan: Plan) -> bool:
-    """Whether a block's rows of the workspace are known to find too few registers, as compiled."""
+    """Whether a block's transforms or rows are known to find too few registers, as compiled."""
     radices = [s.radix for s in plan.inner]
-    return plan.body.role == "rows" and len(radices) == 3 and (radices[0] >= 64 or min(radices) == 32)
+    if fragments.once(plan) and radices[0] < 32:
+        return True
+    if plan.body.role != "rows" or len(radices) < 3:
+        return False
+    return max(radices) >= 64 or min(radices) == 32
 
 
 def _block_kernel(
@@ -199,8 +204,11 @@ def _block_kernel(
     if compute_format == SCALED:
         # Strips of two rows, then what undoes the scaling of the rows; tables stay on 512 bytes.
         peaks_at, tables_at = 4 * points, 4 * points + 2 * 2 * 4 * STRIPS
-    shared = tables_at + fragments.shared_bytes(stages, real, width)
-    if shared > target.shared_block:
+    for once in (False, True):  # matrices and their inverses in one place costs registers
+        shared = tables_at + fragments.shared_bytes(stages, real, width, once)
+        if shared <= target.shared_block:
+            break
+    else:
         return _too_large(shared, warps, target)
     return Kernel(
         role,

@@ -159,8 +159,12 @@ def _tables(
         return layout(stages, right_angle)
     operand = "fp16" if compute_format == SCALED else "bf16"
     width = {k.role: k.columns for k in kernels}
-    body = width.get("convolve", width.get("rows", 0))
-    return fragments.layout(stages, right_angle, body, width.get("columns", 0), operand)
+    body = next(k for k in kernels if k.role in ("convolve", "rows"))
+    device = width.get("columns", 0)
+    tables = fragments.layout(stages, right_angle, body.columns, device, operand)
+    if body.shared_bytes - body.matrices_at >= fragments.copied(tables):
+        return tables
+    return fragments.layout(stages, right_angle, body.columns, device, operand, once=True)
 
 
 def _memory_class(engine: str, shape: Shape) -> str:

@@ -102,7 +102,7 @@ def kernels(source: Source, plan: Plan) -> str:
     """The text of the convolution's kernels, the plan's name and header left out."""
     text = source.text[source.text.index("#include") : source.text.index(f"{plan.name}_filter")]
     text = text.replace(plan.name, "conv")
-    return re.sub(r"namespace \{\n\nusing Operand.*", "", text, flags=re.DOTALL)
+    return re.sub(r"namespace \{\n\nusing Stored.*", "", text, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("engine", ["mma", "wmma"])

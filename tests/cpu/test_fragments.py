@@ -91,8 +91,8 @@ class Tables:
         return np.asarray(planes[:, :, 0] + 1j * planes[:, :, 1])
 
     def inverse(self, kind: str) -> Array:
-        """The same, but two planes are re and -im: all that a real result needs."""
-        return np.conj(self[kind]) if self.planes[kind].shape[2] == 2 else self[kind]
+        """Two planes are re and -im, all that a real result needs; three those of the matrix itself."""
+        return np.conj(self[kind])
 
     def outer(self) -> Array:
         """[strip, row tile, row half, piece, lane, pair, half]; half a piece with 2 columns to a thread."""

@@ -22,7 +22,7 @@ from plans import engines, on_engine
 import fftgen.planner
 from fftgen.dtypes import BF16, FP16, decode, dtype
 from fftgen.errors import ArtifactError, InputError, InternalError, NoPlanError
-from fftgen.planner import cost, tables
+from fftgen.planner import cost, fragments, tables
 from fftgen.planner import search as searching
 from fftgen.planner.factor import factorable, factorisations, transforms
 from fftgen.planner.filter_design import design
@@ -181,9 +181,11 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
     # two, forward and back.
     rows, columns = (radix // 16 for radix in radices[-2:])
     real = parts == 1 and not found.block_stage
-    held = 2 * (rows * rows * (2 if real else 3) + columns * columns * 3 + rows * columns * 2)
+    twice = 1 if fragments.once(found) else 2  # a matrix in three planes is its own inverse's
+    held = twice * rows * rows * 3 if not real else 2 * rows * rows * 2
+    held += 2 * (columns * columns * 3 + rows * columns * 2)
     if found.block_stage:
-        held += 2 * (radices[0] // 16) ** 2 * (2 if parts == 1 else 3)
+        held += (radices[0] // 16) ** 2 * (2 * 2 if parts == 1 else twice * 3)
         strips = points // radices[0] // (8 * kernel.columns)
         assert kernel.columns in (2, 4, 8)
         assert strips % kernel.warps == 0
@@ -200,8 +202,27 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
         assert kernel.plane >= kernel.group * points
         assert parts * kernel.plane >= 2 * points, "a copy of a row and its gate does not fit"
         regions = [(0, 2 * kernel.warps * parts * kernel.plane)]
-    assert held * 512 == sum(t.nbytes for t in found.tables if t.name in COPIED)
+    assert held * 512 == copied(found)
     return [*regions, (kernel.matrices_at, 512 * held)]
+
+
+def copied(found: Plan) -> int:
+    """Bytes of the tables that a block copies, those in one place once."""
+    return sum(size for _, size in {(t.offset, t.nbytes) for t in found.tables if t.name in COPIED})
+
+
+def test_matrices_share_a_place_with_their_inverses_where_shared_memory_asks_for_it() -> None:
+    """32768 points in a block of sm_80, and nowhere that leaves room for both: it costs registers."""
+    for name, shared in (("sm_80", True), ("sm_90", False)):
+        for mode in cases.MODES:
+            found = on_engine(Problem(mode, 32_768, "bf16"), name, "mma")
+            at = {t.name: t.offset for t in found.tables}
+            assert found.memory_class == "block"
+            assert (at["first"] == at["first_inverse"]) == fragments.once(found) == shared
+            # Weighted ones of a causal transform are not symmetric.
+            assert (at["columns"] == at["columns_inverse"]) == (shared and mode == "circular")
+            assert at["last"] != at["last_inverse"]
+    assert not any(fragments.once(found) for found in plans_of("sm_86") if found.engine == "mma")
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if name != "sm_75"])  # 64 KB leave no room for it
@@ -248,8 +269,7 @@ def test_tables_do_not_overlap(name: str) -> None:
             assert table.nbytes == prod(table.shape) * element
             assert table.offset + table.nbytes <= found.table_bytes
         if found.engine == "mma":  # a block copies what it keeps in shared memory in one go
-            copied = sum(t.nbytes for t in found.tables if t.name in COPIED)
-            assert all((t.offset < copied) == (t.name in COPIED) for t in found.tables)
+            assert all((t.offset < copied(found)) == (t.name in COPIED) for t in found.tables)
             assert all(t.offset % 512 == 0 for t in found.tables)
             assert {t.stage for t in found.tables} == set(range(1, found.order + 1))
             continue
@@ -329,9 +349,8 @@ def test_lengths_are_not_rounded_up_to_powers_of_two() -> None:
 def test_32768_fits_one_block_where_shared_memory_is_large(name: str, memory_class: str, mode: str) -> None:
     problem = Problem(mode, 32768, "fp16")
     assert on_engine(problem, name, "wmma").memory_class == memory_class
-    if name != "sm_75":  # the register chain keeps its tables beside the data: 163 KB are not enough for both
-        large = target(name).shared_block > 170 * 1024
-        assert on_engine(problem, name, "mma").memory_class == ("block" if large else "device")
+    if name != "sm_75":
+        assert on_engine(problem, name, "mma").memory_class == memory_class
 
 
 def test_the_chosen_plan_is_the_cheapest() -> None:
@@ -355,9 +374,9 @@ def test_circular_lengths_fold_where_batch_pairs_do_not_fit_the_register_chain()
         for length in (256, 4096, 32768, 65536):
             found = plan(Problem("circular", length, "bf16"), name)
             assert (found.engine, found.packing, found.transform) == ("mma", "batch-pair", length), str(found)
-    # 20480 takes too much shared memory of sm_80 in pairs, 4194304 too many registers; 2304 = 48·48 has no
-    # shape of the register chain at all, its neighbours have.
-    for length, name in ((20480, "sm_80"), (4194304, "sm_90"), (2304, "sm_90"), (1000, "sm_80")):
+    # 4194304 takes too many registers in pairs; 2304 = 48·48 has no shape of the register chain at all, its
+    # neighbours have.
+    for length, name in ((4194304, "sm_90"), (2304, "sm_90"), (1000, "sm_80")):
         problem = Problem("circular", length, "bf16")
         found = plan(problem, name)
         assert (found.engine, found.fold) == ("mma", length), str(found)

@@ -19,6 +19,7 @@ import fftgen
 from fftgen import eager, emulate, gradient_accuracy
 from fftgen.planner import search
 from fftgen.planner.plan import Plan
+from fftgen.planner.twins import twin
 from fftgen.problem import Problem
 
 Given = dict[str, torch.Tensor]
@@ -165,10 +166,21 @@ def test_autograd_through_the_kernels(
         u: torch.Tensor, k: Any, k_rev: Any, *, mode: str, length: int, in_gate: Any, out_gate: Any, skip: Any
     ) -> torch.Tensor:
         assert (mode, length) == (plan.problem.mode, plan.problem.length)
-        launches.append("forward" if k is given["k"] else "adjoint")
+        assert k is given["k"]
+        launches.append("forward")
         return launched(plan, rng, u, k, k_rev, in_gate, out_gate, skip)
 
+    def both(u: torch.Tensor, k: Any, k_rev: Any, **given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        launches.append("both")
+        found = twin(plan)
+        assert found is not None
+        module, ptx = built(found)
+        options = {"k_rev": k_rev, "in_gate": given["in_gate"], "skip": given["skip"]}
+        y, other, _ = emulate.both(module, u, k, given["gates"], ptx=ptx, **options)
+        return y, other
+
     monkeypatch.setattr(eager, "convolve", kernels)
+    monkeypatch.setattr(eager, "convolve_both", both)
     given = gradients.draw(rng, (3, 2, length), length // 2, OPTIONS[-1], torch.bfloat16)
     v = torch.from_numpy(rng.standard_normal((3, 2, length))).bfloat16()
     u, k, *_ = given.values()
@@ -176,7 +188,7 @@ def test_autograd_through_the_kernels(
         u, k, **{n: x for n, x in given.items() if n not in ("u", "k")}
     )
     y.backward(v)
-    assert launches == ["forward", "adjoint", "adjoint", "forward"]  # y, du, d in_gate, d out_gate
+    assert launches == ["forward", "both", "forward"]  # y, du with d in_gate, d out_gate
     ref, wanted = gradients.exact(given, v, mode=mode, length=length)
     gradients.judge(y, ref, gradient_accuracy.signal("bf16", plan.order, plan.compute_format, gated=True))
     for name, x in given.items():

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from fftgen import emulate, nvrtc, sass, toolkit
 from fftgen.execute import spectrum, with_skip
+from fftgen.planner import fragments
 from fftgen.planner.cost import tensor_ops
 from fftgen.planner.plan import Plan
 from fftgen.planner.search import with_shape
 from fftgen.problem import Problem
 from fftgen.render import render
+from fftgen.sampled import check_launches
 from fftgen.simulator import Report
 
 MODES = ("causal", "circular")
@@ -162,6 +164,25 @@ def test_rows_that_start_anywhere(mode: str, length: int, which: str, rng: np.ra
 @pytest.mark.parametrize(("mode", "length"), [("causal", 8192), ("circular", 1024)])
 def test_every_target(target: str, mode: str, length: int, rng: np.random.Generator) -> None:
     run(plan_for(mode, length, "fp16", target), rng, options=("out_gate", "skip"))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_matrices_that_stand_in_one_place_with_their_inverses(mode: str, rng: np.random.Generator) -> None:
+    """Shared memory of sm_80 holds 32768 points so, in a block; a row of 4194304 points: below."""
+    plan = plan_for(mode, 32_768, target="sm_80")
+    assert fragments.once(plan)
+    run(plan, rng, batch=2, options=OPTIONS)
+    run(plan, rng, length=32_761)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_sampled_rows_of_four_million_points(mode: str, rng: np.random.Generator) -> None:
+    plan = plan_for(mode, 1 << 22, target="sm_80")
+    assert fragments.once(plan)
+    samples = list(check_launches(*built(plan), int(rng.integers(2**31))))
+    assert len(samples) == 3
+    assert all(s.accuracy.passed for s in samples), samples
 
 
 # Signals that formats of few bits find hard

@@ -108,7 +108,9 @@ def test_calls_have_as_many_gates_as_kernels_have_outputs(rng: np.random.Generat
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("length", [256, 1024, 2048, 4096, 8192, 12_288, 16_384, 20_480, 32_768, 65_536])
+@pytest.mark.parametrize(
+    "length", [256, 1024, 2048, 4096, 8192, 12_288, 16_384, 20_480, 32_768, 65_536, 1 << 21]
+)
 def test_no_kernel_spills_and_the_second_result_costs_its_stores(length: int, mode: str, target: str) -> None:
     plan = plan_for(mode, length, target=target)
     found = twin_of(plan)

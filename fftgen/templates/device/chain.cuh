@@ -110,11 +110,11 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
 }
 
 // The whole chain. REAL: x has no imaginary part going in, and none is wanted coming out. WIDE: results come in
-// fp32, as they do for A above 16.
+// fp32, as they do for A above 16. ONCE: first and first_inverse are one table.
 //   load(g, k, n, re, im)    as above
 //   filter(g, m, n, kr, ki)  the tile m, n of the spectrum
 //   emit(g, m, re, im)       rows 16 m .. + 15 of the result, as P / 8 results of eight columns
-template <int A, int P, int G, bool REAL, bool WIDE, typename Load, typename Filter, typename Emit>
+template <int A, int P, int G, bool REAL, bool WIDE, bool ONCE, typename Load, typename Filter, typename Emit>
 __device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load load, Filter filter, Emit emit) {
     constexpr int ROWS = A / TILE, COLUMNS = P / TILE;  // tiles
     using Out = Result<WIDE || (A > TILE)>;
@@ -158,12 +158,14 @@ __device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load 
         }
     }
 
+    // The same matrix as in the first step, asked for anew: it would fill registers from there to here.
+    const int last_lane = ONCE ? thread_index() % LANES : lane;
 #pragma unroll
     for (int m = 0; m < ROWS; ++m) {
         Out vr[G][2 * COLUMNS], vi[G][2 * COLUMNS];
 #pragma unroll
         for (int k = 0; k < ROWS; ++k) {
-            const Planes3<!REAL> f(tables.first_inverse, m * ROWS + k, lane);
+            const Planes3<!REAL> f = inverse_planes<!REAL>(tables.first_inverse, m * ROWS + k, last_lane);
 #pragma unroll
             for (int g = 0; g < G; ++g)
 #pragma unroll

@@ -191,7 +191,7 @@ __device__ __forceinline__ void columns_inverse(
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k) {
             if constexpr (!KEEP) load(k, xr[k], xi[k]);
-            const Planes3<!REAL> f(matrix, m * (R / TILE) + k, lane);
+            const Planes3<!REAL> f = inverse_planes<!REAL>(matrix, m * (R / TILE) + k, lane);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 const Pack* const r = &xr[k][j / 2][j % 2 * 2];

@@ -105,7 +105,7 @@ __device__ __forceinline__ void device_inverse(
             for (int j = 0; j < V; ++j) yr[j].clear(), yi[j].clear();
 #pragma unroll
             for (int k = 0; k < R / TILE; ++k) {
-                const Planes3<!REAL> f(matrix, m * (R / TILE) + k, lane);
+                const Planes3<!REAL> f = inverse_planes<!REAL>(matrix, m * (R / TILE) + k, lane);
 #pragma unroll
                 for (int j = 0; j < V; ++j) {
                     const Pack* const r = re.b[k][j];

@@ -36,6 +36,17 @@ struct Planes3 {
     }
 };
 
+// The same of the inverse. A matrix without weights is symmetric, its inverse the conjugate: the same planes.
+template <bool COMPLEX>
+__device__ __forceinline__ Planes3<COMPLEX> inverse_planes(const uint4* table, int tile, int lane) {
+    Planes3<COMPLEX> f(table, tile, lane);
+    if constexpr (COMPLEX) {
+        const Fragment im = f.im;
+        f.im = f.neg, f.neg = im;
+    }
+    return f;
+}
+
 // (zr, zi) += F (xr, xi), both operands complex.
 template <typename R>
 __device__ __forceinline__ void multiply(R& zr, R& zi, const Planes3<true>& f, Pack r0, Pack r1, Pack i0, Pack i1) {

@@ -157,6 +157,8 @@ struct RealSink {
     int length;
     bool vector;
 
+    __device__ __forceinline__ bool there() const { return y != nullptr; }
+
     // V consecutive numbers.
     template <int V>
     __device__ __forceinline__ void real(int n, const float (&x)[V]) const {
@@ -219,6 +221,39 @@ struct TwinSink : RealSink<T> {
     }
 };
 
+template <typename T>
+__device__ __forceinline__ RealSink<T> real_sink(const Args<T>& a, int b, int h) {
+    return {a.y.row(b, h), a.out_gate.row(b, h), a.scale[h].y, a.length, a.vector != 0};
+}
+
+template <typename T>
+__device__ __forceinline__ TwinSink<T> twin_real_sink(const Args<T>& a, int b, int h) {
+    return {real_sink(a, b, h), a.twin.row(b, h), a.twin_gate.row(b, h)};
+}
+
+// The same for kernels that have no registers for the addresses: found anew for every store.
+template <typename T>
+struct LateTwinSink {
+    const Args<T>& args;
+    int b, h;
+    float scale;
+
+    __device__ __forceinline__ bool there() const { return b < args.batch; }
+
+    template <int V>
+    __device__ __forceinline__ void real(int n, const float (&x)[V]) const {
+        int row = b;
+        asm volatile("" : "+r"(row));  // another row for all that the compiler knows
+        TwinSink<T> sink = twin_real_sink(args, row, h);
+        sink.scale = scale;
+        sink.real(n, x);
+    }
+    template <int V>
+    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&)[V]) const {
+        real(n, re);
+    }
+};
+
 template <typename Row>
 struct PairSink {
     Row even, odd;
@@ -226,7 +261,7 @@ struct PairSink {
     template <int V>
     __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&im)[V]) const {
         even.real(n, re);
-        if (odd.y != nullptr) odd.real(n, im);
+        if (odd.there()) odd.real(n, im);
     }
     __device__ __forceinline__ void close() { even.close(), odd.close(); }
 };
@@ -244,16 +279,6 @@ __device__ __forceinline__ PairSource<T> pair_source(const Args<T>& a, int b, in
     else
         pair.odd.u = nullptr, pair.odd.close();
     return pair;
-}
-
-template <typename T>
-__device__ __forceinline__ RealSink<T> real_sink(const Args<T>& a, int b, int h) {
-    return {a.y.row(b, h), a.out_gate.row(b, h), a.scale[h].y, a.length, a.vector != 0};
-}
-
-template <typename T>
-__device__ __forceinline__ TwinSink<T> twin_real_sink(const Args<T>& a, int b, int h) {
-    return {real_sink(a, b, h), a.twin.row(b, h), a.twin_gate.row(b, h)};
 }
 
 template <typename T>
@@ -276,34 +301,14 @@ __device__ __forceinline__ PairSink<TwinSink<T>> twin_pair_sink(const Args<T>& a
     return pair;
 }
 
-// The same for kernels that have no registers for eight addresses: found anew for every store.
 template <typename T>
-struct LateTwinPairSink {
-    const Args<T>& args;
-    int b, h;
-    struct {
-        float scale;
-    } even, odd;
-
-    template <int V>
-    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&im)[V]) const {
-        row(b, even.scale, n, re);
-        if (b + 1 < args.batch) row(b + 1, odd.scale, n, im);
-    }
-
-    template <int V>
-    __device__ __forceinline__ void row(int number, float scale, int n, const float (&x)[V]) const {
-        asm volatile("" : "+r"(number));  // another number for all that the compiler knows
-        TwinSink<T> sink = twin_real_sink(args, number, h);
-        sink.scale = scale;
-        sink.real(n, x);
-    }
-};
+__device__ __forceinline__ LateTwinSink<T> late_twin_real_sink(const Args<T>& a, int b, int h) {
+    return {a, b, h, a.scale[h].y};
+}
 
 template <typename T>
-__device__ __forceinline__ LateTwinPairSink<T> late_twin_pair_sink(const Args<T>& a, int b, int h) {
-    const float scale = a.scale[h].y;
-    return {a, b, h, {scale}, {scale}};
+__device__ __forceinline__ PairSink<LateTwinSink<T>> late_twin_pair_sink(const Args<T>& a, int b, int h) {
+    return {late_twin_real_sink(a, b, h), late_twin_real_sink(a, b + 1, h)};
 }
 
 }  // namespace fftgen
