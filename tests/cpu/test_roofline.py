@@ -122,7 +122,7 @@ def test_a_missing_plotting_library_is_told_before_anything_is_done(monkeypatch:
             "sm_75 lacks mma",
         ),
         (
-            ("plan", "4194304", "--causal", "--arch", "sm_80", "--engine", "mma"),
+            ("plan", "4194304", "--causal", "--arch", "sm_86", "--engine", "mma"),
             "with engine mma: .*rules for",
         ),
         (("plan", "4096", "--arch", "sm_75", "--engine", "wmma"), "no bf16 matrix instruction"),

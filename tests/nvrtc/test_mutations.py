@@ -8,27 +8,24 @@ piece of work and several, a workspace that is used again.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from calls import built
 from command_line import why_not
+from laboratory import Laboratory
 from mutations import Mutation, dropped_barriers, shifted_indices
 from reference import Float64, convolve
 from tolerance import check
 
 import fftgen.planner.launch
 from fftgen import emulate
-from fftgen.errors import InternalError
 from fftgen.planner import search
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
-from fftgen.simulator import Report, SimulationError
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -148,45 +145,19 @@ def _calls(plan: Plan, rng: np.random.Generator) -> list[Whole]:
     ]
 
 
-def by_place(mutations: Iterable[Mutation]) -> dict[Any, list[Mutation]]:
-    """The copies that the compiler made of each place in the source."""
-    copies: dict[Any, list[Mutation]] = defaultdict(list)
-    for mutation in mutations:
-        copies[mutation.entry, mutation.places].append(mutation)
-    return copies
-
-
-class Laboratory:
-    """A plan's kernels, and calls that every mutant of them has to fail."""
+class Calls(Laboratory):
+    """A plan's kernels and four calls of them."""
 
     def __init__(self, name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.name = name
-        self.module, self.ptx = built(ALL[name])
+        super().__init__(*built(ALL[name]), monkeypatch)
+        self.stand_ins = name in STAND_INS
         self.calls = _calls(ALL[name], rng)
-        self._patch = monkeypatch
-        self.reached = self._reached()
-
-    def _reached(self) -> set[int]:
-        """PTX lines that some thread executes. As it is, the kernel is right."""
-        lines: set[int] = set()
-        made = Report.of
-
-        def noted(module: Any, entry: Any, ops: Any, counts: Any, *rest: int) -> Report:
-            lines.update(
-                op.instruction.ptx_line for op, issued in zip(ops, counts.issues, strict=True) if issued
-            )
-            return made(module, entry, ops, counts, *rest)
-
-        with self._patch.context() as patch:
-            patch.setattr(Report, "of", staticmethod(noted))
-            self.run(self.ptx)
-        return lines
+        self.look()
 
     def run(self, ptx: str) -> None:
-        """All calls on this PTX. Raises what the simulator finds, AssertionError for a wrong result."""
         plan = self.module.plan
         for call in self.calls:
-            with self._patch.context() as patch:
+            with self.patch.context() as patch:
                 if call.long_runs:  # else a small grid spreads over the chip, a piece for each worker
                     patch.setattr(fftgen.planner.launch, "WAVES", 1e-9)
                 y, _ = emulate.convolve(
@@ -200,52 +171,10 @@ class Laboratory:
                 )
             check(y.double().numpy(), call.exact, plan.problem.dtype, plan.order, plan.compute_format)
 
-    def survives(self, mutation: Mutation) -> bool:
-        """Whether a mutant passes for right."""
-        try:
-            self.run(mutation.apply(self.ptx))
-        except (SimulationError, InternalError, AssertionError):
-            return False
-        return True
-
-    def survivors(self, mutations: Iterable[Mutation]) -> list[Mutation]:
-        """Mutants that pass for right.
-
-        The compiler unrolls loops and so makes copies of an instruction that a given plan never comes to; of
-        those, another copy has to be in use (``unreached``).
-        """
-        return [m for m in mutations if m.line in self.reached and self.survives(m)]
-
-    def missed(self, mutations: Iterable[Mutation], all_of_them: Iterable[Mutation]) -> list[str]:
-        """Survivors. Of STAND_INS those of which no other copy of the same place is noticed either."""
-        found = self.survivors(mutations)
-        if self.name in STAND_INS:
-            copies = by_place(all_of_them)
-            found = [
-                m
-                for m in found
-                if not any(
-                    c.line != m.line and c.line in self.reached and not self.survives(c)
-                    for c in copies[m.entry, m.places]
-                )
-            ]
-        return [str(m) for m in found]
-
-    def unreached(self, mutations: Iterable[Mutation]) -> list[str]:
-        """Places in the source of which no call reaches any copy."""
-        places = by_place(mutations).values()
-        return [str(copies[0]) for copies in places if not self.reached & {m.line for m in copies}]
-
-    def source_line(self, place: tuple[str, int], step: int = 0) -> str:
-        """The text of a source line, or of that ``step`` lines further."""
-        file, line = place
-        headers = {path.rpartition("/")[2]: text for path, text in self.module.source.headers.items()}
-        return headers.get(file, self.module.source.text).splitlines()[line - 1 + step].strip()
-
 
 @pytest.fixture
 def laboratory(name: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
-    return Laboratory(name, rng, monkeypatch)
+    return Calls(name, rng, monkeypatch)
 
 
 def shifts(ptx: str) -> list[Mutation]:
@@ -274,7 +203,11 @@ def test_no_barrier_can_be_dropped(name: str, laboratory: Laboratory) -> None:
     assert [str(m) for m in found if laboratory.source_line(m.places[0], -1) not in doubled] == []
 
 
-@pytest.mark.parametrize("name", CHAIN)
+OFTEN = [*(n for n in CHAIN if not n.startswith("bf16")), "bf16 chain, block"]
+SELDOM = [n for n in CHAIN if n not in OFTEN]
+
+
+@pytest.mark.parametrize("name", [*OFTEN, *slow(SELDOM)])
 def test_no_barrier_of_the_register_chain_can_be_dropped(name: str, laboratory: Laboratory) -> None:
     """The same; barriers of the filter's kernels: test_filter_kernel.py."""
     mutations = [m for m in dropped_barriers(laboratory.ptx) if "_filter" not in m.entry]
@@ -284,7 +217,7 @@ def test_no_barrier_of_the_register_chain_can_be_dropped(name: str, laboratory: 
     assert [str(m) for m in found if not laboratory.source_line(m.places[0], -1).startswith(doubled)] == []
 
 
-@pytest.mark.parametrize("name", [*PLANS, *CHAIN])
+@pytest.mark.parametrize("name", [*PLANS, *OFTEN, *slow(SELDOM)])
 def test_a_shifted_index_is_noticed(name: str, laboratory: Laboratory, rng: np.random.Generator) -> None:
     mutations = shifts(laboratory.ptx)
     assert len(mutations) > 200

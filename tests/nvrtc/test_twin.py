@@ -21,6 +21,8 @@ from fftgen.render import render
 from fftgen.sampled import check_launches
 
 MODES = ("causal", "circular")
+COMMON = (256, 4096, 20_480, 65_536)
+OTHERS = (1024, 2048, 8192, 12_288, 16_384, 32_768, 1 << 20, 1 << 21)
 
 
 def plan_for(mode: str, length: int, dtype: str = "bf16", target: str = "sm_90") -> Plan:
@@ -108,15 +110,13 @@ def test_calls_have_as_many_gates_as_kernels_have_outputs(rng: np.random.Generat
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    "length", [256, 1024, 2048, 4096, 8192, 12_288, 16_384, 20_480, 32_768, 65_536, 1 << 21]
-)
+@pytest.mark.parametrize("length", [*COMMON, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)])
 def test_no_kernel_spills_and_the_second_result_costs_its_stores(length: int, mode: str, target: str) -> None:
     plan = plan_for(mode, length, target=target)
     found = twin_of(plan)
     for name, taken in nvrtc.compile_cubin(render(found), target).resources.items():
         assert not taken.spills, name
-    if toolkit.find_tool("nvdisasm") is None:
+    if toolkit.find_tool("nvdisasm") is None or target != "sm_90":
         return
     one, two = (sum(path.per_128 for path in hot_path.hot_paths(p, True).values()) for p in (plan, found))
     assert one < two < 1.42 * one  # and not twice as much
