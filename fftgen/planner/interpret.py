@@ -196,7 +196,7 @@ class Scaled(Exact):
         return _fp16(np.ldexp(scaled, raised)), np.ldexp(down, -raised)
 
     def twist(self, z: Complex, table: Complex) -> Complex:
-        """One product rounded, the other inside an FMA: twist in templates/device/mma.cuh."""
+        """One product rounded, the other inside an FMA: twist in templates/device/scaled.cuh."""
         x = self.store(z)
         real = _fp16(_float64(x.real) * table.real - _fp16(_float64(x.imag) * table.imag))
         imaginary = _fp16(_float64(x.imag) * table.real + _fp16(_float64(x.real) * table.imag))

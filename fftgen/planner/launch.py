@@ -48,7 +48,7 @@ def peaks_words(plan: Plan, batch: int, channels: int) -> int:
     """32-bit words, zero before a call, in which the peaks kernel gathers the sizes of all rows of a call.
 
     A row's peak, or for a pair two peaks and two sums of squares in double: PairSize in
-    templates/device/device.cuh.
+    templates/device/scaled_peaks.cuh.
     """
     if not any(kernel.role == "peaks" for kernel in plan.kernels):
         return 0

@@ -91,7 +91,7 @@ def test_every_piece_has_exactly_one_worker_and_no_block_is_idle(shape: tuple[in
 
 
 def test_sizes_of_rows_have_room_for_the_whole_call() -> None:
-    """A peak to a row; two to a pair, and two sums in double: PairSize in templates/device/device.cuh."""
+    """A peak to a row; two to a pair, and two sums in double: PairSize in device/scaled_peaks.cuh."""
     seen = set()
     for found in plans():
         peaks = any(kernel.role == "peaks" for kernel in found.kernels)
