@@ -35,7 +35,7 @@ from fftgen.targets import target as find_target
     show_default=True,
     help="Directory for a file per convolution, or one .fftgen file for all.",
 )
-@click.option("--train", is_flag=True, help="With the kernels of the filter's gradient.")
+@click.option("--train", is_flag=True, help="With the kernels of the backward pass.")
 @common
 def command(
     seqlens: tuple[str, ...],
