@@ -44,10 +44,7 @@ class HotPath:
 
 def specialised(source: Source, length: int, gated: bool) -> Source:
     """The source with every launch aligned, of full length, and with or without gates."""
-    if gated:
-        gates = "if (args.in_gate.data == nullptr || args.out_gate.data == nullptr) return;"
-    else:
-        gates = "args.in_gate.data = nullptr, args.out_gate.data = nullptr;"
+    gates = _switched(("args.in_gate", "args.out_gate"), gated)
     head = (
         "(const Args<T> given) {\n    Args<T> args = given;\n"
         f"    args.vector = 1, args.length = {length};\n    {gates}"
@@ -55,14 +52,21 @@ def specialised(source: Source, length: int, gated: bool) -> Source:
     if _ENTRY not in source.text and _GRADIENT_ENTRY not in source.text:
         raise InternalError(f"{source.name} has no entry point of this fftgen")
     text = source.text.replace(_ENTRY, head)
-    both = "args.x.in_gate.data {0} nullptr{1} args.v.in_gate.data {0} nullptr"
-    gates = f"if ({both.format('==', ' ||')}) return;" if gated else f"{both.format('=', ',')};"
+    gates = _switched(("args.x.in_gate", "args.v.in_gate"), gated)
     head = (
         "(const GradientArgs<T> given) {\n    GradientArgs<T> args = given;\n"
         f"    args.x.vector = args.v.vector = 1, args.x.length = args.v.length = {length};\n    {gates}"
     )
     text = text.replace(_GRADIENT_ENTRY, head)
     return Source(source.name, text, dict(source.headers), source.entries)
+
+
+def _switched(gates: tuple[str, str], there: bool) -> str:
+    """Statements that fix whether gates are there. A return where they are not would leave the compiler in
+    doubt, and the code of the other path with the counts."""
+    return " ".join(
+        f"__builtin_assume({g}.data != nullptr);" if there else f"{g}.data = nullptr;" for g in gates
+    )
 
 
 def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str, HotPath]:
