@@ -126,7 +126,7 @@ def test_short_filters_are_read_as_far_as_they_go() -> None:
 
 
 @needs_disassembler
-@pytest.mark.parametrize("name", portfolio.MEASURED)
+@pytest.mark.parametrize("name", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow)])
 def test_the_formula_for_issue_slots_is_near_the_compiled_code(name: str) -> None:
     """Every kernel of the portfolio whose machine instructions can be counted."""
     compared = set()

@@ -193,7 +193,10 @@ def slow(names: Iterable[str]) -> list[object]:
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-@pytest.mark.parametrize("name", [*WIDE, *REAL, *slow(n for n in ALL if n not in WIDE | REAL | CHAIN)])
+USUAL = [name for name in WIDE | REAL if name != "wide device"]
+
+
+@pytest.mark.parametrize("name", [*USUAL, *slow(n for n in ALL if n not in USUAL and n not in CHAIN)])
 def test_no_barrier_can_be_dropped(name: str, laboratory: Laboratory) -> None:
     """Every barrier is needed and its absence is seen, but for those that another one doubles."""
     mutations = [m for m in dropped_barriers(laboratory.ptx) if "_filter" not in m.entry]
