@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from fftgen.errors import InputError
+from fftgen.execute import TORCH
 from fftgen.problem import Problem
-
-TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _shape(x: Tensor) -> str:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fftgen import autograd
 from fftgen.bundle import build_twin, choose, open_shelf, padded, trains
-from fftgen.check import TORCH, check_filter, check_input
+from fftgen.check import check_filter, check_input
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
-from fftgen.execute import Executable, Spectrum, time_contiguous
+from fftgen.execute import TORCH, Executable, Spectrum, time_contiguous
 from fftgen.pipeline import Built, build, build_gradient
 from fftgen.planner import search
 from fftgen.planner.gradient import gradient
@@ -365,10 +365,13 @@ class Conv:
             first, second = (self.launch(loaded, u, made.planes, made.scale, in_gate, gate) for gate in gates)
             return first, second
         stream = torch.cuda.current_stream(u.device).cuda_stream
-        signals = [time_contiguous(x) for x in (u, *gates)]
-        x, one, other = (s for s in signals if s is not None)
         return twin.executable.both(
-            twin.module.on(stream), x, made.planes, made.scale, time_contiguous(in_gate), (one, other)
+            twin.module.on(stream),
+            time_contiguous(u),
+            made.planes,
+            made.scale,
+            time_contiguous(in_gate),
+            (time_contiguous(gates[0]), time_contiguous(gates[1])),
         )
 
     def _meeting(
@@ -394,15 +397,13 @@ class Conv:
     ) -> Tensor:
         """The kernels of a call, on the current stream of u's device."""
         stream = torch.cuda.current_stream(u.device).cuda_stream
-        signals = [time_contiguous(x) for x in (u, in_gate, out_gate)]
-        assert signals[0] is not None
         return loaded.executable(
             loaded.module.on(stream),
-            signals[0],
+            time_contiguous(u),
             planes,
             scale,
-            signals[1],
-            signals[2],
+            time_contiguous(in_gate),
+            time_contiguous(out_gate),
         )
 
 

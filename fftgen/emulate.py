@@ -151,15 +151,13 @@ def convolve(
     for name in ("filter_planes", "filter_scale") if simulated.filter_reports else ():
         if simulated.unwritten(name):
             raise InternalError(f"{built.plan.name} left bytes of {name} unwritten")
-    signals = [time_contiguous(x) for x in (u, in_gate, out_gate)]
-    assert signals[0] is not None
     y = Executable(built.plan, table)(
         simulated,
-        signals[0],
+        time_contiguous(u),
         made.planes,
         made.scale,
-        signals[1],
-        signals[2],
+        time_contiguous(in_gate),
+        time_contiguous(out_gate),
         address=simulated.address,
     )
     missing = simulated.unwritten("y")
@@ -187,17 +185,13 @@ def both(
     simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
     table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
     made = spectrum(built.plan, k, k_rev, skip)
-    signals = [time_contiguous(x) for x in (u, in_gate, *gates)]
-    assert signals[0] is not None
-    assert signals[2] is not None
-    assert signals[3] is not None
     y, twin = Executable(built.plan, table).both(
         simulated,
-        signals[0],
+        time_contiguous(u),
         made.planes,
         made.scale,
-        signals[1],
-        (signals[2], signals[3]),
+        time_contiguous(in_gate),
+        (time_contiguous(gates[0]), time_contiguous(gates[1])),
         address=simulated.address,
     )
     for name in ("y", "twin"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from fftgen.planner.order import spectrum_digits
 from fftgen.planner.plan import Plan
 
 Address = Callable[[str, Tensor], int]
+TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of the storage types, by name
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,14 @@ def natural_order(stored: Tensor, digits: Sequence[tuple[int, int]]) -> Tensor:
     return spread.permute(0, *(1 + i for i in slowest)).reshape(stored.shape[0], -1, 2)
 
 
-_TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 def storage(plan: Plan) -> torch.dtype:
     """The torch dtype of a plan's signals."""
-    return _TORCH[plan.problem.dtype]
+    return TORCH[plan.problem.dtype]
 
 
 def spectrum_dtype(plan: Plan) -> torch.dtype:
     """The torch dtype of a filter's spectrum."""
-    return _TORCH[plan.spectrum_type]
+    return TORCH[plan.spectrum_type]
 
 
 def with_skip(plan: Plan, planes: Tensor, scale: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,6 +112,14 @@ def spectrum(
     scale = torch.stack([up, down * plan.residual], dim=-1).contiguous()
     longest = max(int(f.shape[-1]) for f in (k, k_rev) if f is not None)
     return Spectrum(planes, scale, plan.digest, longest)
+
+
+@overload
+def time_contiguous(x: Tensor) -> Tensor: ...
+
+
+@overload
+def time_contiguous(x: Tensor | None) -> Tensor | None: ...
 
 
 def time_contiguous(x: Tensor | None) -> Tensor | None:

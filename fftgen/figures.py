@@ -14,6 +14,7 @@ import torch
 
 from fftgen import emulate, sampled
 from fftgen.cache import Cache
+from fftgen.execute import storage
 from fftgen.hot_path import hot_paths
 from fftgen.pipeline import Built, build_plan
 from fftgen.planner import search
@@ -175,7 +176,7 @@ def _reports(built: Built, gated: bool, seed: int) -> tuple[dict[str, Report], i
         return found, 1
     transforms = 2
     batch, length = transforms * plan.rows_per_item, plan.problem.length
-    dtype = torch.bfloat16 if plan.problem.dtype == "bf16" else torch.float16
+    dtype = storage(plan)
     case = Case(batch, 1, length, length, gated, gated)
     inputs = draw(case, dtype, torch.Generator().manual_seed(seed))
     u, k = inputs.pop("u"), inputs.pop("k")

@@ -10,6 +10,7 @@ import torch
 
 from fftgen import emulate
 from fftgen.cache import Cache
+from fftgen.execute import storage
 from fftgen.figures import INSTRUCTIONS, SECTORS, WARPS, resident_warps
 from fftgen.hot_path import gradient_hot_paths
 from fftgen.pipeline import build_gradient
@@ -86,7 +87,7 @@ def gradient_figures(length: int, gated: bool, dtype: str, target: str, seed: in
     if found.plan.transform <= FULL_POINTS:
         batch = 4
         generator = torch.Generator().manual_seed(seed)
-        kind = torch.bfloat16 if dtype == "bf16" else torch.float16
+        kind = storage(found.plan)
 
         def draw() -> torch.Tensor:
             return torch.randn(batch, 1, length, generator=generator).to(kind)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fftgen import emulate, gradient_accuracy, sampled
 from fftgen.accuracy import Accuracy, compare
+from fftgen.execute import storage
 from fftgen.pipeline import Built
 from fftgen.problem import Problem
 from fftgen.simulator import Report
@@ -157,7 +158,7 @@ def draw(case: Case, dtype: torch.dtype, generator: torch.Generator) -> dict[str
 def run_case(built: Built, case: Case, seed: int, ptx: str) -> CaseResult:
     """One whole call on the simulator, judged. Raises SimulationError for any fault."""
     problem = built.plan.problem
-    dtype = torch.bfloat16 if problem.dtype == "bf16" else torch.float16
+    dtype = storage(built.plan)
     inputs = draw(case, dtype, torch.Generator().manual_seed(seed))
     u, k = inputs.pop("u"), inputs.pop("k")
     assert u is not None
@@ -174,7 +175,7 @@ def run_case(built: Built, case: Case, seed: int, ptx: str) -> CaseResult:
 def run_twin(built: Built, case: Case, seed: int, ptx: str) -> CaseResult:
     """One call of kernels with two outputs, both judged. Raises SimulationError for any fault."""
     plan = built.plan
-    dtype = torch.bfloat16 if plan.problem.dtype == "bf16" else torch.float16
+    dtype = storage(plan)
     generator = torch.Generator().manual_seed(seed)
     inputs = draw(replace(case, out_gate=True), dtype, generator)
     u, k, gate = inputs.pop("u"), inputs.pop("k"), inputs.pop("out_gate")
@@ -217,7 +218,7 @@ def gradient_reference(
 def run_gradient(built: Built, case: Case, period: int, seed: int, ptx: str) -> CaseResult:
     """One gradient of a filter on the simulator, judged. Raises SimulationError for any fault."""
     plan = built.plan
-    dtype = torch.bfloat16 if plan.problem.dtype == "bf16" else torch.float16
+    dtype = storage(plan)
     generator = torch.Generator().manual_seed(seed)
     inputs = draw(case, dtype, generator)
     u, a, b = inputs["u"], inputs["in_gate"], inputs["out_gate"]

@@ -14,9 +14,9 @@ from fftgen import emulate, gradient_accuracy, op  # noqa: F401  (op registers t
 from fftgen.accuracy import MARGIN
 from fftgen.bench.backend import Backend
 from fftgen.bench.reference import figures, number, poison
-from fftgen.check import TORCH
 from fftgen.conv import get_conv
 from fftgen.errors import NoPlanError
+from fftgen.execute import TORCH
 from fftgen.pipeline import build_gradient
 from fftgen.planner.gradient import Gradient, gradient
 from fftgen.problem import Problem

@@ -15,8 +15,8 @@ from fftgen.accuracy import Accuracy, compare
 from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
 from fftgen.bench.reference import CHUNK, PEER_BOUND, SELF_BOUND, distances
-from fftgen.check import TORCH
 from fftgen.errors import InternalError
+from fftgen.execute import TORCH
 from fftgen.planner.plan import Plan
 from fftgen.verify import gradient_reference
 from fftgen.verify import reference as numpy_reference

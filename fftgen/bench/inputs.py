@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fftgen.bench.cases import Case
-from fftgen.check import TORCH
+from fftgen.execute import TORCH
 
 FILLS = 3  # all sets together are this many times the L2
 

@@ -16,10 +16,9 @@ from fftgen import emulate, op  # noqa: F401  (op registers the operators)
 from fftgen.accuracy import compare
 from fftgen.bench.backend import Backend
 from fftgen.bench.reference import number
-from fftgen.check import TORCH
 from fftgen.conv import get_conv
 from fftgen.dtypes import dtype as find_dtype
-from fftgen.execute import Executable, Spectrum, spectrum
+from fftgen.execute import TORCH, Executable, Spectrum, spectrum
 from fftgen.pipeline import Built, build
 from fftgen.problem import Problem
 from fftgen.verify import Case, cases_for, draw, reference

@@ -17,9 +17,8 @@ import torch
 
 from fftgen import environment, op, toolkit  # noqa: F401  (op registers the operators)
 from fftgen.bench.proof import moved
-from fftgen.check import TORCH
 from fftgen.conv import get_conv
-from fftgen.execute import spectrum
+from fftgen.execute import TORCH, spectrum
 from fftgen.problem import Problem
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")  # by what they are worth for the time

@@ -159,9 +159,8 @@ def _tables(
     if engine == "wmma":
         return layout(stages, right_angle)
     operand = "fp16" if compute_format == SCALED else "bf16"
-    width = {k.role: k.columns for k in kernels}
     body = next(k for k in kernels if k.role in ("convolve", "rows"))
-    device = width.get("columns", 0)
+    device = next((k.columns for k in kernels if k.role == "columns"), 0)
     tables = fragments.layout(stages, right_angle, body.columns, device, operand)
     if body.shared_bytes - body.matrices_at >= fragments.copied(tables):
         return tables

@@ -281,24 +281,25 @@ __device__ __forceinline__ PairSource<T> pair_source(const Args<T>& a, int b, in
     return pair;
 }
 
-template <typename T>
-__device__ __forceinline__ PairSink<RealSink<T>> pair_sink(const Args<T>& a, int b, int h) {
-    PairSink<RealSink<T>> pair{real_sink(a, b, h), real_sink(a, b, h)};
+// Two rows of a batch; the partner of an odd last one is not there.
+template <typename T, typename Make>
+__device__ __forceinline__ auto paired(const Args<T>& a, int b, Make make) {
+    PairSink<decltype(make(b))> pair{make(b), make(b)};
     if (b + 1 < a.batch)
-        pair.odd = real_sink(a, b + 1, h);
+        pair.odd = make(b + 1);
     else
         pair.odd.y = nullptr;
     return pair;
 }
 
 template <typename T>
-__device__ __forceinline__ PairSink<TwinSink<T>> twin_pair_sink(const Args<T>& a, int b, int h) {
-    PairSink<TwinSink<T>> pair{twin_real_sink(a, b, h), twin_real_sink(a, b, h)};
-    if (b + 1 < a.batch)
-        pair.odd = twin_real_sink(a, b + 1, h);
-    else
-        pair.odd.y = nullptr;
-    return pair;
+__device__ __forceinline__ auto pair_sink(const Args<T>& a, int b, int h) {
+    return paired(a, b, [&](int row) { return real_sink(a, row, h); });
+}
+
+template <typename T>
+__device__ __forceinline__ auto twin_pair_sink(const Args<T>& a, int b, int h) {
+    return paired(a, b, [&](int row) { return twin_real_sink(a, row, h); });
 }
 
 template <typename T>
