@@ -53,6 +53,9 @@ def correlate_input(
     kept = spectra_bytes(found, planned)
     spectra = torch.empty(kept, dtype=torch.uint8, device=u.device) if kept else None
 
+    # The kernels of one side run after the memory of the other was asked for: both must still be there.
+    held: list[Tensor | None] = []
+
     def side(prefix: str, x: Tensor | None, gate: Tensor | None) -> Call:
         workspace = peaks = None
         elements = workspace_elements(plan, batch, channels)
@@ -60,6 +63,7 @@ def correlate_input(
             workspace = torch.empty(elements, dtype=u.dtype, device=u.device)
             words = peaks_words(plan, batch, channels)
             peaks = torch.zeros(words, dtype=torch.int32, device=u.device)  # grown by atomics
+        held.extend((workspace, peaks))
         return Call(
             batch=batch,
             channels=channels,

@@ -6,6 +6,7 @@ test_citizen.py; tensors beyond 2**31 elements in tests/nvrtc/test_large_strides
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +21,13 @@ from fftgen import conv as conv_module
 from fftgen import runtime
 from fftgen.errors import ToolchainError
 from fftgen.execute import Executable
+from fftgen.gradient import correlate_input
 from fftgen.planner import search
+from fftgen.planner.gradient import gradient
 from fftgen.planner.twins import twin
+from fftgen.prepare import prepare
+from fftgen.problem import Problem
+from fftgen.targets import target as find_target
 
 
 @pytest.fixture
@@ -180,3 +186,52 @@ def test_an_error_of_the_driver_is_raised_and_no_result_comes_back(
     with pytest.raises(ToolchainError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"):
         conv.run(*arguments(white))  # type: ignore[arg-type]
     assert len(driver.launched) == after + (failing == "cuLaunchKernel")
+
+
+# Kernels run after the calls that launch them return: what they use must be there until the last is queued.
+
+
+class Holding:
+    """A launcher that looks, at every launch, whether all memory that was named so far still exists."""
+
+    def __init__(self) -> None:
+        self.named: dict[str, weakref.ref[Tensor]] = {}
+        self.launched = 0
+
+    def address(self, name: str, x: Tensor) -> int:
+        self.named[name] = weakref.ref(x)
+        return x.data_ptr()
+
+    def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
+        self.launched += 1
+        gone = [name for name, x in self.named.items() if x() is None]
+        assert not gone, f"{entry} is launched and the memory of {gone} was given back"
+
+
+@pytest.mark.parametrize("length", [4096, 65_536])
+def test_memory_is_held_until_the_kernels_of_a_filters_gradient_are_launched(length: int, white: Any) -> None:
+    found = gradient(Problem("causal", length, "bf16"), find_target("sm_90"))
+    u, v, gate = (white(3, 2, length).bfloat16() for _ in range(3))
+    holding = Holding()
+    tables = torch.zeros(1, dtype=torch.uint8)  # nothing reads them here
+    correlate_input(found, tables, holding, u, v, gate, gate, taps=length, address=holding.address)
+    assert holding.launched > 1
+    assert {"sums", "lags"} <= set(holding.named)
+    assert ("v_workspace" in holding.named) == (length == 65_536)
+
+
+@pytest.mark.parametrize("length", [4096, 65_536])
+def test_memory_is_held_until_the_kernels_of_a_call_are_launched(length: int, white: Any) -> None:
+    plan = search.plan(Problem("circular", length, "bf16"), "sm_90")
+    holding = Holding()
+    tables = torch.zeros(1, dtype=torch.uint8)
+    k = white(2, length).bfloat16()
+    made = prepare(plan, tables, holding, k, skip=white(2), address=holding.address)
+    assert holding.launched
+    assert {"filter", "skip"} <= set(holding.named)
+    holding = Holding()
+    u = white(3, 2, length).bfloat16()
+    y = Executable(plan, tables)(holding, u, made.planes, made.scale, address=holding.address)
+    assert holding.launched
+    assert {"spectrum", "u", "y"} <= set(holding.named)
+    assert y.shape == u.shape
