@@ -119,7 +119,7 @@ def _gpu(device: Any) -> str:
             "CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR",
         )
     )
-    name = _call("cuDeviceGetName", 256, device).rstrip(b"\0").decode()
+    name = _call("cuDeviceGetName", 256, device).split(b"\0")[0].decode()
     return f"{name}, compute capability {major}.{minor}, plans of {target_for((major, minor)).name}"
 
 

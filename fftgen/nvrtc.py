@@ -1,6 +1,6 @@
 """The compiler: source to PTX, cubin and log through NVRTC. Needs neither a GPU nor a driver.
 
-Facts that this file rests on (NVRTC 12.9 and 13.5):
+Facts that this file rests on (NVRTC 12.9, 13.0 and 13.5):
 
 - Compiling for a real architecture (``sm_90``) leaves the PTX from which the cubin was assembled; it is byte
   for byte the PTX of the virtual architecture (``compute_90``). So one compile yields the cubin and exactly
@@ -9,6 +9,8 @@ Facts that this file rests on (NVRTC 12.9 and 13.5):
   directory and the include directories into both. Cubins to be kept are therefore compiled without it.
 - ``nvrtcCompileProgram`` releases the interpreter lock and programs are independent: two threads on two cores
   take 0.55 of the time of one, as much as two processes would gain.
+- From 12.9 on NVRTC keeps what it compiled in the driver's cache, where there is a driver. What comes out of
+  it lacks the assembler's report of registers and spills, so that cache is left out: ours does the same.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ __all__ = [
 
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)([af]?)")
 _BUNDLES_HEADERS = (13, 3)
+_KEEPS_RESULTS = (12, 9)
 
 
 @dataclass(frozen=True)
@@ -228,6 +231,8 @@ def _story(source: Source, target: str, flags: tuple[str, ...], output: _Output)
 
 def _run(source: Source, flags: tuple[str, ...]) -> tuple[str, _Output]:
     """One NVRTC program from creation to destruction: the result's name and what came out."""
+    if version() >= _KEEPS_RESULTS:
+        flags = (*flags, "--no-cache")
     api = _bindings()
     result, program = api.nvrtcCreateProgram(
         source.text.encode(),

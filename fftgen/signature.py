@@ -50,20 +50,21 @@ class Arguments(NamedTuple):
         return y if self.shape is None else y.reshape(self.shape)
 
 
-def autocast(dtype: torch.dtype, *signals: Tensor | None) -> tuple[Tensor | None, ...]:
+def autocast(dtype: torch.dtype, u: Tensor, *gates: Tensor | None) -> tuple[Tensor | None, ...]:
     """Under autocast: u and gates in a convolution's dtype. float64 stays, as it does for PyTorch's own."""
-    return tuple(
-        x.to(dtype) if isinstance(x, Tensor) and _eligible(x) and x.dtype != dtype else x for x in signals
-    )
+    signals = (u, *gates)
+    if not (isinstance(u, Tensor) and autocasting(u.device.type)):
+        return signals
+    return tuple(x.to(dtype) if isinstance(x, Tensor) and _eligible(x) else x for x in signals)
 
 
 def _eligible(x: Tensor) -> bool:
-    return x.is_floating_point() and x.dtype != torch.float64 and autocasting(x.device.type)
+    return x.is_floating_point() and x.dtype != torch.float64
 
 
 def autocasting(device: str) -> bool:
-    """Whether autocast is on for a type of device."""
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    """Whether autocast is on for a type of device. (Asking for any other type raises in some releases.)"""
+    return device in ("cuda", "cpu") and torch.is_autocast_enabled(device)
 
 
 def arrange(

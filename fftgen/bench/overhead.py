@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -115,7 +116,8 @@ def _child(problem: Problem, target: str, directory: Path, timeout: float) -> di
         [sys.executable, "-c", _CHILD, *words], capture_output=True, text=True, timeout=timeout, check=False
     )
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"a fresh process failed: {last}")
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        said = [line for line in lines if re.match(r"\w[\w.]*(Error|Exception)\b", line)]
+        raise RuntimeError(f"a fresh process failed: {(said or lines)[-1]}")
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found

@@ -186,9 +186,10 @@ def tool(directory: Path, text: str) -> Path:
 def test_the_sanitizer_is_run_on_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tool(
         tmp_path,
-        'assert sys.argv[1:5] == ["--tool", "racecheck", "--error-exitcode", "86"], sys.argv\n'
+        'assert sys.argv[1:5] == ["--tool", "racecheck", "--report-api-errors", "no"], sys.argv\n'
+        'assert sys.argv[5:7] == ["--error-exitcode", "86"], sys.argv\n'
         'assert os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"\n'
-        "done = subprocess.run(sys.argv[5:]).returncode\n"
+        "done = subprocess.run(sys.argv[7:]).returncode\n"
         'print("========= RACECHECK SUMMARY: %d hazards displayed" % done)\n'
         "sys.exit(86 if done == 3 else done)",
     )
