@@ -28,6 +28,24 @@ def recorded(*inputs: Any) -> bool:
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
 
 
+def unobserved(*inputs: Any) -> bool:
+    """Whether nobody looks at a call.
+
+    It is not ``recorded``, no graph is traced, no transform of torch.func and no mode of torch.overrides or
+    of torch.utils._python_dispatch is active, and no input is of a class with ways of its own. Such a call
+    needs no dispatcher, which would take a third of its time on the host.
+    """
+    c = torch._C
+    if torch.compiler.is_compiling() or c._are_functorch_transforms_active() or recorded(*inputs):
+        return False
+    if c._len_torch_dispatch_stack() or c._len_torch_function_stack() or c._get_tracing_state() is not None:
+        return False
+    return all(x is None or type(x) in _PLAIN for x in inputs)
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
 def conv(
     u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from fftgen import autograd
 from fftgen.bundle import build_twin, choose, open_shelf, padded, trains
-from fftgen.check import check_filter, check_input
+from fftgen.check import check_filter
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
-from fftgen.execute import TORCH, Executable, Spectrum, time_contiguous
+from fftgen.execute import TORCH, Executable, Spectrum, time_contiguous, with_skip
 from fftgen.pipeline import Built, build, build_gradient
 from fftgen.planner import search
 from fftgen.planner.gradient import gradient
@@ -91,7 +91,7 @@ class Loaded:
     def spectrum(self, k: Tensor | None, k_rev: Tensor | None = None, skip: Tensor | None = None) -> Spectrum:
         """The spectrum of filters (H, Lk) with a skip term (H,), on the current stream of their device."""
         plan, tables = self.executable.plan, self.executable.tables
-        stream = torch.cuda.current_stream(tables.device).cuda_stream
+        stream = _stream(tables.device)
         return prepare(plan, tables, self.module.on(stream), k, k_rev, skip)
 
 
@@ -161,6 +161,8 @@ class Conv:
         x = arrange(self.problem, u, filters, k_rev, in_gate, out_gate, skip, form)
         if prepared is not None:
             return x.back(self._prepared(prepared, x))
+        if x.u.is_cuda and autograd.unobserved(*x[:-1]):
+            return x.back(self.run(*x[:-1]))
         return x.back(autograd.conv(*x[:-1], self.handle))
 
     def prepare(
@@ -305,6 +307,8 @@ class Conv:
         gates = (x.in_gate, x.out_gate, x.skip, self.handle)
         if k.digest == CPU_DIGEST:
             return autograd.conv(u, k.planes[:, 0], k.planes[:, 1], *gates)
+        if u.is_cuda and autograd.unobserved(u, k.planes, k.scale, *gates[:3]):
+            return self.run_prepared(u, k.planes, k.scale, *gates[:3], k.digest)
         y: Tensor = torch.ops.fftgen.conv_prepared(u, k.planes, k.scale, *gates, k.digest)
         return y
 
@@ -336,14 +340,31 @@ class Conv:
         out_gate: Tensor | None,
         skip: Tensor | None,
     ) -> Tensor:
-        """A whole call on a GPU: spectrum, then kernels, on the current stream."""
-        check_input(self.problem, u)  # an operator may be called with CPU-only types by itself
+        """A whole call on a GPU, its arguments checked: spectrum, then kernels, on the current stream."""
         if u.numel() == 0:
             return torch.empty_like(u)
         problem, k, k_rev = self._meeting(u, k, k_rev)
         loaded = self.on(u.device, problem)
         made = loaded.spectrum(k, k_rev, skip)
         return self.launch(loaded, u, made.planes, made.scale, in_gate, out_gate)
+
+    def run_prepared(
+        self,
+        u: Tensor,
+        planes: Tensor,
+        scale: Tensor,
+        in_gate: Tensor | None,
+        out_gate: Tensor | None,
+        skip: Tensor | None,
+        digest: str,
+    ) -> Tensor:
+        """A whole call on a GPU with a spectrum that is there."""
+        if u.numel() == 0:
+            return torch.empty_like(u)
+        loaded = self.loaded_for(digest, u)
+        if skip is not None:
+            planes, scale = with_skip(loaded.executable.plan, planes, scale, skip)
+        return self.launch(loaded, u, planes, scale, in_gate, out_gate)
 
     def run_both(
         self,
@@ -355,7 +376,6 @@ class Conv:
         skip: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """``run`` with each of two output gates: by one transform where there are kernels for it."""
-        check_input(self.problem, u)
         if u.numel() == 0:
             return torch.empty_like(u), torch.empty_like(u)
         problem, k, k_rev = self._meeting(u, k, k_rev)
@@ -364,7 +384,7 @@ class Conv:
         if twin is None:
             first, second = (self.launch(loaded, u, made.planes, made.scale, in_gate, gate) for gate in gates)
             return first, second
-        stream = torch.cuda.current_stream(u.device).cuda_stream
+        stream = _stream(u.device)
         return twin.executable.both(
             twin.module.on(stream),
             time_contiguous(u),
@@ -381,10 +401,11 @@ class Conv:
 
         Causal taps beyond the signal do: they ask for no longer transform.
         """
+        steps = u.shape[-1]
         if self.problem.causal:
-            k, k_rev = (None if f is None else f[..., : u.shape[-1]] for f in (k, k_rev))
-        taps = max(f.shape[-1] for f in (k, k_rev) if f is not None)
-        return self.served(u.shape[-1], taps), k, k_rev
+            k, k_rev = _cut(k, steps), _cut(k_rev, steps)
+        taps = max(0 if k is None else k.shape[-1], 0 if k_rev is None else k_rev.shape[-1])
+        return self.served(steps, taps), k, k_rev
 
     def launch(
         self,
@@ -396,7 +417,7 @@ class Conv:
         out_gate: Tensor | None,
     ) -> Tensor:
         """The kernels of a call, on the current stream of u's device."""
-        stream = torch.cuda.current_stream(u.device).cuda_stream
+        stream = _stream(u.device)
         return loaded.executable(
             loaded.module.on(stream),
             time_contiguous(u),
@@ -405,6 +426,20 @@ class Conv:
             time_contiguous(in_gate),
             time_contiguous(out_gate),
         )
+
+
+def _cut(f: Tensor | None, taps: int) -> Tensor | None:
+    return f if f is None or f.shape[-1] <= taps else f[..., :taps]
+
+
+def _stream(device: torch.device) -> int:
+    """The handle of a GPU's current stream, by the short way where this release of PyTorch has it."""
+    if _RAW_STREAM is None or device.index is None:
+        return int(torch.cuda.current_stream(device).cuda_stream)
+    return int(_RAW_STREAM(device.index))
+
+
+_RAW_STREAM: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 def _current_gpu() -> int:

@@ -128,15 +128,19 @@ def time_contiguous(x: Tensor | None) -> Tensor | None:
 
 
 def signal(name: str, x: Tensor | None, address: Address) -> Signal:
-    """A tensor as kernels see it; absent for None."""
-    return ABSENT if x is None else Signal(address(name, x), x.stride(0), x.stride(1))
+    """A tensor (batch, channel, time) as kernels see it; absent for None."""
+    if x is None:
+        return ABSENT
+    batch, channel, _ = x.stride()
+    return Signal(address(name, x), batch, channel)
 
 
 def aligned(x: Tensor | None) -> bool:
     """Every row starts on 16 bytes and is a whole number of 16-byte pieces."""
-    return x is None or (
-        x.data_ptr() % 16 == 0 and x.stride(0) % 8 == 0 and x.stride(1) % 8 == 0 and x.shape[-1] % 8 == 0
-    )
+    if x is None:
+        return True
+    batch, channel, _ = x.stride()
+    return x.data_ptr() % 16 == 0 and not (batch | channel | x.shape[-1]) % 8
 
 
 class Executable:

@@ -5,8 +5,6 @@ Nothing here knows whether a GPU or the simulator runs the kernels (as in execut
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -83,7 +81,7 @@ def correlate_input(
     sums_at = address("sums", sums)
     call = GradientCall(
         x,
-        replace(y, tables=x.tables),
+        y._replace(tables=x.tables),
         sums=sums_at,
         spectra=0 if spectra is None else address("spectra", spectra),
     )

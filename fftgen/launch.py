@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from fftgen.planner.filter import filter_launches
+from fftgen.planner.filter import FilterLaunch, filter_launches
 from fftgen.planner.finish import finish_launches
 from fftgen.planner.gradient import Gradient, GradientLaunch
 from fftgen.planner.launch import Launch, items_per_channel
@@ -44,8 +44,7 @@ class Signal(NamedTuple):
 ABSENT = Signal()
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """All that one call of a convolution hands to its kernels. Addresses are device addresses.
 
     ``twin``: a second result, for kernels with two outputs; it differs from ``y`` by its gate.
@@ -142,8 +141,7 @@ class Taps(NamedTuple):
 NO_TAPS = Taps()
 
 
-@dataclass(frozen=True)
-class FilterCall:
+class FilterCall(NamedTuple):
     """All that the kernels of filters' spectra are handed. Addresses are device addresses, 0: absent.
 
     ``back`` acts backwards in time.
@@ -162,7 +160,7 @@ class FilterCall:
 
 def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
     """Make the spectra of a call's filters: the launches of planner/filter.py, in order."""
-    for launch in filter_launches(plan.filter, plan.transform, call.channels):
+    for launch, entry in _filter_launches(plan, call.channels):
         params = _FILTER_ARGS.pack(
             *call.filter[:2],
             *call.back[:2],
@@ -177,7 +175,23 @@ def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
             max(0, call.back.taps - 1),  # the first tap acts forwards as well
         )
         kernel = launch.kernel
-        launcher.launch(plan.filter_entry(kernel), launch.grid, kernel.threads, kernel.shared_bytes, params)
+        launcher.launch(entry, launch.grid, kernel.threads, kernel.shared_bytes, params)
+
+
+# Launches of the latest shapes, by the digest of their plan: planning them takes longer than packing them.
+_planned: dict[tuple[str, int], tuple[tuple[FilterLaunch, str], ...]] = {}
+
+
+def _filter_launches(plan: Plan, channels: int) -> tuple[tuple[FilterLaunch, str], ...]:
+    """The launches that make ``channels`` filters' spectra, and the kernels they are of."""
+    key = (plan.digest, channels)
+    found = _planned.get(key)
+    if found is None:
+        if len(_planned) >= 1024:  # shapes that come and go must not pile up
+            _planned.clear()
+        planned = filter_launches(plan.filter, plan.transform, channels)
+        found = _planned[key] = tuple((launch, plan.filter_entry(launch.kernel)) for launch in planned)
+    return found
 
 
 @dataclass(frozen=True)

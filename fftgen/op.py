@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from fftgen import autograd, eager, filter_gradient
-from fftgen.conv import CPU_DIGEST, registered, terms
+from fftgen.check import check_input
+from fftgen.conv import CPU_DIGEST, Conv, registered, terms
 from fftgen.errors import InputError
-from fftgen.execute import with_skip
 
 _torch_library: Any = torch.library  # its classes carry no annotations
 _LIBRARY = _torch_library.Library("fftgen", "DEF")
@@ -53,10 +53,17 @@ _LIBRARY.define(
 Maybe = Tensor | None
 
 
+def _checked(handle: str, u: Tensor) -> Conv:
+    """The convolution of a handle; an operator may be called with types by itself that only CPUs take."""
+    conv = registered(handle, u.shape[-1])
+    check_input(conv.problem, u)
+    return conv
+
+
 def _conv_cuda(
     u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:
-    return registered(handle, u.shape[-1]).run(u, k, k_rev, in_gate, out_gate, skip)
+    return _checked(handle, u).run(u, k, k_rev, in_gate, out_gate, skip)
 
 
 def _conv_cpu(
@@ -78,8 +85,7 @@ def _both_cuda(
     skip: Maybe,
     handle: str,
 ) -> tuple[Tensor, Tensor]:
-    conv = registered(handle, u.shape[-1])
-    return conv.run_both(u, k, k_rev, in_gate, (first_gate, second_gate), skip)
+    return _checked(handle, u).run_both(u, k, k_rev, in_gate, (first_gate, second_gate), skip)
 
 
 def _both_cpu(
@@ -118,13 +124,7 @@ def _prepared_cuda(
     handle: str,
     digest: str,
 ) -> Tensor:
-    conv = registered(handle)
-    if u.numel() == 0:
-        return torch.empty_like(u)
-    loaded = conv.loaded_for(digest, u)
-    if skip is not None:
-        planes, scale = with_skip(loaded.executable.plan, planes, scale, skip)
-    return conv.launch(loaded, u, planes, scale, in_gate, out_gate)
+    return registered(handle).run_prepared(u, planes, scale, in_gate, out_gate, skip, digest)
 
 
 def _prepared_cpu(

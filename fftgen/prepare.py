@@ -36,7 +36,7 @@ def prepare(
     """
     if not plan.filter.kernels:
         return spectrum(plan, k, k_rev, skip)
-    ahead, back = (None if f is None else time_contiguous(f.detach().to(torch.float32)) for f in (k, k_rev))
+    ahead, back = _wide(k), _wide(k_rev)
     given = [f for f in (ahead, back) if f is not None]
     channels, device = given[0].shape[0], given[0].device
     if channels >= 2**31:
@@ -65,6 +65,13 @@ def prepare(
     )
     run_filter(plan, call, launcher)
     return made
+
+
+def _wide(f: Tensor | None) -> Tensor | None:
+    """A filter's taps in fp32, side by side."""
+    if f is None or (f.dtype == torch.float32 and f.stride(-1) == 1):
+        return f
+    return time_contiguous(f.detach().to(torch.float32))
 
 
 def _taps(name: str, k: Tensor | None, address: Address) -> Taps:

@@ -7,6 +7,7 @@ shared. No function here synchronises, allocates device memory or changes the cu
 from __future__ import annotations
 
 import ctypes
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
@@ -63,6 +64,7 @@ class Module:
         self.device = device
         handle = _check(cuda.cuDeviceGet(device), f"finding GPU {device}")
         self._context = _check(cuda.cuDevicePrimaryCtxRetain(handle), f"opening GPU {device}")
+        self._handle = int(self._context)
         with self._current():
             self._module = _check(cuda.cuModuleLoadData(image), "loading a kernel")
             self._functions = {name: self._function(name, shared) for name, shared in entries.items()}
@@ -91,20 +93,25 @@ class Module:
         """Launch one kernel. Asynchronous: errors inside the kernel surface at the next synchronisation."""
         cuda = driver()
         block_of_arguments = ctypes.create_string_buffer(params, len(params))
-        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(block_of_arguments))
-        with self._current():
-            _check(
-                cuda.cuLaunchKernel(
-                    self._functions[entry],
-                    grid, 1, 1,
-                    block, 1, 1,
-                    shared_bytes,
-                    stream,
-                    ctypes.addressof(pointers),
-                    0,
-                ),
-                f"launching {entry} on {grid} blocks of {block} threads with {shared_bytes} bytes",
+        pointers = _Pointers(ctypes.addressof(block_of_arguments))
+        # PyTorch has made this context current as a rule: asking costs less than pushing and popping.
+        current = _check(cuda.cuCtxGetCurrent(), "asking for the current context")
+        with nullcontext() if int(current) == self._handle else self._current():
+            result = cuda.cuLaunchKernel(
+                self._functions[entry],
+                grid, 1, 1,
+                block, 1, 1,
+                shared_bytes,
+                stream,
+                ctypes.addressof(pointers),
+                0,
             )  # fmt: skip
+        if result[0]:
+            what = f"launching {entry} on {grid} blocks of {block} threads with {shared_bytes} bytes"
+            _check(result, what)
+
+
+_Pointers = ctypes.c_void_p * 1
 
 
 class _Current:

@@ -201,7 +201,7 @@ class Plan:
         """SHA-256 of the canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    @property
+    @cached_property
     def name(self) -> str:
         """What the kernels are called: what they are, then a digest."""
         p = self.problem

@@ -176,7 +176,7 @@ def test_two_results_take_the_kernels_that_there_are(
 
 
 @pytest.mark.parametrize("after", [0, 1], ids=["the spectrum's kernel", "the convolution's"])
-@pytest.mark.parametrize("failing", ["cuLaunchKernel", "cuCtxPushCurrent"])
+@pytest.mark.parametrize("failing", ["cuLaunchKernel", "cuCtxGetCurrent"])
 def test_an_error_of_the_driver_is_raised_and_no_result_comes_back(
     failing: str, after: int, white: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +186,32 @@ def test_an_error_of_the_driver_is_raised_and_no_result_comes_back(
     with pytest.raises(ToolchainError, match=r"CUDA_ERROR_ILLEGAL_ADDRESS \(700\)"):
         conv.run(*arguments(white))  # type: ignore[arg-type]
     assert len(driver.launched) == after + (failing == "cuLaunchKernel")
+
+
+def test_another_context_is_left_as_it_was(white: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a program has made a context of its own current, ours is for the launches, and only for them."""
+    stack = [7]
+
+    class Foreign(Driver):
+        def cuCtxGetCurrent(self) -> tuple[Any, ...]:  # noqa: N802
+            return (Code(0), stack[-1])
+
+        def cuCtxPushCurrent(self, context: int) -> tuple[Any, ...]:  # noqa: N802
+            stack.append(context)
+            return (Code(0),)
+
+        def cuCtxPopCurrent(self) -> tuple[Any, ...]:  # noqa: N802
+            return (Code(0), stack.pop())
+
+        def cuLaunchKernel(self, *arguments: Any) -> tuple[Any, ...]:  # noqa: N802
+            self.launched.append((*arguments, stack[-1]))
+            return (Code(0),)
+
+    driver = Foreign()
+    conv, _ = on_fake_gpu(monkeypatch, driver)
+    conv.run(*arguments(white))  # type: ignore[arg-type]
+    assert [launch[-1] for launch in driver.launched] == [1, 1]  # ours
+    assert stack == [7]
 
 
 # Kernels run after the calls that launch them return: what they use must be there until the last is queued.

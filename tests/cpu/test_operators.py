@@ -10,7 +10,9 @@ import pytest
 import torch
 from gradients import NAMES, OPTIONS, TORCH
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fftgen
@@ -285,3 +287,41 @@ def test_handles_of_artifacts_and_open_lengths_name_mode_and_length() -> None:
         registered("artifact:0123abcd:circular-64-bf16")
     assert registered("causal-*-bf16", 1000) is registered("causal-*-bf16", 1001)  # neighbours share kernels
     assert registered("circular-*-bf16", 1000).problem.length == 1000
+
+
+def test_only_a_call_that_nobody_looks_at_goes_past_the_dispatcher() -> None:
+    plain = torch.zeros(2)
+    leaf = torch.nn.Parameter(plain)
+    assert autograd.unobserved(plain, None)
+    assert not autograd.unobserved(plain, leaf)
+    with torch.no_grad():
+        assert autograd.unobserved(plain, leaf)
+        with forward_ad.dual_level():
+            assert not autograd.unobserved(plain)
+    with torch.inference_mode():
+        assert autograd.unobserved(plain)
+
+    class Mine(Tensor):
+        pass
+
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return function(*args, **(kwargs or {}))
+
+    class Dispatched(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return function(*args, **(kwargs or {}))
+
+    assert not autograd.unobserved(plain.as_subclass(Mine))
+    for mode in (Functions(), Dispatched(), FakeTensorMode()):
+        with mode:
+            assert not autograd.unobserved(plain)
+    seen: list[bool] = []
+
+    def note(x: Tensor) -> Tensor:
+        seen.append(autograd.unobserved(x))
+        return x * 2
+
+    torch.func.vmap(note)(plain)
+    torch.jit.trace(note, plain, check_trace=False)
+    assert seen == [False, False]

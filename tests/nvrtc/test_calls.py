@@ -129,6 +129,12 @@ def test_the_driver_is_handed_what_the_simulator_runs(
         def __getattr__(self, name: str) -> Any:
             return lambda *arguments: (0, arguments)
 
+        def cuDevicePrimaryCtxRetain(self, _: Any) -> tuple[int, int]:  # noqa: N802
+            return 0, 5
+
+        def cuCtxGetCurrent(self) -> tuple[int, int]:  # noqa: N802
+            return 0, 5
+
         def cuModuleGetFunction(self, _: Any, name: bytes) -> tuple[int, str]:  # noqa: N802
             return 0, name.decode()
 
