@@ -11,7 +11,7 @@ import jinja2
 
 from fftgen import __version__
 from fftgen.dtypes import dtype
-from fftgen.planner import filter_tables, fragments, twins
+from fftgen.planner import filter_tables, fragments, mma_rules, twins
 from fftgen.planner import gradient as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.gradient import Gradient
@@ -144,6 +144,7 @@ def render_gradient(gradient: Gradient) -> Source:
             f"{gradient.kernel.shared_bytes} bytes of shared memory a block",
             ctype=dtype(plan.problem.dtype).ctype,
             headers=_headers(plan)[1:],
+            ahead=mma_rules.ahead(plan),
             kernel_templates=MMA_TEMPLATES,
             tables=gradients.tables(plan),
             chain_tables=gradients.chain_bytes(plan),
@@ -195,6 +196,7 @@ def _mma_names(plan: Plan) -> dict[str, Any]:
         "sink": twins.prefix(plan) + ("real_sink" if plan.real_input else "pair_sink"),
         "shared_tables": fragments.copied(plan.tables),
         "once": fragments.once(plan),
+        "ahead": mma_rules.ahead(plan),
     }
 
 

@@ -60,6 +60,17 @@ __device__ __forceinline__ const uint4* spectrum_row(const Args<T>& args, int h,
     return reinterpret_cast<const uint4*>(args.spectrum + h * (2LL * N)) + outer * 5120;
 }
 
+// Aligned rows that a transform reads at its end, its gate; and those that it starts from.
+__device__ __forceinline__ void bring_gates(const Args<T>& args, int piece) {
+    const Item item = locate_item(args, piece);
+    bring(args.out_gate.row(item.b, item.h), args.length);
+}
+__device__ __forceinline__ void bring_signals(const Args<T>& args, int piece) {
+    const Item item = locate_item(args, piece);
+    bring(args.u.row(item.b, item.h), args.length);
+    bring(args.in_gate.row(item.b, item.h), args.length);
+}
+
 // Copies 16-byte words to shared memory.
 template <int WORDS>
 __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, int threads) {
@@ -96,6 +107,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_b
             const Item item = locate_item(args, piece);
             const auto source = real_source(args, item.b, item.h);
             if (args.vector) {
+                if (index == 0) bring_gates(args, piece);
 #pragma unroll
                 for (int s = 0; s < STRIPS; ++s) {
                     re_strip[s].template fetch<false>(source, (s * WARPS + warp) * 8 * V, M1, lane);
@@ -132,6 +144,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_b
             const unsigned index = thread_index();
             const int lane = index % LANES, warp = index / LANES;
             const InnerTables inner = inner_tables(tables);
+            if (args.vector && index == 0 && piece + 1 < min(args.items, (int)(blockIdx.x + 1) * args.run)) bring_signals(args, piece + 1);
             const uint4* const spectrum = spectrum_row(args, locate_item(args, piece).h, 0);
             constexpr int TURNS = (N1 + WARPS * GROUP - 1) / (WARPS * GROUP);
 #pragma unroll 1
@@ -166,8 +179,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_b
 #pragma unroll
             for (int group = warp; group < M1 / 32; group += WARPS)
                 columns_inverse<N1, V, true>(
-                    tables + COLUMNS_INVERSE_AT / 16, re, im, PIECES, group, tiles, lane,
-                    [&](int n, int column, const float(&a)[8], const float(&b)[8]) { sink.store(n * M1 + column, a, b); });
+                    tables + COLUMNS_INVERSE_AT / 16, re, im, PIECES, group, tiles, lane, sink, M1);
         }
     }
 }

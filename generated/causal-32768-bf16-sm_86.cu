@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype bf16 --causal --arch sm_86
 //
 // plan    causal 32768 bf16 sm_86 | N=32768=64d·16w·32w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 65536B] rows[12w 68608B] columns_inverse1[8w 0B]
-// digest  ad11668e062769d334dd1406794813ebda6093bad36f6d25cb540904c0feac1a
+// digest  e87bfb96b717451588a1b55c8119d118e182723dada1b7fecdb10e9d10e50f8f
 // work    per row: 5120 matrix instructions 16x16x16 (41.94 MFLOP), 131072 bytes of device memory at least; 68608 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -86,7 +86,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_bf16_mma_sm86_ad11668e_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_b
 }
 
   // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_ad11668e_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_b
 }
 
   // Everything inside a row of 512 points: each warp works on 1 transforms at a time.
-extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_ad11668e_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_rows(const Args<T> args) {
     constexpr int WARPS = 12;
     constexpr int GROUP = 1;  // transforms that a warp takes at a time
     constexpr bool REAL = false;
@@ -195,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_b
 }
 
   // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_ad11668e_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -214,8 +214,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
         const Power re_power(args.peaks[args.first + slot]);
         sink.scale *= re_power.down();
         device_inverse<N1, V, M1, SPLIT1, true>(
-            matrix, low, high, workspace(args, slot), strip, tiles, lane,
-            [&](int n, int column, const float(&a)[2 * V], const float(&b)[2 * V]) { sink.store(n * M1 + column, a, b); });
+            matrix, low, high, workspace(args, slot), strip, tiles, lane, sink);
     }
 }
 
@@ -262,7 +261,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_ad11668e_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -338,7 +337,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_bf16_mma_sm86_ad11668e_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
@@ -408,7 +407,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_b
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_ad11668e_filter_convert(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_filter_convert(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 4096 bf16 sm_90 | N=4096=16b·16w·16w right-angle block mma scaled-fp16 | convolve[4w 27136B]
-// digest  9df7e8d9d70c98bb230f7614354261e584214ef7d6774c7a5dcaffc2cc19335f
+// digest  f89f0dbf62673132866dee2417a94c45ec41cf5601712aea4daada8f5aa5bd0a
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 27136 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -60,6 +60,17 @@ __device__ __forceinline__ const uint4* spectrum_row(const Args<T>& args, int h,
     return reinterpret_cast<const uint4*>(args.spectrum + h * (2LL * N)) + outer * 1024;
 }
 
+// Aligned rows that a transform reads at its end, its gate; and those that it starts from.
+__device__ __forceinline__ void bring_gates(const Args<T>& args, int piece) {
+    const Item item = locate_item(args, piece);
+    bring(args.out_gate.row(item.b, item.h), args.length);
+}
+__device__ __forceinline__ void bring_signals(const Args<T>& args, int piece) {
+    const Item item = locate_item(args, piece);
+    bring(args.u.row(item.b, item.h), args.length);
+    bring(args.in_gate.row(item.b, item.h), args.length);
+}
+
 // Copies 16-byte words to shared memory.
 template <int WORDS>
 __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, int threads) {
@@ -69,7 +80,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
     // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm90_9df7e8d9(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n4096_causal_bf16_mma_sm90_f89f0dbf(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -96,6 +107,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf
             const Item item = locate_item(args, piece);
             const auto source = real_source(args, item.b, item.h);
             if (args.vector) {
+                if (index == 0) bring_gates(args, piece);
 #pragma unroll
                 for (int s = 0; s < STRIPS; ++s) {
                     re_strip[s].template fetch<false>(source, (s * WARPS + warp) * 8 * V, M1, lane);
@@ -132,6 +144,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf
             const unsigned index = thread_index();
             const int lane = index % LANES, warp = index / LANES;
             const InnerTables inner = inner_tables(tables);
+            if (args.vector && index == 0 && piece + 1 < min(args.items, (int)(blockIdx.x + 1) * args.run)) bring_signals(args, piece + 1);
             const uint4* const spectrum = spectrum_row(args, locate_item(args, piece).h, 0);
             constexpr int TURNS = (N1 + WARPS * GROUP - 1) / (WARPS * GROUP);
 #pragma unroll 1
@@ -166,8 +179,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf
 #pragma unroll
             for (int group = warp; group < M1 / 32; group += WARPS)
                 columns_inverse<N1, V, true>(
-                    tables + COLUMNS_INVERSE_AT / 16, re, im, PIECES, group, tiles, lane,
-                    [&](int n, int column, const float(&a)[8], const float(&b)[8]) { sink.store(n * M1 + column, a, b); });
+                    tables + COLUMNS_INVERSE_AT / 16, re, im, PIECES, group, tiles, lane, sink, M1);
         }
     }
 }
@@ -210,7 +222,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm90_9df7e8d9_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm90_f89f0dbf_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

@@ -180,8 +180,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular
 #pragma unroll
             for (int group = warp; group < M1 / 32; group += WARPS)
                 columns_inverse<N1, V, false>(
-                    tables + COLUMNS_INVERSE_AT / 16, re, im, PIECES, group, tiles, lane,
-                    [&](int n, int column, const float(&a)[8], const float(&b)[8]) { sink.store(n * M1 + column, a, b); });
+                    tables + COLUMNS_INVERSE_AT / 16, re, im, PIECES, group, tiles, lane, sink, M1);
         }
     }
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from fftgen.planner import work as counts
 from fftgen.planner.filter_work import filter_work
-from fftgen.planner.plan import TILE, Kernel, Plan
+from fftgen.planner.plan import TILE, Plan
 from fftgen.planner.work import Work, kernel_work
 from fftgen.targets import Target
 
@@ -170,14 +170,14 @@ def cost(plan: Plan, target: Target, compiled: Compiled | None = None) -> Cost:
     for kernel in plan.kernels:
         done = kernel_work(plan, kernel, target)
         size = (kernel.shared_bytes, kernel.warps, kernel.resident)
-        registers = known.registers.get(kernel.label, _expected_registers(plan, kernel))
+        registers = known.registers.get(kernel.label, _expected_registers(plan, target))
         found.append(_kernel(kernel.label, done, size, target, registers, known))
     return Cost(tuple(found))
 
 
-def _expected_registers(plan: Plan, kernel: Kernel) -> int | None:
+def _expected_registers(plan: Plan, target: Target) -> int | None:
     """Where the compiler takes far fewer registers than the plan leaves room for (88 to 102 of 160)."""
-    small = plan.memory_class == "warp" and plan.transform <= SMALL_POINTS
+    small = plan.memory_class == "warp" and plan.transform <= SMALL_POINTS and target.capability < 90
     return PAIR_REGISTERS if small and plan.engine == "mma" and not plan.real_input else None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fftgen.planner.plan import TILE, Kernel, Plan
 from fftgen.targets import target
 
-MAX_RUN = 8  # pieces that one worker takes in a row: enough to make loading the DFT matrices cheap
-WAVES = 2  # a grid below this many full waves leaves multiprocessors idle at its end
+MAX_RUN = 16  # pieces that one worker takes in a row: longer ones would leave the end of a launch to few
+START = 0.35  # of a piece: what a block does before the first one
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,20 @@ def _pieces(plan: Plan, kernel: Kernel, items: int) -> int:
     return items * (plan.transform // (plan.stages[kernel.stage - 1].radix * TILE))
 
 
+@lru_cache(maxsize=4096)
+def run_of(pieces: int, slots: int) -> int:
+    """Pieces that each of a launch's blocks takes in a row where ``slots`` blocks run at a time.
+
+    A few full waves: blocks that start all at once and end all at once, and load their tables seldom.
+    """
+
+    def time(run: int) -> float:
+        blocks = -(-pieces // run)
+        return -(-blocks // slots) * (run + START)
+
+    return min(range(1, MAX_RUN + 1), key=time)
+
+
 def launches(plan: Plan, batch: int, channels: int, length: int) -> tuple[Launch, ...]:
     """Every launch of one call on ``(batch, channels, length)``, in order.
 
@@ -90,7 +105,6 @@ def launch_of(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -
     else:
         pieces = _pieces(plan, kernel, items)
         workers = kernel.items  # of a block
-        full = WAVES * target(plan.target).multiprocessors * kernel.resident * workers
-        run = max(1, min(MAX_RUN, pieces // full))
+        run = run_of(-(-pieces // workers), target(plan.target).multiprocessors * kernel.resident)
         grid = -(-pieces // (workers * run))
     return Launch(kernel, plan.entry(kernel), grid, 32 * kernel.warps, kernel.shared_bytes, first, items, run)

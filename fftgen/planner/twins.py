@@ -14,6 +14,8 @@ from fftgen.planner.filter import Filter
 from fftgen.planner.plan import Kernel, Plan
 
 LONG_COLUMNS = 128  # of the device stage: two results take the registers of 12 warps, not of 16
+MOST_WARPS = 16  # resident, of the other columns of the device stage
+SHORT_POINTS = 512  # in a warp: above, two results take the registers of 12 warps
 LATE_POINTS = 16_384  # above, pairs find no registers for the addresses of four results (as compiled)
 
 
@@ -25,10 +27,22 @@ def twin(plan: Plan) -> Plan | None:
 
 
 def _roomy(plan: Plan, kernel: Kernel) -> Kernel:
-    """A kernel with as many registers as its two results need."""
-    if kernel.role != "columns_inverse" or plan.factors[0] < LONG_COLUMNS:
-        return kernel
-    return replace(kernel, warps=4, items=4, resident=3)
+    """A kernel with as many registers as its two results need (as compiled)."""
+    if kernel.role == "columns_inverse" and plan.factors[0] >= LONG_COLUMNS:
+        return replace(kernel, warps=4, items=4, resident=3)
+    if kernel.role == "columns_inverse":
+        return replace(kernel, resident=min(kernel.resident, MOST_WARPS // kernel.warps))
+    if plan.memory_class == "warp" and plan.transform > SHORT_POINTS and kernel.resident * kernel.warps > 12:
+        tables_at = kernel.matrices_at // kernel.warps * 4
+        return replace(
+            kernel,
+            warps=4,
+            items=4 * kernel.group,
+            resident=3,
+            matrices_at=tables_at,
+            shared_bytes=kernel.shared_bytes - kernel.matrices_at + tables_at,
+        )
+    return kernel
 
 
 def prefix(plan: Plan) -> str:

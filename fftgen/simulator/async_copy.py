@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fftgen.simulator.decode import Decoder
-from fftgen.simulator.faults import SharedRace, UninitializedRead
+from fftgen.simulator.faults import Misaligned, OutOfBounds, SharedRace, UninitializedRead
 from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.ops import Modifiers, Op, handles
 from fftgen.simulator.ordering import PENDING
@@ -145,6 +145,8 @@ class AsyncCopies:
 def _cp(d: Decoder, ins: Instruction) -> Op:
     mods = Modifiers(ins)
     mods.need("async")
+    if mods.flag("bulk"):
+        return _bulk_prefetch(d, ins, mods)
     if mods.flag("commit_group"):
         mods.done()
 
@@ -164,6 +166,45 @@ def _cp(d: Decoder, ins: Instruction) -> Op:
         newest, pc = count.value, d.pc
         return d.op(ASYNC, lambda m, g: m.copies.wait(m, g, pc, newest))
     return _copy(d, ins, mods)
+
+
+PIECE = 16  # bytes on which a bulk prefetch starts and of which its size is a multiple
+
+
+def _bulk_prefetch(d: Decoder, ins: Instruction, mods: Modifiers) -> Op:
+    """cp.async.bulk.prefetch.L2.global (PTX ISA, "Data Movement and Conversion Instructions").
+
+    Moves nothing, but asks for memory that must be there. No sectors are counted: the loads that follow do.
+    """
+    if not (mods.flag("prefetch") and mods.flag("L2") and mods.flag("global")):
+        d.refuse("of bulk copies only cp.async.bulk.prefetch.L2.global")
+    mods.done()
+    where, size = ins.operands
+    read, count = d.address(where), d.get(size, TYPES["u32"])
+
+    def run(m: Machine, g: Group) -> None:
+        addresses, sizes = read(m, g), np.asarray(count(m, g), np.uint64)
+        if (sizes % PIECE).any() or not sizes.all():
+            i = int(np.flatnonzero((sizes % PIECE != 0) | (sizes == 0))[0])
+            m.fault(
+                Misaligned,
+                ins,
+                f"{int(sizes[i])} bytes: a bulk prefetch takes a multiple of {PIECE}",
+                int(g.threads[i]),
+                address=int(addresses[i]),
+            )
+        first = m.spaces.resolve(m, g, ins, "global", addresses, PIECE)
+        last = m.spaces.resolve(m, g, ins, "global", addresses + sizes - np.uint64(PIECE), PIECE)
+        if [region for region, *_ in first] != [region for region, *_ in last]:
+            m.fault(
+                OutOfBounds,
+                ins,
+                "a bulk prefetch begins in one buffer and ends in another",
+                int(g.threads[0]),
+                address=int(addresses[0]),
+            )
+
+    return d.op("prefetch", run)
 
 
 def _copy(d: Decoder, ins: Instruction, mods: Modifiers) -> Op:

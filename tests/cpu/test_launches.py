@@ -7,7 +7,16 @@ from collections import Counter
 import pytest
 from plans import engines
 
-from fftgen.planner.launch import Launch, items_per_channel, launches, peaks_words, workspace_elements
+from fftgen.planner.launch import (
+    MAX_RUN,
+    START,
+    Launch,
+    items_per_channel,
+    launches,
+    peaks_words,
+    run_of,
+    workspace_elements,
+)
 from fftgen.planner.plan import Plan
 from fftgen.planner.search import plan
 from fftgen.problem import Problem
@@ -148,3 +157,21 @@ def test_workers_take_runs_only_when_the_chip_is_full_without() -> None:
     (busy,) = launches(found, 64, slots, 1024)
     assert busy.run > 1
     assert busy.grid * busy.kernel.items >= slots, "runs have left multiprocessors idle"
+
+
+@pytest.mark.parametrize("slots", [1, 132, 528, 660])
+def test_a_launch_ends_with_a_wave_that_is_nearly_full(slots: int) -> None:
+    """What the last wave leaves idle is little beside what the others do, and so is loading tables."""
+    for pieces in (1, slots // 2, slots, slots + 1, 3 * slots, 10 * slots + 7, 49_152, 1_000_003):
+        if not pieces:
+            continue
+        run = run_of(pieces, slots)
+        blocks = -(-pieces // run)
+        waves = -(-blocks // slots)
+        assert 1 <= run <= MAX_RUN
+        assert (blocks - 1) * run < pieces  # none without work
+        if pieces <= slots:
+            assert run == 1  # spread over the chip
+        elif slots > 1:
+            least = -(-pieces // slots)  # pieces that the busiest slot must do
+            assert waves * (run + START) <= 1.35 * least + 1.35

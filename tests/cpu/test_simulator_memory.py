@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from simulator_counts import device
 from simulator_kit import check, launch, out, ptx, ro
 
-from fftgen.simulator import DeviceMemory, SimulationError, parse, simulate
+from fftgen.simulator import DeviceMemory, Misaligned, OutOfBounds, SimulationError, parse, simulate
 
 Array = np.ndarray[Any, Any]
 INDEX4 = "mul.wide.u32 %d0, %tx, 4;"
@@ -263,6 +264,40 @@ def test_asynchronous_copy_arrives_at_the_wait(copies: str, rng: np.random.Gener
         ptx(COPY.format(copies=copies), "x y", shared=1024), {"x": ro(x), "y": out((64, 4))}, block=64
     )["y"]
     assert np.array_equal(got, x[np.arange(64) ^ 1])
+
+
+PREFETCH = """
+      mul.wide.u32 %d0, %tx, 4;  add.u64 %d1, %x, %d0;  add.u64 %d2, %y, %d0;
+      {given}
+      cp.async.bulk.prefetch.L2.global [%d3], %r1;
+      ld.global.u32 %r0, [%d1];  st.global.u32 [%d2], %r0;"""
+
+
+def test_a_bulk_prefetch_changes_nothing_and_counts_no_sectors(rng: np.random.Generator) -> None:
+    x = rng.integers(0, 2**32, 32, np.uint64).astype(np.uint32)
+    body = PREFETCH.format(given="add.u64 %d3, %x, 32;  mov.u32 %r1, 96;")
+    for text in (body, body.replace("cp.async.bulk.prefetch.L2.global [%d3], %r1;", "")):
+        found = launch(ptx(text, "x y"), {"x": ro(x), "y": out(32)})
+        assert np.array_equal(found["y"], x)
+        assert device(found.report, "x", "load") == (128, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault", "text"),
+    [
+        ("add.u64 %d3, %x, 32;  mov.u32 %r1, 112;", OutOfBounds, "x"),
+        ("add.u64 %d3, %x, 8;  mov.u32 %r1, 16;", Misaligned, "x"),
+        ("mov.u64 %d3, %x;  mov.u32 %r1, 24;", Misaligned, "24 bytes: a bulk prefetch takes"),
+        ("mov.u64 %d3, %x;  mov.u32 %r1, 0;", Misaligned, "0 bytes"),
+        ("mov.u64 %d3, 64;  mov.u32 %r1, 16;", OutOfBounds, "outside every buffer"),
+        ("sub.u64 %d4, %y, %x;  add.u64 %d4, %d4, 16;  cvt.u32.u64 %r1, %d4;  mov.u64 %d3, %x;", OutOfBounds,
+         "begins in one buffer and ends in another"),
+    ],
+)  # fmt: skip
+def test_a_bulk_prefetch_of_what_is_not_there_stops(given: str, fault: type[Exception], text: str) -> None:
+    body = PREFETCH.format(given=given)
+    with pytest.raises(fault, match=text):
+        launch(ptx(body, "x y"), {"x": ro(np.ones(32, np.uint32)), "y": out(32)})
 
 
 @pytest.mark.parametrize("size", [4, 8, 16])

@@ -159,7 +159,7 @@ __device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load 
     }
 
     // The same matrix as in the first step, asked for anew: it would fill registers from there to here.
-    const int last_lane = ONCE ? thread_index() % LANES : lane;
+    const int last_lane = ONCE || REAL ? thread_index() % LANES : lane;
 #pragma unroll
     for (int m = 0; m < ROWS; ++m) {
         Out vr[G][2 * COLUMNS], vi[G][2 * COLUMNS];

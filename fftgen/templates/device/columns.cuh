@@ -25,7 +25,11 @@ struct Complex {
     Operand* im;
 
     template <int V>
-    __device__ __forceinline__ void store(int n, const float (&a)[V], const float (&b)[V]) const {
+    __device__ __forceinline__ Unheld hold(int) const {
+        return {};
+    }
+    template <int V>
+    __device__ __forceinline__ void store(int n, const float (&a)[V], const float (&b)[V], const Unheld& = {}) const {
         Pack x[V / 2], y[V / 2];
 #pragma unroll
         for (int i = 0; i < V / 2; ++i) x[i] = pack(a[2 * i], a[2 * i + 1]), y[i] = pack(b[2 * i], b[2 * i + 1]);
@@ -162,12 +166,13 @@ __device__ __forceinline__ void columns_forward(
     }
 }
 
-// x[n, r] = sum_k F*[n, k] X[k, r] for 32 columns from 32 `group` on: emit(n, column, re[8], im[8]) for eight
-// neighbouring columns. REAL: im is not computed. Row tiles from `tiles` on are not wanted.
-template <int R, int V, bool REAL, typename Emit>
+// x[n, r] = sum_k F*[n, k] X[k, r] for 32 columns from 32 `group` on, eight neighbours at a time, to place
+// n * stride + r of the sink. REAL: im is not computed. Row tiles from `tiles` on are not wanted.
+template <int R, int V, bool REAL, typename Sink>
 __device__ __forceinline__ void columns_inverse(
-    const uint4* matrix, const uint4* re, const uint4* im, int pieces, int group, int tiles, int lane, Emit emit) {
+    const uint4* matrix, const uint4* re, const uint4* im, int pieces, int group, int tiles, int lane, const Sink& sink, int stride) {
     constexpr bool KEEP = R <= 64;  // operands of all rows stay in registers
+    constexpr bool HOLD = REAL || R <= TILE;  // and so do the gates of a row tile, on their way meanwhile
     const int g = lane / 4, t = lane % 4;
     const unsigned from_re = shared_address(re), from_im = shared_address(im);
     const auto load = [&](int k, Pack(&r)[2][4], Pack(&i)[2][4]) {
@@ -185,6 +190,9 @@ __device__ __forceinline__ void columns_inverse(
         for (int k = 0; k < R / TILE; ++k) load(k, xr[k], xi[k]);
     }
     const auto row_tile = [&](int m) {
+        const auto at = [&](int i) { return (TILE * m + 8 * i + g) * stride + group * 32 + 8 * t; };
+        decltype(sink.template hold<8>(0)) low, high;
+        if constexpr (HOLD) low = sink.template hold<8>(at(0)), high = sink.template hold<8>(at(1));
         Result<true> yr[4], yi[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) yr[j].clear(), yi[j].clear();
@@ -207,7 +215,10 @@ __device__ __forceinline__ void columns_inverse(
             float a[8], b[8];
 #pragma unroll
             for (int j = 0; j < 8; ++j) a[j] = yr[j / 2].v[2 * i + j % 2], b[j] = yi[j / 2].v[2 * i + j % 2];
-            emit(TILE * m + 8 * i + g, group * 32 + 8 * t, a, b);
+            if constexpr (HOLD)
+                sink.store(at(i), a, b, i == 0 ? low : high);
+            else
+                sink.store(at(i), a, b);
         }
     };
     if constexpr (REAL && R > 64) {  // rolled, as above

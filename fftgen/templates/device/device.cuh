@@ -69,13 +69,15 @@ __device__ __forceinline__ void device_forward(
     }
 }
 
-// x[n, r] = sum_k F*[n, k] T*(k, r) X[k, r] for a strip of the workspace: emit(n, column, re, im) for 2 V
-// neighbouring columns. REAL: im is not computed. Row tiles from `tiles` on are not wanted.
-template <int R, int V, int REST, int SPLIT, bool REAL, typename Emit>
+// x[n, r] = sum_k F*[n, k] T*(k, r) X[k, r] for a strip of the workspace, 2 V neighbouring columns at a time, to
+// place n * REST + r of the sink. REAL: im is not computed. Row tiles from `tiles` on are not wanted.
+template <int R, int V, int REST, int SPLIT, bool REAL, typename Sink>
 __device__ __forceinline__ void device_inverse(
-    const uint4* matrix, const uint4* low, const uint4* high, const Complex& from, int strip, int tiles, int lane, Emit emit) {
+    const uint4* matrix, const uint4* low, const uint4* high, const Complex& from, int strip, int tiles, int lane, const Sink& sink) {
     const int t = lane % 4;
     constexpr int STRIPS = SPLIT / (8 * V);
+    using Gates = decltype(sink.template hold<2 * V>(0));
+    constexpr bool HOLD = sizeof(Gates) <= (R <= 32 ? 32 : 16);  // gates of a row tile are on their way meanwhile
     Operands<R, V> re, im;
     re.take(from.re, strip * 8 * V, REST, lane);
     im.take(from.im, strip * 8 * V, REST, lane);
@@ -100,6 +102,9 @@ __device__ __forceinline__ void device_inverse(
 #pragma unroll
     for (int m = 0; m < R / TILE; ++m) {
         if (m < tiles) {
+            const auto at = [&](int i) { return (TILE * m + 8 * i + lane / 4) * REST + strip * 8 * V + 2 * V * t; };
+            Gates first, second;
+            if constexpr (HOLD) first = sink.template hold<2 * V>(at(0)), second = sink.template hold<2 * V>(at(1));
             Result<true> yr[V], yi[V];
 #pragma unroll
             for (int j = 0; j < V; ++j) yr[j].clear(), yi[j].clear();
@@ -121,7 +126,10 @@ __device__ __forceinline__ void device_inverse(
                 float a[2 * V], b[2 * V];
 #pragma unroll
                 for (int j = 0; j < 2 * V; ++j) a[j] = yr[j % V].v[2 * i + j / V], b[j] = yi[j % V].v[2 * i + j / V];
-                emit(TILE * m + 8 * i + lane / 4, strip * 8 * V + 2 * V * t, a, b);
+                if constexpr (HOLD)
+                    sink.store(at(i), a, b, i == 0 ? first : second);
+                else
+                    sink.store(at(i), a, b);
             }
         }
     }

@@ -75,6 +75,14 @@ __device__ __forceinline__ void load_right(Pack (&x)[4], unsigned address) {
                  : "memory");
 }
 
+// Has the L2 bring a row that is read later (PTX ISA, cp.async.bulk.prefetch: sm_90 and later): on 16 bytes, a
+// multiple of eight numbers.
+template <typename T>
+__device__ __forceinline__ void bring(const T* row, int length) {
+    if (row != nullptr)
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(row)), "r"(length * (int)sizeof(T)));
+}
+
 __device__ __forceinline__ unsigned warp_max(unsigned x) {
     unsigned y;
     asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));

@@ -148,6 +148,17 @@ struct Planes {
     }
 };
 
+// Gates of V numbers, asked for before the numbers are there; or nothing, where registers are too few for that.
+template <int V>
+struct Held {
+    unsigned g[V / 2];
+};
+struct Unheld {};
+template <typename T>
+struct Two {
+    T first, second;
+};
+
 // One real row, scaled and gated on the way out.
 template <typename T>
 struct RealSink {
@@ -159,22 +170,37 @@ struct RealSink {
 
     __device__ __forceinline__ bool there() const { return y != nullptr; }
 
+    // Gates of V consecutive numbers, on their way while the numbers are computed.
+    template <int V>
+    __device__ __forceinline__ Held<V> hold(int n) const {
+        Held<V> held = {};
+        if (vector && gate != nullptr && n < length) load_words<false>(gate + n, held.g);
+        return held;
+    }
+
     // V consecutive numbers.
     template <int V>
     __device__ __forceinline__ void real(int n, const float (&x)[V]) const {
+        write(n, x, [&](unsigned(&g)[V / 2]) { load_words<false>(gate + n, g); });
+    }
+    template <int V>
+    __device__ __forceinline__ void real(int n, const float (&x)[V], const Held<V>& held) const {
+        write(n, x, [&](unsigned(&g)[V / 2]) {
+#pragma unroll
+            for (int i = 0; i < V / 2; ++i) g[i] = held.g[i];
+        });
+    }
+
+    template <int V, typename Gates>
+    __device__ __forceinline__ void write(int n, const float (&x)[V], Gates gates) const {
         if (n >= length) return;
         float out[V];
 #pragma unroll
         for (int i = 0; i < V; ++i) out[i] = x[i] * scale;
-        write(y, gate, n, out);
-    }
-
-    template <int V>
-    __device__ __forceinline__ void write(T* y, const T* gate, int n, float (&out)[V]) const {
         if (vector) {
             if (gate != nullptr) {
                 unsigned g[V / 2];
-                load_words<false>(gate + n, g);
+                gates(g);
 #pragma unroll
                 for (int i = 0; i < V / 2; ++i) {
                     float low, high;
@@ -197,11 +223,10 @@ struct RealSink {
         }
     }
 
-    template <int V>
-    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&)[V]) const {
-        real(n, re);
+    template <int V, typename... Gates>
+    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&)[V], const Gates&... held) const {
+        real(n, re, held...);
     }
-    __device__ __forceinline__ void close() { length = 0; }
 };
 
 // The same row twice, each time with a gate.
@@ -210,14 +235,25 @@ struct TwinSink : RealSink<T> {
     T* twin;
     const T* twin_gate;
 
+    __device__ __forceinline__ RealSink<T> second() const { return {twin, twin_gate, this->scale, this->length, this->vector}; }
+
+    template <int V>
+    __device__ __forceinline__ Two<Held<V>> hold(int n) const {
+        return {RealSink<T>::template hold<V>(n), second().template hold<V>(n)};
+    }
     template <int V>
     __device__ __forceinline__ void real(int n, const float (&x)[V]) const {
         RealSink<T>::real(n, x);
-        RealSink<T>{twin, twin_gate, this->scale, this->length, this->vector}.real(n, x);
+        second().real(n, x);
     }
     template <int V>
-    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&)[V]) const {
-        real(n, re);
+    __device__ __forceinline__ void real(int n, const float (&x)[V], const Two<Held<V>>& held) const {
+        RealSink<T>::real(n, x, held.first);
+        second().real(n, x, held.second);
+    }
+    template <int V, typename... Gates>
+    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&)[V], const Gates&... held) const {
+        real(n, re, held...);
     }
 };
 
@@ -241,7 +277,11 @@ struct LateTwinSink {
     __device__ __forceinline__ bool there() const { return b < args.batch; }
 
     template <int V>
-    __device__ __forceinline__ void real(int n, const float (&x)[V]) const {
+    __device__ __forceinline__ Unheld hold(int) const {
+        return {};
+    }
+    template <int V>
+    __device__ __forceinline__ void real(int n, const float (&x)[V], const Unheld& = {}) const {
         int row = b;
         asm volatile("" : "+r"(row));  // another row for all that the compiler knows
         TwinSink<T> sink = twin_real_sink(args, row, h);
@@ -249,7 +289,7 @@ struct LateTwinSink {
         sink.real(n, x);
     }
     template <int V>
-    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&)[V]) const {
+    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&)[V], const Unheld& = {}) const {
         real(n, re);
     }
 };
@@ -259,11 +299,19 @@ struct PairSink {
     Row even, odd;
 
     template <int V>
+    __device__ __forceinline__ auto hold(int n) const {
+        return Two<decltype(even.template hold<V>(n))>{even.template hold<V>(n), odd.template hold<V>(n)};
+    }
+    template <int V>
     __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&im)[V]) const {
         even.real(n, re);
         if (odd.there()) odd.real(n, im);
     }
-    __device__ __forceinline__ void close() { even.close(), odd.close(); }
+    template <int V, typename Gates>
+    __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&im)[V], const Two<Gates>& held) const {
+        even.real(n, re, held.first);
+        if (odd.there()) odd.real(n, im, held.second);
+    }
 };
 
 template <typename T>

@@ -24,17 +24,19 @@ __device__ __forceinline__ void emit_rows(
     const Sink& sink, int m, int lane, const Result<true>* re, const Result<true>* im) {
     constexpr int RUN = P == TILE ? 4 : 8;  // neighbours
     const int g = lane / 4, t = lane % 4;
+    const auto at = [&](int i, int c) { return (TILE * m + 8 * i + g) * P + 4 * RUN * c + RUN * t; };
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
+    for (int c = 0; c < P / (4 * RUN); ++c) {
+        const auto low = sink.template hold<RUN>(at(0, c)), high = sink.template hold<RUN>(at(1, c));
 #pragma unroll
-        for (int c = 0; c < P / (4 * RUN); ++c) {
+        for (int i = 0; i < 2; ++i) {
             float a[RUN], b[RUN];
 #pragma unroll
             for (int j = 0; j < RUN; ++j) {
                 a[j] = re[c * (RUN / 2) + j / 2].v[2 * i + j % 2];
                 b[j] = im[c * (RUN / 2) + j / 2].v[2 * i + j % 2];
             }
-            sink.store((TILE * m + 8 * i + g) * P + 4 * RUN * c + RUN * t, a, b);
+            sink.store(at(i, c), a, b, i == 0 ? low : high);
         }
     }
 }
