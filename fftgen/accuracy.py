@@ -70,35 +70,66 @@ def compare(
     order: int,
     compute_format: str,
 ) -> Accuracy:
-    """Judge rows ``(..., L)`` of a plan against a float64 reference that is not zero everywhere.
-
-    The row that is shown is the one that is worst by its own bound.
-    """
+    """Judge rows ``(..., L)`` of a plan against a float64 reference that is not zero everywhere."""
     out, ref = out.reshape(-1, out.shape[-1]), ref.reshape(-1, ref.shape[-1])
-    norm = np.linalg.norm(ref, axis=-1)
+    rounding = np.zeros(len(ref))
+    if dtype == "bf16":
+        rounding = np.linalg.norm(decode(encode(ref, BF16), BF16) - ref, axis=-1)
+    difference, norm = np.linalg.norm(out - ref, axis=-1), np.linalg.norm(ref, axis=-1)
+    return judge(difference, norm, rounding, out.shape[-1], dtype, order, compute_format)
+
+
+def judge(
+    difference: npt.NDArray[np.float64],
+    norm: npt.NDArray[np.float64],
+    rounding: npt.NDArray[np.float64],
+    length: int,
+    dtype: str,
+    order: int,
+    compute_format: str,
+    scale: npt.NDArray[np.float64] | None = None,
+) -> Accuracy:
+    """The same from L2 norms of rows of ``length`` elements: of what they are off by, of the reference, and
+    of what rounding that to bf16 costs (of no matter for fp16).
+
+    ``scale``: what rows are measured against, where it is not their own norm (``shared``). The row that is
+    shown is the one that is worst by its own bound.
+    """
     whole = float(np.linalg.norm(norm))
     if whole == 0:
         raise ValueError("a reference of zeros proves nothing")
     # A row may be nearly empty by chance when it is short: measure it against its neighbours then.
-    scale = np.maximum(norm, whole / math.sqrt(len(norm)) if out.shape[-1] < 64 else 0)
-    difference = np.linalg.norm(out - ref, axis=-1)
+    scale = norm if scale is None else scale
+    scale = np.maximum(scale, whole / math.sqrt(len(norm)) if length < 64 else 0)
     rows = _relative(difference, scale)
     limit = np.full(len(rows) + 1, MARGIN * EXPECTED[dtype, order])  # of every row, and of all together
     if compute_format == "scaled-fp16":
         limit = np.full(len(rows) + 1, SCALED)
         if dtype == "bf16":
-            rounding = np.linalg.norm(decode(encode(ref, BF16), BF16) - ref, axis=-1)
             errors = np.append(_relative(rounding, scale), np.linalg.norm(rounding) / whole)
             limit = np.maximum(limit, ABOVE_ROUNDING * errors)
-    row_limits = limit[:-1] * (1 + 8 / math.sqrt(out.shape[-1]))
+    row_limits = limit[:-1] * (1 + 8 / math.sqrt(length))
     worst = int(np.argmax(rows / row_limits))
     return Accuracy(
         float(np.linalg.norm(difference)) / whole,
         float(rows[worst]),
-        float(limit[-1]) * (1 + 4 / math.sqrt(out.size)),
+        float(limit[-1]) * (1 + 4 / math.sqrt(len(rows) * length)),
         float(row_limits[worst]),
-        bool(np.isfinite(out).all()),
+        bool(np.isfinite(difference).all()),
     )
+
+
+def shared(norm: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """For norms (B, H) of the results of batch pairs: of each row its own, or what the pair has on average.
+
+    A filter may pass more of one row than of the other; the noise of their transform falls on both alike.
+    """
+    even, odd = norm[0 : 2 * (len(norm) // 2) : 2], norm[1::2]
+    common = np.sqrt((even**2 + odd**2) / 2)
+    found: npt.NDArray[np.float64] = norm.copy()
+    found[0 : 2 * (len(norm) // 2) : 2] = np.maximum(even, common)
+    found[1::2] = np.maximum(odd, common)
+    return found
 
 
 def _relative(distance: npt.NDArray[np.float64], scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

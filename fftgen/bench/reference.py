@@ -7,12 +7,16 @@ it are held against NumPy's (verify.reference), so that it rests on no single li
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fftgen.accuracy import Accuracy, compare
+from fftgen.accuracy import Accuracy, compare, shared
+from fftgen.accuracy import judge as row_verdict
 from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
 from fftgen.errors import InternalError
@@ -97,14 +101,40 @@ def judge(case: Case, out: Tensor, ref: Tensor, plan: Plan | None) -> Accuracy:
     ``plan``: ours, whose derived bounds then hold (accuracy.py); None: a peer, held to PEER_BOUND.
     Raises InternalError for another shape or dtype.
     """
-    overall, worst, finite = distances("the result", out, ref, TORCH[case.problem.dtype])
+    kind = case.problem.dtype
     if plan is None:
-        bound = PEER_BOUND[case.problem.dtype]
+        bound = PEER_BOUND[kind]
+        overall, worst, finite = distances("the result", out, ref, TORCH[kind])
         return Accuracy(overall, worst, bound, 2 * bound, finite)
     # The bounds come from the same function that judges the simulator's results.
-    one, exact = out[:1, :1].double().cpu().numpy(), ref[:1, :1].cpu().numpy()
-    corner = compare(one, exact, case.problem.dtype, plan.order, plan.compute_format)
-    return Accuracy(overall, worst, corner.overall_bound, corner.row_bound, finite and corner.finite)
+    _same_kind("the result", out, ref, TORCH[kind])
+
+    def rows(of: Callable[[slice], Tensor]) -> npt.NDArray[np.float64]:
+        parts = [torch.linalg.vector_norm(of(part), dim=-1) for part in _slices(ref)]
+        return np.asarray(torch.cat(parts, dim=-1).cpu().numpy())
+
+    norm = rows(lambda part: ref[..., part, :])
+    return row_verdict(
+        rows(lambda part: out[..., part, :].double() - ref[..., part, :]).ravel(),
+        norm.ravel(),
+        rows(lambda part: ref[..., part, :].to(torch.bfloat16).double() - ref[..., part, :]).ravel(),
+        ref.shape[-1],
+        kind,
+        plan.order,
+        plan.compute_format,
+        shared(norm).ravel() if plan.rows_per_item == 2 else None,
+    )
+
+
+def _slices(ref: Tensor) -> list[slice]:
+    """Parts of the second to last dimension, of a bounded size each."""
+    step = max(1, CHUNK * ref.shape[-2] // ref.numel())
+    return [slice(first, first + step) for first in range(0, ref.shape[-2], step)]
+
+
+def _same_kind(name: str, out: Tensor, ref: Tensor, wanted: torch.dtype) -> None:
+    if out.shape != ref.shape or out.dtype != wanted:
+        raise InternalError(f"{name} is {out.dtype} {tuple(out.shape)}, expected {wanted} {tuple(ref.shape)}")
 
 
 def distances(name: str, out: Tensor, ref: Tensor, wanted: torch.dtype) -> tuple[float, float, bool]:
@@ -113,12 +143,9 @@ def distances(name: str, out: Tensor, ref: Tensor, wanted: torch.dtype) -> tuple
     ``ref`` float64; computed in chunks of the second to last dimension. Raises InternalError when ``out``
     has another shape or is not of dtype ``wanted``, and for a reference of zeros.
     """
-    if out.shape != ref.shape or out.dtype != wanted:
-        raise InternalError(f"{name} is {out.dtype} {tuple(out.shape)}, expected {wanted} {tuple(ref.shape)}")
+    _same_kind(name, out, ref, wanted)
     rows, norms = [], []
-    step = max(1, CHUNK * ref.shape[-2] // ref.numel())
-    for first in range(0, ref.shape[-2], step):
-        part = slice(first, first + step)
+    for part in _slices(ref):
         rows.append(
             torch.linalg.vector_norm(out[..., part, :].double() - ref[..., part, :], dim=-1).flatten()
         )

@@ -239,3 +239,30 @@ def test_stored_is_idempotent_and_rounds_to_nearest(rng: np.random.Generator) ->
         once = reference.stored(values, dtype)
         assert (reference.stored(once, dtype) == once).all()
         assert (np.abs(once - values) <= roundoff * np.abs(values) + least).all()
+
+
+def test_a_row_of_a_pair_is_held_to_what_its_transform_makes(rng: np.random.Generator) -> None:
+    """Where the filter passes one row and a fifth of its partner, both have the noise of the former."""
+    size = np.where(np.arange(5) == 2, 0.2, 1.0)[:, None, None]  # the partner of row 3
+    exact = size * rng.standard_normal((5, 3, 1024))
+    noise = 6e-4 * rng.standard_normal(exact.shape)
+    out = reference.stored(exact + noise, "bf16")
+
+    def verdict(out: reference.Float64, pairs: bool) -> accuracy.Accuracy:
+        norm, rounding = (
+            np.linalg.norm(x, axis=-1) for x in (exact, reference.stored(exact, "bf16") - exact)
+        )
+        found = np.linalg.norm(out - exact, axis=-1)
+        scale = accuracy.shared(norm).ravel() if pairs else None
+        form = ("bf16", 2, "scaled-fp16")
+        return accuracy.judge(found.ravel(), norm.ravel(), rounding.ravel(), 1024, *form, scale)
+
+    assert verdict(out, pairs=True).passed
+    assert not verdict(out, pairs=False).passed
+    assert verdict(out, pairs=False) == accuracy.compare(out, exact, "bf16", 2, "scaled-fp16")
+    norm = np.linalg.norm(exact, axis=-1)
+    assert np.array_equal(accuracy.shared(norm)[[0, 1, 4]] >= norm[[0, 1, 4]], np.ones((3, 3), bool))
+    assert (accuracy.shared(norm)[2] > 3 * norm[2]).all()
+    assert np.array_equal(accuracy.shared(norm)[4], norm[4])  # the last one is alone
+    out[1] *= 1 + 4e-3
+    assert not verdict(out, pairs=True).passed
