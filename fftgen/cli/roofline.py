@@ -91,8 +91,9 @@ def text(found: Roofline) -> str:
         c = found.call
         parts.append(
             f"a call of batch {c.batch}, {c.channels} channels, spectrum prepared: {1e3 * c.time:.3f} ms in "
-            f"{c.launches} launch{'es' if c.launches > 1 else ''} ({1e6 * c.fixed:.0f} us assumed for "
-            f"launching, {1e6 * c.last_wave:.0f} us for waves that do not fill the chip)"
+            f"{c.launches} launch{'es' if c.launches > 1 else ''} ({1e6 * c.fixed:.0f} us for launching, "
+            f"{1e6 * c.last_wave:.0f} us for waves that do not fill the chip, {1e6 * c.showing:.0f} us that "
+            "the busiest resource does not hide)"
         )
     return "\n".join(parts)
 

@@ -177,7 +177,8 @@ def test_a_last_wave_takes_as_long_as_a_full_one(monkeypatch: pytest.MonkeyPatch
 
     def seconds(plan: Plan, items: int) -> float:
         assert [x.run for x in launch.launches(plan, 2, items, 4096)] == [1]
-        return call_cost(plan, chip, slow, 2, items).time - calls.LAUNCH_SECONDS
+        whole = call_cost(plan, chip, slow, 2, items)
+        return whole.time - whole.showing - calls.LAUNCH_SECONDS
 
     assert seconds(found, slots) == pytest.approx(slots * 1e-6)
     assert seconds(found, slots + 1) == pytest.approx(2 * slots * 1e-6)
@@ -194,5 +195,19 @@ def test_a_call_of_the_device_class_pays_for_every_launch() -> None:
     whole = call_cost(found, chip, price, 4, 16)
     assert whole.launches == len(launch.launches(found, 4, 16, 1_048_576)) > len(found.kernels)
     assert whole.fixed == pytest.approx(whole.launches * calls.LAUNCH_SECONDS)
-    assert whole.time == pytest.approx(64 * price.time + whole.last_wave + whole.fixed)
+    assert whole.time == pytest.approx(64 * price.time + whole.last_wave + whole.showing + whole.fixed)
     assert whole.last_wave >= 0
+
+
+def test_what_the_busiest_resource_hides_is_shared_out() -> None:
+    """Of the other resources' time a part shows, more of it outside the inner stages."""
+    chip = target("sm_90")
+    found = plan(Problem("causal", 65_536, "bf16"), chip)
+    price = cost(found, chip)
+    whole = call_cost(found, chip, price, 4, 16)
+    hidden = {k.name: sum(k.seconds.values()) - k.time for k in price.kernels}
+    inner = hidden.pop("rows")
+    assert whole.showing == pytest.approx(
+        64 * (calls.SHOWING * inner + calls.SHOWING_OUTSIDE * sum(hidden.values()))
+    )
+    assert 0 < calls.SHOWING < calls.SHOWING_OUTSIDE < 1
