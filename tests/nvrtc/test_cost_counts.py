@@ -158,7 +158,8 @@ def test_a_build_is_judged_by_its_own_code(built: Built) -> None:
     assert kernel.work.instructions == path.per_transform(1024) != planned.work.instructions
     assert kernel.work.device_bytes == planned.work.device_bytes
     registers = built.resources[built.plan.name].registers
-    assert kernel.resident == 65_536 // (-(-registers // 8) * 8 * 32) // 12 * 12
+    warps = built.plan.body.warps
+    assert kernel.resident == 65_536 // (-(-registers // 8) * 8 * 32) // warps * warps
     assert found.floor(found.convolution) == pytest.approx(4 * 1024 / 4.3e12)
     assert found.fraction(found.convolution) == pytest.approx(
         found.floor(found.convolution) / found.convolution.time

@@ -161,8 +161,12 @@ def test_no_kernel_spills(index: dict[str, Any]) -> None:
     assert {m["target"] for m, _ in kernels} == {"sm_80", "sm_90"}
     filters = {"filter", "filter_columns", "filter_rows", "filter_convert"}
     assert filters < {k["name"] for _, k in kernels}
-    spilling = [f"{m['problem']} {m['target']} {k['name']}" for m, k in kernels if k["spill_bytes"]]
-    assert spilling == []
+    spilling = {
+        f"{m['problem']} {m['target']} {k['name']}": k["spill_bytes"] for m, k in kernels if k["spill_bytes"]
+    }
+    # Two registers, stored and loaded, for 16 warps instead of 12: 10 % of the time on an H200 (results/).
+    few = ("causal 1024 bf16 sm_90 convolve", "circular 1000 fp16 sm_90 convolve")
+    assert dict.fromkeys(few, 16) == spilling
 
 
 @needs_compiler

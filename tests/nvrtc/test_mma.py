@@ -519,6 +519,11 @@ def test_memory_is_reached_as_well_as_can_be(
         assert kind.units <= 1.05 * kind.least
 
 
+# Bytes of a thread. Measured on an H200: with the registers of 12 warps, where these spill nothing, they take
+# 10 % longer than with those of 16 (results/).
+FEW_SPILLED = {("causal", 512, "sm_90"): 8, ("causal", 1024, "sm_90"): 8}
+
+
 @pytest.mark.parametrize("length", POWERS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
@@ -526,9 +531,11 @@ def test_no_kernel_spills(mode: str, length: int, target: str) -> None:
     plan = plan_for(mode, length, target=target)
     module = nvrtc.compile_cubin(render(plan), target)
     assert set(module.resources) == {plan.entry(kernel) for kernel in plan.kernels}
+    few = FEW_SPILLED.get((mode, length, target), 0)
     for name, taken in module.resources.items():
-        assert not taken.spills, name
-        assert taken.stack_bytes == 0, name
+        assert taken.spill_store_bytes <= few, name
+        assert taken.spill_load_bytes <= few, name
+        assert taken.stack_bytes <= few, name
     if toolkit.find_tool("nvdisasm") is not None:
         mix = sass.instruction_mix(sass.disassemble(module.image))
         work = {plan.entry(kernel) for kernel in plan.kernels if kernel.role != "peaks"}
