@@ -74,7 +74,11 @@ class Figures:
         if self.sectors > SECTORS:
             found.append("sectors: the peak of a row is found before its columns are read again, from the L2")
         if self.wavefronts > WAVEFRONTS:
-            found.append("wavefronts: peaks of strips are written one by one")
+            inner, whole = (
+                "some loads of the rows kernel meet in a bank",
+                "peaks of strips are written one by one",
+            )
+            found.append(f"wavefronts: {inner if self.plan.device_stages else whole}")
         few = {role: n for role, n in self.resident.items() if n < WARPS}
         for role, warps in few.items():
             found.append(
