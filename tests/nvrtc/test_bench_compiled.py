@@ -145,6 +145,7 @@ def test_a_start_that_fails_says_why() -> None:
         cold_start(Problem("causal", 256, "bf16"), "sm_75", timeout=120)
 
 
+@pytest.mark.slow
 def test_a_dry_suite_holds_every_kind_of_step() -> None:
     pytest.importorskip("matplotlib")
     arguments = ("--dry-run", "--suite", "--seqlen", "256", "--causal", "--gated", "--plot", "p.svg")

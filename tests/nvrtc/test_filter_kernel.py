@@ -421,7 +421,7 @@ def test_memory_is_touched_once(mode: str, length: int, rng: np.random.Generator
     assert taken <= 1.6 * least, f"{taken} wavefronts where {least} would do"
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
 def test_no_filter_kernel_spills(target: str) -> None:
     lengths = {"causal": (256, 4096, 65_536), "circular": (768, 1000, 20_000, 20_480, 1_000_003, 1_048_576)}
     plans = [plan_for(mode, n, "bf16", target) for mode, those in lengths.items() for n in those]

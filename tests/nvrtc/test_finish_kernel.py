@@ -247,7 +247,7 @@ def test_memory_is_touched_once(length: int, target: str, rng: np.random.Generat
     assert taken <= 1.25 * least, f"{taken} wavefronts where {least} would do"
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
 def test_no_kernel_spills(target: str) -> None:
     for length in (256, 768, 8192, 20_480, 65_536, 655_360, 1_048_576):
         found = gradient_for(length, target)

@@ -526,7 +526,7 @@ FEW_SPILLED = {("causal", 512, "sm_90"): 8, ("causal", 1024, "sm_90"): 8}
 
 @pytest.mark.parametrize("length", POWERS)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
 def test_no_kernel_spills(mode: str, length: int, target: str) -> None:
     plan = plan_for(mode, length, target=target)
     module = nvrtc.compile_cubin(render(plan), target)
