@@ -110,8 +110,7 @@ def judge(case: Case, out: Tensor, ref: Tensor, plan: Plan | None) -> Accuracy:
     _same_kind("the result", out, ref, TORCH[kind])
 
     def rows(of: Callable[[slice], Tensor]) -> npt.NDArray[np.float64]:
-        parts = [torch.linalg.vector_norm(of(part), dim=-1) for part in _slices(ref)]
-        return np.asarray(torch.cat(parts, dim=-1).cpu().numpy())
+        return np.asarray(_norms(ref, of).cpu().numpy())
 
     norm = rows(lambda part: ref[..., part, :])
     return row_verdict(
@@ -126,10 +125,11 @@ def judge(case: Case, out: Tensor, ref: Tensor, plan: Plan | None) -> Accuracy:
     )
 
 
-def _slices(ref: Tensor) -> list[slice]:
-    """Parts of the second to last dimension, of a bounded size each."""
+def _norms(ref: Tensor, of: Callable[[slice], Tensor]) -> Tensor:
+    """L2 norms of the rows that ``of`` gives for parts of a bounded size (second to last dimension)."""
     step = max(1, CHUNK * ref.shape[-2] // ref.numel())
-    return [slice(first, first + step) for first in range(0, ref.shape[-2], step)]
+    parts = [slice(first, first + step) for first in range(0, ref.shape[-2], step)]
+    return torch.cat([torch.linalg.vector_norm(of(part), dim=-1) for part in parts], dim=-1)
 
 
 def _same_kind(name: str, out: Tensor, ref: Tensor, wanted: torch.dtype) -> None:
@@ -144,13 +144,8 @@ def distances(name: str, out: Tensor, ref: Tensor, wanted: torch.dtype) -> tuple
     has another shape or is not of dtype ``wanted``, and for a reference of zeros.
     """
     _same_kind(name, out, ref, wanted)
-    rows, norms = [], []
-    for part in _slices(ref):
-        rows.append(
-            torch.linalg.vector_norm(out[..., part, :].double() - ref[..., part, :], dim=-1).flatten()
-        )
-        norms.append(torch.linalg.vector_norm(ref[..., part, :], dim=-1).flatten())
-    distance, norm = torch.cat(rows), torch.cat(norms)
+    distance = _norms(ref, lambda part: out[..., part, :].double() - ref[..., part, :])
+    norm = _norms(ref, lambda part: ref[..., part, :])
     whole = float(torch.linalg.vector_norm(norm))
     if whole == 0:
         raise InternalError("a reference of zeros proves nothing")

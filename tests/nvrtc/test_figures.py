@@ -57,6 +57,6 @@ def test_gradients_of_4096_points() -> None:
     found = gradient_figures.gradient_figures(4096, False, "bf16", "sm_90")
     assert found.operations == found.least_operations == 640
     assert (found.sectors, found.wavefronts, found.spilled) == (1.0, 1.0, 0)
-    # A twelfth of that is what one warp of eight does to bring rows ahead, counted as if all did.
+    # 16 of them are what one warp of eight does to bring rows ahead, counted as if all did.
     assert sum(found.instructions.values()) <= 1.6 * figures.INSTRUCTIONS
     assert found.resident >= figures.WARPS
