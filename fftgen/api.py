@@ -73,8 +73,8 @@ def build(
 
     Arguments as ``get_conv``; ``targets``: names such as "sm_90", by default every target that takes the
     dtype, with PTX for newer chips. ``path``: the file, by default ``generated/fftconv-...fftgen``.
-    ``train``: with the kernels of the filter's gradient and those that give two gradients by one transform
-    (all other gradients need none of their own).
+    ``train``: with the kernels of gradients: of all by one pass (causal), of the filter alone, and of two
+    signals by one transform (others need none of their own).
     ``engine`` in place of the planner's choice goes into the file and its name, nowhere else: ``get_conv``
     keeps to the planner. Needs NVRTC, no GPU. Raises what ``pipeline.build`` raises, and ArtifactError when
     the file cannot be written; a file that was there is then as it was.
@@ -120,6 +120,7 @@ def jobs_for(
         # The gradient's kernels of a circular length are those of the causal one.
         causal = (Problem("causal", p.length, p.dtype) for p in served)
         jobs += [(p, chip, "gradient") for p in causal for chip in chips if bundle.trains(p, chip)]
+        jobs += [(p, chip, "backward") for p in served for chip in chips if bundle.goes_back(p, chip, engine)]
     return jobs
 
 

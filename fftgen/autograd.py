@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function
 
+from fftgen.eager import wide
+
 Maybe = Tensor | None
 
 
@@ -75,6 +77,24 @@ def correlate_input(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps:
     given = (u, v, in_gate, out_gate, taps, handle)
     found: Tensor = _call(CorrelateInput, torch.ops.fftgen.correlate_input, given)
     return found
+
+
+def conv_gradients(
+    u: Tensor,
+    v: Tensor,
+    k: Maybe,
+    k_rev: Maybe,
+    in_gate: Maybe,
+    out_gate: Maybe,
+    skip: Maybe,
+    needed: Sequence[bool],
+    taps: int,
+    handle: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``torch.ops.fftgen.conv_gradients``: of u, in_gate, out_gate (empty: not ``needed``) and k, for v."""
+    given = (u, v, k, k_rev, in_gate, out_gate, skip, *needed, taps, handle)
+    du, d_in, d_out, dk = _call(ConvGradients, torch.ops.fftgen.conv_gradients, given)
+    return du, d_in, d_out, dk
 
 
 def _call(rules: Any, operator: Any, inputs: tuple[Any, ...]) -> Any:
@@ -210,29 +230,12 @@ class CorrelateInput(Function):
     @staticmethod
     def backward(ctx: Any, k: Tensor) -> tuple[Maybe, ...]:
         """The gradient k (H, taps) is a filter: u sees it backwards, v forwards."""
-        u, v, in_gate, out_gate = ctx.saved_tensors
-        handle = ctx.handle
-        need_u, need_v, need_in, need_out = ctx.needs_input_grad[:4]
-        return (
-            conv(v, None, k, out_gate, in_gate, None, handle) if need_u else None,
-            conv(u, k, None, in_gate, out_gate, None, handle) if need_v else None,
-            conv(v, None, k, out_gate, u, None, handle) if need_in else None,
-            conv(u, k, None, in_gate, v, None, handle) if need_out else None,
-            None,
-            None,
-        )
+        return (*_of_signals(ctx.saved_tensors, k, ctx.needs_input_grad, ctx.handle), None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         """Linear in each of the four signals."""
-        signals = ctx.saved_tensors
-        parts = []
-        for i, tangent in enumerate(tangents[:4]):
-            if tangent is not None:
-                given: list[Any] = [*signals, ctx.taps, ctx.handle]
-                given[i] = tangent
-                parts.append(correlate_input(*given))
-        return _sum(parts)
+        return _moved(ctx.saved_tensors, tangents, ctx.taps, ctx.handle)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
@@ -246,27 +249,164 @@ class CorrelateInput(Function):
         return found.reshape(info.batch_size, -1, taps), 0
 
 
+class ConvGradients(Function):
+    """Rules of ``conv_gradients``, for u, v, k, k_rev, in_gate, out_gate, skip in this order.
+
+    Each result is a call of another operator as far as they are concerned.
+    """
+
+    ARGUMENTS = ("u", "v", "k", "k_rev", "in_gate", "out_gate", "skip")
+    # The arguments of ``conv`` that the gradient of a signal is the result of, and those of the filter's.
+    CALLS = (
+        ("v", "k_rev", "k", "out_gate", "in_gate", "skip"),
+        ("v", "k_rev", "k", "out_gate", "u", "skip"),
+        ("u", "k", "k_rev", "in_gate", "v", "skip"),
+    )
+    SIGNALS = ("u", "v", "in_gate", "out_gate")
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            du, d_in, d_out, dk = torch.ops.fftgen.conv_gradients.default(*inputs)
+        return du, d_in, d_out, dk
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        tensors, ctx.needed, (ctx.taps, ctx.handle) = inputs[:7], inputs[7:10], inputs[10:]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*(x for x, n in zip(output, ctx.needed, strict=False) if not n))
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @classmethod
+    def _given(cls, values: Sequence[Any], names: Sequence[str]) -> list[Any]:
+        by_name = dict(zip(cls.ARGUMENTS, values, strict=False))
+        return [by_name[name] for name in names]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Maybe) -> tuple[Maybe, ...]:
+        """The gradients of all results, added."""
+        own = ConvGradients
+        saved, needs, handle = ctx.saved_tensors, ctx.needs_input_grad, ctx.handle
+        totals: dict[str, Maybe] = {}
+
+        def add(names: Sequence[str], found: Sequence[Maybe]) -> None:
+            for name, x in zip(names, found, strict=True):
+                totals[name] = _maybe_sum(totals.get(name), x)
+
+        for names, needed, w in zip(own.CALLS, ctx.needed, cotangents[:3], strict=True):
+            if needed and w is not None:
+                add(names, _gradients(own._given(saved, names), w, own._given(needs, names), handle))
+        if cotangents[3] is not None:
+            given = (own._given(saved, own.SIGNALS), cotangents[3], own._given(needs, own.SIGNALS), handle)
+            add(own.SIGNALS, _of_signals(*given))
+        return (*(totals.get(name) for name in own.ARGUMENTS), *[None] * 5)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Maybe, ...]:
+        own, saved = ConvGradients, ctx.saved_tensors
+        out: list[Maybe] = []
+        for names, needed in zip(own.CALLS, ctx.needed, strict=True):
+            moved = own._given(tangents, names)
+            if not needed:
+                out.append(None)
+            elif all(x is None for x in moved):
+                out.append(torch.zeros_like(saved[0]))
+            else:
+                out.append(_tangent(own._given(saved, names), moved, ctx.handle))
+        moved = own._given(tangents, own.SIGNALS)
+        given = (own._given(saved, own.SIGNALS), moved, ctx.taps, ctx.handle)
+        none = all(x is None for x in moved)
+        return (*out, _no_taps(saved[0], ctx.taps) if none else _moved(*given))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *args: Any
+    ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+        """Result by result, as the operators have them that they are of."""
+        own = ConvGradients
+        values, needed, (taps, handle) = args[:7], args[7:10], args[10:]
+        found: list[tuple[Tensor, int | None]] = []
+        for names, need in zip(own.CALLS, needed, strict=True):
+            if need:
+                dims = (*own._given(in_dims, names), None)
+                found.append(Conv.vmap(info, dims, *own._given(values, names), handle))
+            else:
+                found.append((values[0].new_empty(0), None))
+        dims = (*own._given(in_dims, own.SIGNALS), None, None)
+        found.append(CorrelateInput.vmap(info, dims, *own._given(values, own.SIGNALS), taps, handle))
+        return tuple(y for y, _ in found), tuple(d for _, d in found)
+
+
+def separately(
+    calls: tuple[Any, Any], given: Sequence[Any], v: Tensor, needed: Sequence[bool], handle: str
+) -> tuple[Maybe, Maybe, Maybe]:
+    """The gradients of u, in_gate and out_gate that are needed, for v, by ``calls``: ``conv``, ``conv_both``.
+
+    ``given``: the arguments of ``conv``.
+    """
+    one, both = calls
+    u, k, k_rev, in_gate, out_gate, skip = given
+    need_u, need_in, need_out = needed
+    du = d_in = d_out = None
+    if need_u and need_in:
+        du, d_in = both(v, k_rev, k, out_gate, in_gate, u, skip, handle)
+    elif need_u:
+        du = one(v, k_rev, k, out_gate, in_gate, skip, handle)
+    elif need_in:
+        d_in = one(v, k_rev, k, out_gate, u, skip, handle)
+    if need_out:
+        d_out = one(u, k, k_rev, in_gate, v, skip, handle)
+    return du, d_in, d_out
+
+
 def _gradients(given: Sequence[Any], v: Tensor, needs: Sequence[bool], handle: str) -> tuple[Maybe, ...]:
     """Of ``conv``'s arguments, those that are needed, in their order, for the cotangent v of its result."""
     u, k, k_rev, in_gate, out_gate, skip = given
     need_u, need_k, need_rev, need_in, need_out, need_skip = needs[:6]
     du = dk = dk_rev = d_in = d_out = dskip = None
-    if need_u and need_in:
-        du, d_in = conv_both(v, k_rev, k, out_gate, in_gate, u, skip, handle)
-    elif need_u:
-        du = conv(v, k_rev, k, out_gate, in_gate, skip, handle)
-    elif need_in:
-        d_in = conv(v, k_rev, k, out_gate, u, skip, handle)
-    if need_out:
-        d_out = conv(u, k, k_rev, in_gate, v, skip, handle)
-    if need_k:
-        dk = correlate_input(u, v, in_gate, out_gate, k.shape[-1], handle)
+    signals = (need_u, need_in, need_out)
+    if need_k and any(signals):
+        taps = k.shape[-1]
+        *made, dk = conv_gradients(u, v, k, k_rev, in_gate, out_gate, skip, signals, taps, handle)
+        du, d_in, d_out = (x if n else None for x, n in zip(made, signals, strict=True))
+    else:
+        du, d_in, d_out = separately((conv, conv_both), given, v, signals, handle)
+        if need_k:
+            dk = correlate_input(u, v, in_gate, out_gate, k.shape[-1], handle)
     if need_rev:
         dk_rev = correlate_input(v, u, out_gate, in_gate, k_rev.shape[-1], handle).to(k_rev.dtype)
     if need_skip:
         lag_zero = correlate_input(u, v, in_gate, out_gate, 1, handle) if dk is None else dk
         dskip = lag_zero[:, 0].to(skip.dtype)
     return du, None if dk is None else dk.to(k.dtype), dk_rev, d_in, d_out, dskip
+
+
+def _of_signals(given: Sequence[Any], k: Tensor, needs: Sequence[bool], handle: str) -> tuple[Maybe, ...]:
+    """Of ``correlate_input``'s u, v, in_gate, out_gate, for the cotangent k of its result: it is a filter."""
+    u, v, in_gate, out_gate = given
+    need_u, need_v, need_in, need_out = needs[:4]
+    return (
+        conv(v, None, k, out_gate, in_gate, None, handle) if need_u else None,
+        conv(u, k, None, in_gate, out_gate, None, handle) if need_v else None,
+        conv(v, None, k, out_gate, u, None, handle) if need_in else None,
+        conv(u, k, None, in_gate, v, None, handle) if need_out else None,
+    )
+
+
+def _moved(signals: Sequence[Any], tangents: Sequence[Any], taps: int, handle: str) -> Tensor:
+    """Of ``correlate_input``'s result, for tangents of its signals."""
+    parts = []
+    for i, tangent in enumerate(tangents[:4]):
+        if tangent is not None:
+            given: list[Any] = [*signals, taps, handle]
+            given[i] = tangent
+            parts.append(correlate_input(*given))
+    return _sum(parts)
+
+
+def _no_taps(u: Tensor, taps: int) -> Tensor:
+    return u.new_zeros((u.shape[1], taps), dtype=wide(u))
 
 
 def _tangent(given: Sequence[Any], tangents: Sequence[Any], handle: str) -> Tensor:

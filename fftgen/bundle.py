@@ -15,7 +15,8 @@ from fftgen.cache import Cache
 from fftgen.errors import ArtifactError, InputError, NoPlanError
 from fftgen.pipeline import Built, build, build_gradient, build_plan
 from fftgen.planner import search
-from fftgen.planner.gradient import Gradient, gradient
+from fftgen.planner.gradient import Gradient, backward, gradient
+from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import Plan
 from fftgen.planner.rules import supports_dtype
 from fftgen.planner.search import supports_engine
@@ -26,7 +27,8 @@ from fftgen.targets import target as find_target
 
 TABLES = "constants"
 
-Kind = Literal["convolution", "gradient", "twin"]  # of a filter; twin: planner/twins.py
+# gradient: of a filter, backward: of all (planner/gradient.py); twin: planner/twins.py
+Kind = Literal["convolution", "gradient", "twin", "backward"]
 Job = tuple[Problem, Target, Kind]
 
 
@@ -67,6 +69,12 @@ def twins(problem: Problem, target: Target, engine: str | None = None) -> bool:
     return twin(search.plan(problem, target, engine)) is not None
 
 
+def goes_back(problem: Problem, target: Target, engine: str | None = None) -> bool:
+    """Whether there are kernels of all gradients that read the spectra of the problem's plan."""
+    found = backward(problem, target)
+    return found is not None and same_spectrum(search.plan(problem, target, engine), found.plan)
+
+
 def build_twin(
     problem: Problem, target: Target, cache: Cache | None = None, engine: str | None = None
 ) -> Built | None:
@@ -90,6 +98,10 @@ def build_all(
         problem, target, kind = job
         if kind == "gradient":
             made = build_gradient(gradient(problem, target), cache)
+        elif kind == "backward":
+            every = backward(problem, target)
+            assert every is not None  # asked for where there are any
+            made = build_gradient(every, cache)
         elif kind == "twin":
             found = build_twin(problem, target, cache, engine)
             assert found is not None  # asked for where there is one
@@ -127,7 +139,7 @@ def _module(made: Built) -> Module:
 def unpack(module: Module) -> Built:
     """A module back as a build. Raises ArtifactError when plan and module disagree."""
     found = _subject(module)
-    plan, backward = (found.plan, found) if isinstance(found, Gradient) else (found, None)
+    plan, of_gradient = (found.plan, found) if isinstance(found, Gradient) else (found, None)
     if found.digest != module.plan_digest or found.name != module.name:
         raise ArtifactError(
             f"module {module.name} carries a plan that is not its own: build the artifact anew"
@@ -137,19 +149,19 @@ def unpack(module: Module) -> Built:
     ptx = b"".join(module.ptx.values()).decode()
     cubin = b"".join(module.cubins.values())
     resources = module.resources.get(plan.target, {})
-    return Built(plan, module.source, cubin, ptx, module.tables[TABLES], resources, 0.0, True, backward)
+    return Built(plan, module.source, cubin, ptx, module.tables[TABLES], resources, 0.0, True, of_gradient)
 
 
 def _subject(module: Module) -> Plan | Gradient:
     """What a module was built from."""
     text = module.plan.decode()
-    return Gradient.from_json(text) if module.name.startswith(Gradient.PREFIX) else Plan.from_json(text)
+    return Gradient.from_json(text) if module.name.startswith(Gradient.PREFIXES) else Plan.from_json(text)
 
 
 def kind_of(subject: Plan | Gradient) -> Kind:
     """What kernels of a plan are for."""
     if isinstance(subject, Gradient):
-        return "gradient"
+        return "backward" if subject.signals else "gradient"
     return "convolution" if subject.outputs == 1 else "twin"
 
 
@@ -202,6 +214,14 @@ class Shelf:
             return None
         found = unpack(module)
         return found if twin(self.built(problem, capability).plan) == found.plan else None
+
+    def backward(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
+        """The kernels of all gradients for a device, if the artifact carries them, for the same plan."""
+        module, _ = self._best(problem, "backward", capability)
+        if module is None:
+            return None
+        found = unpack(module)
+        return found if same_spectrum(self.built(problem, capability).plan, found.plan) else None
 
     def _best(
         self, problem: Problem, kind: Kind, capability: tuple[int, int]

@@ -22,7 +22,7 @@ from fftgen.errors import InputError, ToolchainError
 from fftgen.execute import TORCH, Executable, Spectrum, time_contiguous, with_skip
 from fftgen.pipeline import Built, build, build_gradient
 from fftgen.planner import search
-from fftgen.planner.gradient import gradient
+from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.plan import Plan
 from fftgen.prepare import prepare
 from fftgen.problem import Problem
@@ -47,6 +47,9 @@ class Provider(Protocol):
     def twin(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         """Its kernels with two outputs, where there are any."""
 
+    def backward(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
+        """The kernels of all its gradients by one pass, where there are any."""
+
 
 Kept = TypeVar("Kept")
 CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
@@ -68,9 +71,13 @@ class JustInTime:
     def twin(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         return build_twin(problem, target_for(capability))
 
+    def backward(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
+        found = backward(problem, target_for(capability))
+        return None if found is None else build_gradient(found)
+
 
 class LoadedGradient:
-    """The kernels of a filter's gradient on one GPU."""
+    """The kernels of a gradient on one GPU."""
 
     def __init__(self, built: Built, device: torch.device) -> None:
         assert built.gradient is not None
@@ -91,7 +98,7 @@ class Loaded:
     def spectrum(self, k: Tensor | None, k_rev: Tensor | None = None, skip: Tensor | None = None) -> Spectrum:
         """The spectrum of filters (H, Lk) with a skip term (H,), on the current stream of their device."""
         plan, tables = self.executable.plan, self.executable.tables
-        stream = _stream(tables.device)
+        stream = stream_of(tables.device)
         return prepare(plan, tables, self.module.on(stream), k, k_rev, skip)
 
 
@@ -108,6 +115,7 @@ class Conv:
         self._provider = provider
         self._loaded: dict[tuple[Problem, torch.device], Loaded] = {}
         self._gradients: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
+        self._backwards: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
         self._twins: dict[tuple[Problem, torch.device], Loaded | None] = {}
         self._lock = threading.Lock()
 
@@ -228,6 +236,7 @@ class Conv:
                 if train:
                     self.gradient_on(where, problem)
                     self.twin_on(where, problem)
+                    self.backward_on(where, problem)
         return self
 
     def served(self, length: int, taps: int) -> Problem:
@@ -256,6 +265,15 @@ class Conv:
             return None if built is None else LoadedGradient(built, where)
 
         return self._once(self._gradients, device, problem, "conv.warmup(train=True)", load)
+
+    def backward_on(self, device: torch.device, problem: Problem) -> LoadedGradient | None:
+        """The kernels of all gradients on a GPU, built and loaded at the first call; None: none."""
+
+        def load(where: torch.device) -> LoadedGradient | None:
+            built = self._provider.backward(problem, torch.cuda.get_device_capability(where))
+            return None if built is None else LoadedGradient(built, where)
+
+        return self._once(self._backwards, device, problem, "conv.warmup(train=True)", load)
 
     def twin_on(self, device: torch.device, problem: Problem) -> Loaded | None:
         """The kernels with two outputs on a GPU, built and loaded at the first call; None: none."""
@@ -343,7 +361,7 @@ class Conv:
         """A whole call on a GPU, its arguments checked: spectrum, then kernels, on the current stream."""
         if u.numel() == 0:
             return torch.empty_like(u)
-        problem, k, k_rev = self._meeting(u, k, k_rev)
+        problem, k, k_rev = self.meeting(u, k, k_rev)
         loaded = self.on(u.device, problem)
         made = loaded.spectrum(k, k_rev, skip)
         return self.launch(loaded, u, made.planes, made.scale, in_gate, out_gate)
@@ -378,13 +396,13 @@ class Conv:
         """``run`` with each of two output gates: by one transform where there are kernels for it."""
         if u.numel() == 0:
             return torch.empty_like(u), torch.empty_like(u)
-        problem, k, k_rev = self._meeting(u, k, k_rev)
+        problem, k, k_rev = self.meeting(u, k, k_rev)
         loaded, twin = self.on(u.device, problem), self.twin_on(u.device, problem)
         made = loaded.spectrum(k, k_rev, skip)
         if twin is None:
             first, second = (self.launch(loaded, u, made.planes, made.scale, in_gate, gate) for gate in gates)
             return first, second
-        stream = _stream(u.device)
+        stream = stream_of(u.device)
         return twin.executable.both(
             twin.module.on(stream),
             time_contiguous(u),
@@ -394,7 +412,7 @@ class Conv:
             (time_contiguous(gates[0]), time_contiguous(gates[1])),
         )
 
-    def _meeting(
+    def meeting(
         self, u: Tensor, k: Tensor | None, k_rev: Tensor | None
     ) -> tuple[Problem, Tensor | None, Tensor | None]:
         """The problem that serves a call, and its filters without the taps that meet nothing.
@@ -417,7 +435,7 @@ class Conv:
         out_gate: Tensor | None,
     ) -> Tensor:
         """The kernels of a call, on the current stream of u's device."""
-        stream = _stream(u.device)
+        stream = stream_of(u.device)
         return loaded.executable(
             loaded.module.on(stream),
             time_contiguous(u),
@@ -432,7 +450,7 @@ def _cut(f: Tensor | None, taps: int) -> Tensor | None:
     return f if f is None or f.shape[-1] <= taps else f[..., :taps]
 
 
-def _stream(device: torch.device) -> int:
+def stream_of(device: torch.device) -> int:
     """The handle of a GPU's current stream, by the short way where this release of PyTorch has it."""
     if _RAW_STREAM is None or device.index is None:
         return int(torch.cuda.current_stream(device).cuda_stream)

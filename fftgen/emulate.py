@@ -18,13 +18,15 @@ from torch import Tensor
 from fftgen import nvrtc
 from fftgen.errors import InternalError
 from fftgen.execute import Executable, spectrum, time_contiguous
-from fftgen.gradient import correlate_input
+from fftgen.gradient import Gradients, Needed, correlate_input
+from fftgen.gradient import backward as run_backward
 from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES, FINISH_ARGS_BYTES, GRADIENT_ARGS_BYTES
 from fftgen.pipeline import Built
 from fftgen.prepare import prepare
 from fftgen.simulator import DeviceMemory, Module, Report, parse, simulate
 
 Blocks = Sequence[tuple[int, int, int]]
+RESULTS = ("d_u", "d_in_gate", "d_out_gate")
 WRITTEN = (
     "y",
     "twin",
@@ -38,6 +40,7 @@ WRITTEN = (
     "lags",
     "tails",
     "finish_workspace",
+    *RESULTS,
 )
 GROWN = ("peaks", "filter_peaks", "v_peaks")  # start as zeros, and are read and written
 SIZES = (ARGS_BYTES, FILTER_ARGS_BYTES, GRADIENT_ARGS_BYTES, FINISH_ARGS_BYTES)
@@ -160,9 +163,7 @@ def convolve(
         time_contiguous(out_gate),
         address=simulated.address,
     )
-    missing = simulated.unwritten("y")
-    if missing:
-        raise InternalError(f"{missing} bytes of the output were not written by {built.plan.name}")
+    _all_written(simulated, built, "y")
     return y, simulated
 
 
@@ -194,10 +195,7 @@ def both(
         (time_contiguous(gates[0]), time_contiguous(gates[1])),
         address=simulated.address,
     )
-    for name in ("y", "twin"):
-        missing = simulated.unwritten(name)
-        if missing:
-            raise InternalError(f"{missing} bytes of {name} were not written by {built.plan.name}")
+    _all_written(simulated, built, "y", "twin")
     return y, twin, simulated
 
 
@@ -233,8 +231,55 @@ def gradient(
         period=period,
         address=simulated.address,
     )
-    for name in ("sums", "lags") if built.plan.filter.kernels else ("sums",):
+    _all_written(simulated, built, "sums", *(("lags",) if built.plan.filter.kernels else ()))
+    return found, simulated
+
+
+def backward(
+    built: Built,
+    u: Tensor,
+    v: Tensor,
+    k: Tensor | None,
+    *,
+    needed: Needed,
+    taps: int,
+    k_rev: Tensor | None = None,
+    in_gate: Tensor | None = None,
+    out_gate: Tensor | None = None,
+    skip: Tensor | None = None,
+    ptx: str | None = None,
+    seed: int = 0,
+) -> tuple[Gradients, Simulated]:
+    """The kernels of all gradients on CPU tensors: what ``fftgen::conv_gradients`` does on a GPU.
+
+    The filters' spectrum is made by torch.fft: its kernels are the convolution's. Raises as ``gradient``.
+    """
+    assert built.gradient is not None
+    simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
+    table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
+    made = spectrum(built.plan, k, k_rev, skip)
+    found = run_backward(
+        built.gradient,
+        table,
+        simulated,
+        u,
+        v,
+        made.planes,
+        made.scale,
+        in_gate,
+        out_gate,
+        needed=needed,
+        taps=taps,
+        address=simulated.address,
+    )
+    wanted = [name for name, need in zip(RESULTS, needed, strict=True) if need]
+    _all_written(simulated, built, "sums", *wanted)
+    return found, simulated
+
+
+def _all_written(simulated: Simulated, built: Built, *names: str) -> None:
+    """Raises InternalError where a byte of a result was not written."""
+    for name in names:
         missing = simulated.unwritten(name)
         if missing:
-            raise InternalError(f"{missing} bytes of {name} were not written by {built.gradient.name}")
-    return found, simulated
+            raise InternalError(f"{missing} bytes of {name} were not written by {built.subject.name}")

@@ -1,18 +1,46 @@
-"""The gradient of a filter on a GPU: by its kernels (planner/gradient.py), else by torch.fft."""
+"""Gradients on a GPU by kernels (planner/gradient.py): all in one pass, or a filter's alone, or torch.fft."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from fftgen import eager
-from fftgen.gradient import correlate_input
+from fftgen.conv import Conv, stream_of
+from fftgen.gradient import Gradients, Needed, backward, correlate_input
 
-if TYPE_CHECKING:
-    from fftgen.conv import Conv
+
+def all_on_gpu(conv: Conv, given: tuple[Any, ...], v: Tensor, needed: Needed, taps: int) -> Gradients | None:
+    """The gradients of a call of ``conv``, of the filter (H, taps) float32; None: no kernels for it.
+
+    ``given``: u, k, k_rev, in_gate, out_gate, skip as the operator has them; v the cotangent, like u.
+    """
+    u, k, k_rev, in_gate, out_gate, skip = given
+    if u.numel() == 0:
+        return None
+    problem, k, k_rev = conv.meeting(u, k, k_rev)
+    # On a circle lags come around: that takes kernels of another kind, unless half of it is padding.
+    if not problem.causal or (taps > problem.length and not conv.problem.causal):
+        return None
+    loaded = conv.backward_on(u.device, problem)
+    if loaded is None:
+        return None
+    made = conv.on(u.device, problem).spectrum(k, k_rev, skip)
+    return backward(
+        loaded.gradient,
+        loaded.tables,
+        loaded.module.on(stream_of(u.device)),
+        u,
+        v,
+        made.planes,
+        made.scale,
+        in_gate,
+        out_gate,
+        needed=needed,
+        taps=taps,
+    )
 
 
 def on_gpu(
@@ -37,11 +65,10 @@ def on_gpu(
         return eager.correlate_input(
             u, v, mode=p.mode, length=p.length, taps=taps, in_gate=in_gate, out_gate=out_gate
         )
-    stream = torch.cuda.current_stream(u.device).cuda_stream
     return correlate_input(
         loaded.gradient,
         loaded.tables,
-        loaded.module.on(stream),
+        loaded.module.on(stream_of(u.device)),
         u,
         v,
         in_gate,

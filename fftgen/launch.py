@@ -108,7 +108,7 @@ def run(plan: Plan, call: Call, launches: Iterable[Launch], launcher: Launcher) 
 
 @dataclass(frozen=True)
 class GradientCall:
-    """All that the kernels of a filter's gradient are handed: two signals, each as a convolution takes it."""
+    """All that a gradient's kernels are handed: two signals, as a convolution takes them, and results."""
 
     x: Call
     v: Call
@@ -119,9 +119,11 @@ class GradientCall:
 def run_gradient(
     found: Gradient, call: GradientCall, launches: Iterable[GradientLaunch], launcher: Launcher
 ) -> None:
-    """Make the parts of a filter's gradient: the launches of planner/gradient.py, in order."""
+    """Make the parts of a filter's gradient, and those of signals: the launches of planner/gradient.py."""
     for made in launches:
         launch = made.launch
+        if launch.kernel.role == "columns_inverse" and not (call.v if made.side else call.x).y.address:
+            continue  # nobody wants the results of this side
         x, v = (argument_block(found.plan, signal, launch) for signal in (call.x, call.v))
         if made.side >= 0:
             params = v if made.side else x

@@ -8,10 +8,12 @@ alike; sums over batch, channels, time and taps):
     fftgen::conv              dF/dv: convolution with k, correlation with k_rev, skip, gates
     fftgen::conv_both         the same with each of two output gates, by one transform
     fftgen::correlate_input   dF/dk: correlation of v with the input, (H, taps)
+    fftgen::conv_gradients    dF/du, dF/d in_gate, dF/d out_gate and dF/dk: what a backward pass asks for,
+                              by one pass over the signals where there are kernels for it
 
 The correlation with the filter, dF/du, is fftgen::conv of v with k and k_rev exchanged and the gates
 exchanged; dF/d in_gate differs from it by one gate, so fftgen::conv_both gives both; dF/dk_rev is
-fftgen::correlate_input with u and v exchanged; dF/dskip is its tap 0. So the three are closed under
+fftgen::correlate_input with u and v exchanged; dF/dskip is its tap 0. So they are closed under
 differentiation, to any order, and the arguments are all that is ever stored.
 autograd.py writes the formulas out.
 
@@ -21,6 +23,7 @@ A handle with ``*`` for the length takes the length from each call's shapes: one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +33,7 @@ from fftgen import autograd, eager, filter_gradient
 from fftgen.check import check_input
 from fftgen.conv import CPU_DIGEST, Conv, registered, terms
 from fftgen.errors import InputError
+from fftgen.gradient import Needed
 
 _torch_library: Any = torch.library  # its classes carry no annotations
 _LIBRARY = _torch_library.Library("fftgen", "DEF")
@@ -44,6 +48,11 @@ _LIBRARY.define(
 _LIBRARY.define(
     "correlate_input(Tensor u, Tensor v, Tensor? in_gate, Tensor? out_gate, SymInt taps, str handle) "
     "-> Tensor"
+)
+_LIBRARY.define(
+    "conv_gradients(Tensor u, Tensor v, Tensor? k, Tensor? k_rev, Tensor? in_gate, Tensor? out_gate, "
+    "Tensor? skip, bool need_u, bool need_in_gate, bool need_out_gate, SymInt taps, str handle) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _LIBRARY.define(
     "conv_prepared(Tensor u, Tensor planes, Tensor scale, Tensor? in_gate, Tensor? out_gate, Tensor? skip, "
@@ -114,6 +123,53 @@ def _correlate_cpu(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: 
     )
 
 
+def _gradients_cuda(
+    u: Tensor,
+    v: Tensor,
+    k: Maybe,
+    k_rev: Maybe,
+    in_gate: Maybe,
+    out_gate: Maybe,
+    skip: Maybe,
+    need_u: bool,
+    need_in: bool,
+    need_out: bool,
+    taps: int,
+    handle: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given, needed = (u, k, k_rev, in_gate, out_gate, skip), Needed(need_u, need_in, need_out)
+    found = filter_gradient.all_on_gpu(_checked(handle, u), given, v, needed, taps)
+    if found is not None:
+        return _all_four(u, found[:3], found.filter)
+    made = autograd.separately((_conv_cuda, _both_cuda), given, v, needed, handle)
+    return _all_four(u, made, _correlate_cuda(u, v, in_gate, out_gate, taps, handle))
+
+
+def _gradients_cpu(
+    u: Tensor,
+    v: Tensor,
+    k: Maybe,
+    k_rev: Maybe,
+    in_gate: Maybe,
+    out_gate: Maybe,
+    skip: Maybe,
+    need_u: bool,
+    need_in: bool,
+    need_out: bool,
+    taps: int,
+    handle: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given, needed = (u, k, k_rev, in_gate, out_gate, skip), Needed(need_u, need_in, need_out)
+    made = autograd.separately((_conv_cpu, _both_cpu), given, v, needed, handle)
+    return _all_four(u, made, _correlate_cpu(u, v, in_gate, out_gate, taps, handle))
+
+
+def _all_four(u: Tensor, made: Sequence[Maybe], of_filter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Results of ``conv_gradients``: an empty tensor for each that is not there."""
+    du, d_in, d_out = (u.new_empty(0) if x is None else x for x in made)
+    return du, d_in, d_out, of_filter
+
+
 def _prepared_cuda(
     u: Tensor,
     planes: Tensor,
@@ -160,6 +216,24 @@ def _filter_like(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: An
     return u.new_empty((u.shape[1], taps), dtype=eager.wide(u))
 
 
+def _gradients_like(
+    u: Tensor,
+    v: Tensor,
+    k: Maybe,
+    k_rev: Maybe,
+    in_gate: Maybe,
+    out_gate: Maybe,
+    skip: Maybe,
+    need_u: bool,
+    need_in: bool,
+    need_out: bool,
+    taps: Any,
+    handle: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    made = [_like_u(u) if need else None for need in (need_u, need_in, need_out)]
+    return _all_four(u, made, _filter_like(u, v, in_gate, out_gate, taps, handle))
+
+
 def _differentiable(rules: Any) -> Any:
     """The Autograd kernel of an operator. torch.func looks for its rules at the Python level instead."""
 
@@ -187,6 +261,7 @@ for _name, _cpu, _cuda, _fake in (
     ("conv", _conv_cpu, _conv_cuda, _like_u),
     ("conv_both", _both_cpu, _both_cuda, _two_like_u),
     ("correlate_input", _correlate_cpu, _correlate_cuda, _filter_like),
+    ("conv_gradients", _gradients_cpu, _gradients_cuda, _gradients_like),
     ("conv_prepared", _prepared_cpu, _prepared_cuda, _like_u),
 ):
     _LIBRARY.impl(_name, _cpu, "CPU")
@@ -197,6 +272,7 @@ for _name, _rules in (
     ("conv", autograd.Conv),
     ("conv_both", autograd.ConvBoth),
     ("correlate_input", autograd.CorrelateInput),
+    ("conv_gradients", autograd.ConvGradients),
 ):
     _LIBRARY.impl(_name, _differentiable(_rules), "Autograd")
     _torch_library.register_vmap(f"fftgen::{_name}", _rules.vmap, lib=_LIBRARY)

@@ -51,7 +51,8 @@ class Built:
         """Kernel names and their dynamic shared memory in bytes."""
         filters = {self.plan.filter_entry(k): k.shared_bytes for k in self.plan.filter.kernels}
         if self.gradient is not None:
-            found = {self.plan.entry(k): k.shared_bytes for k in self.gradient.before}
+            around = (*self.gradient.before, *self.gradient.after)
+            found = {self.plan.entry(k): k.shared_bytes for k in around}
             return found | {self.gradient.name: self.gradient.kernel.shared_bytes} | filters
         return {self.plan.entry(k): k.shared_bytes for k in self.plan.kernels} | filters
 

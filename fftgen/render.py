@@ -56,6 +56,11 @@ def command(plan: Plan, *, own: bool = False) -> str:
     return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}{engine}{twin}"
 
 
+def gradient_command(gradient: Gradient) -> str:
+    """The command line that renders a gradient."""
+    return f"{command(gradient.plan, own=True)} --{'backward' if gradient.signals else 'gradient'}"
+
+
 def summary(plan: Plan) -> str:
     """Operations, bytes and shared memory of one transform, for the header of the source."""
     ops = tensor_ops(plan)
@@ -129,7 +134,7 @@ def render(plan: Plan) -> Source:
 
 def render_gradient(gradient: Gradient) -> Source:
     """The source of the kernels of a filter's gradient: the same bytes for the same decisions."""
-    plan = gradient.plan
+    plan, signals = gradient.plan, gradient.signals
     used = [*_headers(plan), "gradient", "filter", "finish"]
     text = (
         _environment()
@@ -139,15 +144,17 @@ def render_gradient(gradient: Gradient) -> Source:
             plan=plan,
             subject=gradient,
             version=__version__,
-            command=f"{command(plan, own=True)} --gradient",
+            command=gradient_command(gradient),
             summary=f"per row and its cotangent: {gradient.tensor_ops} matrix instructions 16x16x16; "
             f"{gradient.kernel.shared_bytes} bytes of shared memory a block",
             ctype=dtype(plan.problem.dtype).ctype,
             headers=_headers(plan)[1:],
             ahead=mma_rules.ahead(plan),
             kernel_templates=MMA_TEMPLATES,
-            tables=gradients.tables(plan),
-            chain_tables=gradients.chain_bytes(plan),
+            sink="maybe_twin_real_sink",
+            once=fragments.once(plan),
+            tables=gradients.tables(gradient),
+            copied=gradients.copied(plan, signals),
             columns_bytes=gradients.columns_bytes(plan),
             titles=FILTER_TITLES,
             weights=_weights((k.stages[0].radix for k in plan.filter.kernels if k.stages), plan.residual),
@@ -155,8 +162,9 @@ def render_gradient(gradient: Gradient) -> Source:
     )
     headers = {f"fftgen/{name}.cuh": header(name) for name in ("types", "signal", *used)}
     before = map(plan.entry, gradient.before)
-    after = map(plan.filter_entry, plan.filter.kernels)
-    return Source(f"{gradient.name}.cu", text, headers, (*before, gradient.name, *after))
+    after = map(plan.entry, gradient.after)
+    finish = map(plan.filter_entry, plan.filter.kernels)
+    return Source(f"{gradient.name}.cu", text, headers, (*before, gradient.name, *after, *finish))
 
 
 def _headers(plan: Plan) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fftgen import emulate, gradient_accuracy, sampled
 from fftgen.accuracy import Accuracy, compare
 from fftgen.execute import storage
+from fftgen.gradient import Needed
 from fftgen.pipeline import Built
 from fftgen.problem import Problem
 from fftgen.simulator import Report
@@ -238,6 +239,47 @@ def run_gradient(built: Built, case: Case, period: int, seed: int, ptx: str) -> 
     return CaseResult(f"{case}, {mode}", accuracy, simulated.reports, seconds)
 
 
+def run_backward(built: Built, case: Case, seed: int, ptx: str) -> tuple[CaseResult, CaseResult]:
+    """All gradients of one call on the simulator, judged: of signals and gates, then of the filter.
+
+    Raises SimulationError for any fault.
+    """
+    plan = built.plan
+    problem, dtype = plan.problem, storage(plan)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = draw(replace(case, out_gate=True, in_gate=True, back=case.taps), dtype, generator)
+    u, k, k_rev, a, b, skip = (inputs[n] for n in ("u", "k", "k_rev", "in_gate", "out_gate", "skip"))
+    assert u is not None
+    assert k is not None
+    assert k_rev is not None
+    v = torch.randn(u.shape, generator=generator, dtype=torch.float64).to(dtype)
+    started = time.perf_counter()
+    options = {"k_rev": k_rev, "in_gate": a, "out_gate": b, "skip": skip}
+    made, simulated = emulate.backward(
+        built, u, v, k, needed=Needed(True, True, True), taps=case.taps, **options, ptx=ptx, seed=seed
+    )
+    seconds = time.perf_counter() - started
+    # The adjoint exchanges the filters and the gates.
+    back = {"k_rev": k, "in_gate": b, "skip": skip}
+    exact = np.concatenate(
+        [
+            reference(problem, v, k_rev, **back, out_gate=a),
+            reference(problem, v, k_rev, **back, out_gate=u),
+            reference(problem, u, k, k_rev=k_rev, in_gate=a, skip=skip, out_gate=v),
+        ]
+    )
+    signals = torch.cat([x for x in made[:3] if x is not None]).double().numpy()
+    accuracy = compare(signals, exact, problem.dtype, plan.order, plan.compute_format)
+    reach = min(case.taps, case.length)
+    expected = gradient_accuracy.filters(problem.dtype, plan.order, plan.compute_format)
+    dk = made.filter.double().numpy()[:, :reach]
+    of_filter = gradient_accuracy.compare(dk, gradient_reference(u, v, a, b, reach, 0), expected)
+    return (
+        CaseResult(f"{case}, signals", accuracy, simulated.reports, seconds),
+        CaseResult(f"{case}, filter", of_filter, {}, 0.0),
+    )
+
+
 def verify_built(
     built: Built, *, seed: int, quick: bool = False, progress: Callable[[str], None] | None = None
 ) -> Verification:
@@ -249,6 +291,12 @@ def verify_built(
     plan = built.plan
     ptx = emulate.line_ptx(built)
     found: list[CaseResult] = []
+    if built.gradient is not None and built.gradient.signals:
+        for case in dict.fromkeys(case for case, _ in gradient_cases(plan.problem.length, quick)):
+            if progress is not None:
+                progress(str(case))
+            found.extend(run_backward(built, case, seed, ptx))
+        return Verification(built.gradient.name, str(built.gradient), seed, tuple(found))
     if built.gradient is not None:
         for case, period in gradient_cases(plan.problem.length, quick):
             if progress is not None:

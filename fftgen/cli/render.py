@@ -11,10 +11,10 @@ from fftgen.cli.options import common, one_problem, print_json
 from fftgen.durable import replace_file
 from fftgen.errors import InputError
 from fftgen.planner import twins
-from fftgen.planner.gradient import Gradient, gradient
+from fftgen.planner.gradient import Gradient, backward, gradient
 from fftgen.planner.plan import Plan
 from fftgen.render import command as command_of
-from fftgen.render import render, render_gradient
+from fftgen.render import gradient_command, render, render_gradient
 from fftgen.source import Source
 from fftgen.targets import target as find_target
 
@@ -23,7 +23,8 @@ from fftgen.targets import target as find_target
 @one_problem
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write. Default: stdout.")
 @click.option("--headers", is_flag=True, help="Put the device headers in: one file that compiles by itself.")
-@click.option("--gradient", "backward", is_flag=True, help="The kernels of the filter's gradient instead.")
+@click.option("--gradient", "of_filter", is_flag=True, help="The kernels of the filter's gradient instead.")
+@click.option("--backward", "whole_pass", is_flag=True, help="The kernels of all gradients by one pass.")
 @click.option("--twin", "twice", is_flag=True, help="The kernels that store each result with two gates.")
 @common
 def command(
@@ -34,7 +35,8 @@ def command(
     engine: str | None,
     output: Path | None,
     headers: bool,
-    backward: bool,
+    of_filter: bool,
+    whole_pass: bool,
     twice: bool,
     as_json: bool,
     verbose: bool,
@@ -43,14 +45,22 @@ def command(
 
     This is the command that stands at the head of every generated file; it gives the same bytes again.
     """
-    if backward and engine is not None:
+    if (of_filter or whole_pass) and engine is not None:
         raise InputError("the kernels of a gradient have an engine of their own: leave --engine out")
-    if backward and twice:
-        raise InputError("--gradient and --twin are kernels of two modules: ask for one of them")
+    if of_filter + whole_pass + twice > 1:
+        raise InputError("--gradient, --backward and --twin are of different modules: ask for one of them")
     subject: Plan | Gradient
-    if backward:
-        subject = gradient(api.problem(length, dtype, causal=causal), find_target(arch))
-        source, how = render_gradient(subject), f"{command_of(subject.plan, own=True)} --gradient"
+    if of_filter or whole_pass:
+        asked, chip = api.problem(length, dtype, causal=causal), find_target(arch)
+        found = gradient(asked, chip) if of_filter else backward(asked, chip)
+        if found is None:
+            raise InputError(
+                f"no kernels make all gradients of {asked.mode} {asked.length} {asked.dtype} on {arch} by "
+                "one pass: there are some for causal convolutions on the mma engine; --gradient renders "
+                "those of the filter's"
+            )
+        subject = found
+        source, how = render_gradient(found), gradient_command(found)
     else:
         subject = api.plan(length, dtype, causal=causal, target=arch, engine=engine)
         if twice:

@@ -1,10 +1,15 @@
-"""What was decided about the gradient of a filter: kernels around the forward half of a causal plan.
+"""What was decided about gradients: kernels around the transforms of a causal plan.
 
 dk_j = sum_b sum_t v_t x_{t-j} is what a product of spectra gives, conj(X) V, summed over the batch,
 transformed back and weighted as the filter was (design 1.5). The kernels here make that sum, in fp32, in
 parts: workers share the batch rows of a channel, each writes a part of its own, and parts are added in a
 fixed order. A circular length uses the causal plan of the same length: what has come around stands in the
 imaginary part (fftgen/gradient.py).
+
+With ``signals`` the same kernels go on: the spectra of both signals are there, so conj(K) V, transformed
+back, gives the gradients of u and of its gate, and K X that of the output's gate. Two transforms there and
+two back take the place of six halves, and every tensor is read once from device memory: with both gates 14
+bytes of an element instead of 28 (design 1.5). A circle would need its own filter there: these are causal.
 
 Real rows only: no two rows share a transform, so each keeps a power of two of its own (design 1.8). Always
 in scaled fp16, whatever the convolution computes in: sums are fp32 in either format.
@@ -20,7 +25,7 @@ from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 from fftgen.errors import ArtifactError, NoPlanError
-from fftgen.planner import mma_rules, search
+from fftgen.planner import fragments, mma_rules, search, twins
 from fftgen.planner.filter_design import transposed
 from fftgen.planner.finish import Gather
 from fftgen.planner.launch import Launch, chunk_items, launch_of
@@ -45,16 +50,17 @@ class Gradient:
     is half of the convolution's; its ``filter`` are the kernels that take the sum to taps
     (planner/finish.py), which find it with ``gather``. ``kernel``: the kernel that makes the sum. A worker's
     spectrum of the first signal stands at ``spectra_at`` of shared memory (bytes), its sum at ``sums_at``;
-    -1: in device memory.
+    -1: in device memory. ``signals``: gradients of signals and gates as well as of the filter.
     """
 
-    PREFIX: ClassVar[str] = "fftgen_gradient_"
+    PREFIXES: ClassVar[tuple[str, str]] = ("fftgen_gradient_", "fftgen_backward_")
 
     plan: Plan
     kernel: Kernel
     spectra_at: int
     sums_at: int
     gather: Gather = field(default_factory=Gather)
+    signals: bool = False
 
     @property
     def problem(self) -> Problem:
@@ -77,8 +83,14 @@ class Gradient:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
-        """Canonical JSON: sorted keys, no spaces; that of the plan inside."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """Canonical JSON: sorted keys, no spaces; that of the plan inside.
+
+        That it is of a filter alone goes without saying, as before there was more.
+        """
+        raw = asdict(self)
+        if not self.signals:
+            del raw["signals"]
+        return json.dumps(raw, sort_keys=True, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> Gradient:
@@ -86,8 +98,9 @@ class Gradient:
         try:
             raw: dict[str, Any] = json.loads(text)
             plan = Plan.from_json(json.dumps(raw["plan"]))
-            gather = Gather.of(raw["gather"])
-            return Gradient(plan, Kernel(**raw["kernel"]), raw["spectra_at"], raw["sums_at"], gather)
+            gather, kernel = Gather.of(raw["gather"]), Kernel(**raw["kernel"])
+            places = (raw["spectra_at"], raw["sums_at"])
+            return Gradient(plan, kernel, *places, gather, raw.get("signals", False))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"not a gradient's plan: {error}: rebuild with `fftgen build --train`"
@@ -98,7 +111,7 @@ class Gradient:
         """What the kernel is called."""
         p = self.plan.problem
         return (
-            f"{self.PREFIX}n{p.length}_{p.dtype}_{self.plan.engine}_"
+            f"{self.PREFIXES[self.signals]}n{p.length}_{p.dtype}_{self.plan.engine}_"
             f"{self.plan.target.replace('_', '')}_{self.digest[:8]}"
         )
 
@@ -108,31 +121,44 @@ class Gradient:
         return tuple(k for k in self.plan.kernels if k.role in ("peaks", "columns"))
 
     @property
+    def after(self) -> tuple[Kernel, ...]:
+        """The plan's kernels that run on each signal last."""
+        return tuple(k for k in self.plan.kernels if self.signals and k.role == "columns_inverse")
+
+    @property
     def tensor_ops(self) -> int:
-        """16x16x16 matrix instructions for a row and its cotangent: two forward transforms, exact."""
+        """16x16x16 matrix instructions for a row and its cotangent: two forward transforms, exact.
+
+        With ``signals`` two back as well, where all gradients are wanted.
+        """
         tiles = self.plan.transform // (TILE * TILE)
         first = self.plan.factors[0] // TILE
-        return 2 * tiles * (4 * sum(r // TILE for r in self.plan.factors) - 2 * first)
+        return (
+            (4 if self.signals else 2) * tiles * (4 * sum(r // TILE for r in self.plan.factors) - 2 * first)
+        )
 
     def __str__(self) -> str:
         p, k = self.plan, self.kernel
         places = {True: "shared", False: "device"}
         factors = "·".join(map(str, p.factors))
         return (
-            f"gradient {p.problem.length} {p.problem.dtype} {p.target} | N={p.transform}={factors} "
+            f"{'backward' if self.signals else 'gradient'} {p.problem.length} {p.problem.dtype} {p.target} | "
+            f"N={p.transform}={factors} "
             f"{p.memory_class} {p.engine} {p.compute_format} | {k.warps}w {k.shared_bytes}B, spectrum in "
             f"{places[self.spectra_at >= 0]}, sum in {places[self.sums_at >= 0]} memory"
         )
 
 
-def tables(plan: Plan) -> tuple[Table, ...]:
+def tables(found: Gradient) -> tuple[Table, ...]:
     """The tables that the gradient's kernels read."""
     names = {*FORWARD, "columns", "outer", "device", "low", "high"}
-    return tuple(t for t in plan.tables if t.name in names)
+    return tuple(t for t in found.plan.tables if found.signals or t.name in names)
 
 
-def chain_bytes(plan: Plan) -> int:
-    """Bytes of the tables of the chain's forward half, from the start of the table block."""
+def copied(plan: Plan, signals: bool) -> int:
+    """Bytes that a block copies from the start of the table block: the chain's forward half, or all."""
+    if signals:
+        return fragments.copied(plan.tables)
     return max(t.offset + t.nbytes for t in plan.tables if t.name in FORWARD)
 
 
@@ -141,20 +167,22 @@ def columns_bytes(plan: Plan) -> int:
     return sum(t.nbytes for t in plan.tables if t.name == "columns")
 
 
-def _fitted(plan: Plan, chip: Target, group: int, warps: int, spectra: bool, sums: bool) -> Gradient | None:
+def _fitted(
+    plan: Plan, chip: Target, group: int, warps: int, spectra: bool, sums: bool, signals: bool
+) -> Gradient | None:
     """One layout, or None where it does not fit: what workers keep in shared memory is said by the flags."""
     body, points = plan.body, plan.row_length
     if plan.block_stage:
         workers, kept, plane, registers = 1, 1, points, REGISTERS
         peaks_at = 4 * points
-        at = peaks_at + 2 * 4 * STRIPS
+        at = peaks_at + (2 if signals else 1) * 2 * 4 * STRIPS
     else:
-        workers, kept, registers = warps, group, _warp_registers(group * points)
+        workers, kept, registers = warps, group, _warp_registers(group, points, signals)
         # One row at a time: room for a copy of an unaligned one and of its gate.
         plane = group * points if group > 1 or plan.device_stages else 2 * points
         peaks_at = -1
         at = warps * plane * (4 if plan.device_stages else 2)
-    tables_at, at = at, at + chain_bytes(plan) + columns_bytes(plan)
+    tables_at, at = at, at + copied(plan, signals) + (0 if signals else columns_bytes(plan))
     spectra_at, at = (at, at + workers * kept * 4 * points) if spectra else (-1, at)
     sums_at, at = (at, at + workers * 8 * points) if sums else (-1, at)
     if at > chip.shared_block or 32 * warps * registers > chip.registers_sm:
@@ -172,25 +200,27 @@ def _fitted(plan: Plan, chip: Target, group: int, warps: int, spectra: bool, sum
         shared_bytes=at,
         group=group,
     )
-    return Gradient(plan, kernel, spectra_at, sums_at)
+    return Gradient(plan, kernel, spectra_at, sums_at, signals=signals)
 
 
-def _warp_registers(points: int) -> int:
-    """Registers of a thread whose warp holds so many points of a transform without spilling (as compiled)."""
-    return 255 if points > CHAIN_POINTS else 160 if 2 * points > CHAIN_POINTS else REGISTERS
+def _warp_registers(group: int, points: int, signals: bool) -> int:
+    """Registers of a thread whose warp holds a group of transforms without spilling (as compiled)."""
+    if group * points > CHAIN_POINTS:
+        return 255
+    return 160 if 2 * group * points > CHAIN_POINTS or (signals and group > 1) else REGISTERS
 
 
-def _fitting(plan: Plan, chip: Target) -> Iterator[Gradient]:
+def _fitting(plan: Plan, chip: Target, signals: bool) -> Iterator[Gradient]:
     """Every layout that fits: columns of a thread, warps of a block, transforms of a warp, places."""
     places = ((True, True), (True, False), (False, False))
     for layout in search.layouts(plan, chip):
         body = layout.body
         if plan.block_stage:  # no warp idle in the chain
-            group = min(body.group, max(1, layout.inner[0].radix // body.warps))
+            group = min(body.group, max(1, layout.inner[0].radix // body.warps), 2 if signals else body.group)
         else:  # of several transforms at a time one half: the other half's registers go to the sum
             group = max(1, body.group // 2)
         for spectra, sums in places:
-            found = _fitted(layout, chip, group, body.warps, spectra, sums)
+            found = _fitted(layout, chip, group, body.warps, spectra, sums, signals)
             if found is not None:
                 yield found
 
@@ -219,11 +249,34 @@ def gradient(problem: Problem, target: str | Target) -> Gradient:
             f"{chip.name}: " + (mma_rules.supports(chip) or "no plan of the mma engine serves it"),
             [str(c) for c in candidates if c.engine == "mma"][:20],
         )
-    plan = replace(plan, chunk_bytes=plan.chunk_bytes // 2)
-    found = max(_fitting(plan, chip), key=_rank, default=None)
+    found = _best(plan, chip, signals=False)
     if found is None:
         raise NoPlanError(f"the gradient's kernel does not fit a block of {chip.name}: {plan}", [])
-    return finished(found, chip)
+    return found
+
+
+def _best(plan: Plan, chip: Target, *, signals: bool) -> Gradient | None:
+    """Of a convolution's plan, the layout of the gradient's kernels that comes first, if any fits."""
+    half = replace(plan, chunk_bytes=plan.chunk_bytes // 2)
+    found = max(_fitting(half, chip, signals), key=_rank, default=None)
+    return None if found is None else finished(found, chip)
+
+
+@lru_cache(maxsize=256)
+def backward(problem: Problem, target: str | Target) -> Gradient | None:
+    """All gradients of a causal problem by one pass; None where there are no kernels for it.
+
+    Its spectra of filters are those of the problem's own plan, so both have their factors in common.
+    """
+    chip = find_target(target)
+    plan = search.plan(problem, chip)
+    if not problem.causal or plan.engine != "mma" or not plan.scaled:
+        return None
+    found = _best(plan, chip, signals=True)
+    if found is None:
+        return None
+    kernels = tuple(twins.roomy(plan, k) if k.role == "columns_inverse" else k for k in found.plan.kernels)
+    return replace(found, plan=replace(found.plan, kernels=kernels))
 
 
 def finished(found: Gradient, chip: Target) -> Gradient:
@@ -234,7 +287,7 @@ def finished(found: Gradient, chip: Target) -> Gradient:
 
 @dataclass(frozen=True)
 class GradientLaunch:
-    """One launch. ``side``: 0 or 1, the signal of a peaks or columns kernel; -1: the kernel of both."""
+    """One launch. ``side``: 0 or 1, the signal of a kernel before or after; -1: the kernel of both."""
 
     launch: Launch
     side: int
@@ -278,8 +331,8 @@ def launches(found: Gradient, batch: int, channels: int, length: int) -> tuple[G
     for first in range(0, total, chunk):
         items = min(chunk, total - first)
         for side in (0, 1) if found.plan.device_stages else ():
-            for role in ("peaks", "columns"):
-                one = launch_of(found.plan, found.plan.kernel(role), first, items, length)
+            for before in found.before:
+                one = launch_of(found.plan, before, first, items, length)
                 made.append(GradientLaunch(one, side, shared, 0))
         at_once = (first + items - 1) // batch - first // batch + 1
         workers = at_once * found.rows * shared
@@ -287,4 +340,8 @@ def launches(found: Gradient, batch: int, channels: int, length: int) -> tuple[G
         grid = -(-workers // kernel.items)
         both = Launch(kernel, found.name, grid, 32 * kernel.warps, kernel.shared_bytes, first, items, 1)
         made.append(GradientLaunch(both, -1, shared, workers))
+        for side in (0, 1):
+            for after in found.after:
+                one = launch_of(found.plan, after, first, items, length)
+                made.append(GradientLaunch(one, side, shared, 0))
     return tuple(made)

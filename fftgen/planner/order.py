@@ -48,6 +48,14 @@ def spectrum_index(plan: Plan) -> npt.NDArray[np.int64]:
     return index
 
 
+def same_spectrum(one: Plan, other: Plan) -> bool:
+    """Whether kernels of two plans read a filter's spectrum alike: numbers, order and scale."""
+    return spectrum_digits(one) == spectrum_digits(other) and all(
+        getattr(one, name) == getattr(other, name)
+        for name in ("spectrum_type", "packing", "fold", "residual")
+    )
+
+
 def stored_places(plan: Plan) -> npt.NDArray[np.int64]:
     """The index ``k M_1 + r`` of what stands at each place of the workspace after the first device stage."""
     rest = plan.stages[0].rest

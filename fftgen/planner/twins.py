@@ -23,10 +23,10 @@ def twin(plan: Plan) -> Plan | None:
     """The plan with two outputs; None on the engine "wmma", whose callers convolve twice."""
     if plan.engine != "mma":
         return None
-    return replace(plan, outputs=2, filter=Filter(), kernels=tuple(_roomy(plan, k) for k in plan.kernels))
+    return replace(plan, outputs=2, filter=Filter(), kernels=tuple(roomy(plan, k) for k in plan.kernels))
 
 
-def _roomy(plan: Plan, kernel: Kernel) -> Kernel:
+def roomy(plan: Plan, kernel: Kernel) -> Kernel:
     """A kernel with as many registers as its two results need (as compiled)."""
     if kernel.role == "columns_inverse" and plan.factors[0] >= LONG_COLUMNS:
         return replace(kernel, warps=4, items=4, resident=3)

@@ -74,6 +74,21 @@ def test_opcheck_of_the_correlation(handle: str, taps: int, rng: np.random.Gener
         torch.library.opcheck(OPS.correlate_input.default, (given["u"], v, a, b, taps, handle))
 
 
+@pytest.mark.parametrize("handle", ["causal-64-bf16", "circular-*-bf16"])
+@pytest.mark.parametrize(
+    "options", [(), ("in_gate",), ("k_rev", "in_gate", "out_gate", "skip")], ids="+".join
+)
+def test_opcheck_of_all_gradients(handle: str, options: tuple[str, ...], rng: np.random.Generator) -> None:
+    for dtype, needed in ((torch.bfloat16, (True, True, True)), (torch.float32, (True, False, False))):
+        given = draw(rng, (2, 3, 40), 20, options, dtype)
+        v = torch.from_numpy(rng.standard_normal((2, 3, 40))).to(dtype).requires_grad_()
+        rest = [given.get(n) for n in gradients.NAMES[1:]]
+        gates = [n and g in given for n, g in zip(needed[1:], ("in_gate", "out_gate"), strict=True)]
+        torch.library.opcheck(
+            OPS.conv_gradients.default, (given["u"], v, *rest, needed[0], *gates, 20, handle)
+        )
+
+
 def test_opcheck_of_prepared_spectra(rng: np.random.Generator) -> None:
     given = {n: x.detach() for n, x in tensors(rng).items()}
     made = fftgen.get_conv(64).prepare(given["k"], k_rev=given["k_rev"])

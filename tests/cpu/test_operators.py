@@ -131,6 +131,61 @@ def test_two_results_by_one_transform(mode: str, options: tuple[str, ...], rng: 
     assert gradcheck(lambda *x: f(*x)[1], inputs, check_forward_ad=True)  # one of them alone
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("needed", [(True, True, True), (True, False, False), (False, True, True)])
+def test_all_gradients_by_one_operator(
+    mode: str, needed: tuple[bool, bool, bool], rng: np.random.Generator
+) -> None:
+    """Values against autograd, and derivatives of first and second order, forward, reverse and batched."""
+    given = gradients.draw(rng, (2, 2, 6), 4, OPTIONS[-1], torch.float64, torch.float64)
+    v = torch.from_numpy(rng.standard_normal((2, 2, 6))).requires_grad_()
+
+    def f(v: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        u, k, k_rev, in_gate, out_gate, skip = tensors
+        made = autograd.conv_gradients(
+            u, v, k, k_rev, in_gate, out_gate, skip, needed, k.shape[-1], f"{mode}-8-bf16"
+        )
+        assert all(x.numel() == (u.numel() if need else 0) for x, need in zip(made, needed, strict=False))
+        return tuple(x for x, need in zip(made, (*needed, True), strict=True) if need)
+
+    inputs = (v, *(given[n] for n in NAMES))
+    _, wanted = gradients.exact(given, v.detach(), mode=mode, length=8)
+    names = [n for n, need in zip(("u", "in_gate", "out_gate"), needed, strict=True) if need]
+    for found, name in zip(f(*inputs), (*names, "k"), strict=True):
+        gradients.judge(found, wanted[name], 1e-13)
+    assert gradcheck(f, inputs, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(f, inputs, fast_mode=True)
+    assert gradcheck(lambda *x: f(*x)[-1], inputs, check_forward_ad=True)  # one of them alone
+    mapped = torch.func.vmap(f, in_dims=(0, *[None] * 6))(torch.stack([v, 2 * v]), *inputs[1:])
+    for both, one in zip(mapped, f(*inputs), strict=True):
+        gradients.judge(both[1], 2 * one, 1e-13)
+
+
+def test_a_backward_pass_asks_for_all_gradients_at_once(rng: np.random.Generator) -> None:
+    """Where the filter's is among them; the reversed filter's and the skip's beside it."""
+    cases = {
+        ("u", "k"): ["conv_gradients"],
+        ("u", "k", "in_gate", "out_gate"): ["conv_gradients"],
+        ("u", "k", "skip"): ["conv_gradients"],
+        ("k",): ["correlate_input"],
+        ("out_gate", "k", "k_rev"): ["conv_gradients", "correlate_input"],
+        ("u", "out_gate"): ["conv", "conv"],
+    }
+    given = gradients.draw(rng, (2, 2, 6), 4, OPTIONS[-1], torch.float64, torch.float64)
+    cotangent = torch.from_numpy(rng.standard_normal((2, 2, 6)))
+    _, wanted = gradients.exact(given, cotangent, mode="causal", length=8)
+    for names, expected in cases.items():
+        leaves = {n: x.detach().requires_grad_(n in names) for n, x in given.items()}
+        y = call(fftgen.get_conv(8, causal=True), leaves)
+        with Called() as called:
+            y.backward(cotangent)
+        assert called.names == expected, names
+        for name in names:
+            found = leaves[name].grad
+            assert found is not None
+            gradients.judge(found, wanted[name], 1e-13)
+
+
 def test_both_gradients_of_a_gated_input_take_one_transform(rng: np.random.Generator) -> None:
     """And each by itself one of its own."""
     given = gradients.draw(rng, (2, 2, 6), 4, ("in_gate",), torch.float64, torch.float64)

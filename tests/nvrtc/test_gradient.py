@@ -299,7 +299,7 @@ def test_an_artifact_that_trains(tmp_path: Path, rng: np.random.Generator) -> No
     built_ = answer("build", "--seqlen", "500", *arch, "--train", "-o", path)
     names = [m["name"] for m in built_["files"][0]["modules"]]
     kinds = [n.split("_")[1] for n in names]
-    assert kinds == ["conv", "conv", "twin", "twin", "gradient", "gradient"]
+    assert kinds == ["conv", "conv", "twin", "twin", "gradient", "gradient", "backward"]
     shelf = open_shelf(path)
     assert {p.mode for p in shelf.problems} == {"circular", "causal"}
     for problem in shelf.problems:

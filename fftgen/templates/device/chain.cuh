@@ -109,28 +109,14 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
     }
 }
 
-// The whole chain. REAL: x has no imaginary part going in, and none is wanted coming out. WIDE: results come in
-// fp32, as they do for A above 16. ONCE: first and first_inverse are one table.
-//   load(g, k, n, re, im)    as above
-//   filter(g, m, n, kr, ki)  the tile m, n of the spectrum
-//   emit(g, m, re, im)       rows 16 m .. + 15 of the result, as P / 8 results of eight columns
-template <int A, int P, int G, bool REAL, bool WIDE, bool ONCE, typename Load, typename Filter, typename Emit>
-__device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load load, Filter filter, Emit emit) {
+// The last two steps, from Z filtered to x. REAL: no imaginary part of x is wanted. WIDE: results come in fp32, as
+// they do for A above 16. ONCE: first and first_inverse are one table.
+//   emit(g, m, re, im)  rows 16 m .. + 15 of the result, as P / 8 results of eight columns
+template <int A, int P, int G, bool REAL, bool WIDE, bool ONCE, typename Emit>
+__device__ __forceinline__ void chain_back(
+    const InnerTables& tables, int lane, const Tile (&zr)[G][A / TILE][P / 8], const Tile (&zi)[G][A / TILE][P / 8], Emit emit) {
     constexpr int ROWS = A / TILE, COLUMNS = P / TILE;  // tiles
     using Out = Result<WIDE || (A > TILE)>;
-    Tile zr[G][ROWS][2 * COLUMNS], zi[G][ROWS][2 * COLUMNS];
-    chain_forward<A, P, G, REAL>(
-        tables, lane, load, [&](int n, const Result<false>(&re)[G][ROWS][2], const Result<false>(&im)[G][ROWS][2]) {
-#pragma unroll
-            for (int g = 0; g < G; ++g)
-#pragma unroll
-                for (int m = 0; m < ROWS; ++m) {
-                    Fragment kr, ki;
-                    filter(g, m, n, kr, ki);
-                    twist_tile<false>(&zr[g][m][2 * n], &zi[g][m][2 * n], re[g][m], im[g][m], kr, ki);
-                }
-        });
-
     Tile wr[G][COLUMNS][2 * ROWS], wi[G][COLUMNS][2 * ROWS];
 #pragma unroll
     for (int m = 0; m < COLUMNS; ++m) {
@@ -183,6 +169,27 @@ __device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load 
 #pragma unroll
         for (int g = 0; g < G; ++g) emit(g, m, vr[g], vi[g]);
     }
+}
+
+// The whole chain. REAL, WIDE, ONCE and emit as in its parts.
+//   load(g, k, n, re, im)    as in the first two steps
+//   filter(g, m, n, kr, ki)  the tile m, n of the spectrum
+template <int A, int P, int G, bool REAL, bool WIDE, bool ONCE, typename Load, typename Filter, typename Emit>
+__device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load load, Filter filter, Emit emit) {
+    constexpr int ROWS = A / TILE;  // tiles
+    Tile zr[G][ROWS][P / 8], zi[G][ROWS][P / 8];
+    chain_forward<A, P, G, REAL>(
+        tables, lane, load, [&](int n, const Result<false>(&re)[G][ROWS][2], const Result<false>(&im)[G][ROWS][2]) {
+#pragma unroll
+            for (int g = 0; g < G; ++g)
+#pragma unroll
+                for (int m = 0; m < ROWS; ++m) {
+                    Fragment kr, ki;
+                    filter(g, m, n, kr, ki);
+                    twist_tile<false>(&zr[g][m][2 * n], &zi[g][m][2 * n], re[g][m], im[g][m], kr, ki);
+                }
+        });
+    chain_back<A, P, G, REAL, WIDE, ONCE>(tables, lane, zr, zi, emit);
 }
 
 }  // namespace fftgen

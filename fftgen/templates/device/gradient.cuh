@@ -1,6 +1,9 @@
 // The gradient of a filter in the frequency domain: sum over the batch of conj(X) V, X and V the spectra of two
 // signals (design 1.5). A worker (a block or a warp) takes transforms of one channel, and, of transforms longer
 // than it can hold, one row. Each thread has places of its own for its share of X and of the sum.
+//
+// Where the gradients of signals are wanted as well, both spectra go on through the filter and back, X through
+// K to the gradient of the output's gate, V through conj(K) to those of u and of its gate.
 #pragma once
 
 #include "fftgen/scaled.cuh"
@@ -12,7 +15,7 @@ namespace fftgen {
 // What one launch is told. The host packs the same fields in the same order (fftgen/launch.py).
 template <typename T>
 struct GradientArgs {
-    Args<T> x, v;    // the signals, each as a convolution would take it in: u with in_gate
+    Args<T> x, v;    // the signals, each as a convolution would take it: u with in_gate, and where results go
     float* sums;     // (channels, parts, 2 N): the sum in parts, where a filter's spectrum has its numbers
     uint4* spectra;  // (workers, points of a row): X where shared memory has no room for it, or nullptr
     int parts;       // workers that share the transforms of a channel
@@ -108,6 +111,30 @@ struct Eight {
         }
     }
 };
+
+// Whether anything is wanted of one side but the filter's gradient.
+template <typename T>
+__device__ __forceinline__ bool wanted(const GradientArgs<T>& args, int side) {
+    return side == 0 ? args.x.y.data != nullptr : args.v.y.data != nullptr;
+}
+
+// Where the transform of one side goes: what is gated to y and, of V, also to twin.
+template <typename T>
+__device__ __forceinline__ TwinSink<T, true> result_sink(const GradientArgs<T>& args, int side, int b, int h) {
+    const RealSink<T> x = real_sink(args.x, b, h), v = real_sink(args.v, b, h);
+    T* const twin = args.v.twin.row(b, h);
+    return {
+        {side == 0 ? x.y : v.y, side == 0 ? x.gate : v.gate, x.scale, x.length, x.vector},
+        side == 0 ? nullptr : twin, args.v.twin_gate.row(b, h)};
+}
+
+// The spectrum of the filter that one side meets: conjugate for V.
+__device__ __forceinline__ Fragment turned(Fragment imaginary, int side) {
+    const Pack sign = side == 0 ? 0u : 0x80008000u;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) imaginary.r[i] ^= sign;
+    return imaginary;
+}
 
 // Two results side by side as the pieces that a lane keeps of X.
 __device__ __forceinline__ uint4 keep(const Tile (&x)[2]) { return {x[0].v[0], x[0].v[1], x[1].v[0], x[1].v[1]}; }

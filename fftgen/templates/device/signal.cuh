@@ -229,13 +229,15 @@ struct RealSink {
     }
 };
 
-// The same row twice, each time with a gate.
-template <typename T>
+// The same row twice, each time with a gate. MAYBE: once, where there is no second one.
+template <typename T, bool MAYBE = false>
 struct TwinSink : RealSink<T> {
     T* twin;
     const T* twin_gate;
 
-    __device__ __forceinline__ RealSink<T> second() const { return {twin, twin_gate, this->scale, this->length, this->vector}; }
+    __device__ __forceinline__ RealSink<T> second() const {
+        return {twin, twin_gate, this->scale, MAYBE && twin == nullptr ? 0 : this->length, this->vector};
+    }
 
     template <int V>
     __device__ __forceinline__ Two<Held<V>> hold(int n) const {
@@ -262,9 +264,14 @@ __device__ __forceinline__ RealSink<T> real_sink(const Args<T>& a, int b, int h)
     return {a.y.row(b, h), a.out_gate.row(b, h), a.scale[h].y, a.length, a.vector != 0};
 }
 
-template <typename T>
-__device__ __forceinline__ TwinSink<T> twin_real_sink(const Args<T>& a, int b, int h) {
+template <typename T, bool MAYBE = false>
+__device__ __forceinline__ TwinSink<T, MAYBE> twin_real_sink(const Args<T>& a, int b, int h) {
     return {real_sink(a, b, h), a.twin.row(b, h), a.twin_gate.row(b, h)};
+}
+
+template <typename T>
+__device__ __forceinline__ TwinSink<T, true> maybe_twin_real_sink(const Args<T>& a, int b, int h) {
+    return twin_real_sink<T, true>(a, b, h);
 }
 
 // The same for kernels that have no registers for the addresses: found anew for every store.
