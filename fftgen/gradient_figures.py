@@ -1,4 +1,4 @@
-"""The figures of figures.py for the gradient of a filter: of a row of u and its row of the cotangent."""
+"""The figures of figures.py for gradients: of a row of u and its row of the cotangent."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from fftgen import emulate
 from fftgen.cache import Cache
 from fftgen.execute import storage
 from fftgen.figures import INSTRUCTIONS, SECTORS, WARPS, resident_warps
+from fftgen.gradient import Needed
 from fftgen.hot_path import gradient_hot_paths
 from fftgen.pipeline import build_gradient
-from fftgen.planner.gradient import Gradient, gradient
+from fftgen.planner.gradient import Gradient, backward, gradient
 from fftgen.problem import Problem
 from fftgen.targets import target as find_target
 from fftgen.verify import FULL_POINTS
 
 LENGTHS = (256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 1_048_576)
-SIGNALS = ("u", "in_gate", "v_u", "v_in_gate")
+SIGNALS = ("u", "in_gate", "v_u", "v_in_gate", *emulate.RESULTS)
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,10 @@ class GradientFigures:
 
     @property
     def reasons(self) -> list[str]:
-        """Why a figure is over the bounds that hold for two forward halves."""
+        """Why a figure is over the bounds that hold for two halves of a convolution."""
         reasons = []
         total = sum(self.instructions.values())
-        if total > INSTRUCTIONS:
+        if total > INSTRUCTIONS * (2 if self.found.signals else 1):
             pieces = self.found.plan.transform // 128
             causes = [f"{self.least_operations / pieces:.0f} matrix operations", "the product in fp32"]
             if self.found.sums_at < 0:
@@ -51,14 +52,15 @@ class GradientFigures:
             if self.found.plan.device_stages:
                 causes.append("two kernels load and store")
             if self.gated:
-                causes.append("two gates")
+                causes.append("four gates and three results" if self.found.signals else "two gates")
             reasons.append(f"{total:.0f} instructions: {', '.join(causes)}")
         if self.sectors is not None and self.sectors > SECTORS:
             reasons.append(
                 "sectors: the peak of a row is found before its columns are read again, from the L2"
             )
         if self.resident < WARPS:
-            reasons.append(f"{self.resident} warps: {self.registers['gradient']} registers or shared memory")
+            own = self.registers[self.found.label]
+            reasons.append(f"{self.resident} warps: {own} registers or shared memory")
         if self.spilled:
             reasons.append(f"{self.spilled} bytes spilled")
         return reasons
@@ -79,9 +81,9 @@ class GradientFigures:
         }
 
 
-def gradient_figures(length: int, gated: bool, dtype: str, target: str, seed: int = 1) -> GradientFigures:
+def gradient_figures(found: Gradient, gated: bool, seed: int = 1) -> GradientFigures:
     """Build, simulate and disassemble one gradient. Raises SimulationError for any fault of a kernel."""
-    found = gradient(Problem("causal", length, dtype), target)
+    length, signals = found.problem.length, found.signals
     built = build_gradient(found, Cache.default())
     operations = sectors = wavefronts = None
     if found.plan.transform <= FULL_POINTS:
@@ -93,23 +95,30 @@ def gradient_figures(length: int, gated: bool, dtype: str, target: str, seed: in
             return torch.randn(batch, 1, length, generator=generator).to(kind)
 
         gates = (draw(), draw()) if gated else (None, None)
-        _, simulated = emulate.gradient(
-            built, draw(), draw(), taps=length, in_gate=gates[0], out_gate=gates[1], seed=seed
-        )
+        u, v = draw(), draw()
+        a, b = gates
+        if signals:
+            k, needed = torch.randn(1, length, generator=generator), Needed(True, gated, gated)
+            _, simulated = emulate.backward(
+                built, u, v, k, needed=needed, taps=length, in_gate=a, out_gate=b, seed=seed
+            )
+        else:
+            _, simulated = emulate.gradient(built, u, v, taps=length, in_gate=a, out_gate=b, seed=seed)
         reports = list(simulated.reports.values())
         operations = sum(sum(r.counters.tensor.values()) for r in reports) // batch
-        loads = [
-            (name, buffer.loads)
+        moved = [
+            (name, buffer.stores if name in emulate.RESULTS else buffer.loads)
             for r in reports
             for name, buffer in r.counters.buffers.items()
             if name in SIGNALS
         ]
-        least = {name: -(-accesses.distinct // 32) for name, accesses in loads}
-        sectors = round(sum(a.units for _, a in loads) / sum(least.values()), 4)
+        least = {name: -(-accesses.distinct // 32) for name, accesses in moved}
+        sectors = round(sum(a.units for _, a in moved) / sum(least.values()), 4)
         own = simulated.reports[found.name].counters
         shared = own.shared_loads + own.shared_stores
         wavefronts = round(shared.units / shared.least, 4)
-    names = {found.name: "gradient", **{found.plan.entry(k): k.role for k in found.before}}
+    around = (*found.before, *found.after)
+    names = {found.name: found.label, **{found.plan.entry(k): k.role for k in around}}
     registers = {
         names.get(entry, entry.rsplit("_", 1)[-1]): built.resources[entry].registers
         for entry in built.source.entries
@@ -118,13 +127,13 @@ def gradient_figures(length: int, gated: bool, dtype: str, target: str, seed: in
         found,
         gated,
         operations,
-        2 * found.tensor_ops,
+        2 * found.tensor_ops * (3 if signals and not gated else 4) // 4,
         sectors,
         wavefronts,
         {k: v.per_128 for k, v in gradient_hot_paths(found, gated).items()},
         registers,
         sum(r.spill_store_bytes + r.spill_load_bytes for r in built.resources.values()),
-        resident_warps(found.kernel, registers["gradient"], find_target(target)),
+        resident_warps(found.kernel, registers[found.label], find_target(found.plan.target)),
     )
 
 
@@ -134,13 +143,17 @@ def everything(
     dtype: str = "bf16",
     progress: Callable[[str], None] | None = None,
 ) -> list[GradientFigures]:
-    """All lengths, gated and not. Circular lengths have the same kernels."""
+    """Of filters, which circles share, then of all by one pass; at all lengths, gated and not."""
     made = []
-    for length in lengths:
-        for gated in (False, True):
-            if progress is not None:
-                progress(f"gradient {length} {dtype}{' gated' if gated else ''}")
-            made.append(gradient_figures(length, gated, dtype, target))
+    for signals in (False, True):
+        for length in lengths:
+            problem = Problem("causal", length, dtype)
+            found = backward(problem, target) if signals else gradient(problem, target)
+            for gated in (False, True) if found is not None else ():
+                assert found is not None
+                if progress is not None:
+                    progress(f"{found.label} {length} {dtype}{' gated' if gated else ''}")
+                made.append(gradient_figures(found, gated))
     return made
 
 
@@ -154,13 +167,31 @@ def section(made: Sequence[GradientFigures]) -> str:
         "the cotangent: two forward transforms, their product added to a sum in fp32. Other gradients are",
         "convolutions, by the kernels above. Sectors are of u, the cotangent and gates; wavefronts of the",
         "gradient's own kernel; registers of the gradient, then of the kernels before and after it.",
+        *_table([f for f in made if not f.found.signals]),
+    ]
+    every = [f for f in made if f.found.signals]
+    if every:
+        lines += [
+            "",
+            "## All gradients of causal convolutions by one pass",
+            "",
+            "Of a row of u and its row of the cotangent: the gradients of u, of both gates where there are",
+            "gates, and of the filter. Sectors are of what is read from device memory and of results; gates",
+            "of results, rows of which were read before, come from the L2.",
+            *_table(every),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(made: Sequence[GradientFigures]) -> list[str]:
+    lines = [
         "",
         "| length | layout | operations | sectors | wavefronts | instructions | registers | warps | beyond |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for f in made:
         total = sum(f.instructions.values())
-        others = "/".join(str(n) for role, n in f.registers.items() if role != "gradient")
+        others = "/".join(str(n) for role, n in f.registers.items() if role != f.found.label)
         counts = [
             "" if x is None else f"{x:.3f}" if isinstance(x, float) else str(x)
             for x in (f.operations, f.sectors, f.wavefronts)
@@ -168,7 +199,7 @@ def section(made: Sequence[GradientFigures]) -> str:
         layout = ", ".join(str(f.found).split(" | ")[1:])
         lines.append(
             f"| {f.found.problem.length}{', gated' if f.gated else ''} | {layout} "
-            f"| {' | '.join(counts)} | {total:.0f} | {f.registers['gradient']}/{others} | {f.resident} "
+            f"| {' | '.join(counts)} | {total:.0f} | {f.registers[f.found.label]}/{others} | {f.resident} "
             f"| {'; '.join(f.reasons)} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines

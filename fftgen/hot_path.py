@@ -23,6 +23,7 @@ _TARGET = re.compile(r"\((\.L\w+)\)")
 _ENTRY = "(const Args<T> args) {"
 _GRADIENT_ENTRY = "(const GradientArgs<T> args) {"
 _SIDES = "int side = 0; side < 2;"
+_SIDE_OF_STEP = "side = step & 1;"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def specialised(source: Source, length: int, gated: bool) -> Source:
     if _ENTRY not in source.text and _GRADIENT_ENTRY not in source.text:
         raise InternalError(f"{source.name} has no entry point of this fftgen")
     text = source.text.replace(_ENTRY, head)
-    gates = _switched(("args.x.in_gate", "args.v.in_gate"), gated)
+    # Gates of results, and results that only gated signals have; a gradient of the input is always wanted.
+    more = ("args.x.out_gate", "args.v.out_gate", "args.v.twin_gate", "args.x.y", "args.v.twin")
+    gates = _switched(("args.x.in_gate", "args.v.in_gate", *more), gated) + _switched(("args.v.y",), True)
     head = (
         "(const GradientArgs<T> given) {\n    GradientArgs<T> args = given;\n"
         f"    args.x.vector = args.v.vector = 1, args.x.length = args.v.length = {length};\n    {gates}"
@@ -61,7 +64,7 @@ def specialised(source: Source, length: int, gated: bool) -> Source:
     return Source(source.name, text, dict(source.headers), source.entries)
 
 
-def _switched(gates: tuple[str, str], there: bool) -> str:
+def _switched(gates: tuple[str, ...], there: bool) -> str:
     """Statements that fix whether gates are there. A return where they are not would leave the compiler in
     doubt, and the code of the other path with the counts."""
     return " ".join(
@@ -90,26 +93,29 @@ def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str
 
 
 def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
-    """The same for a filter's gradient: its own kernel and the columns before it, for a row of each signal.
+    """The same for a gradient: its own kernel and the columns around it, for a row of each signal.
 
-    The loop over the two signals is taken apart, so that each counts the code that it runs.
+    The loop over the two signals is taken apart, so that each counts the code that it runs. Without gates the
+    first signal does not come back.
     """
     plan, kernel = found.plan, found.kernel
     length = min(plan.problem.length, plan.transform)
     source = specialised(render_gradient(found), length, gated)
     warps = kernel.warps if found.blocks else 1
     elements = plan.row_length * (1 if found.blocks else kernel.group) // warps
-    total, columns = 0, 0
+    total = 0
+    columns = dict.fromkeys(("columns", "columns_inverse"), 0)
     for side in (0, 1):
         text = source.text.replace(_SIDES, f"int side = {side}; side < {side + 1};")
+        text = text.replace(_SIDE_OF_STEP, f"side = {side};")
         one = Source(source.name, text, dict(source.headers), source.entries)
         listing = _kernels(sass.disassemble(nvrtc.compile_cubin(one, plan.target).image))
         total += _body(listing[found.name], _turns(plan, replace(kernel, role="rows")))
-        columns = sum(_body(listing[plan.entry(k)], 1) for k in found.before if k.role == "columns")
-    paths = {"gradient": HotPath(total, elements)}
-    if columns:
-        paths["columns"] = HotPath(2 * columns, _elements(plan, plan.kernel("columns")))
-    return paths
+        for k in (*found.before, *found.after):
+            if k.role == "columns" or (k.role == "columns_inverse" and (gated or side)):
+                columns[k.role] += _body(listing[plan.entry(k)], 1)
+    paths = {found.label: HotPath(total, elements)}
+    return paths | {r: HotPath(n, _elements(plan, plan.kernel(r))) for r, n in columns.items() if n}
 
 
 def _elements(plan: Plan, kernel: Kernel) -> int:

@@ -58,7 +58,7 @@ def command(plan: Plan, *, own: bool = False) -> str:
 
 def gradient_command(gradient: Gradient) -> str:
     """The command line that renders a gradient."""
-    return f"{command(gradient.plan, own=True)} --{'backward' if gradient.signals else 'gradient'}"
+    return f"{command(gradient.plan, own=True)} --{gradient.label}"
 
 
 def summary(plan: Plan) -> str:

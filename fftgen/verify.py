@@ -239,6 +239,27 @@ def run_gradient(built: Built, case: Case, period: int, seed: int, ptx: str) -> 
     return CaseResult(f"{case}, {mode}", accuracy, simulated.reports, seconds)
 
 
+def signal_references(
+    problem: Problem,
+    u: Tensor,
+    v: Tensor,
+    k: Tensor,
+    k_rev: Tensor | None,
+    in_gate: Tensor | None,
+    out_gate: Tensor | None,
+    skip: Tensor | None,
+) -> list[np.ndarray[Any, Any]]:
+    """The gradients of u and, where they are there, of in_gate and of out_gate in float64: (B, H, L) each."""
+    nothing = torch.zeros_like(k[:, :1]) if k_rev is None else k_rev
+    # The adjoint exchanges the filters and the gates.
+    found = [reference(problem, v, nothing, k_rev=k, in_gate=out_gate, skip=skip, out_gate=in_gate)]
+    if in_gate is not None:
+        found.append(reference(problem, v, nothing, k_rev=k, in_gate=out_gate, skip=skip, out_gate=u))
+    if out_gate is not None:
+        found.append(reference(problem, u, k, k_rev=k_rev, in_gate=in_gate, skip=skip, out_gate=v))
+    return found
+
+
 def run_backward(built: Built, case: Case, seed: int, ptx: str) -> tuple[CaseResult, CaseResult]:
     """All gradients of one call on the simulator, judged: of signals and gates, then of the filter.
 
@@ -259,15 +280,7 @@ def run_backward(built: Built, case: Case, seed: int, ptx: str) -> tuple[CaseRes
         built, u, v, k, needed=Needed(True, True, True), taps=case.taps, **options, ptx=ptx, seed=seed
     )
     seconds = time.perf_counter() - started
-    # The adjoint exchanges the filters and the gates.
-    back = {"k_rev": k, "in_gate": b, "skip": skip}
-    exact = np.concatenate(
-        [
-            reference(problem, v, k_rev, **back, out_gate=a),
-            reference(problem, v, k_rev, **back, out_gate=u),
-            reference(problem, u, k, k_rev=k_rev, in_gate=a, skip=skip, out_gate=v),
-        ]
-    )
+    exact = np.concatenate(signal_references(problem, u, v, k, k_rev, a, b, skip))
     signals = torch.cat([x for x in made[:3] if x is not None]).double().numpy()
     accuracy = compare(signals, exact, problem.dtype, plan.order, plan.compute_format)
     reach = min(case.taps, case.length)

@@ -16,7 +16,7 @@ from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
 from fftgen.conv import Conv, get_conv
 from fftgen.errors import NoPlanError
-from fftgen.planner.gradient import gradient
+from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.plan import Plan
 
 
@@ -98,7 +98,9 @@ def _fftgen(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
     if case.direction == "forward":
         return Prepared(calls, plan, note=str(plan))
     filters = _filters(case, conv, backend)
-    note = f"{plan}; gradient of the filter: {filters or 'torch.fft'}"
+    every = backward(conv.served(case.length, case.length), backend.target)
+    how = f"all gradients: {every}" if every else f"gradient of the filter: {filters or 'torch.fft'}"
+    note = f"{plan}; {how}"
     return Prepared(calls, plan, filters, note=note)
 
 

@@ -1,4 +1,4 @@
-"""What a GPU can prove about the kernels of a filter's gradient: as proof.py does for convolutions."""
+"""What a GPU can prove about the kernels of gradients: as proof.py does for convolutions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from fftgen import emulate, gradient_accuracy, op  # noqa: F401  (op registers t
 from fftgen.accuracy import MARGIN
 from fftgen.bench.backend import Backend
 from fftgen.bench.reference import figures, number, poison
-from fftgen.conv import get_conv
+from fftgen.conv import Conv, get_conv
 from fftgen.errors import NoPlanError
 from fftgen.execute import TORCH
 from fftgen.pipeline import build_gradient
+from fftgen.planner import search
 from fftgen.planner.gradient import Gradient, gradient
 from fftgen.problem import Problem
-from fftgen.verify import Case, draw, gradient_cases, gradient_reference
+from fftgen.verify import Case, draw, gradient_cases, gradient_reference, signal_references
 
 # The chip adds the products of a matrix instruction in an order of its own. Where that moves a sum in fp32
 # across a rounding border of fp16, an operand of the next stage differs by one unit in its last place. Such
@@ -47,9 +48,10 @@ def _planned(problem: Problem, backend: Backend) -> Gradient | str:
 
 
 def check_gradient(problem: Problem, backend: Backend, seed: int) -> dict[str, Any]:
-    """The gradients of filters that ``fftgen verify`` simulates, by autograd on the device: plain data.
+    """The gradients that ``fftgen verify`` simulates, by autograd on the device: plain data.
 
-    Judged by gradient_accuracy.py for the gradient's plan. Memory is poisoned as in ``check_portfolio``.
+    Of the filter alone, then of every argument at once. Judged by gradient_accuracy.py for the gradient's
+    plan. Memory is poisoned as in ``check_portfolio``.
     """
     found = _planned(problem, backend)
     if isinstance(found, str):
@@ -77,12 +79,42 @@ def check_gradient(problem: Problem, backend: Backend, seed: int) -> dict[str, A
         # Lags that no two samples have are zero, exactly.
         passed = verdict.passed and not out[:, reach:].any()
         verdicts.append({"case": str(case), **figures(verdict), "passed": passed})
+        verdicts += _check_all(conv, case, x, drawn, exact, backend)
     return {
         "status": "passed" if all(c["passed"] for c in verdicts) else "wrong",
         "plan": str(found),
         "seed": seed,
         "cases": verdicts,
     }
+
+
+def _check_all(
+    conv: Conv, case: Case, x: dict[str, Any], drawn: dict[str, Any], exact_filter: Any, backend: Backend
+) -> list[dict[str, Any]]:
+    """Every gradient of one call, asked for together."""
+    problem = conv.problem
+    names = [n for n in ("u", "in_gate", "out_gate") if x[n] is not None]
+    leaves = {n: x[n].detach().requires_grad_() for n in (*names, "k")}
+    with torch.enable_grad():
+        y = conv(leaves["u"], leaves["k"], in_gate=leaves.get("in_gate"), out_gate=leaves.get("out_gate"))
+    poison(x["u"])
+    *signals, dk = torch.autograd.grad(y, tuple(leaves.values()), x["v"])
+    backend.synchronize()
+    served = conv.served(case.length, case.taps)
+    plan = search.plan(served, backend.target)
+    wanted = gradient_accuracy.signal(problem.dtype, plan.order, plan.compute_format, gated=True)
+    given = [drawn[n] for n in ("u", "v", "k", "k_rev", "in_gate", "out_gate", "skip")]
+    verdicts = []
+    for name, found, exact in zip(names, signals, signal_references(problem, *given), strict=True):
+        out = found.double().cpu().numpy().reshape(-1, case.length)
+        verdict = gradient_accuracy.compare(out, exact.reshape(-1, case.length), wanted)
+        verdicts.append({"case": f"{case}, all: {name}", **figures(verdict), "passed": verdict.passed})
+    reach = exact_filter.shape[-1]
+    of_filter = gradient(served, backend.target).plan
+    expected = gradient_accuracy.filters(problem.dtype, of_filter.order, of_filter.compute_format)
+    verdict = gradient_accuracy.compare(dk.double().cpu().numpy()[:, :reach], exact_filter, expected)
+    verdicts.append({"case": f"{case}, all: k", **figures(verdict), "passed": verdict.passed})
+    return verdicts
 
 
 def check_gradient_agreement(problem: Problem, backend: Backend, seed: int) -> dict[str, Any]:

@@ -70,6 +70,7 @@ def plan(wish: Wish) -> list[Step]:
             *steps.proof_steps(wish.seed, DRY_PROBLEMS, DRY_GRADIENTS),
             *steps.sanitizer_steps(problems=DRY_PROBLEMS[:1]),
             *steps.sanitizer_steps(TOOLS[:1], DRY_GRADIENTS[:1], "gradient"),
+            *steps.sanitizer_steps(TOOLS[:1], DRY_GRADIENTS[:1], "backward"),
             steps.bandwidth_step(),
             *steps.host_steps(wish.seed, 5, (256,)),
             *forward,
@@ -86,6 +87,7 @@ def plan(wish: Wish) -> list[Step]:
         *backward[:FIRST_BACKWARD],
         # More of the slow tools must not cost the rows that matter most.
         *steps.sanitizer_steps(TOOLS[:2], steps.SANITIZED_GRADIENTS, "gradient"),
+        *steps.sanitizer_steps(TOOLS[:2], steps.SANITIZED_GRADIENTS, "backward"),
         *steps.sanitizer_steps(TOOLS[2:]),
         *forward[FIRST_ROWS:],
         *backward[FIRST_BACKWARD:],

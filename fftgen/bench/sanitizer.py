@@ -1,8 +1,8 @@
 """compute-sanitizer over a few small kernels: accesses out of bounds, races, misused barriers.
 
 ``python -m fftgen.bench.sanitizer MODE LENGTH DTYPE CALL`` is the program that it looks at: one convolution,
-with the spectrum made on the CPU so that no kernels but ours run, or one gradient of a filter; every tensor
-in an allocation of its own so that a step over its end is seen.
+with the spectrum made on the CPU so that no kernels but ours run, one gradient of a filter, or all gradients
+of a call; every tensor in an allocation of its own so that a step over its end is seen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fftgen.execute import TORCH, spectrum
 from fftgen.problem import Problem
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")  # by what they are worth for the time
-CALLS = ("conv", "gradient")
+CALLS = ("conv", "gradient", "backward")
 FOUND = 86  # exit status of compute-sanitizer when it found something: no program here ends with it
 # Of kernels, not of calls: PyTorch and the bindings ask the driver for functions that it may not have.
 OF_KERNELS = ("--report-api-errors", "no")
@@ -91,20 +91,30 @@ def probe(problem: Problem) -> torch.Tensor:
     return y
 
 
-def probe_gradient(problem: Problem) -> torch.Tensor:
-    """One gated gradient of a filter on the GPU, of five rows: workers share the batch, unevenly."""
+def probe_gradient(problem: Problem, *, every: bool = False) -> torch.Tensor:
+    """One gated gradient of a filter on the GPU, of five rows: workers share the batch, unevenly.
+
+    ``every``: of the signals as well, by one pass.
+    """
     conv = get_conv(problem.length, problem.dtype, causal=problem.causal).warmup(train=True)
     generator, kind = torch.Generator().manual_seed(0), TORCH[problem.dtype]
     shape = (5, 2, problem.length)
     u, v, in_gate, out_gate = (torch.randn(*shape, generator=generator).to(kind).cuda() for _ in range(4))
-    dk: torch.Tensor = torch.ops.fftgen.correlate_input(u, v, in_gate, out_gate, problem.length, conv.handle)
+    steps = problem.length
+    dk: torch.Tensor
+    if every:
+        k, skip = torch.randn(2, steps, generator=generator).cuda(), torch.randn(2).cuda()
+        signals = (u, v, k, None, in_gate, out_gate, skip)
+        *_, dk = torch.ops.fftgen.conv_gradients(*signals, True, True, True, steps, conv.handle)
+    else:
+        dk = torch.ops.fftgen.correlate_input(u, v, in_gate, out_gate, steps, conv.handle)
     torch.cuda.synchronize()
     return dk
 
 
 if __name__ == "__main__":
     asked = Problem(sys.argv[1], int(sys.argv[2]), sys.argv[3])
-    if sys.argv[4] == "gradient":
-        probe_gradient(asked)
+    if sys.argv[4] in ("gradient", "backward"):
+        probe_gradient(asked, every=sys.argv[4] == "backward")
     else:
         probe(asked)

@@ -17,7 +17,7 @@ from fftgen.bench.row import CONTENDERS, first_line, measure_row
 from fftgen.bench.sanitizer import TOOLS, sanitize
 from fftgen.bundle import build_twin, trains
 from fftgen.pipeline import build, build_gradient
-from fftgen.planner.gradient import gradient
+from fftgen.planner.gradient import backward, gradient
 from fftgen.portfolio import PROBLEMS
 from fftgen.problem import Problem
 from fftgen.targets import target as find_target
@@ -36,7 +36,7 @@ NOT_COMPILED_BACKWARD = "compiling takes long: in a suite backward only at " + "
 )
 SANITIZED = (Problem("causal", 1024, "bf16"), Problem("circular", 4096, "bf16"))
 SANITIZED_GRADIENTS = (Problem("causal", 1024, "bf16"),)
-# Gradients of filters that are proven: a warp's kernel, a block's, a circular length, device memory.
+# Gradients that are proven: a warp's kernel, a block's, a circular length, device memory.
 GRADIENTS = (
     Problem("causal", 256, "fp16"),
     Problem("causal", 1024, "bf16"),
@@ -79,6 +79,9 @@ def _run_build(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str
         try:
             if of_gradient:
                 build_gradient(gradient(problem, backend.target))
+                every = backward(problem, backend.target)
+                if every is not None:
+                    build_gradient(every)
                 build_twin(problem, chip)
             else:
                 build(problem, backend.target)
@@ -198,7 +201,7 @@ def proof_steps(
     seed: int, problems: Sequence[Problem] = PROBLEMS, gradients: Sequence[Problem] = GRADIENTS
 ) -> list[Step]:
     """Correctness of the portfolio, and agreement with the simulator on its small kernels; then the same
-    of the kernels of a filter's gradient."""
+    of the kernels of gradients."""
     found = [
         Step("correctness", f"correctness {p.mode} {p.length} {p.dtype}", {**asdict(p), "seed": seed}, 4)
         for p in problems
@@ -210,7 +213,7 @@ def proof_steps(
     ]
     for p in gradients:
         name, params = f"{p.mode} {p.length} {p.dtype}", {**asdict(p), "seed": seed}
-        found.append(Step("gradient", f"gradient of the filter {name}", params, 4))
+        found.append(Step("gradient", f"gradients {name}", params, 4))
         if p.length <= AGREEING:
             found.append(Step("gradient agreement", f"simulator, gradient {name}", params, 5))
     return found
@@ -225,7 +228,7 @@ def sanitizer_steps(
         for p in problems:
             params = {**asdict(p), "tool": tool, "timeout": 40.0, "call": call}
             name = f"compute-sanitizer {tool} {p.mode} {p.length} {p.dtype}"
-            name += " gradient" if call == "gradient" else ""
+            name += "" if call == "conv" else f" {call}"
             found.append(Step("sanitizer", name, params, expected=12, limit=50))
     return found
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from fftgen import api, bundle
+from fftgen import api
 from fftgen.cli.options import common, engine, lengths, mode, plural, print_json, table
 from fftgen.pipeline import Built
 from fftgen.targets import target as find_target
@@ -95,7 +95,7 @@ def _row(built: Built) -> tuple[str, ...]:
         spills = f"{spilled} bytes spilled" if spilled else "no spills"
     else:
         registers, spills = "PTX", ""
-    what = bundle.kind_of(built.subject) if built.gradient else p.mode
+    what = built.gradient.label if built.gradient else p.mode
     return (
         f"{what} {p.length} {p.dtype} {built.plan.target}",
         shape(built),

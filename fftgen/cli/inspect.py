@@ -97,7 +97,7 @@ def _chosen(modules: list[Built], archs: tuple[str, ...]) -> list[Built]:
 def _short(built: Built, entry: str) -> str:
     """The part of a kernel's name that tells it from the others of its module."""
     if built.gradient is not None and entry == built.gradient.name:
-        return bundle.kind_of(built.gradient)
+        return built.gradient.label
     return entry.removeprefix(built.plan.name).lstrip("_") or "convolve"
 
 

@@ -53,7 +53,7 @@ class Gradient:
     -1: in device memory. ``signals``: gradients of signals and gates as well as of the filter.
     """
 
-    PREFIXES: ClassVar[tuple[str, str]] = ("fftgen_gradient_", "fftgen_backward_")
+    PREFIXES: ClassVar[tuple[str, ...]] = ("fftgen_gradient_", "fftgen_backward_")
 
     plan: Plan
     kernel: Kernel
@@ -111,9 +111,14 @@ class Gradient:
         """What the kernel is called."""
         p = self.plan.problem
         return (
-            f"{self.PREFIXES[self.signals]}n{p.length}_{p.dtype}_{self.plan.engine}_"
+            f"fftgen_{self.label}_n{p.length}_{p.dtype}_{self.plan.engine}_"
             f"{self.plan.target.replace('_', '')}_{self.digest[:8]}"
         )
+
+    @property
+    def label(self) -> str:
+        """What its kernel makes: "gradient", of a filter, or all of them, "backward"."""
+        return "backward" if self.signals else "gradient"
 
     @property
     def before(self) -> tuple[Kernel, ...]:
@@ -142,7 +147,7 @@ class Gradient:
         places = {True: "shared", False: "device"}
         factors = "·".join(map(str, p.factors))
         return (
-            f"{'backward' if self.signals else 'gradient'} {p.problem.length} {p.problem.dtype} {p.target} | "
+            f"{self.label} {p.problem.length} {p.problem.dtype} {p.target} | "
             f"N={p.transform}={factors} "
             f"{p.memory_class} {p.engine} {p.compute_format} | {k.warps}w {k.shared_bytes}B, spectrum in "
             f"{places[self.spectra_at >= 0]}, sum in {places[self.sums_at >= 0]} memory"

@@ -250,14 +250,20 @@ def test_under_the_sanitizer_a_gradient_is_one_call_of_its_operator(monkeypatch:
     dk = sanitizer.probe_gradient(Problem("causal", 256, "fp16"))
     assert (tuple(dk.shape), warmed) == ((2, 256), [{"train": True}])
     assert seen == [((5, 2, 256), torch.float16, True, True)]
+    dk = sanitizer.probe_gradient(Problem("causal", 256, "fp16"), every=True)
+    assert dk.shape == (2, 256)
+    assert seen[1:] == seen[:1]
 
 
 @pytest.mark.parametrize("problem", [Problem("causal", 256, "bf16"), Problem("circular", 1000, "fp16")])
 def test_gradients_of_filters_are_right_on_the_cpu_path(problem: Problem) -> None:
     found = check_gradient(problem, host(), seed=4)
     assert found["status"] == "passed"
-    assert len(found["cases"]) == 2
-    assert all(0 < c["error"] <= c["error_bound"] < 3e-3 for c in found["cases"])
+    # The filter's alone, then those of every argument: u, k and both gates, u, k and one.
+    assert len(found["cases"]) == 2 + 4 + 3
+    for c in found["cases"]:
+        of_signals = "all:" in c["case"] and not c["case"].endswith("k")
+        assert 0 < c["error"] <= c["error_bound"] < (6e-3 if of_signals else 3e-3)
 
 
 @pytest.mark.parametrize("fault", ["zeros", "row", "nan", "beyond"])
@@ -277,7 +283,10 @@ def test_a_wrong_gradient_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(eager, "correlate_input", wrong)
     found = check_gradient(Problem("causal", 256, "bf16"), host(), seed=4)
     assert found["status"] == "wrong"
-    assert [c["passed"] for c in found["cases"]] == ([True, False] if fault == "beyond" else [False, False])
+    of_filter = [c for c in found["cases"] if "all:" not in c["case"]]
+    assert [c["passed"] for c in of_filter] == ([True, False] if fault == "beyond" else [False, False])
+    together = [c["passed"] for c in found["cases"] if c["case"].endswith("all: k")]
+    assert together == [fault == "beyond"] * 2
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 

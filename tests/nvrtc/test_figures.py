@@ -9,6 +9,7 @@ import pytest
 from command_line import why_not
 
 from fftgen import figures, gradient_figures, nvrtc
+from fftgen.planner.gradient import Gradient, backward, gradient
 from fftgen.problem import Problem
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -37,12 +38,19 @@ def test_the_page_says_what_is_counted(mode: str, gated: bool) -> None:
     ]
 
 
+def planned(length: int, signals: bool) -> Gradient:
+    problem = Problem("causal", length, "bf16")
+    found = backward(problem, "sm_90") if signals else gradient(problem, "sm_90")
+    assert found is not None
+    return found
+
+
 @pytest.mark.parametrize("gated", [False, True])
-def test_the_page_says_what_is_counted_of_gradients(gated: bool) -> None:
-    found = gradient_figures.gradient_figures(256, gated, "bf16", "sm_90")
-    assert rows(gradient_figures.section([found]))[1:] == [
-        line for line in rows(page()) if line.startswith(f"| 256{', gated' if gated else ''} ")
-    ]
+@pytest.mark.parametrize("signals", [False, True], ids=["of the filter", "all"])
+def test_the_page_says_what_is_counted_of_gradients(gated: bool, signals: bool) -> None:
+    found = gradient_figures.gradient_figures(planned(256, signals), gated)
+    kind = [line for line in rows(page()) if line.startswith(f"| 256{', gated' if gated else ''} ")]
+    assert rows(gradient_figures.section([found]))[-1:] == [kind[signals]]
 
 
 def test_the_bounds_of_4096_points() -> None:
@@ -54,9 +62,18 @@ def test_the_bounds_of_4096_points() -> None:
 
 def test_gradients_of_4096_points() -> None:
     """Two forward halves and a product: no more than a convolution and a half, nothing moved twice."""
-    found = gradient_figures.gradient_figures(4096, False, "bf16", "sm_90")
+    found = gradient_figures.gradient_figures(planned(4096, signals=False), False)
     assert found.operations == found.least_operations == 640
     assert (found.sectors, found.wavefronts, found.spilled) == (1.0, 1.0, 0)
     # 16 of them are what one warp of eight does to bring rows ahead, counted as if all did.
     assert sum(found.instructions.values()) <= 1.6 * figures.INSTRUCTIONS
     assert found.resident >= figures.WARPS
+
+
+def test_all_gradients_of_4096_points() -> None:
+    """Two transforms there and back: nothing more than two convolutions, nothing moved twice."""
+    found = gradient_figures.gradient_figures(planned(4096, signals=True), True)
+    assert found.operations == found.least_operations == 2 * 640
+    assert (found.sectors, found.wavefronts, found.spilled) == (1.0, 1.0, 0)
+    assert found.resident >= figures.WARPS
+    assert sum(found.instructions.values()) <= 4 * figures.INSTRUCTIONS
