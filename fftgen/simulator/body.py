@@ -211,6 +211,9 @@ class BodyParser:
         stream = self.stream
         token = stream.peek()
         assert token is not None
+        if token.kind == "name" and (known := self._scopes[-1].names.get(token.text)) is not None:
+            stream.place += 1  # most operands: a register of this scope that was met before
+            return known
         if stream.accept("{"):
             items: list[Operand] = []
             while not stream.accept("}"):

@@ -27,6 +27,7 @@ from fftgen.simulator.counters import Counts
 from fftgen.simulator.dataflow import leaders, perhaps_unwritten
 from fftgen.simulator.decode import Decoder
 from fftgen.simulator.faults import Dim3, LaunchError
+from fftgen.simulator.garbage import none_to_collect
 from fftgen.simulator.machine import History, Machine
 from fftgen.simulator.memory import DeviceMemory
 from fftgen.simulator.ops import Op
@@ -120,8 +121,9 @@ def _entry(module: Module, name: str) -> Entry:
 def _decoded(module: Module, entry: Entry) -> _Kernel:
     found = module.compiled.get(entry.name)
     if not isinstance(found, _Kernel):
-        maybe, tracked = perhaps_unwritten(entry)
-        found = _Kernel(Decoder(module, entry, maybe, tracked).decode(), leaders(entry))
+        with none_to_collect():
+            maybe, tracked = perhaps_unwritten(entry)
+            found = _Kernel(Decoder(module, entry, maybe, tracked).decode(), leaders(entry))
         module.compiled[entry.name] = found
     return found
 

@@ -15,7 +15,7 @@ import numpy as np
 from fftgen.simulator.faults import Dim3, SimulationError
 from fftgen.simulator.release import Releases
 from fftgen.simulator.syntax import Entry, Instruction, Module
-from fftgen.simulator.types import Array, DTypeLike
+from fftgen.simulator.types import Array
 
 if TYPE_CHECKING:
     from fftgen.simulator.async_copy import AsyncCopies
@@ -135,11 +135,9 @@ class Machine:
         live[:, : self.block_threads] = True
         self.exists = live.reshape(-1)
         self.live = self.exists.copy()
-        blank: dict[DTypeLike, Array] = {}
-        self.registers: list[Array] = [
-            blank.setdefault(reg.type.storage, np.zeros(self.size, reg.type.storage))
-            for reg in entry.registers
-        ]
+        storages = [reg.type.storage for reg in entry.registers]
+        blank = {storage: np.zeros(self.size, storage) for storage in set(storages)}
+        self.registers: list[Array] = [blank[storage] for storage in storages]
         self.defined: dict[int, Array] = {}
         self.specials: dict[str, Array] = {}
         self.symbols: Mapping[str, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fftgen.simulator.body import BodyParser, Locations
 from fftgen.simulator.declarations import array_size, variables
 from fftgen.simulator.faults import ParseError
+from fftgen.simulator.garbage import none_to_collect
 from fftgen.simulator.lexer import Token, tokenize
 from fftgen.simulator.stream import Stream
 from fftgen.simulator.syntax import Entry, Module, Param, Variable
@@ -20,7 +21,8 @@ def parse(text: str, source: str | None = None) -> Module:
     ``source`` is the CUDA text it was made of; faults then quote the line. The module is immutable and can be
     simulated any number of times. Raises ParseError with the PTX line.
     """
-    return _ModuleParser(text, source).module()
+    with none_to_collect():
+        return _ModuleParser(text, source).module()
 
 
 class _ModuleParser:

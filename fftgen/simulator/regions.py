@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from fftgen.simulator.faults import LaunchError
 from fftgen.simulator.shadow import Shadow
-from fftgen.simulator.syntax import Addr, Entry, Module, Operand, Sym, Variable, Vec
+from fftgen.simulator.syntax import Entry, Module, Variable
 from fftgen.simulator.types import UNSIGNED, Array
 
 SHARED_WINDOW = 0x7F01_2300_0000
@@ -50,7 +48,7 @@ class Layout:
         self.dynamic_bytes = dynamic_bytes
         offset = local = 0
         dynamic: list[Variable] = []
-        used = _symbols(entry)
+        used = entry.symbols
         for variable in (*(v for v in module.variables.values() if v.name in used), *entry.variables):
             if variable.space == "shared" and variable.size == 0:
                 dynamic.append(variable)
@@ -72,21 +70,6 @@ class Layout:
         self.shared_bytes = offset
         self.shared_stride = max(-(-offset // 128) * 128, 128)
         self.local_bytes = -(-local // 16) * 16
-
-
-def _symbols(entry: Entry) -> set[str]:
-    """The variables that a kernel mentions: a module may hold those of other kernels, too."""
-
-    def named(operand: Operand) -> Iterator[str]:
-        if isinstance(operand, Sym):
-            yield operand.name
-        elif isinstance(operand, Addr):
-            yield from named(operand.base)
-        elif isinstance(operand, Vec):
-            for item in operand.items:
-                yield from named(item)
-
-    return {name for ins in entry.instructions for operand in ins.operands for name in named(operand)}
 
 
 def module_regions(module: Module, entry: Entry, params: bytes) -> tuple[list[Region], dict[str, int]]:

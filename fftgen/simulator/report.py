@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,12 +169,12 @@ class Report:
         module: Module, entry: Entry, ops: Sequence[Op], counts: Counts, blocks: int, threads: int
     ) -> Report:
         """Add up the counts of a launch."""
-        lines = [module.where(ins.loc)[0] or 0 for ins in entry.instructions]
-        parts: dict[int, _Builder] = {}
+        code = entry.instructions
+        parts: defaultdict[int, _Builder] = defaultdict(_Builder)
         whole = _Builder()
 
         def both(pc: int) -> tuple[_Builder, _Builder]:
-            return whole, parts.setdefault(lines[pc], _Builder())
+            return whole, parts[module.line(code[pc].loc) or 0]
 
         for pc, issued in enumerate(counts.issues):
             if issued:

@@ -32,10 +32,10 @@ class Stream:
         return self.tokens[self.place - 1]
 
     def accept(self, text: str) -> bool:
-        token = self.peek()
-        if token is None or token.text != text:
+        place = self.place  # most of what a parser does: no further calls
+        if place >= len(self.tokens) or self.tokens[place].text != text:
             return False
-        self.place += 1
+        self.place = place + 1
         return True
 
     def expect(self, text: str) -> None:

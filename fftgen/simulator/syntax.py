@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -140,6 +140,21 @@ class Entry:
     directives: Mapping[str, tuple[int, ...]]
     ptx_line: int
 
+    @cached_property
+    def symbols(self) -> frozenset[str]:
+        """The variables that the kernel mentions: a module may hold those of other kernels, too."""
+
+        def named(operand: Operand) -> Iterator[str]:
+            if isinstance(operand, Sym):
+                yield operand.name
+            elif isinstance(operand, Addr):
+                yield from named(operand.base)
+            elif isinstance(operand, Vec):
+                for item in operand.items:
+                    yield from named(item)
+
+        return frozenset(name for ins in self.instructions for o in ins.operands for name in named(o))
+
 
 @dataclass(frozen=True)
 class Module:
@@ -159,16 +174,20 @@ class Module:
     def _lines(self) -> list[str]:
         return (self.source or "").splitlines()
 
+    def line(self, loc: Loc | None) -> int | None:
+        """The line of the primary file that a position belongs to."""
+        while loc is not None and loc.file != self.primary_file:
+            loc = loc.parent
+        return None if loc is None else loc.line
+
     def where(self, loc: Loc | None) -> tuple[int | None, str | None]:
         """The line of the primary file that a position belongs to, and the whole chain in words."""
         if loc is None:
             return None, None
-        line: int | None = None
+        line = self.line(loc)
         words: list[str] = []
         step: Loc | None = loc
         while step is not None:
-            if line is None and step.file == self.primary_file:
-                line = step.line
             words.append(f"{self.files.get(step.file, f'file {step.file}')}:{step.line}")
             step = step.parent
         text = " inlined at ".join(words)

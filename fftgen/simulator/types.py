@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ class Type:
     def nbytes(self) -> int:
         return self.bits // 8
 
-    @property
+    @cached_property
     def dtype(self) -> DTypeLike:
         """The NumPy type that an instruction of this type computes in (bits for b and h kinds)."""
         if self.kind == "p":
@@ -52,7 +53,7 @@ class Type:
             return FLOAT[self.bits]
         return UNSIGNED[self.bits]
 
-    @property
+    @cached_property
     def storage(self) -> DTypeLike:
         """The NumPy type of a register declared with this type."""
         if self.kind in "pf":
