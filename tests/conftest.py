@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
 
+import compiled
 import numpy as np
 import pytest
 
+from fftgen import emulate
+
 # Worker processes of one session find the same.
 SEED = int(os.environ.setdefault("FFTGEN_TEST_SEED", str(secrets.randbelow(2**31))))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: the garbage collector need not look through it again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a kernel cache that begins empty and that all workers of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "session cache"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(session_cache: Path) -> Iterator[None]:
+    """Tests that simulate the same kernels share their PTX: compiling takes longer than most simulations."""
+    compiled.directory = session_cache
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emulate, "line_ptx", compiled.line_ptx_of)
+        yield
 
 
 @pytest.fixture

@@ -10,13 +10,14 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
+import compiled
 import numpy as np
 import pytest
 import torch
 from calls import OPTIONS, built, call, check, draw, filters, judged, prepared, run
 from torch import Tensor
 
-from fftgen import emulate, hot_path, nvrtc, toolkit
+from fftgen import emulate, hot_path, toolkit
 from fftgen.errors import NoPlanError
 from fftgen.execute import spectrum, with_skip
 from fftgen.planner import search, work
@@ -190,7 +191,7 @@ def test_memory_is_reached_as_well_as_can_be(
 def test_no_kernel_spills(length: int, target: str) -> None:
     """And the model's instructions are near those of the compiled code."""
     plan = plan_for("causal", length, target)
-    for name, taken in nvrtc.compile_cubin(render(plan), target).resources.items():
+    for name, taken in compiled.cubin(render(plan), target).resources.items():
         assert not taken.spills, name
     if toolkit.find_tool("nvdisasm") is None:
         return

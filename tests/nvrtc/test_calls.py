@@ -37,16 +37,11 @@ ROOT = str(Path(package.__file__).parents[1])  # processes that are started run 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test in an empty directory; one cache for all."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(cache))
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(session_cache))
     monkeypatch.delenv("FFTGEN_NO_JIT", raising=False)
     return tmp_path
 
@@ -248,9 +243,9 @@ def cost(work: Callable[[], object], measure: Callable[[], object]) -> float:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def file(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Path:
     path = tmp_path_factory.mktemp("artifact") / "conv.fftgen"
-    package.build(1024, torch.bfloat16, targets=["sm_80", "sm_90"], path=path, cache=Cache(cache))
+    package.build(1024, torch.bfloat16, targets=["sm_80", "sm_90"], path=path, cache=Cache(session_cache))
     return path
 
 

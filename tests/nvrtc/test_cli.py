@@ -26,16 +26,11 @@ from fftgen.source import Source
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def place(tmp_path: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test in an empty directory; one cache for all."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(cache))
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(session_cache))
     monkeypatch.delenv("FFTGEN_NO_JIT", raising=False)
     monkeypatch.delenv("FFTGEN_DUMP", raising=False)
     return tmp_path

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from pathlib import Path
 
+import calls
 import pytest
 import torch
 from command_line import why_not
@@ -64,14 +66,14 @@ PLANS = (
 )
 
 
-@lru_cache(maxsize=len(PLANS))
+@lru_cache(maxsize=2)  # tests come plan by plan
 def simulated(plan: Plan) -> Simulated:
     """A call of full length, ungated."""
     generator = torch.Generator().manual_seed(5)
     length = plan.problem.length
     u = torch.randn(BATCH, CHANNELS, length, generator=generator).to(storage(plan))
     k = torch.randn(CHANNELS, length, generator=generator)
-    return emulate.convolve(build_plan(plan, Cache(None)), u, k)[1]
+    return emulate.convolve(calls.built(plan)[0], u, k)[1]
 
 
 def moved(counters: Counters, buffer: str, kind: str) -> int:
@@ -79,7 +81,7 @@ def moved(counters: Counters, buffer: str, kind: str) -> int:
     return int(getattr(found, kind).bytes) if found else 0
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("plan", PLANS, ids=str, scope="module")
 def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
     transforms = CHANNELS * items_per_channel(plan, BATCH)
     each = 2 if plan.engine == "mma" else 1
@@ -97,7 +99,7 @@ def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
             assert moved(counters, buffer, kind) == transforms * predicted, (kernel.label, buffer, kind)
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("plan", PLANS, ids=str, scope="module")
 def test_every_filter_kernel_does_what_the_model_says(plan: Plan) -> None:
     assert plan.filter.kernels
     for kernel in plan.filter.kernels:
@@ -118,7 +120,7 @@ def test_every_filter_kernel_does_what_the_model_says(plan: Plan) -> None:
 def test_short_filters_are_read_as_far_as_they_go() -> None:
     plan = shaped("causal", (16, 16, 16), 0, "mma")
     _, found = emulate.convolve(
-        build_plan(plan, Cache(None)), torch.ones(1, 2, 4096).to(storage(plan)), torch.ones(2, 77)
+        calls.built(plan)[0], torch.ones(1, 2, 4096).to(storage(plan)), torch.ones(2, 77)
     )
     (kernel,) = plan.filter.kernels
     counters = found.filter_reports[plan.filter_entry(kernel)].counters
@@ -143,8 +145,8 @@ def test_the_formula_for_issue_slots_is_near_the_compiled_code(name: str) -> Non
 
 
 @pytest.fixture(scope="module")
-def built() -> Built:
-    return build_plan(search.plan(Problem("causal", 1024, "bf16"), "sm_90"), Cache(None))
+def built(session_cache: Path) -> Built:
+    return build_plan(search.plan(Problem("causal", 1024, "bf16"), "sm_90"), Cache(session_cache))
 
 
 @needs_disassembler

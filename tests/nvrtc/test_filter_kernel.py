@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 
+import compiled
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -63,7 +64,7 @@ def ptx_of(plan: Plan, telling: bool = False) -> tuple[str, str, Tensor]:
         assert text.count(TALE) == 1
         text = text.replace(TALE, TALE + TELL)
     source = Source(source.name, text, source.headers, source.entries)
-    ptx = nvrtc.compile_ptx(source, plan.target.replace("sm_", "compute_"), line_info=True)
+    ptx = compiled.line_ptx(source, plan.target)
     return ptx, text, torch.frombuffer(bytearray(tables.build(plan)), dtype=torch.uint8)
 
 
@@ -427,7 +428,7 @@ def test_no_filter_kernel_spills(target: str) -> None:
     plans = [plan_for(mode, n, "bf16", target) for mode, those in lengths.items() for n in those]
     plans.append(search.with_shape(Problem("causal", 112 * 256, "bf16"), target, (112, 16, 16), 0, "wmma"))
     for plan in plans:
-        found = nvrtc.compile_cubin(render(plan), target).resources
+        found = compiled.cubin(render(plan), target).resources
         for kernel in plan.filter.kernels:
             r = found[plan.filter_entry(kernel)]
             assert r.spill_store_bytes == r.spill_load_bytes == r.stack_bytes == 0, (

@@ -9,6 +9,7 @@ import dataclasses
 import struct
 from dataclasses import dataclass
 
+import compiled
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -251,9 +252,9 @@ def test_memory_is_touched_once(length: int, target: str, rng: np.random.Generat
 def test_no_kernel_spills(target: str) -> None:
     for length in (256, 768, 8192, 20_480, 65_536, 655_360, 1_048_576):
         found = gradient_for(length, target)
-        compiled = nvrtc.compile_cubin(render_gradient(found), target).resources
+        taken = compiled.cubin(render_gradient(found), target).resources
         for kernel in found.plan.filter.kernels:
-            r = compiled[found.plan.filter_entry(kernel)]
+            r = taken[found.plan.filter_entry(kernel)]
             assert r.spill_store_bytes == r.spill_load_bytes == r.stack_bytes == 0, (
                 str(found),
                 kernel.role,

@@ -25,9 +25,14 @@ needs_compiler = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Compiled here and now."""
-    return portfolio.index(Cache(tmp_path_factory.mktemp("cache")))
+def index(session_cache: Path) -> dict[str, Any]:
+    """Compiled in this session."""
+    return portfolio.index(Cache(session_cache))
+
+
+@pytest.fixture(autouse=True)
+def _cache(session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(session_cache))
 
 
 def committed(name: str = portfolio.INDEX) -> dict[str, Any]:

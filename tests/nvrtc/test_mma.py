@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 
+import compiled
 import numpy as np
 import pytest
 import tolerance
@@ -16,7 +17,7 @@ from calls import OPTIONS, TORCH, built, call, check, draw, exact, filters, judg
 from plans import on_engine
 from torch import Tensor
 
-from fftgen import emulate, nvrtc, sass, toolkit
+from fftgen import emulate, sass, toolkit
 from fftgen.execute import spectrum, with_skip
 from fftgen.planner import fragments
 from fftgen.planner.cost import tensor_ops
@@ -529,7 +530,7 @@ FEW_SPILLED = {("causal", 512, "sm_90"): 8, ("causal", 1024, "sm_90"): 8}
 @pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
 def test_no_kernel_spills(mode: str, length: int, target: str) -> None:
     plan = plan_for(mode, length, target=target)
-    module = nvrtc.compile_cubin(render(plan), target)
+    module = compiled.cubin(render(plan), target)
     assert set(module.resources) == {plan.entry(kernel) for kernel in plan.kernels}
     few = FEW_SPILLED.get((mode, length, target), 0)
     for name, taken in module.resources.items():
@@ -537,14 +538,14 @@ def test_no_kernel_spills(mode: str, length: int, target: str) -> None:
         assert taken.spill_load_bytes <= few, name
         assert taken.stack_bytes <= few, name
     if toolkit.find_tool("nvdisasm") is not None:
-        mix = sass.instruction_mix(sass.disassemble(module.image))
+        mix = sass.instruction_mix(sass.disassemble(module.cubin))
         work = {plan.entry(kernel) for kernel in plan.kernels if kernel.role != "peaks"}
         assert all(mix[name]["HMMA"] > 0 for name in work)
 
 
 def test_at_least_sixteen_warps_stay_resident_at_4096() -> None:
     plan = plan_for("causal", 4096)
-    (taken,) = nvrtc.compile_cubin(render(plan), plan.target).resources.values()
+    (taken,) = compiled.cubin(render(plan), plan.target).resources.values()
     warps = plan.body.warps * plan.body.resident
     assert warps >= 16
     assert 32 * taken.registers * warps <= 65_536
@@ -558,7 +559,7 @@ def test_at_least_sixteen_warps_stay_resident_at_4096() -> None:
 def test_sweep(mode: str, length: int, dtype: str, target: str, rng: np.random.Generator) -> None:
     """Every combination of options; with none of them spilling."""
     plan = plan_for(mode, length, dtype, target)
-    assert not any(taken.spills for taken in nvrtc.compile_cubin(render(plan), target).resources.values())
+    assert not any(taken.spills for taken in compiled.cubin(render(plan), target).resources.values())
     for options in COMBINATIONS:
         run(plan, rng, batch=3, options=options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compiled
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ from calls import TORCH, built, call, check, draw, filters
 from plans import on_engine
 from torch import Tensor
 
-from fftgen import emulate, hot_path, nvrtc, toolkit
+from fftgen import emulate, hot_path, toolkit
 from fftgen.errors import InternalError
 from fftgen.execute import Executable
 from fftgen.planner import search
@@ -114,7 +115,7 @@ def test_calls_have_as_many_gates_as_kernels_have_outputs(rng: np.random.Generat
 def test_no_kernel_spills_and_the_second_result_costs_its_stores(length: int, mode: str, target: str) -> None:
     plan = plan_for(mode, length, target=target)
     found = twin_of(plan)
-    for name, taken in nvrtc.compile_cubin(render(found), target).resources.items():
+    for name, taken in compiled.cubin(render(found), target).resources.items():
         if length > 1 << 20 and name.endswith("_rows"):
             continue  # the same as with one output, some of which spill
         assert not taken.spills, name
