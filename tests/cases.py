@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
+import pytest
 from reference import Float64, stored
 
 MODES = ("causal", "circular")
@@ -61,3 +63,13 @@ def draw(
         out_gate=stored(rng.standard_normal(shape), dtype) if out_gate else None,
         skip=np.copysign(rng.uniform(0.5, 1.5, heads), k[:, 0]) if skip else None,
     )
+
+
+def slow(cases: Iterable[Any]) -> list[Any]:
+    """The same as test parameters of the slow tests."""
+    return [pytest.param(*(c if isinstance(c, tuple) else (c,)), marks=pytest.mark.slow) for c in cases]
+
+
+def usually(cases: Iterable[Any], usual: Container[Any]) -> list[Any]:
+    """Cases in their order as test parameters; those that are not usual ones are slow."""
+    return [case if case in usual else slow([case])[0] for case in cases]

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from mutations import Mutation
 
+from fftgen import emulate
 from fftgen.errors import InternalError
 from fftgen.pipeline import Built
-from fftgen.simulator import Report, SimulationError
+from fftgen.simulator import Module, Report, SimulationError
 
 
 def by_place(mutations: Iterable[Mutation]) -> dict[Any, list[Mutation]]:
@@ -57,11 +58,19 @@ class Laboratory(ABC):
 
     def survives(self, mutation: Mutation) -> bool:
         """Whether a mutant passes for right."""
-        try:
-            self.run(mutation.apply(self.ptx))
-        except (SimulationError, InternalError, AssertionError):
-            return False
+        mutant = mutation.module(self.ptx, self.right)
+        with self.patch.context() as patch:
+            patch.setattr(emulate, "_parsed", lambda ptx, source: mutant)
+            try:
+                self.run(mutation.apply(self.ptx))
+            except (SimulationError, InternalError, AssertionError):
+                return False
         return True
+
+    @property
+    def right(self) -> Module:
+        """The module as it is."""
+        return emulate._parsed(self.ptx, self.module.source.text)
 
     def survivors(self, mutations: Iterable[Mutation]) -> list[Mutation]:
         """Mutants that pass for right.

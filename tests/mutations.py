@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
-from fftgen.simulator import parse
+from fftgen.simulator import Module, parse
 from fftgen.simulator.syntax import Instruction
 
 _BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
 _MATRIX_STEP = 32  # bytes that the address of a wmma tile is aligned to: a smaller shift would be Misaligned
+_ENTRY = re.compile(r"\.visible \.entry (\w+)\(")
 _BLOCK_INDEX = re.compile(r"mov\.u32\s+(%\w+),\s*%ctaid\.x;")
 
 
@@ -35,6 +36,18 @@ class Mutation:
         lines = ptx.split("\n")
         lines[self.line - 1] = self.text
         return "\n".join(lines)
+
+    def module(self, ptx: str, right: Module) -> Module:
+        """What ``apply`` gives, parsed; ``right`` is the module of ``ptx``, and its other entries stay."""
+        lines = self.apply(ptx).split("\n")
+        starts = [i for i, line in enumerate(lines) if _ENTRY.match(line)]
+        for start in starts:
+            if _ENTRY.match(lines[start])[1] != self.entry:  # type: ignore[index]
+                end = lines.index("}", start) + 1
+                lines[start:end] = [""] * (end - start)
+        alone = parse("\n".join(lines), source=right.source)
+        others = {name: code for name, code in right.compiled.items() if name != self.entry}
+        return replace(alone, entries={**right.entries, **alone.entries}, compiled=others)
 
     def __str__(self) -> str:
         becomes = self.text.strip() or "nothing"
