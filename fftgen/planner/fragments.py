@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -144,7 +145,7 @@ class _Spec:
 
     @property
     def nbytes(self) -> int:
-        return 2 * int(np.prod(self.shape))
+        return 2 * prod(self.shape)
 
     @property
     def shared(self) -> bool:
