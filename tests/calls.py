@@ -16,6 +16,7 @@ from fftgen import emulate
 from fftgen.execute import Executable
 from fftgen.pipeline import Built
 from fftgen.planner import tables
+from fftgen.planner.filter import Filter
 from fftgen.planner.gradient import Gradient
 from fftgen.planner.plan import Plan
 from fftgen.render import render, render_gradient
@@ -36,6 +37,15 @@ def built(subject: Plan | Gradient) -> tuple[Built, str]:
     module = Built(plan, source, b"", "", tables.build(plan), {}, gradient=found)
     ptx = emulate.line_ptx(module)
     return replace(module, ptx=ptx), ptx
+
+
+def bare(plan: Plan) -> Plan:
+    """The plan without kernels for the filter's spectrum, which is torch's then (fftgen/prepare.py).
+
+    They make up a third of a module and have tests of their own (tests/nvrtc/test_filter_kernel.py); both
+    together: ``run`` with ``whole``, test_adjoint.py, test_calls.py, test_cost_counts.py.
+    """
+    return replace(plan, filter=Filter())
 
 
 def draw(rng: np.random.Generator, *shape: int) -> Tensor:
@@ -59,25 +69,28 @@ def exact(plan: Plan, u: Tensor, k: Tensor, **given: Tensor | None) -> reference
 
 def call(plan: Plan, u: Tensor, k: Tensor, seed: int = 0, **given: Tensor | None) -> Tensor:
     """The result, unjudged."""
-    module, ptx = built(plan)
+    module, ptx = built(bare(plan))
     return emulate.convolve(module, u, k, ptx=ptx, seed=seed, **given)[0]
 
 
 def prepared(plan: Plan, u: Tensor, planes: Tensor, scale: Tensor) -> Tensor:
     """The result with a spectrum that was made before."""
-    module, ptx = built(plan)
+    module, ptx = built(bare(plan))
     simulated = emulate.Simulated(ptx, module.source.text)
     table = torch.frombuffer(bytearray(module.tables), dtype=torch.uint8)
-    y = Executable(plan, table)(simulated, u, planes, scale, address=simulated.address)
+    y = Executable(module.plan, table)(simulated, u, planes, scale, address=simulated.address)
     assert simulated.unwritten("y") == 0
     return y
 
 
 def judged(
-    plan: Plan, rng: np.random.Generator, u: Tensor, k: Tensor, **given: Tensor | None
+    plan: Plan, rng: np.random.Generator, u: Tensor, k: Tensor, whole: bool = False, **given: Tensor | None
 ) -> emulate.Simulated:
-    """One call, held against the reference; returns the simulated device with its counters."""
-    module, ptx = built(plan)
+    """One call, held against the reference; returns the simulated device with its counters.
+
+    ``whole``: the filter's spectrum comes from kernels as well (``bare``).
+    """
+    module, ptx = built(plan if whole else bare(plan))
     y, simulated = emulate.convolve(module, u, k, ptx=ptx, seed=int(rng.integers(2**31)), **given)
     check(plan, y, u, k, **given)
     return simulated
@@ -98,6 +111,7 @@ def run(
     length: int | None = None,
     taps: int | None = None,
     options: tuple[str, ...] = (),
+    whole: bool = False,
 ) -> emulate.Simulated:
     """``judged`` on white noise, gates and skip terms as asked."""
     p = plan.problem
@@ -109,4 +123,4 @@ def run(
     k = filters(rng, channels, taps or p.length, shape[-1])
     if "skip" in options:
         given["skip"] = torch.copysign(draw(rng, channels).float(), k[:, 0])  # may not cancel the first tap
-    return judged(plan, rng, draw(rng, *shape).to(dtype), k, **given)
+    return judged(plan, rng, draw(rng, *shape).to(dtype), k, whole, **given)

@@ -7,14 +7,13 @@ are design 1.7's. No two rows share a transform, so each is by itself in everyth
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
-from typing import Any
 
 import compiled
 import numpy as np
 import pytest
 import torch
 from calls import OPTIONS, built, call, check, draw, filters, judged, prepared, run
+from cases import slow, usually
 from torch import Tensor
 
 from fftgen import emulate, hot_path, toolkit
@@ -33,10 +32,6 @@ COMBINATIONS = [c for n in range(4) for c in itertools.combinations(OPTIONS, n)]
 LENGTHS = (1, 100, 250, 256, 512, 1000, 1024, 3700, 4096, 8192)
 
 
-def slow(values: Iterable[Any]) -> list[Any]:
-    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
-
-
 SHAPES = [
     ((48, 16), 0),
     ((16, 64), 0),
@@ -44,18 +39,15 @@ SHAPES = [
     ((16, 16, 64), 0),
     ((16, 16, 16), 1),
     ((32, 32, 16), 1),
-    *slow(
-        [
-            ((64, 16), 0),
-            ((16, 32, 32), 0),
-            ((80, 16, 16), 0),
-            ((32, 32, 32), 0),
-            ((64, 16, 16), 1),
-            ((128, 16, 16), 1),
-            ((16, 16, 16, 16), 1),
-        ]
-    ),
+    ((64, 16), 0),
+    ((16, 32, 32), 0),
+    ((80, 16, 16), 0),
+    ((32, 32, 32), 0),
+    ((64, 16, 16), 1),
+    ((128, 16, 16), 1),
+    ((16, 16, 16, 16), 1),
 ]
+USUAL = [*zip(SHAPES[:6], itertools.cycle(MODES)), (SHAPES[4], "circular")]
 
 
 def plan_for(mode: str, length: int, target: str = "sm_90") -> Plan:
@@ -67,19 +59,23 @@ def shaped(mode: str, factors: tuple[int, ...], device: int, target: str = "sm_9
     return search.with_shape(problem, target, factors, device, ENGINE, fold=True)
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("length", "mode"),
+    usually(
+        itertools.product(LENGTHS, MODES),
+        [*zip(LENGTHS, itertools.cycle(MODES)), (250, "causal"), (4096, "circular")],
+    ),
+)
 def test_lengths(mode: str, length: int, rng: np.random.Generator) -> None:
     plan = plan_for(mode, length)
     assert (plan.engine, plan.compute_format, plan.packing) == ("mma", BF16_FP32, "right-angle")
-    run(plan, rng, batch=5 if length <= 1024 else 2, channels=2)
+    run(plan, rng, batch=5 if length <= 1024 else 2, channels=2, whole=length in (256, 4096))
     run(plan, rng, batch=3, options=OPTIONS)
     for steps, taps in ((max(1, length - 3), length), (length // 3 + 1, max(1, length // 2))):
         run(plan, rng, batch=2, length=steps, taps=taps, options=("in_gate",))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("shape", "mode"), usually(itertools.product(SHAPES, MODES), USUAL), ids=str)
 def test_shapes(mode: str, shape: tuple[tuple[int, ...], int], rng: np.random.Generator) -> None:
     """Tall and wide tiles, the device stage around the chain of a block and of a warp."""
     factors, device = shape
@@ -108,7 +104,7 @@ def test_rows_that_start_anywhere(plan: Plan, which: str, rng: np.random.Generat
     judged(plan, rng, u, filters(rng, 2, length), **signals)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_89", "sm_100", "sm_120", "compute_80"])
+@pytest.mark.parametrize("target", ["sm_80", "compute_80", *slow(("sm_86", "sm_89", "sm_100", "sm_120"))])
 def test_every_target(target: str, rng: np.random.Generator) -> None:
     for length in (300, 4096):
         run(plan_for("causal", length, target), rng, options=("out_gate", "skip"))
@@ -186,8 +182,8 @@ def test_memory_is_reached_as_well_as_can_be(
         assert 0 < kind.units <= 1.05 * kind.least
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("length", [256, 1024, 4096, 65_536, *slow((512, 8192, 16_384, 32_768, 1_048_576))])
+@pytest.mark.parametrize("target", [*slow(["sm_80"]), "sm_90"])
+@pytest.mark.parametrize("length", [256, 4096, *slow((512, 1024, 8192, 16_384, 32_768, 65_536, 1_048_576))])
 def test_no_kernel_spills(length: int, target: str) -> None:
     """And the model's instructions are near those of the compiled code."""
     plan = plan_for("causal", length, target)
