@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from bench_kit import case, host
+from cases import slow
 
 from fftgen.bench import steps
 from fftgen.bench.row import DeviceLost
@@ -327,7 +328,11 @@ def real(found: list[Step]) -> list[Outcome]:
 
 @pytest.mark.parametrize(
     ("body", "limit"),
-    [("os.abort()", 60.0), ("time.sleep(600)", 15.0), ("print('x' * 100000)\nos._exit(7)", 60.0)],
+    [
+        ("os.abort()", 60.0),
+        ("time.sleep(600)", 15.0),
+        *slow([("print('x' * 100000)\nos._exit(7)", 60.0)]),
+    ],
 )
 def test_a_peer_that_kills_or_hangs_its_process_is_left_out(
     body: str, limit: float, peer: Callable[[str], None]

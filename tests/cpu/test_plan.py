@@ -65,10 +65,12 @@ def portfolio() -> list[Plan]:
 
 
 # By default one target of each kind of limits; the others have those of one of them, or nearly.
-LEGAL = [t if t in ("sm_75", "sm_80", "sm_90") else pytest.param(t, marks=pytest.mark.slow) for t in TARGETS]
+KINDS = ("sm_75", "sm_80", "sm_90")
+# Target by target: listing the plans of one takes seconds.
+of_every_target = pytest.mark.parametrize("name", cases.usually(TARGETS, KINDS), scope="module")
 
 
-@pytest.mark.parametrize("name", LEGAL)
+@of_every_target
 def test_every_plan_is_legal(name: str) -> None:
     chip = target(name)
     for found in plans_of(name):
@@ -108,20 +110,20 @@ def test_every_plan_is_legal(name: str) -> None:
             assert kernel.resident * kernel.warps <= chip.warps_sm, note
 
 
-def test_every_engine_is_among_the_plans() -> None:
+@of_every_target
+def test_every_engine_is_among_the_plans(name: str) -> None:
     """Wherever a target has it and one block finishes the transform; the planner takes the first."""
-    for name in TARGETS:
-        kinds = {(f.engine, f.memory_class) for f in plans_of(name)}
-        mma = {("mma", "warp"), ("mma", "block")} if name != "sm_75" else set()
-        assert kinds >= {("wmma", "block"), ("wmma", "device")} | mma
-        for problem in (Problem("causal", 256, "fp16"), Problem("circular", 4096, "fp16")):
-            both = engines(problem, name)
-            complete = dataclasses.replace(both[0], filter=design(both[0], target(name)))
-            assert complete == plan(problem, name)
-            assert {f.engine for f in both} == ({"wmma"} if name == "sm_75" else {"mma", "wmma"})
+    kinds = {(f.engine, f.memory_class) for f in plans_of(name)}
+    mma = {("mma", "warp"), ("mma", "block")} if name != "sm_75" else set()
+    assert kinds >= {("wmma", "block"), ("wmma", "device")} | mma
+    for problem in (Problem("causal", 256, "fp16"), Problem("circular", 4096, "fp16")):
+        both = engines(problem, name)
+        complete = dataclasses.replace(both[0], filter=design(both[0], target(name)))
+        assert complete == plan(problem, name)
+        assert {f.engine for f in both} == ({"wmma"} if name == "sm_75" else {"mma", "wmma"})
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@of_every_target
 def test_shared_memory_regions_are_aligned_and_apart(name: str) -> None:
     for found in plans_of(name):
         for kernel in found.kernels:
@@ -240,7 +242,7 @@ def test_rows_of_tiles_start_in_different_banks(length: int, name: str) -> None:
         assert 2 * tables.matrix_pitch(radix) % 64 == 32
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@of_every_target
 def test_kernels_walk_through_all_stages_and_back(name: str) -> None:
     for found in plans_of(name):
         roles = [(k.role, k.stage) for k in found.kernels]
@@ -261,7 +263,7 @@ def test_kernels_walk_through_all_stages_and_back(name: str) -> None:
 # Tables
 
 
-@pytest.mark.parametrize("name", ["sm_75", "sm_86", "sm_90"])
+@of_every_target
 def test_tables_do_not_overlap(name: str) -> None:
     for found in plans_of(name):
         distinct = {(t.offset, t.nbytes) for t in found.tables}
@@ -422,7 +424,7 @@ def test_factorisations_are_all_products_and_nothing_else() -> None:
     assert not factorable(257)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", cases.usually(TARGETS, KINDS))
 def test_every_length_has_a_plan(name: str) -> None:
     """Lengths at random, of every size, and the neighbours of powers of two."""
     rng = np.random.default_rng(3)
@@ -443,7 +445,7 @@ def test_every_multiple_of_256_has_a_plan() -> None:
 # Text, digest, reproducibility
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@of_every_target
 def test_json_brings_the_same_plan_back(name: str) -> None:
     for found in plans_of(name):
         again = Plan.from_json(found.to_json())
@@ -509,9 +511,10 @@ def test_the_digest_changes_with_every_field() -> None:
     assert len(digests) == changed + 1
 
 
-def test_plans_of_different_questions_have_different_names() -> None:
-    names = {f.name for name in TARGETS for f in plans_of(name)}
-    questions = sum(len(plans_of(name)) for name in TARGETS)
+@pytest.mark.parametrize("targets", [KINDS[1:], *cases.slow([(tuple(TARGETS),)])], ids=len)
+def test_plans_of_different_questions_have_different_names(targets: tuple[str, ...]) -> None:
+    names = {f.name for name in targets for f in plans_of(name)}
+    questions = sum(len(plans_of(name)) for name in targets)
     assert len(names) == questions
 
 
@@ -633,7 +636,7 @@ def test_tensor_ops_in_closed_form_are_those_counted(name: str, mode: str, lengt
         assert cost.cost(found, target(name)).tensor_ops == counted_tensor_ops(found)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@of_every_target
 def test_workspace_bytes_are_those_of_the_kernels(name: str) -> None:
     """Kernel by kernel, 4 bytes per complex number."""
     for found in plans_of(name):
@@ -659,7 +662,7 @@ def test_flops_are_those_of_the_design() -> None:
         assert flops * cost.tensor_ops(pair) / (2 * 4096) == 384
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@of_every_target
 def test_costs_are_finite_and_name_their_bound(name: str) -> None:
     for found in plans_of(name):
         price = cost.cost(found, target(name))

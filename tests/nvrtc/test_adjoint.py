@@ -6,6 +6,7 @@ both filters it is a bidirectional call. References are float64 autograd (tests/
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import gradients
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from calls import built
+from cases import slow, usually
 from gradients import OPTIONS, TORCH
 
 import fftgen
@@ -79,9 +81,20 @@ def plan_for(mode: str, length: int, dtype: str = "bf16", target: str = "sm_90")
     return search.plan(Problem(mode, length, dtype), target)
 
 
-@pytest.mark.parametrize("length", [256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768])
-@pytest.mark.parametrize("mode", ["causal", "circular"])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768)
+EVERY = list(product(LENGTHS, ("causal", "circular"), ("bf16", "fp16")))
+USUAL = [
+    (256, "causal", "bf16"),
+    (512, "circular", "fp16"),
+    (1024, "circular", "bf16"),
+    (2048, "causal", "bf16"),
+    (4096, "causal", "fp16"),
+    (8192, "circular", "bf16"),
+    (32_768, "causal", "bf16"),
+]
+
+
+@pytest.mark.parametrize(("length", "mode", "dtype"), usually(EVERY, USUAL))
 def test_the_gradient_of_the_input(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
     check(plan_for(mode, length, dtype), rng, batch=1 if length > 4096 else 3)
 
@@ -93,7 +106,7 @@ def test_every_combination_of_options(mode: str, options: tuple[str, ...], rng: 
     check(plan_for(mode, 512), rng, batch=3, channels=2, options=options, wanted=wanted)
 
 
-@pytest.mark.parametrize("length", [1, 2, 17, 257, 1009, 1026, 5003, 20_000])
+@pytest.mark.parametrize("length", usually((1, 2, 17, 257, 1009, 1026, 5003, 20_000), (1, 1009, 1026, 5003)))
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_any_length(mode: str, length: int, rng: np.random.Generator) -> None:
     """Circular lengths that do not factor are folded: the same operator, and the same adjoint."""
@@ -110,11 +123,10 @@ def test_folded_plans_are_among_them() -> None:
     ("length", "factors", "device", "engine"),
     [
         (250, (16, 16), 0, "mma"),
-        (256, (16, 16), 0, "mma"),
         (3700, (16, 16, 16), 0, "mma"),
         (3700, (16, 16, 16), 1, "mma"),
-        (4096, (16, 16, 16), 0, "mma"),
         (3700, (16, 16, 16), 0, "wmma"),
+        *slow([(256, (16, 16), 0, "mma"), (4096, (16, 16, 16), 0, "mma")]),
     ],
 )
 def test_folded_lengths_with_all_options(

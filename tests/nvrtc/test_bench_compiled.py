@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from bench_kit import host
+from cases import usually
 from command_line import answer, why_not
 
 from fftgen import emulate
@@ -91,8 +93,12 @@ def test_the_device_gets_the_same_call_and_the_same_spectrum(
         assert (found["status"], found["identical"], found["largest_ulps"]) == ("passed", 1.0, 0)
 
 
-@pytest.mark.parametrize("fault", [None, "rounding", "gate", "zeros"])
-@pytest.mark.parametrize("problem", [Problem("causal", 256, "fp16"), Problem("circular", 1000, "bf16")])
+PROBLEMS = (Problem("causal", 256, "fp16"), Problem("circular", 1000, "bf16"))
+FAULTS = (None, "rounding", "gate", "zeros")
+USUAL = [*product(PROBLEMS[:1], FAULTS), (PROBLEMS[1], None)]
+
+
+@pytest.mark.parametrize(("problem", "fault"), usually(product(PROBLEMS, FAULTS), USUAL))
 def test_the_device_gets_the_gradient_that_the_simulator_runs(
     problem: Problem, fault: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import cycle, product
 from math import prod
 
 import compiled
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from cases import slow, usually
 from torch import Tensor
 
 from fftgen import emulate, nvrtc
@@ -188,16 +190,22 @@ LENGTHS = (256, 512, 768, 1000, 1024, 1536, 4096, 8192, 12_288, 20_480, 32_768, 
 WMMA = ((16, 16), (16, 32), (48, 16), (32, 32), (16, 16, 16), (48, 16, 16), (80, 16, 16), (112, 16, 16))
 
 
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("mode", ["causal", "circular"])
+MODES = ("causal", "circular")
+
+
+@pytest.mark.parametrize(
+    ("length", "mode"),
+    usually(product(LENGTHS, MODES), [*zip(LENGTHS, cycle(MODES)), (4096, "circular")]),
+)
 def test_spectra_of_every_length(mode: str, length: int, rng: np.random.Generator) -> None:
     plan = plan_for(mode, length)
     k = draw(rng, 1 if length > 10_000 else 3, length)
     check(plan, make(plan, k), k)
 
 
-@pytest.mark.parametrize("factors", WMMA)
-@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize(
+    ("factors", "mode"), usually(product(WMMA, MODES), list(zip(WMMA[1::2], cycle(MODES))))
+)
 def test_spectra_in_the_order_of_the_wmma_engine(
     mode: str, factors: tuple[int, ...], rng: np.random.Generator
 ) -> None:
@@ -209,7 +217,8 @@ def test_spectra_in_the_order_of_the_wmma_engine(
 @pytest.mark.parametrize(
     "plan",
     [
-        *(plan_for("circular", n) for n in (1, 250, 1009, 3700, 5003, 20_000, 65_521, 100_000)),
+        *(plan_for("circular", n) for n in (1, 250, 3700, 65_521)),
+        *slow(plan_for("circular", n) for n in (1009, 5003, 20_000, 100_000)),
         plan_for("circular", 8000, target="sm_75", dtype="fp16"),  # two passes
         whole_period(16, 16),
         whole_period(16, 16, 16),
@@ -232,15 +241,23 @@ def test_spectra_of_folded_lengths(plan: Plan, rng: np.random.Generator) -> None
 
 
 BACKWARDS = [
-    *(plan_for(mode, n) for n in (256, 768, 4096, 20_480) for mode in ("causal", "circular")),
+    *(plan_for(mode, n) for n in (256, 4096) for mode in ("causal", "circular")),
     plan_for("causal", 1000),  # a transform that is longer
+    plan_for("circular", 20_480),
     plan_for("causal", 65_536),
-    plan_for("causal", 8000, target="sm_75", dtype="fp16"),  # two passes
-    *(plan_for("circular", n) for n in (3, 250, 3700)),
-    plan_for("circular", 8000, target="sm_75", dtype="fp16"),
+    *(plan_for("circular", n) for n in (3, 3700)),
+    plan_for("circular", 8000, target="sm_75", dtype="fp16"),  # two passes
     whole_period(16, 16),
     wmma("causal", 48, 16, 16),
-    wmma("circular", 32, 32),
+    *slow(
+        [
+            *(plan_for(mode, 768) for mode in ("causal", "circular")),
+            plan_for("causal", 20_480),
+            plan_for("causal", 8000, target="sm_75", dtype="fp16"),
+            plan_for("circular", 250),
+            wmma("circular", 32, 32),
+        ]
+    ),
 ]
 
 
@@ -270,10 +287,9 @@ def test_one_tap_that_acts_backwards_is_one_that_acts_forwards(rng: np.random.Ge
     [
         ("causal", 256, "sm_75"),
         ("circular", 8192, "sm_75"),  # two passes
-        ("causal", 24_576, "sm_80"),
         ("circular", 16_384, "sm_86"),
-        ("causal", 5120, "sm_120"),
         ("circular", 7168, "compute_80"),
+        *slow([("causal", 24_576, "sm_80"), ("causal", 5120, "sm_120")]),
     ],
 )
 def test_spectra_on_other_targets(mode: str, length: int, target: str, rng: np.random.Generator) -> None:
@@ -285,12 +301,24 @@ def test_spectra_on_other_targets(mode: str, length: int, target: str, rng: np.r
 @pytest.mark.parametrize(
     "plan",
     [
-        *(plan_for(mode, n) for n in (256, 768, 4096, 20_480, 65_536) for mode in ("causal", "circular")),
-        plan_for("causal", 24_576),
+        plan_for("causal", 256),
+        plan_for("circular", 768),
+        *(plan_for(mode, 4096) for mode in ("causal", "circular")),
+        plan_for("circular", 20_480),
+        plan_for("causal", 65_536),
         wmma("circular", 112, 16, 16),
         wmma("causal", 96, 32, 32, device=1),
         plan_for("circular", 3700),
-        plan_for("circular", 65_521),
+        *slow(
+            [
+                plan_for("circular", 256),
+                plan_for("causal", 768),
+                plan_for("causal", 20_480),
+                plan_for("causal", 24_576),
+                plan_for("circular", 65_536),
+                plan_for("circular", 65_521),
+            ]
+        ),
     ],
     ids=lambda p: f"{p.problem.mode}-{p.problem.length}-{p.factors}-{p.engine}",
 )
@@ -422,9 +450,14 @@ def test_memory_is_touched_once(mode: str, length: int, rng: np.random.Generator
     assert taken <= 1.6 * least, f"{taken} wavefronts where {least} would do"
 
 
-@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
-def test_no_filter_kernel_spills(target: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "few"), [("sm_90", True), *slow([("sm_80", False), ("sm_90", False)])], ids=str
+)
+def test_no_filter_kernel_spills(target: str, few: bool) -> None:
+    """The usual ``few`` are those that are not in the portfolio (test_generated.py)."""
     lengths = {"causal": (256, 4096, 65_536), "circular": (768, 1000, 20_000, 20_480, 1_000_003, 1_048_576)}
+    if few:
+        lengths = {"circular": (768, 1_000_003)}
     plans = [plan_for(mode, n, "bf16", target) for mode, those in lengths.items() for n in those]
     plans.append(search.with_shape(Problem("causal", 112 * 256, "bf16"), target, (112, 16, 16), 0, "wmma"))
     for plan in plans:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 from calls import built
+from cases import slow, usually
 from mutations import dropped_barriers
 from torch import Tensor
 
@@ -109,9 +110,14 @@ def draw(rng: np.random.Generator, found: Gradient, channels: int = 2, parts: in
 # One block (to 24 576 on sm_90), and two passes: columns of one stage, of two, of a factor of 3 or 5.
 ONE = ((256, "sm_90"), (512, "sm_80"), (768, "sm_90"), (2048, "sm_90"), (4096, "sm_80"), (20_480, "sm_90"))
 TWO = ((16_384, "sm_86"), (40_960, "sm_86"), (65_536, "sm_90"), (131_072, "sm_80"), (196_608, "sm_86"))
+MORE = ((8192, "sm_120"), (24_576, "compute_80"))
+USUAL = [case for case in (*ONE, *TWO, *MORE) if case[0] not in (512, 2048, 8192, 40_960, 131_072)]
 
 
-@pytest.mark.parametrize(("length", "target"), [*ONE, *TWO, (8192, "sm_120"), (24_576, "compute_80")])
+@pytest.mark.parametrize(
+    ("length", "target"),
+    usually([*ONE, *TWO, *MORE], USUAL),
+)
 @pytest.mark.parametrize("parts", [1, 3])
 def test_taps_of_every_length(length: int, target: str, parts: int, rng: np.random.Generator) -> None:
     found = gradient_for(length, target)
@@ -229,7 +235,7 @@ def test_no_barrier_can_be_missed(length: int, target: str, rng: np.random.Gener
             make(found, sums, length, period=length, ptx=mutant.apply(ptx))
 
 
-@pytest.mark.parametrize(("length", "target"), [*ONE, *TWO])
+@pytest.mark.parametrize(("length", "target"), usually([*ONE, *TWO], USUAL))
 def test_memory_is_touched_once(length: int, target: str, rng: np.random.Generator) -> None:
     """Sum, workspace and taps: no sector more than there are. Shared memory: the scatter alone conflicts."""
     found = gradient_for(length, target)
@@ -248,19 +254,15 @@ def test_memory_is_touched_once(length: int, target: str, rng: np.random.Generat
     assert taken <= 1.25 * least, f"{taken} wavefronts where {least} would do"
 
 
-@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
-def test_no_kernel_spills(target: str) -> None:
-    for length in (256, 768, 8192, 20_480, 65_536, 655_360, 1_048_576):
-        found = gradient_for(length, target)
-        taken = compiled.cubin(render_gradient(found), target).resources
-        for kernel in found.plan.filter.kernels:
-            r = taken[found.plan.filter_entry(kernel)]
-            assert r.spill_store_bytes == r.spill_load_bytes == r.stack_bytes == 0, (
-                str(found),
-                kernel.role,
-                r,
-            )
-            assert r.registers * kernel.threads * kernel.resident <= 65_536, (str(found), kernel.role, r)
+@pytest.mark.parametrize("target", [*slow(["sm_80"]), "sm_90"])
+@pytest.mark.parametrize("length", [256, 20_480, 65_536, *slow((768, 8192, 655_360, 1 << 20))])
+def test_no_kernel_spills(length: int, target: str) -> None:
+    found = gradient_for(length, target)
+    resources = compiled.cubin(render_gradient(found), target).resources
+    for kernel in found.plan.filter.kernels:
+        r = resources[found.plan.filter_entry(kernel)]
+        assert r.spill_store_bytes == r.spill_load_bytes == r.stack_bytes == 0, (str(found), kernel.role, r)
+        assert r.registers * kernel.threads * kernel.resident <= 65_536, (str(found), kernel.role, r)
 
 
 FINISH = (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cases import slow
 from command_line import answer, fftgen, why_not
 
 from fftgen import evidence, nvrtc, portfolio, sass, toolkit
@@ -176,7 +177,7 @@ def test_no_kernel_spills(index: dict[str, Any]) -> None:
 
 @needs_compiler
 @pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", [*slow(["sm_80"]), "sm_90"])
 def test_every_stage_runs_on_tensor_cores(target: str) -> None:
     for built in build_all([(p, TARGETS[target], False) for p in portfolio.PROBLEMS]):
         mix = sass.instruction_mix(sass.disassemble(built.cubin))

@@ -12,6 +12,7 @@ import itertools
 import numpy as np
 import pytest
 from calls import built, run
+from cases import slow, usually
 from plans import on_engine
 
 from fftgen import sampled
@@ -29,9 +30,15 @@ def plan_for(mode: str, length: int, dtype: str, target: str = "sm_90") -> Plan:
 POWERS = [2**e for e in range(8, 16)]
 
 
-@pytest.mark.parametrize("length", POWERS)
-@pytest.mark.parametrize("mode", ["causal", "circular"])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+EVERY = list(itertools.product(POWERS, ("causal", "circular"), ("bf16", "fp16")))
+# Every length in one mode and in one type, both modes and both types among them.
+USUAL = [
+    *zip(POWERS, itertools.cycle(("causal", "circular")), itertools.cycle(("bf16", "bf16", "fp16", "fp16"))),
+    *zip(POWERS, itertools.cycle(("circular", "causal")), itertools.cycle(("bf16", "fp16", "fp16", "bf16"))),
+]
+
+
+@pytest.mark.parametrize(("length", "mode", "dtype"), usually(EVERY, USUAL))
 def test_powers_of_two(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
     plan = plan_for(mode, length, dtype)
     assert plan.memory_class == "block"
@@ -39,7 +46,10 @@ def test_powers_of_two(mode: str, length: int, dtype: str, rng: np.random.Genera
     run(plan, rng, batch=batch, channels=1 if length > 8192 else 2)
 
 
-@pytest.mark.parametrize("length", [1, 2, 17, 100, 257, 1000, 1026, 5000, 5120, 12_288, 20_000, 20_480])
+OTHERS = (1, 2, 17, 100, 257, 1000, 1026, 5000, 5120, 12_288, 20_000, 20_480)
+
+
+@pytest.mark.parametrize("length", usually(OTHERS, (1, 257, 5000, 12_288)))
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_other_lengths(mode: str, length: int, rng: np.random.Generator) -> None:
     run(plan_for(mode, length, "bf16"), rng, batch=2 if length < 10_000 else 1)
@@ -75,8 +85,14 @@ def test_short_inputs_and_filters(mode: str, length: int, taps: int, rng: np.ran
     run(plan_for(mode, 4096, "bf16"), rng, batch=2, length=length, taps=taps, options=("in_gate", "out_gate"))
 
 
-@pytest.mark.parametrize("target", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_100", "sm_120", "compute_80"])
-@pytest.mark.parametrize(("mode", "length"), [("causal", 16_384), ("circular", 8192), ("circular", 1009)])
+TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_100", "sm_120", "compute_80")
+PROBLEMS = (("causal", 16_384), ("circular", 8192), ("circular", 1009))
+ELSEWHERE = [*(("sm_75", *p) for p in PROBLEMS), ("sm_86", *PROBLEMS[0]), ("compute_80", *PROBLEMS[2])]
+
+
+@pytest.mark.parametrize(
+    ("target", "mode", "length"), usually([(t, *p) for t in TARGETS for p in PROBLEMS], ELSEWHERE)
+)
 def test_every_target(target: str, mode: str, length: int, rng: np.random.Generator) -> None:
     run(plan_for(mode, length, "fp16", target), rng, options=("out_gate", "skip"))
 
@@ -85,8 +101,7 @@ def test_every_target(target: str, mode: str, length: int, rng: np.random.Genera
     ("mode", "length", "dtype", "target"),
     [
         ("causal", 65_536, "bf16", "sm_90"),
-        ("circular", 65_536, "fp16", "sm_90"),
-        ("causal", 100_000, "bf16", "sm_90"),
+        *slow([("circular", 65_536, "fp16", "sm_90"), ("causal", 100_000, "bf16", "sm_90")]),
         ("circular", 65_521, "bf16", "sm_90"),
         ("causal", 32_768, "fp16", "sm_86"),
         ("circular", 65_536, "fp16", "sm_75"),  # two device stages
@@ -107,12 +122,14 @@ def test_chunks_reuse_the_workspace(rng: np.random.Generator) -> None:
     assert len(simulated.reports) == 3
 
 
-LONG = [131_072, 1_048_576]
-LONGER = [262_144, 524_288, 2_097_152, 4_194_304, 1_000_003, 3_000_000]  # powers of two; a prime; neither
+# Powers of two; a prime; neither.
+LONG = (131_072, 262_144, 524_288, 1_048_576, 2_097_152, 4_194_304, 1_000_003, 3_000_000)
 
 
-@pytest.mark.parametrize("length", [*LONG, *(pytest.param(n, marks=pytest.mark.slow) for n in LONGER)])
-@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize(
+    ("length", "mode"),
+    usually(itertools.product(LONG, ("causal", "circular")), [(131_072, "circular"), (1_048_576, "causal")]),
+)
 def test_long_transforms_on_sampled_blocks(mode: str, length: int) -> None:
     dtype = "bf16" if mode == "causal" else "fp16"
     module, ptx = built(plan_for(mode, length, dtype))

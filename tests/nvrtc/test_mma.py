@@ -14,6 +14,7 @@ import pytest
 import tolerance
 import torch
 from calls import OPTIONS, TORCH, built, call, check, draw, exact, filters, judged, prepared, run
+from cases import slow, usually
 from plans import on_engine
 from torch import Tensor
 
@@ -40,9 +41,11 @@ def plan_for(mode: str, length: int, dtype: str = "bf16", target: str = "sm_90")
     return on_engine(Problem(mode, length, dtype), target, "mma")
 
 
-@pytest.mark.parametrize("length", POWERS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", TORCH)
+EVERY = list(itertools.product(POWERS, MODES, TORCH))
+USUAL = [case for case in EVERY if case[2] == "bf16" or case[0] in (256, 1024, 16_384)]
+
+
+@pytest.mark.parametrize(("length", "mode", "dtype"), usually(EVERY, USUAL))
 def test_powers_of_two(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
     plan = plan_for(mode, length, dtype)
     assert plan.transform == length
@@ -50,22 +53,24 @@ def test_powers_of_two(mode: str, length: int, dtype: str, rng: np.random.Genera
     run(plan, rng, batch=1 if length > 8192 else 3, channels=1 if length > 8192 else 2)
 
 
+SHAPES = [
+    (48, 16),
+    (16, 64),
+    (16, 16, 64),
+    (48, 16, 32),
+    (16, 32, 16),
+    (80, 16, 16),
+    (32, 16),
+    (16, 64, 16),
+    (64, 16),
+]
+
+
 @pytest.mark.parametrize(
-    "factors",
-    [
-        (32, 16),
-        (48, 16),
-        (64, 16),
-        (16, 64),
-        (16, 32, 16),
-        (16, 16, 64),
-        (48, 16, 32),
-        (80, 16, 16),
-        (16, 64, 16),
-    ],
+    ("factors", "mode"),
+    usually(itertools.product(SHAPES, MODES), list(zip(SHAPES[:6], itertools.cycle(MODES)))),
     ids=str,
 )
-@pytest.mark.parametrize("mode", MODES)
 def test_other_shapes(mode: str, factors: tuple[int, ...], rng: np.random.Generator) -> None:
     """Tall and wide tiles, radices that are no powers of two; all options, an odd batch."""
     problem = Problem(mode, int(np.prod(factors)), "bf16")
@@ -73,7 +78,9 @@ def test_other_shapes(mode: str, factors: tuple[int, ...], rng: np.random.Genera
     run(plan, rng, batch=3, options=OPTIONS)
 
 
-@pytest.mark.parametrize("length", [1, 2, 17, 100, 257, 1000, 2049, 3000, 5000, 5003, 12_000, 20_000])
+@pytest.mark.parametrize(
+    "length", [1, 257, 1000, 3000, 20_000, *slow((2, 17, 100, 2049, 5000, 5003, 12_000))]
+)
 def test_causal_lengths_that_are_no_transforms(length: int, rng: np.random.Generator) -> None:
     """None from 1025 to 2048: no shape of the chain serves them yet, the planner takes wmma."""
     run(plan_for("causal", length), rng, batch=2 if length < 10_000 else 1, channels=2)
@@ -88,11 +95,12 @@ def folded(length: int, *factors: int, device: int = 0, dtype: str = "bf16") -> 
 # Four, two and one transform to a warp; a block of radix 16, 32 and 80; the device stage around the chain of
 # a block and of a warp; periods as long as the transform.
 FOLDED = [
-    *(plan_for("circular", n) for n in (1, 100, 250, 257, 1000, 2000, 3700, 5003, 20_000, 65_521)),
+    *(plan_for("circular", n) for n in (1, 250, 257, 1000, 3700, 5003, 65_521)),
     folded(3700, 16, 16, 16, device=1),
     folded(256, 16, 16),
     folded(4096, 16, 16, 16),
     folded(4096, 16, 16, 16, device=1),
+    *slow(plan_for("circular", n) for n in (100, 2000, 20_000)),
 ]
 
 
@@ -161,8 +169,14 @@ def test_rows_that_start_anywhere(mode: str, length: int, which: str, rng: np.ra
     judged(plan, rng, u, filters(rng, 2, length), skip=draw(rng, 2).float(), **signals)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_89", "sm_100", "sm_120", "compute_80"])
-@pytest.mark.parametrize(("mode", "length"), [("causal", 8192), ("circular", 1024)])
+TARGETS = ("sm_80", "sm_86", "sm_89", "sm_100", "sm_120", "compute_80")
+ELSEWHERE = [("sm_80", "causal", 8192), ("sm_86", "causal", 8192), ("compute_80", "circular", 1024)]
+
+
+@pytest.mark.parametrize(
+    ("target", "mode", "length"),
+    usually([(t, *c) for t in TARGETS for c in (("causal", 8192), ("circular", 1024))], ELSEWHERE),
+)
 def test_every_target(target: str, mode: str, length: int, rng: np.random.Generator) -> None:
     run(plan_for(mode, length, "fp16", target), rng, options=("out_gate", "skip"))
 
@@ -205,7 +219,7 @@ HARD = [("bf16", name) for name in ("mean", "tails", "spike", "1e-20", "1e30")]
 HARD += [("fp16", name) for name in ("mean", "tails", "spike", "1e-3")]
 
 
-SLOW = [n if n in (256, 1024, 4096) else pytest.param(n, marks=pytest.mark.slow) for n in PATHS]
+SLOW = usually(PATHS, (256, 1024, 4096))
 
 
 @pytest.mark.parametrize(("dtype", "name"), HARD)
@@ -224,10 +238,9 @@ def test_hard_signals(mode: str, length: int, dtype: str, name: str, rng: np.ran
     ("length", "factors", "device"),
     [
         (250, (16, 16), 0),
-        (1000, (32, 32), 0),
         (3700, (16, 16, 16), 0),
         (3700, (16, 16, 16), 1),
-        (4096, (16, 16, 16), 0),
+        *slow([(1000, (32, 32), 0), (4096, (16, 16, 16), 0)]),
     ],
 )
 def test_hard_signals_of_folded_lengths(
@@ -296,9 +309,7 @@ def judge_rows_alone(plan: Plan, y: Tensor, u: Tensor, k: Tensor, **given: Tenso
 
 
 @pytest.mark.parametrize("dtype", TORCH)
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if "strips" in kind else kind for kind in PAIRS]
-)
+@pytest.mark.parametrize("kind", usually(PAIRS, [kind for kind in PAIRS if "strips" not in kind]))
 def test_a_row_is_as_exact_beside_any_other(kind: str, dtype: str, rng: np.random.Generator) -> None:
     """Two rows share a transform and its noise: 1.25 times the error of rounding, whoever the partner is.
 
@@ -438,9 +449,18 @@ def test_a_filter_that_is_not_finite_spoils_its_channel_only(
     assert torch.equal(after[:, ::2], before[:, ::2])
 
 
-@pytest.mark.parametrize("length", [250, 256, 3700, 4096])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize(
+    ("length", "mode", "dtype"),
+    usually(
+        itertools.product((250, 256, 3700, 4096), MODES, TORCH),
+        [
+            *itertools.product((256, 4096), MODES, TORCH),
+            (250, "circular", "bf16"),
+            (3700, "circular", "fp16"),
+            (3700, "causal", "bf16"),
+        ],
+    ),
+)
 def test_a_skip_term_of_any_size_joins_a_prepared_spectrum(
     mode: str, length: int, dtype: str, rng: np.random.Generator
 ) -> None:
@@ -525,10 +545,15 @@ def test_memory_is_reached_as_well_as_can_be(
 FEW_SPILLED = {("causal", 512, "sm_90"): 8, ("causal", 1024, "sm_90"): 8}
 
 
-@pytest.mark.parametrize("length", POWERS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("target", [pytest.param("sm_80", marks=pytest.mark.slow), "sm_90"])
+@pytest.mark.parametrize(
+    ("length", "mode", "target"),
+    usually(
+        itertools.product(POWERS, MODES, ("sm_80", "sm_90")),
+        [(512, "causal", "sm_90"), (512, "circular", "sm_90"), (8192, "causal", "sm_90")],
+    ),
+)
 def test_no_kernel_spills(mode: str, length: int, target: str) -> None:
+    """Other lengths are in the portfolio: test_generated.py."""
     plan = plan_for(mode, length, target=target)
     module = compiled.cubin(render(plan), target)
     assert set(module.resources) == {plan.entry(kernel) for kernel in plan.kernels}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import compiled
 import numpy as np
 import pytest
 import torch
 from calls import TORCH, built, call, check, draw, filters
+from cases import usually
 from plans import on_engine
 from torch import Tensor
 
@@ -22,8 +25,14 @@ from fftgen.render import render
 from fftgen.sampled import check_launches
 
 MODES = ("causal", "circular")
-COMMON = (256, 4096, 20_480, 65_536)
-OTHERS = (1024, 2048, 8192, 12_288, 16_384, 32_768, 1 << 20, 1 << 21)
+LENGTHS = (256, 1024, 2048, 4096, 8192, 12_288, 16_384, 20_480, 32_768, 65_536, 1 << 20, 1 << 21)
+USUAL = [
+    (256, "causal", "sm_90"),
+    (4096, "circular", "sm_90"),
+    (4096, "causal", "sm_80"),
+    (20_480, "circular", "sm_90"),
+    (65_536, "causal", "sm_90"),
+]
 
 
 def plan_for(mode: str, length: int, dtype: str = "bf16", target: str = "sm_90") -> Plan:
@@ -109,9 +118,9 @@ def test_calls_have_as_many_gates_as_kernels_have_outputs(rng: np.random.Generat
         executable.both(emulate.Simulated("", ""), u, u, u, None, (u, u))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("length", [*COMMON, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)])
+@pytest.mark.parametrize(
+    ("length", "mode", "target"), usually(product(LENGTHS, MODES, ("sm_80", "sm_90")), USUAL)
+)
 def test_no_kernel_spills_and_the_second_result_costs_its_stores(length: int, mode: str, target: str) -> None:
     plan = plan_for(mode, length, target=target)
     found = twin_of(plan)
