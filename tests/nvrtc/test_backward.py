@@ -351,13 +351,13 @@ def test_no_barrier_can_be_dropped(length: int, rng: np.random.Generator) -> Non
     found = planned(length)
     module, ptx = built(found)
     files = {path.rpartition("/")[2]: text for path, text in module.source.headers.items()}
-    rows = 6 if length < 65_536 else 2
+    rows = 6 if length <= 1024 else 2  # two turns of a worker at least
     survivors = []
     for mutation in dropped_barriers(ptx):
         if mutation.entry != found.name:
             continue
         try:
-            for steps, needed in ((length, ALL), (length - 3, ALL), (length - 3, Needed(out_gate=True))):
+            for steps, needed in ((length, ALL), (length - 3, Needed(out_gate=True))):
                 run(found, rng, (rows, 1, steps), needed=needed, ptx=mutation.apply(ptx))
         except (SimulationError, InternalError, AssertionError):
             continue

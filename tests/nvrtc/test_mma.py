@@ -348,7 +348,10 @@ def test_a_gate_may_make_rows_of_a_pair_unlike(kind: str, aligned: bool, rng: np
 def test_peaks_and_norms_before_a_device_stage(
     mode: str, length: int, options: tuple[str, ...], rng: np.random.Generator
 ) -> None:
-    """Peaks exactly, to the last of every thread's numbers; sums of squares to 2 per cent, of any size."""
+    """Peaks exactly, to the last of every thread's numbers; sums of squares to 3 per cent, of any size.
+
+    A number that is small beside the peak loses that much where its square is taken in fp16.
+    """
     plan = with_shape(Problem(mode, 4096, "bf16"), "sm_90", (16, 16, 16), 1, "mma")
     u = draw(rng, 3, 16, length)
     u.scatter_(-1, torch.from_numpy(rng.integers(length, size=(3, 16, 1))), 50.0)
@@ -369,7 +372,7 @@ def test_peaks_and_norms_before_a_device_stage(
     sizes = words.reshape(-1, 6)
     assert (sizes[:, :2].view(np.float32).ravel() == rows.abs().amax(dim=-1).flatten().numpy()).all()
     squares = rows.double().square().sum(dim=-1).flatten().numpy()
-    np.testing.assert_allclose(sizes[:, 2:].copy().view(np.float64).ravel(), squares, rtol=0.02)
+    np.testing.assert_allclose(sizes[:, 2:].copy().view(np.float64).ravel(), squares, rtol=0.03)
 
 
 # What is not finite, and zeros
