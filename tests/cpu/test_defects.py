@@ -21,9 +21,10 @@ from fftgen import conv as conv_module
 from fftgen import runtime
 from fftgen.errors import ToolchainError
 from fftgen.execute import Executable
-from fftgen.gradient import correlate_input
+from fftgen.gradient import Needed, correlate_input
+from fftgen.gradient import backward as by_one_pass
 from fftgen.planner import search
-from fftgen.planner.gradient import gradient
+from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.twins import twin
 from fftgen.prepare import prepare
 from fftgen.problem import Problem
@@ -244,6 +245,35 @@ def test_memory_is_held_until_the_kernels_of_a_filters_gradient_are_launched(len
     assert holding.launched > 1
     assert {"sums", "lags"} <= set(holding.named)
     assert ("v_workspace" in holding.named) == (length == 65_536)
+
+
+@pytest.mark.parametrize("length", [4096, 32_768, 65_536])
+def test_memory_is_held_until_the_kernels_of_all_gradients_are_launched(length: int, white: Any) -> None:
+    """Signals that are copied because time is not contiguous, too."""
+    found = backward(Problem("causal", length, "bf16"), "sm_90")
+    assert found is not None
+    u, v, in_gate, out_gate = (white(length, 2, 3).bfloat16().permute(2, 1, 0) for _ in range(4))
+    planes, scale = torch.zeros(2, 2, found.plan.transform), torch.zeros(2, 2)
+    holding = Holding()
+    made = by_one_pass(
+        found,
+        torch.zeros(1, dtype=torch.uint8),
+        holding,
+        u,
+        v,
+        planes,
+        scale,
+        in_gate,
+        out_gate,
+        needed=Needed(True, True, True),
+        taps=length,
+        address=holding.address,
+    )
+    assert holding.launched > 1
+    assert {"sums", "lags", "d_u", "d_in_gate", "d_out_gate", "spectrum", "scale"} <= set(holding.named)
+    assert ("v_workspace" in holding.named) == (length == 65_536)
+    assert ("spectra" in holding.named) == (length == 32_768)
+    assert all(x is not None and x.is_contiguous() for x in made)
 
 
 @pytest.mark.parametrize("length", [4096, 65_536])
