@@ -60,6 +60,7 @@ _LIBRARY.define(
 )
 
 Maybe = Tensor | None
+Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def _checked(handle: str, u: Tensor) -> Conv:
@@ -123,48 +124,28 @@ def _correlate_cpu(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: 
     )
 
 
-def _gradients_cuda(
-    u: Tensor,
-    v: Tensor,
-    k: Maybe,
-    k_rev: Maybe,
-    in_gate: Maybe,
-    out_gate: Maybe,
-    skip: Maybe,
-    need_u: bool,
-    need_in: bool,
-    need_out: bool,
-    taps: int,
-    handle: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given, needed = (u, k, k_rev, in_gate, out_gate, skip), Needed(need_u, need_in, need_out)
+def _gradients_cuda(u: Tensor, v: Tensor, *rest: Any) -> Four:
+    given, needed, taps, handle = _asked(u, rest)
     found = filter_gradient.all_on_gpu(_checked(handle, u), given, v, needed, taps)
     if found is not None:
         return _all_four(u, found[:3], found.filter)
     made = autograd.separately((_conv_cuda, _both_cuda), given, v, needed, handle)
-    return _all_four(u, made, _correlate_cuda(u, v, in_gate, out_gate, taps, handle))
+    return _all_four(u, made, _correlate_cuda(u, v, given[3], given[4], taps, handle))
 
 
-def _gradients_cpu(
-    u: Tensor,
-    v: Tensor,
-    k: Maybe,
-    k_rev: Maybe,
-    in_gate: Maybe,
-    out_gate: Maybe,
-    skip: Maybe,
-    need_u: bool,
-    need_in: bool,
-    need_out: bool,
-    taps: int,
-    handle: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given, needed = (u, k, k_rev, in_gate, out_gate, skip), Needed(need_u, need_in, need_out)
+def _gradients_cpu(u: Tensor, v: Tensor, *rest: Any) -> Four:
+    given, needed, taps, handle = _asked(u, rest)
     made = autograd.separately((_conv_cpu, _both_cpu), given, v, needed, handle)
-    return _all_four(u, made, _correlate_cpu(u, v, in_gate, out_gate, taps, handle))
+    return _all_four(u, made, _correlate_cpu(u, v, given[3], given[4], taps, handle))
 
 
-def _all_four(u: Tensor, made: Sequence[Maybe], of_filter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _asked(u: Tensor, rest: Sequence[Any]) -> tuple[tuple[Any, ...], Needed, Any, str]:
+    """From what follows u and v: the arguments of ``conv``, which gradients are needed, taps, handle."""
+    *given, need_u, need_in, need_out, taps, handle = rest
+    return (u, *given), Needed(need_u, need_in, need_out), taps, handle
+
+
+def _all_four(u: Tensor, made: Sequence[Maybe], of_filter: Tensor) -> Four:
     """Results of ``conv_gradients``: an empty tensor for each that is not there."""
     du, d_in, d_out = (u.new_empty(0) if x is None else x for x in made)
     return du, d_in, d_out, of_filter
@@ -216,22 +197,10 @@ def _filter_like(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: An
     return u.new_empty((u.shape[1], taps), dtype=eager.wide(u))
 
 
-def _gradients_like(
-    u: Tensor,
-    v: Tensor,
-    k: Maybe,
-    k_rev: Maybe,
-    in_gate: Maybe,
-    out_gate: Maybe,
-    skip: Maybe,
-    need_u: bool,
-    need_in: bool,
-    need_out: bool,
-    taps: Any,
-    handle: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    made = [_like_u(u) if need else None for need in (need_u, need_in, need_out)]
-    return _all_four(u, made, _filter_like(u, v, in_gate, out_gate, taps, handle))
+def _gradients_like(u: Tensor, v: Tensor, *rest: Any) -> Four:
+    given, needed, taps, handle = _asked(u, rest)
+    made = [_like_u(u) if need else None for need in needed]
+    return _all_four(u, made, _filter_like(u, v, given[3], given[4], taps, handle))
 
 
 def _differentiable(rules: Any) -> Any:
