@@ -134,8 +134,8 @@ def judge(found: Gradient, made: Gradients, given: dict[str, Tensor], v: Tensor)
             )
 
 
-@pytest.mark.parametrize("length", [*COMMON, *slow(*OTHERS)])
-@pytest.mark.parametrize("dtype", ["bf16", *slow("fp16")])
+@pytest.mark.parametrize("length", [1024, 16_384, *slow(256, 4096, 65_536, *OTHERS)])
+@pytest.mark.parametrize("dtype", ["fp16", *slow("bf16")])
 def test_powers_of_two(length: int, dtype: str, rng: np.random.Generator) -> None:
     shape = (5, 2, length) if length <= 4096 else (2, 1, length)
     run(planned(length, dtype), rng, shape, ("k_rev", "in_gate", "out_gate", "skip"))
@@ -295,7 +295,7 @@ def test_a_name_a_digest_and_a_text_of_its_own() -> None:
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(
     "length",
-    [256, 1024, 4096, 32_768, 65_536, 1_048_576, *slow(512, 2048, 8192, 12_000, 16_384, 20_000, 2_097_152)],
+    [4096, 32_768, 1_048_576, *slow(256, 512, 1024, 2048, 8192, 12_000, 16_384, 20_000, 65_536, 2_097_152)],
 )
 def test_no_kernel_spills(target: str, length: int) -> None:
     found = planned(length, target=target)

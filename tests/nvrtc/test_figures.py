@@ -74,6 +74,8 @@ def test_all_gradients_of_4096_points() -> None:
     """Two transforms there and back: nothing more than two convolutions, nothing moved twice."""
     found = gradient_figures.gradient_figures(planned(4096, signals=True), True)
     assert found.operations == found.least_operations == 2 * 640
-    assert (found.sectors, found.wavefronts, found.spilled) == (1.0, 1.0, 0)
+    assert (found.sectors, found.spilled) == (1.0, 0)
+    assert found.wavefronts is not None
+    assert found.wavefronts <= 1.05
     assert found.resident >= figures.WARPS
     assert sum(found.instructions.values()) <= 4 * figures.INSTRUCTIONS

@@ -170,7 +170,8 @@ def check(
     assert not far.any(), f"{int(far.sum())} numbers differ by more than a unit in the last place"
     if reference.filter_length > 2:  # else they may be one number, or nearly: on a border of rounding
         share = float((steps > 0).double().mean())
-        assert share < 0.01, f"{share:.2%} of the numbers differ from torch's"
+        few = reference.filter_length <= 8  # a folded spectrum has hardly more numbers, each many times
+        assert share < (0.05 if few else 0.01), f"{share:.2%} of the numbers differ from torch's"
     natural = exact(plan, k, skip, back) * made.scale[:, :1].double().numpy()
     wanted = natural.view(np.float64)[:, spectrum_index(plan)].reshape(found.shape)
     largest = np.abs(natural).max(axis=1)
