@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fftgen.errors import ToolchainError
-from fftgen.hot_path import hot_paths
+from fftgen.hot_path import gradient_hot_paths, hot_paths
 from fftgen.pipeline import Built
-from fftgen.planner.call_cost import CallCost, call_cost
+from fftgen.planner.call_cost import CallCost, call_cost, gradient_call
 from fftgen.planner.cost import Compiled, Cost, KernelCost, cost, filter_cost
+from fftgen.planner.gradient import Gradient
+from fftgen.planner.gradient_work import gradient_cost
 from fftgen.planner.plan import Plan
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -41,6 +43,19 @@ class Roofline:
     registers: str = PLANNED
     note: str = ""
     call: CallCost | None = None
+    gradient: Gradient | None = None
+
+    @property
+    def subject(self) -> Plan | Gradient:
+        """Whose kernels these are."""
+        return self.gradient or self.plan
+
+    @property
+    def unit(self) -> str:
+        """What ``convolution`` is the cost of."""
+        if self.gradient is not None:
+            return "row and its cotangent"
+        return "row" if self.plan.rows_per_item == 1 else "pair of rows"
 
     def floor(self, of: Cost | KernelCost) -> float:
         """Seconds that the bytes which must cross device memory take at its bandwidth."""
@@ -66,8 +81,8 @@ class Roofline:
             }
 
         return {
-            "name": self.plan.name,
-            "plan": str(self.plan),
+            "name": self.subject.name,
+            "plan": str(self.subject),
             "target": self.target.name,
             "chip": self.target.chip,
             "predicted": True,
@@ -90,8 +105,36 @@ def of_plan(plan: Plan, shape: tuple[int, int] | None = None) -> Roofline:
     return Roofline(plan, chip, found, filter_cost(plan, chip), call=call)
 
 
+def of_gradient(built: Built, shape: tuple[int, int] | None = None) -> Roofline:
+    """Of a gradient's build. The way from its sums to taps, once a filter, is left out."""
+    found = built.gradient
+    assert found is not None
+    plan, chip = found.plan, find_target(found.plan.target)
+    names = {k.label: plan.entry(k) for k in (*found.before, *found.after)} | {found.label: found.name}
+    registers = {label: built.resources[e].registers for label, e in names.items() if e in built.resources}
+    note, instructions = "", {}
+    if built.cubin:
+        try:
+            paths = gradient_hot_paths(found, False)
+        except ToolchainError as error:
+            note = f"instructions by formula: {error}"
+        else:
+            labels = {k.role: k.label for k in (*found.before, *found.after)} | {found.label: found.label}
+            sides = {"columns": 2}
+            instructions = {
+                labels[role]: path.per_transform(plan.transform) / sides.get(role, 1)
+                for role, path in paths.items()
+            }
+    price = gradient_cost(found, chip, Compiled(registers, instructions))
+    call = gradient_call(found, chip, price, *shape) if shape else None
+    how = COMPILED if registers else PLANNED
+    return Roofline(plan, chip, price, Cost(()), tuple(instructions), how, note, call, found)
+
+
 def of_built(built: Built, shape: tuple[int, int] | None = None) -> Roofline:
     """From a build: registers by the compiler, instructions from the code where they can be counted."""
+    if built.gradient is not None:
+        return of_gradient(built, shape)
     plan, chip = built.plan, find_target(built.plan.target)
     if not built.cubin:
         return of_plan(plan, shape)

@@ -25,12 +25,12 @@ def draw(found: Sequence[Roofline], path: Path) -> None:
     figure = drawing.figure(11, 3.4 * len(found))
     axes = figure.subplots(len(found), 2, squeeze=False, width_ratios=(1.4, 1))
     for (left, right), roofline in zip(axes, found, strict=True):
-        rows = "row" if roofline.plan.rows_per_item == 1 else "pair of rows"
-        _panel(left, roofline, roofline.convolution, f"ns per {rows}")
+        _panel(left, roofline, roofline.convolution, f"ns per {roofline.unit}")
         _panel(right, roofline, roofline.spectrum, "ns per filter")
         p = roofline.plan.problem
         left.set_title(
-            f"{p.mode} {p.length} {p.dtype}, {roofline.plan.engine}, {roofline.target.chip}",
+            f"{roofline.gradient.label if roofline.gradient else p.mode} {p.length} {p.dtype}, "
+            f"{roofline.plan.engine}, {roofline.target.chip}",
             loc="left",
             fontsize="medium",
         )

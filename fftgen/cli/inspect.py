@@ -56,8 +56,7 @@ def command(
     found: dict[str, Roofline] = {}
     for number, built in enumerate(modules if roofline else (), 1):
         click.echo(f"[{number}/{len(modules)}] {built.subject.name}", err=True)
-        if built.gradient is None:
-            found[built.subject.name] = of_built(built, shape)
+        found[built.subject.name] = of_built(built, shape)
     if plot is not None:
         views.draw(list(found.values()), plot)
     mixes = {
@@ -80,8 +79,6 @@ def command(
             click.echo(f"  {_short(built, entry)}: {_mix(counts)}")
         if built.subject.name in found:
             click.echo(indent(views.text(found[built.subject.name]), "  "))
-        elif roofline:
-            click.echo("  the cost model has no kernels of a gradient yet")
 
 
 def _chosen(modules: list[Built], archs: tuple[str, ...]) -> list[Built]:

@@ -68,12 +68,11 @@ def draw(found: Sequence[Roofline], path: Path) -> None:
 
 def text(found: Roofline) -> str:
     """The tables of one plan."""
-    rows = "row" if found.plan.rows_per_item == 1 else "pair of rows"
     taps = min(found.plan.problem.length, found.plan.transform)
     parts = [
         f"predicted for {found.target.chip}, not measured; {found.registers}"
         + (", instructions counted in machine code" if found.compiled else "")
-        + f"; ns per {rows}",
+        + f"; ns per {found.unit}",
         _times(found, found.convolution),
         _work(found.convolution),
     ]
@@ -89,8 +88,9 @@ def text(found: Roofline) -> str:
         ]
     if found.call is not None:
         c = found.call
+        state = "without what comes from sums to taps" if found.gradient else "spectrum prepared"
         parts.append(
-            f"a call of batch {c.batch}, {c.channels} channels, spectrum prepared: {1e3 * c.time:.3f} ms in "
+            f"a call of batch {c.batch}, {c.channels} channels, {state}: {1e3 * c.time:.3f} ms in "
             f"{c.launches} launch{'es' if c.launches > 1 else ''} ({1e6 * c.fixed:.0f} us for launching, "
             f"{1e6 * c.last_wave:.0f} us for waves that do not fill the chip, {1e6 * c.showing:.0f} us that "
             "the busiest resource does not hide)"

@@ -171,7 +171,7 @@ def cost(plan: Plan, target: Target, compiled: Compiled | None = None) -> Cost:
         done = kernel_work(plan, kernel, target)
         size = (kernel.shared_bytes, kernel.warps, kernel.resident)
         registers = known.registers.get(kernel.label, _expected_registers(plan, target))
-        found.append(_kernel(kernel.label, done, size, target, registers, known))
+        found.append(kernel_cost(kernel.label, done, size, target, registers, known))
     return Cost(tuple(found))
 
 
@@ -193,11 +193,11 @@ def filter_cost(
     for kernel in plan.filter.kernels:
         done = filter_work(plan, kernel, target, taps)
         size = (kernel.shared_bytes, kernel.threads // 32, kernel.resident)
-        found.append(_kernel(kernel.role, done, size, target, known.registers.get(kernel.role), known))
+        found.append(kernel_cost(kernel.role, done, size, target, known.registers.get(kernel.role), known))
     return Cost(tuple(found))
 
 
-def _kernel(
+def kernel_cost(
     label: str,
     done: Work,
     size: tuple[int, int, int],

@@ -162,9 +162,11 @@ def test_inspect_shows_what_bounds_the_compiled_kernels() -> None:
     answer("build", *arguments, "--train", "-o", "x.fftgen")
     seen = answer("inspect", "x.fftgen", "--roofline")["modules"]
     views = [m["roofline"] for m in seen if m["roofline"]]
-    assert [v["target"] for v in views] == 2 * ["sm_80", "sm_90", "compute_80"]  # with one output, with two
-    assert [v["instructions_compiled"] for v in views] == 2 * [["convolve"], ["convolve"], []]
-    for one, two in zip(views[:3], views[3:], strict=True):
+    # With one output, with two; of the filter's gradient, of all.
+    assert [v["target"] for v in views] == 4 * ["sm_80", "sm_90", "compute_80"]
+    own = [[[label], [label], []] for label in ("convolve", "convolve", "gradient", "backward")]
+    assert [v["instructions_compiled"] for v in views] == [labels for of_kind in own for labels in of_kind]
+    for one, two in zip(views[:3], views[3:6], strict=True):
         once, twice = (v["per_transform"]["kernels"][0]["device_bytes"] for v in (one, two))
         assert twice == 1.5 * once
     for view in views:
@@ -174,7 +176,7 @@ def test_inspect_shows_what_bounds_the_compiled_kernels() -> None:
     text = fftgen("inspect", "x.fftgen", "--roofline", "--arch", "90", "--plot", "x.svg").stdout
     assert "predicted for H200-SXM, not measured; as compiled, instructions counted in machine code" in text
     assert "A100" not in text
-    assert "the cost model has no kernels of a gradient yet" in text
+    assert "ns per row and its cotangent" in text
     assert Path("x.svg").stat().st_size > 0
     missing = fftgen("inspect", "x.fftgen", "--arch", "sm_86")
     assert missing.exit_code == 2
