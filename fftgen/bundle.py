@@ -161,7 +161,7 @@ def _subject(module: Module) -> Plan | Gradient:
 def kind_of(subject: Plan | Gradient) -> Kind:
     """What kernels of a plan are for."""
     if isinstance(subject, Gradient):
-        return "backward" if subject.signals else "gradient"  # its label, as a Kind
+        return subject.label
     return "convolution" if subject.outputs == 1 else "twin"
 
 

@@ -259,30 +259,31 @@ class Conv:
 
     def gradient_on(self, device: torch.device, problem: Problem) -> LoadedGradient | None:
         """The kernels of the filter's gradient on a GPU, built and loaded at the first call; None: none."""
-
-        def load(where: torch.device) -> LoadedGradient | None:
-            built = self._provider.gradient(problem, torch.cuda.get_device_capability(where))
-            return None if built is None else LoadedGradient(built, where)
-
-        return self._once(self._gradients, device, problem, "conv.warmup(train=True)", load)
+        return self._if_any(self._gradients, device, problem, self._provider.gradient, LoadedGradient)
 
     def backward_on(self, device: torch.device, problem: Problem) -> LoadedGradient | None:
         """The kernels of all gradients on a GPU, built and loaded at the first call; None: none."""
-
-        def load(where: torch.device) -> LoadedGradient | None:
-            built = self._provider.backward(problem, torch.cuda.get_device_capability(where))
-            return None if built is None else LoadedGradient(built, where)
-
-        return self._once(self._backwards, device, problem, "conv.warmup(train=True)", load)
+        return self._if_any(self._backwards, device, problem, self._provider.backward, LoadedGradient)
 
     def twin_on(self, device: torch.device, problem: Problem) -> Loaded | None:
         """The kernels with two outputs on a GPU, built and loaded at the first call; None: none."""
+        return self._if_any(self._twins, device, problem, self._provider.twin, Loaded)
 
-        def load(where: torch.device) -> Loaded | None:
-            built = self._provider.twin(problem, torch.cuda.get_device_capability(where))
-            return None if built is None else Loaded(built, where)
+    def _if_any(
+        self,
+        kept: dict[tuple[Problem, torch.device], Kept | None],
+        device: torch.device,
+        problem: Problem,
+        find: Callable[[Problem, tuple[int, int]], Built | None],
+        loaded: Callable[[Built, torch.device], Kept],
+    ) -> Kept | None:
+        """Kernels of the backward pass, which a provider may not have."""
 
-        return self._once(self._twins, device, problem, "conv.warmup(train=True)", load)
+        def load(where: torch.device) -> Kept | None:
+            built = find(problem, torch.cuda.get_device_capability(where))
+            return None if built is None else loaded(built, where)
+
+        return self._once(kept, device, problem, "conv.warmup(train=True)", load)
 
     def _once(
         self,

@@ -97,8 +97,8 @@ class _Pass:
     tables: Tensor
     launcher: Launcher
     address: Address
-    held: list[Tensor] = field(default_factory=list)  # kernels of one side run after the memory of the other
-    # was asked for: both must still be there
+    # Kernels of one side run after the memory of the other was asked for: both must still be there.
+    held: list[Tensor] = field(default_factory=list)
 
     def run(
         self,
@@ -128,7 +128,8 @@ class _Pass:
         planes_at = 0 if planes is None else self.address("spectrum", planes)
         scale_at = 0 if scale is None else self.address("scale", scale)
         vector = all(aligned(x) for x in (u, v, in_gate, out_gate, *made))
-        x = self.side("", u, in_gate)._replace(
+        common = Call(batch, channels, length, ABSENT, ABSENT, planes_at, scale_at, tables_at, vector=vector)
+        x = self.side(common, "", u, in_gate)._replace(
             y=self.signal("d_out_gate", d_out), out_gate=self.signal("v_gate", None if d_out is None else v)
         )
         # Where one result of V is wanted it is the first.
@@ -137,15 +138,15 @@ class _Pass:
             for name, to, gate in (("d_u", du, in_gate), ("d_in_gate", d_in, u))
             if to is not None
         ]
-        y = self.side("v_", v, out_gate)
+        y = self.side(common, "v_", v, out_gate)
         if results:
             y = y._replace(y=results[0][0], out_gate=results[0][1])
         if len(results) == 2:
             y = y._replace(twin=results[1][0], twin_gate=results[1][1])
         sums_at = self.address("sums", sums)
         call = GradientCall(
-            x._replace(spectrum=planes_at, scale=scale_at, tables=tables_at, vector=vector),
-            y._replace(spectrum=planes_at, scale=scale_at, tables=tables_at, vector=vector),
+            x,
+            y,
             sums=sums_at,
             spectra=0 if spectra is None else self.address("spectra", spectra),
         )
@@ -169,10 +170,9 @@ class _Pass:
     def signal(self, name: str, x: Tensor | None) -> Signal:
         return signal(name, x, self.address)
 
-    def side(self, prefix: str, x: Tensor, gate: Tensor | None) -> Call:
+    def side(self, common: Call, prefix: str, x: Tensor, gate: Tensor | None) -> Call:
         """One signal on its way in, with a workspace of its own."""
-        plan = self.found.plan
-        batch, channels, length = x.shape
+        plan, batch, channels = self.found.plan, common.batch, common.channels
         workspace = peaks = 0
         elements = workspace_elements(plan, batch, channels)
         if elements:
@@ -182,15 +182,8 @@ class _Pass:
             self.held += (space, grown)
             workspace = self.address(f"{prefix}workspace", space)
             peaks = self.address(f"{prefix}peaks", grown)
-        return Call(
-            batch=batch,
-            channels=channels,
-            length=length,
+        return common._replace(
             u=self.signal(f"{prefix}u", x),
-            y=ABSENT,
-            spectrum=0,
-            scale=0,
-            tables=0,
             in_gate=self.signal(f"{prefix}in_gate", gate),
             workspace=workspace,
             peaks=peaks,

@@ -22,15 +22,16 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from fftgen.errors import ArtifactError, NoPlanError
 from fftgen.planner import fragments, mma_rules, search, twins
+from fftgen.planner.cost import tensor_ops
 from fftgen.planner.filter_design import transposed
 from fftgen.planner.finish import Gather
 from fftgen.planner.launch import Launch, chunk_items, launch_of
 from fftgen.planner.mma_rules import CHAIN_POINTS, STRIPS
-from fftgen.planner.plan import SCALED, TILE, Kernel, Plan, Table
+from fftgen.planner.plan import SCALED, Kernel, Plan, Table
 from fftgen.problem import Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -116,7 +117,7 @@ class Gradient:
         )
 
     @property
-    def label(self) -> str:
+    def label(self) -> Literal["gradient", "backward"]:
         """What its kernel makes: "gradient", of a filter, or all of them, "backward"."""
         return "backward" if self.signals else "gradient"
 
@@ -136,11 +137,7 @@ class Gradient:
 
         With ``signals`` two back as well, where all gradients are wanted.
         """
-        tiles = self.plan.transform // (TILE * TILE)
-        first = self.plan.factors[0] // TILE
-        return (
-            (4 if self.signals else 2) * tiles * (4 * sum(r // TILE for r in self.plan.factors) - 2 * first)
-        )
+        return (2 if self.signals else 1) * tensor_ops(self.plan)
 
     def __str__(self) -> str:
         p, k = self.plan, self.kernel

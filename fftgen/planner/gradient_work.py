@@ -15,7 +15,7 @@ from dataclasses import replace
 from fftgen.planner import fragments, work
 from fftgen.planner.cost import Compiled, Cost, KernelCost, kernel_cost
 from fftgen.planner.gradient import FORWARD, Gradient
-from fftgen.planner.plan import TILE, Kernel, Plan
+from fftgen.planner.plan import Kernel
 from fftgen.planner.work import ELEMENT, Work, kernel_work
 from fftgen.targets import Target
 
@@ -39,8 +39,8 @@ def gradient_work(found: Gradient, target: Target) -> Work:
     workspace_loaded = 0 if whole else 2 * ELEMENT * n
     workspace_stored = 0 if whole else back * ELEMENT * n
     kept = (0 if found.spectra_at >= 0 else ELEMENT * n) + (0 if found.sums_at >= 0 else SUM * n)
-    ops = _tensor_ops(plan, back)
-    halves = 2 + back
+    halves = 2 + back  # of transforms: two there, and one back
+    ops = halves * work.tensor_ops(plan, plan.body) // 2
     shared = 1 if plan.block_stage else found.kernel.group  # rows of a channel that a warp takes together
     body = replace(plan.body, warps=found.kernel.warps, group=found.kernel.group)
     both_ways = work.mma_instructions(plan, body, 0)
@@ -56,14 +56,6 @@ def gradient_work(found: Gradient, target: Target) -> Work:
         shared_bytes=_shared(found),
         instructions=2 * ops + halves / 2 * both_ways + n / 128 * PRODUCT[plan.memory_class],
     )
-
-
-def _tensor_ops(plan: Plan, back: int) -> int:
-    """Two transforms there, and one back; real numbers on the outside of the first stage."""
-    tiles = plan.transform // (TILE * TILE)
-    inner = range(len(plan.device_stages) + 1, plan.order + 1)
-    one_way = sum((2 if s == 1 else 4) * (plan.stages[s - 1].radix // TILE) for s in inner)
-    return (2 + back) * tiles * one_way
 
 
 def _tables(found: Gradient, target: Target) -> int:

@@ -18,12 +18,12 @@ import torch
 from calls import built
 from command_line import answer, why_not
 from command_line import fftgen as command
+from gradient_kernels import assert_nothing_spills, needless_barriers
 from gradients import TORCH
-from mutations import dropped_barriers
 from torch import Tensor
 
 import fftgen.planner.gradient
-from fftgen import emulate, filter_gradient, gradient_accuracy, nvrtc
+from fftgen import emulate, filter_gradient, gradient_accuracy
 from fftgen.bundle import goes_back, open_shelf
 from fftgen.conv import get_conv
 from fftgen.errors import InternalError
@@ -33,8 +33,6 @@ from fftgen.planner.gradient import Gradient, backward, gradient, launches, part
 from fftgen.planner.order import same_spectrum
 from fftgen.prepare import prepare
 from fftgen.problem import Problem
-from fftgen.render import render_gradient
-from fftgen.simulator import SimulationError
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -298,14 +296,7 @@ def test_a_name_a_digest_and_a_text_of_its_own() -> None:
     [4096, 32_768, 1_048_576, *slow(256, 512, 1024, 2048, 8192, 12_000, 16_384, 20_000, 65_536, 2_097_152)],
 )
 def test_no_kernel_spills(target: str, length: int) -> None:
-    found = planned(length, target=target)
-    source = render_gradient(found)
-    resources = nvrtc.compile_cubin(source, target).resources
-    assert set(resources) == set(source.entries)
-    kernel = found.kernel
-    assert resources[found.name].registers * kernel.warps * 32 * kernel.resident <= 65_536
-    for name, one in resources.items():
-        assert (one.spill_store_bytes, one.spill_load_bytes) == (0, 0), name
+    assert_nothing_spills(planned(length, target=target), target)
 
 
 @pytest.mark.parametrize("length", COMMON)
@@ -337,35 +328,17 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
             assert sum(x.units for x in moved) == sum(x.least for x in moved)
 
 
-# Barriers that another one stands in for, by the start of the source line before them.
-DOUBLED = (
-    "load<SHARED, true>(source, at, stride);",  # between two strips, for the compiler's sake
-    "for (int n = 0; n < COLUMNS; ++n) load(",  # one comes before the next rows are stored
-    "} else {",  # the chain before has ended its reads with one of its own
-)
-
-
 @pytest.mark.parametrize("length", [256, 4096, *slow(1024, 65_536)])
 def test_no_barrier_can_be_dropped(length: int, rng: np.random.Generator) -> None:
     """Every barrier of the pass's own kernel is needed, and its absence is seen."""
     found = planned(length)
-    module, ptx = built(found)
-    files = {path.rpartition("/")[2]: text for path, text in module.source.headers.items()}
     rows = 6 if length <= 1024 else 2  # two turns of a worker at least
-    survivors = []
-    for mutation in dropped_barriers(ptx):
-        if mutation.entry != found.name:
-            continue
-        try:
-            for steps, needed in ((length, ALL), (length - 3, Needed(out_gate=True))):
-                run(found, rng, (rows, 1, steps), needed=needed, ptx=mutation.apply(ptx))
-        except (SimulationError, InternalError, AssertionError):
-            continue
-        file, line = mutation.places[0]
-        before = files.get(file, module.source.text).splitlines()[line - 2].strip()
-        if not before.startswith(DOUBLED):
-            survivors.append(f"{before} | {mutation}")
-    assert survivors == []
+
+    def judge(ptx: str) -> None:
+        for steps, needed in ((length, ALL), (length - 3, Needed(out_gate=True))):
+            run(found, rng, (rows, 1, steps), needed=needed, ptx=ptx)
+
+    assert needless_barriers(found, judge) == []
 
 
 @pytest.mark.parametrize("circular", [False, True], ids=["causal", "padded circle"])

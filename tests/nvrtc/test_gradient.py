@@ -16,18 +16,16 @@ import pytest
 import torch
 from calls import built
 from command_line import answer, why_not
+from gradient_kernels import assert_nothing_spills, needless_barriers
 from gradients import TORCH
-from mutations import dropped_barriers
 from torch import Tensor
 
 import fftgen.planner.gradient
-from fftgen import eager, emulate, gradient_accuracy, nvrtc
+from fftgen import eager, emulate, gradient_accuracy
 from fftgen.bundle import open_shelf
-from fftgen.errors import InternalError, NoPlanError
+from fftgen.errors import NoPlanError
 from fftgen.planner.gradient import Gradient, gradient, launches, parts
 from fftgen.problem import Problem
-from fftgen.render import render_gradient
-from fftgen.simulator import SimulationError
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -231,14 +229,7 @@ def test_targets_without_the_instructions() -> None:
     ],
 )
 def test_no_kernel_spills(target: str, length: int) -> None:
-    found = planned(length, target=target)
-    source = render_gradient(found)
-    resources = nvrtc.compile_cubin(source, target).resources
-    assert set(resources) == set(source.entries)
-    kernel = found.kernel
-    assert resources[found.name].registers * kernel.warps * 32 * kernel.resident <= 65_536
-    for one in resources.values():
-        assert (one.spill_store_bytes, one.spill_load_bytes) == (0, 0)
+    assert_nothing_spills(planned(length, target=target), target)
 
 
 @pytest.mark.parametrize("length", [256, 1024, 4096, 16_384, 65_536])
@@ -260,36 +251,18 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
         assert sum(x.units for x in loads) == sum(x.least for x in loads)
 
 
-# Barriers that another one stands in for, by the start of the source line before them.
-DOUBLED = (
-    "load<SHARED, true>(source, at, stride);",  # between two strips, for the compiler's sake
-    "for (int n = 0; n < COLUMNS; ++n) load(",  # one comes before the next rows are stored
-    "} else {",  # the chain before has ended its reads with one of its own
-)
-
-
 @pytest.mark.parametrize("length", [256, 4096, *slow([(1024,), (65_536,)])])
 def test_no_barrier_can_be_dropped(length: int, rng: np.random.Generator) -> None:
     """Every barrier of the gradient's own kernel is needed, and its absence is seen."""
     found = planned(length)
-    module, ptx = built(found)
-    files = {path.rpartition("/")[2]: text for path, text in module.source.headers.items()}
     rows = 6 if length < 65_536 else 2
     cases = [signals(rng, "bf16", (rows, 1, steps), 3) for steps in (length, length - 3)]
-    survivors = []
-    for mutation in dropped_barriers(ptx):
-        if mutation.entry != found.name:
-            continue
-        try:
-            for given in cases:
-                run(found, rng, *given, ptx=mutation.apply(ptx))
-        except (SimulationError, InternalError, AssertionError):
-            continue
-        file, line = mutation.places[0]
-        before = files.get(file, module.source.text).splitlines()[line - 2].strip()
-        if not before.startswith(DOUBLED):
-            survivors.append(f"{before} | {mutation}")
-    assert survivors == []
+
+    def judge(ptx: str) -> None:
+        for given in cases:
+            run(found, rng, *given, ptx=ptx)
+
+    assert needless_barriers(found, judge) == []
 
 
 def test_an_artifact_that_trains(tmp_path: Path, rng: np.random.Generator) -> None:
