@@ -543,6 +543,21 @@ def test_memory_is_reached_as_well_as_can_be(
         assert kind.units <= 1.05 * kind.least
 
 
+@pytest.mark.parametrize("factors", [(16, 16, 16), (32, 16, 32), (16, 16, 16, 16)], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+def test_the_workspace_is_moved_in_whole_sectors(
+    mode: str, factors: tuple[int, ...], rng: np.random.Generator
+) -> None:
+    """A store of 16 bytes that the compiler takes apart writes each sector four times."""
+    plan = with_shape(Problem(mode, int(np.prod(factors)), "bf16"), "sm_90", factors, 1, "mma")
+    reports = run(plan, rng, batch=1, options=OPTIONS).reports
+    moved = {entry.rsplit("_", 1)[1]: r.counters.buffers.get("workspace") for entry, r in reports.items()}
+    stages = [("columns1", "stores"), ("rows", "loads"), ("rows", "stores"), ("inverse1", "loads")]
+    for role, what in stages:
+        accesses = getattr(moved[role], what)
+        assert accesses.units == accesses.least == 4 * plan.transform / 32, (role, what)
+
+
 # Bytes of a thread. Measured on an H200: with the registers of 12 warps, where these spill nothing, they take
 # 10 % longer than with those of 16 (results/).
 FEW_SPILLED = {("causal", 512, "sm_90"): 8, ("causal", 1024, "sm_90"): 8}

@@ -34,11 +34,11 @@ struct Complex {
 #pragma unroll
         for (int i = 0; i < V / 2; ++i) x[i] = pack(a[2 * i], a[2 * i + 1]), y[i] = pack(b[2 * i], b[2 * i + 1]);
         if constexpr (V == 8) {
-            *reinterpret_cast<uint4*>(re + n) = uint4{x[0], x[1], x[2], x[3]};
-            *reinterpret_cast<uint4*>(im + n) = uint4{y[0], y[1], y[2], y[3]};
+            store_plane(re + n, x[0], x[1], x[2], x[3]);
+            store_plane(im + n, y[0], y[1], y[2], y[3]);
         } else {
-            *reinterpret_cast<uint2*>(re + n) = uint2{x[0], x[1]};
-            *reinterpret_cast<uint2*>(im + n) = uint2{y[0], y[1]};
+            store_plane(re + n, x[0], x[1]);
+            store_plane(im + n, y[0], y[1]);
         }
     }
 };

@@ -52,8 +52,8 @@ __device__ __forceinline__ void device_forward(
                 const uint4 w = twiddle.low[tile * LANES + lane];
                 twist<false>(a[0], b[0], w.x, w.z);
                 twist<false>(a[1], b[1], w.y, w.w);
-                *reinterpret_cast<uint2*>(to.re + at) = uint2{packed(a[0]), packed(a[1])};
-                *reinterpret_cast<uint2*>(to.im + at) = uint2{packed(b[0]), packed(b[1])};
+                store_plane(to.re + at, packed(a[0]), packed(a[1]));
+                store_plane(to.im + at, packed(b[0]), packed(b[1]));
             } else {
 #pragma unroll
                 for (int h = 0; h < V / 4; ++h) {
@@ -61,8 +61,8 @@ __device__ __forceinline__ void device_forward(
                     Pair *const x = a + 4 * h, *const y = b + 4 * h;
 #pragma unroll
                     for (int j = 0; j < 4; ++j) twist<false>(x[j], y[j], w.re.r[j], w.im.r[j]);
-                    *reinterpret_cast<uint4*>(to.re + at + 8 * h) = uint4{packed(x[0]), packed(x[1]), packed(x[2]), packed(x[3])};
-                    *reinterpret_cast<uint4*>(to.im + at + 8 * h) = uint4{packed(y[0]), packed(y[1]), packed(y[2]), packed(y[3])};
+                    store_plane(to.re + at + 8 * h, packed(x[0]), packed(x[1]), packed(x[2]), packed(x[3]));
+                    store_plane(to.im + at + 8 * h, packed(y[0]), packed(y[1]), packed(y[2]), packed(y[3]));
                 }
             }
         }

@@ -127,6 +127,15 @@ __device__ __forceinline__ void load_plane(const void* from, unsigned (&w)[1]) {
     w[0] = *reinterpret_cast<const unsigned*>(from);
 }
 
+// To the workspace, in one instruction: left to itself the compiler stores some of them word by word, since it
+// cannot know that what it reads meanwhile lies elsewhere, and a sector of the L2 is then written four times.
+__device__ __forceinline__ void store_plane(void* to, unsigned a, unsigned b, unsigned c, unsigned d) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(a), "r"(b), "r"(c), "r"(d));
+}
+__device__ __forceinline__ void store_plane(void* to, unsigned a, unsigned b) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(a), "r"(b));
+}
+
 template <int V, typename T>
 __device__ __forceinline__ void store_words(T* to, const T (&x)[V]) {
     const unsigned* const w = reinterpret_cast<const unsigned*>(x);
