@@ -7,14 +7,16 @@ The way of a launch: lexer, parser, declarations and body make a Module of froze
 the registers whose initialisation is in doubt; decode and the instruction families (integer, bits, moves,
 floating, half, convert, compare, memory_ops, atomics, async_copy, collectives, matrix, wmma, control)
 turn instructions into closures over arrays; scheduler and barriers run the threads of a machine; spaces,
-shadow, ordering and release check every access; counters, traffic and report count. A family adds
-instructions with ``@handles``; clusters and bulk copies would be families of their own, with their
-barriers beside barriers.py.
+shadow, ordering and release check every access; counters, traffic and report count. Clusters has the
+barriers of thread block clusters. A family adds instructions with ``@handles``; bulk copies would be a
+family of their own, with their barriers beside barriers.py.
 
 What is modelled, and how far:
 
 - Blocks run in batches of some 4096 threads, in lockstep where they can. A block that waits for one of
   a later batch (a grid barrier) ends in a Deadlock.
+- Thread block clusters have barriers and special registers. They lie along x and run in one batch; the
+  shared memory of other blocks (``mapa``, ``shared::cluster``) is refused.
 - Threads that have exited do not count at block barriers, as on hardware. In the mask of a ``.sync``
   instruction they are a fault: the ISA lets some of them pass, the simulator does not.
 - Matrix products are exact, summed in float64 and rounded once. ``approx`` functions are rounded to

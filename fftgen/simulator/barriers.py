@@ -215,7 +215,7 @@ class Barriers:
         return moved
 
     def stuck(self) -> None:
-        """Nothing can move: say what the threads wait for."""
+        """Nothing can move: say what the threads wait for, if any wait here."""
         m = self.m
         for pc, threads in self._parts.items():
             m.fault(
@@ -230,18 +230,11 @@ class Barriers:
             op, threads = state.waiting[0]
             wanted = f"{state.count} threads" if state.count is not None else "every warp of the block"
             have = len(state.arrived) * WARP
-            places = sorted(
-                {
-                    self.s.ops[pc].instruction.ptx_line
-                    for pc, t in self.places()
-                    if int(m.block_of[t[0]]) == block
-                }
-            )
+            lines = self.s.lines_of(block, block + 1)
             m.fault(
                 Deadlock,
                 op.instruction,
                 f"barrier {number} waits for {wanted}, {have} threads have come, and no thread can go on "
-                f"(threads of the block wait at PTX lines {', '.join(map(str, places))})",
+                f"(threads of the block wait at PTX lines {lines})",
                 int(threads[0]),
             )
-        m.fault(Deadlock, None, "no thread can go on")

@@ -1,4 +1,5 @@
-"""Control flow, fences and block barriers (PTX ISA, "Control Flow" and "Parallel Synchronization ...").
+"""Control flow, fences, barriers of blocks and clusters (PTX ISA, "Control Flow" and "Parallel
+Synchronization ...").
 
 Their work is done by the scheduler; here they are decoded.
 """
@@ -13,7 +14,7 @@ from fftgen.simulator.bits import predicate
 from fftgen.simulator.decode import Decoder
 from fftgen.simulator.faults import Trap
 from fftgen.simulator.machine import Group, Machine
-from fftgen.simulator.ops import BARRIER, BRANCH, EXIT, Get, Modifiers, Op, Put, handles
+from fftgen.simulator.ops import BARRIER, BRANCH, CLUSTER, EXIT, Get, Modifiers, Op, Put, handles
 from fftgen.simulator.syntax import Instruction, Sym
 from fftgen.simulator.types import TYPES
 
@@ -30,6 +31,16 @@ class BarrierOp(Op):
     reduce: str | None = None
     source: Get | None = None
     result: Put | None = None
+
+
+@dataclass
+class ClusterOp(Op):
+    """``barrier.cluster.arrive`` or ``barrier.cluster.wait``. ``release``: an arrival orders what came before
+    it.
+    """
+
+    arrive: bool = False
+    release: bool = True
 
 
 @handles("bra")
@@ -126,8 +137,8 @@ def _barrier(d: Decoder, ins: Instruction) -> Op:
     mods = Modifiers(ins)
     if mods.flag("warp"):
         return _warp_barrier(d, ins, mods)
-    if "cluster" in mods.parts:
-        d.refuse("clusters")
+    if ins.parts[0] == "barrier" and mods.flag("cluster"):
+        return _cluster_barrier(d, ins, mods)
     mods.flag("cta")
     what = mods.need("sync", "arrive", "red")
     aligned = mods.flag("aligned") or ins.parts[0] == "bar"
@@ -145,6 +156,24 @@ def _barrier(d: Decoder, ins: Instruction) -> Op:
     if len(operands) == 2:
         op.count = d.get(operands[1], TYPES["u32"])
     return op
+
+
+def _cluster_barrier(d: Decoder, ins: Instruction, mods: Modifiers) -> Op:
+    what = mods.need("arrive", "wait")
+    semantics = mods.take("release", "relaxed") if what == "arrive" else mods.take("acquire")
+    aligned = mods.flag("aligned")
+    mods.done()
+    if ins.operands:
+        d.refuse(f"{len(ins.operands)} operands")
+    return ClusterOp(
+        d.pc,
+        ins,
+        "cluster barrier",
+        CLUSTER,
+        aligned=aligned,
+        arrive=what == "arrive",
+        release=semantics != "relaxed",
+    )
 
 
 def _warp_barrier(d: Decoder, ins: Instruction, mods: Modifiers) -> Op:

@@ -40,6 +40,7 @@ from fftgen.simulator.syntax import Entry, Module
 _BATCH_THREADS = 4096
 _BATCH_SHARED = 4 << 20
 _MAX_SHARED = 228 * 1024
+_MAX_CLUSTER = 8
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,16 @@ def simulate(
     memory: DeviceMemory,
     shared_bytes: int = 0,
     blocks: Sequence[Sequence[int]] | None = None,
+    cluster: int = 1,
     seed: int = 0,
     max_steps: int = 4_000_000,
 ) -> Report:
     """Run a kernel for all blocks of a grid, or for the ``blocks`` named, and count what it does.
 
     ``grid`` and ``block`` are (x, y, z); ``params`` holds one little-endian bytes object per kernel
-    parameter; ``shared_bytes`` is the size of the dynamic shared memory. ``seed`` draws the lane mapping
+    parameter; ``shared_bytes`` is the size of the dynamic shared memory. ``cluster`` is the
+    number of blocks along x of a thread block cluster, as the launch attribute gives it (1: no clusters);
+    ``blocks`` must name whole clusters. ``seed`` draws the lane mapping
     of ``wmma`` fragments. ``max_steps`` bounds the control instructions, so that an endless loop ends in
     a Deadlock. Module variables start from their initial values at every launch.
 
@@ -77,7 +81,8 @@ def simulate(
         module = parse(module)
     kernel_entry = _entry(module, entry)
     grid3, block3 = _dim3("grid", grid), _dim3("block", block)
-    chosen = _blocks(grid3, blocks)
+    _check_cluster(kernel_entry, grid3, cluster)
+    chosen = _clusters(_blocks(grid3, blocks), cluster)
     _check_block(kernel_entry, block3)
     packed = _pack(kernel_entry, params)
     spaces = Spaces(module, kernel_entry, memory, shared_bytes, packed)
@@ -91,6 +96,7 @@ def simulate(
     history = History()
     threads = -(-block3[0] * block3[1] * block3[2] // 32) * 32
     batch = max(1, min(_BATCH_THREADS // threads, _BATCH_SHARED // spaces.shared_stride))
+    batch = max(cluster, batch // cluster * cluster)
     with np.errstate(all="ignore"):
         for start in range(0, len(chosen), batch):
             m = Machine(
@@ -102,6 +108,8 @@ def simulate(
                 seed,
                 history,
                 len(chosen) > 1,
+                cluster,
+                len(chosen) > cluster,
             )
             spaces.attach(m)
             m.spaces, m.counts, m.symbols = spaces, counts, spaces.symbols
@@ -148,6 +156,38 @@ def _blocks(grid: Dim3, blocks: Sequence[Sequence[int]] | None) -> list[Dim3]:
     if len(set(chosen)) != len(chosen) or not chosen:
         raise LaunchError("blocks must name at least one block, and none twice")
     return chosen
+
+
+def _check_cluster(entry: Entry, grid: Dim3, cluster: int) -> None:
+    if not 1 <= cluster <= _MAX_CLUSTER:
+        raise LaunchError(
+            f"a cluster of {cluster} blocks: a cluster has 1 to {_MAX_CLUSTER} "
+            "(more, such as the 16 of some devices, are not portable)"
+        )
+    if grid[0] % cluster:
+        raise LaunchError(f"grid {grid}: x is not a multiple of the {cluster} blocks of a cluster")
+    exact = entry.directives.get("reqnctapercluster")
+    if exact and tuple([*exact, 1, 1][:3]) != (cluster, 1, 1):
+        raise LaunchError(f"clusters of {cluster} blocks are not those that {entry.name} requires: {exact}")
+    most = entry.directives.get("maxclusterrank")
+    if most and cluster > most[0]:
+        raise LaunchError(
+            f"a cluster of {cluster} blocks exceeds the {most[0]} that {entry.name} was compiled for"
+        )
+
+
+def _clusters(chosen: list[Dim3], cluster: int) -> list[Dim3]:
+    """The blocks with those of a cluster beside each other, its first first."""
+    if cluster == 1:
+        return chosen
+    firsts = dict.fromkeys((x - x % cluster, y, z) for x, y, z in chosen)
+    whole = [(x + rank, y, z) for x, y, z in firsts for rank in range(cluster)]
+    missing = set(whole) - set(chosen)
+    if missing:
+        raise LaunchError(
+            f"blocks must name whole clusters of {cluster}: block {min(missing)} is missing beside others"
+        )
+    return whole
 
 
 def _check_block(entry: Entry, block: Dim3) -> None:

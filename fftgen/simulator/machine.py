@@ -117,6 +117,8 @@ class Machine:
         seed: int,
         history: History,
         many_blocks: bool,
+        cluster: int = 1,
+        many_clusters: bool = True,
     ) -> None:
         self.module = module
         self.entry = entry
@@ -145,11 +147,17 @@ class Machine:
         self.live_bits = self.exist_bits.copy()
         self.history = history
         self.many_blocks = many_blocks
+        self.cluster = cluster
+        """Blocks of a cluster; those of one stand together in ``blocks``."""
+        self.many_clusters = many_clusters
+        self.cluster_of = self.block_of // cluster if cluster > 1 else self.block_of
         self.clock_pc = history.clock_pc
         self.clock = self.start = len(history.clock_pc) - 1
         history.batches.append((self.start, blocks))
         self.base = np.full(len(blocks), self.start, np.int64)
         self.base_low = self.start
+        self.cluster_base = self.base.copy() if cluster > 1 else self.base
+        """For every block up to when all that its whole cluster did is ordered; never above ``base``."""
         self.warp_sync = np.zeros(self.size, np.int64)
         self.lane_seen: Array | None = None
         self.warp_seen: Array | None = None
@@ -189,6 +197,30 @@ class Machine:
         if self.releases.active:
             for block in np.arange(len(self.blocks))[blocks]:
                 self.releases.joined(self.warp_numbers[block * self.block_warps :][: self.block_warps])
+        if self.cluster > 1 and self.warp_seen is not None:  # the same for other blocks of the cluster
+            rows = self.warp_seen.reshape(len(self.blocks), self.block_warps, -1)
+            rows[blocks] = rows[blocks].max(axis=1, keepdims=True)
+
+    def clusters_synchronised(self, clusters: Array | slice, moment: int) -> None:
+        """All that the blocks of these clusters did up to a moment is ordered before what they do next."""
+        for base in (self.base, self.cluster_base):
+            rows = base.reshape(-1, self.cluster)
+            rows[clusters] = np.maximum(rows[clusters], moment)
+        self.base_low = int(self.base.min())
+
+    def order_cluster(self, waiting: Array, first: int, known: Array) -> None:
+        """The barrier of a cluster, from warp number ``first`` on: the warps that waited for it learn up to
+        when what each of its warps did is ordered before what they do next (``known``, one per warp).
+        """
+        self.track_lanes()
+        assert self.warp_seen is not None
+        assert self.lane_seen is not None
+        cluster = slice(first, first + len(known))
+        self.warp_seen[waiting, cluster] = np.maximum(self.warp_seen[waiting, cluster], known)
+        lanes = (waiting[:, None] * WARP + np.arange(WARP)).reshape(-1)
+        own = np.repeat(known[waiting - first], WARP)
+        self.warp_sync[lanes] = np.maximum(self.warp_sync[lanes], own)
+        self.lane_seen[lanes] = np.maximum(self.lane_seen[lanes], own[:, None])
 
     def order_lanes(self, group: Group, masks: Array, now: int) -> None:
         """``bar.warp.sync``: what the named lanes did is ordered before what they do next."""
@@ -215,8 +247,12 @@ class Machine:
         """Start to follow barriers of part of a warp or of a block, which most kernels do not have."""
         if self.lane_seen is None:
             self.lane_seen = np.repeat(self.warp_sync[:, None], WARP, axis=1)
-            base = self.base[self.block_of[::WARP]]
+            block = self.block_of[::WARP]
+            base = self.base[block]
             self.warp_seen = np.repeat(base[:, None], len(base), axis=1)
+            if self.cluster > 1:
+                other = block[:, None] != block
+                self.warp_seen = np.where(other, self.cluster_base[block][:, None], self.warp_seen)
 
     def knowledge(self, warp: int) -> Array:
         """For every warp, up to when its accesses are ordered before what ``warp`` does now."""

@@ -18,7 +18,7 @@ Run = Callable[[Machine, Group], None]
 Get = Callable[[Machine, Group], Array]
 Put = Callable[[Machine, Group, Array], None]
 
-PLAIN, BRANCH, EXIT, SYNC, BARRIER = range(5)
+PLAIN, BRANCH, EXIT, SYNC, BARRIER, CLUSTER = range(6)
 
 
 @dataclass

@@ -9,15 +9,42 @@ import numpy as np
 from fftgen.simulator.machine import Machine
 from fftgen.simulator.types import Array
 
+MANY_CLUSTERS = np.int32(1 << 25)
 MANY_LANES = np.int32(1 << 26)
 MANY_WARPS = np.int32(1 << 27)
 MANY_BLOCKS = np.int32(1 << 28)
 ATOMIC = np.int32(1 << 29)
 PENDING = np.int32(1 << 30)
-THREAD = np.int32((1 << 26) - 1)
-SEVERAL = MANY_LANES | MANY_WARPS | MANY_BLOCKS
+THREAD = np.int32((1 << 25) - 1)
+SEVERAL = MANY_LANES | MANY_WARPS | MANY_BLOCKS | MANY_CLUSTERS
 _PRUNE = 256
 _LIMIT = 32_000_000
+
+
+class _Entry:
+    """The accesses of one instruction: the units that it touched, in their order, and who touched each."""
+
+    __slots__ = ("_sorted", "authors", "kind", "moment", "nbytes", "units")
+
+    def __init__(self, moment: int, kind: str, units: Array, nbytes: int, authors: Array) -> None:
+        self.moment = moment
+        self.kind = kind
+        self.units = units
+        self.nbytes = nbytes
+        self.authors = authors
+        self._sorted = False
+
+    def touching(self, places: Array) -> tuple[Array, Array]:
+        """Of bytes (rising): the index of each that was touched, as often as it was, and by whom."""
+        if not self._sorted:
+            order = np.argsort(self.units, kind="stable")
+            self.units, self.authors, self._sorted = self.units[order], self.authors[order], True
+        wanted = places // self.nbytes
+        first = np.searchsorted(self.units, wanted, "left")
+        count = np.searchsorted(self.units, wanted, "right") - first
+        index = np.repeat(np.arange(len(places)), count)
+        within = np.arange(len(index)) - np.repeat(np.cumsum(count) - count, count)
+        return index, self.authors[first[index] + within]
 
 
 class Log:
@@ -28,27 +55,44 @@ class Log:
     """
 
     def __init__(self) -> None:
-        self._entries: list[tuple[int, str, Array, int, Array]] = []
+        self._entries: list[_Entry] = []
         self._size = 0
         self._next_prune = _PRUNE
 
     def add(self, moment: int, kind: str, units: Array, nbytes: int, authors: Array, low: int) -> None:
         """Remember reads or atomics (``kind``); what happened up to ``low`` is ordered for everyone."""
-        self._entries.append((moment, kind, units.astype(np.int32), nbytes, authors.astype(np.int32)))
+        self._entries.append(_Entry(moment, kind, units.astype(np.int32), nbytes, authors.astype(np.int32)))
         self._size += len(units)
         if len(self._entries) >= self._next_prune:
-            self._entries = [e for e in self._entries if e[0] > low]
-            self._size = sum(len(e[2]) for e in self._entries)
+            self._entries = [e for e in self._entries if e.moment > low]
+            self._size = sum(len(e.units) for e in self._entries)
             while self._size > _LIMIT:
-                self._size -= len(self._entries.pop(0)[2])
+                self._size -= len(self._entries.pop(0).units)
             self._next_prune = 2 * len(self._entries) + _PRUNE
 
     def events(self, byte: int, kind: str) -> Iterator[tuple[int, int]]:
         """(moment, author) of all accesses to a byte, newest first."""
-        for moment, what, units, nbytes, authors in reversed(self._entries):
-            if what == kind:
-                for author in np.unique(authors[units == byte // nbytes]):
-                    yield moment, int(author)
+        for entry in reversed(self._entries):
+            if entry.kind == kind:
+                for author in np.unique(entry.authors[entry.units == byte // entry.nbytes]):
+                    yield entry.moment, int(author)
+
+    def ordered(self, m: Machine, kind: str, places: Array, threads: Array, lane_unknown: bool) -> Array:
+        """Whether all accesses to bytes are seen to come before what a thread, one for each, does now.
+
+        Where it says no, ``events`` and ``ordered`` may still find that they do.
+        """
+        order = np.argsort(places, kind="stable")
+        rising, people = places[order], threads[order]
+        found = np.ones(len(places), np.bool_)
+        for entry in self._entries:
+            if entry.kind == kind:
+                index, authors = entry.touching(rising)
+                late = ~_ordered_pairs(m, people[index], entry.moment, authors, lane_unknown)
+                found[index[late]] = False
+        result = np.empty_like(found)
+        result[order] = found
+        return result
 
 
 def ordered(m: Machine, thread: int, lane_unknown: bool, when: int, author: int) -> bool:
@@ -57,8 +101,12 @@ def ordered(m: Machine, thread: int, lane_unknown: bool, when: int, author: int)
     hidden = lane_unknown or bool(author & int(MANY_LANES))
     if m.releases.active and m.releases.ordered(thread, when, who, hidden):
         return True
-    if when <= m.start or m.block_of[who] != m.block_of[thread]:
+    if when <= m.start or m.cluster_of[who] != m.cluster_of[thread]:
         return False
+    if m.block_of[who] != m.block_of[thread]:
+        if when <= int(m.cluster_base[m.block_of[thread]]):
+            return True
+        return m.warp_seen is not None and when <= int(m.warp_seen[thread >> 5, who >> 5])
     if when <= int(m.base[m.block_of[thread]]):
         return True
     if who == thread and not hidden and not author & int(PENDING):
@@ -68,6 +116,26 @@ def ordered(m: Machine, thread: int, lane_unknown: bool, when: int, author: int)
     if m.lane_seen is None or hidden:
         return when <= int(m.warp_sync[thread])
     return when <= int(m.lane_seen[thread, who & 31])
+
+
+def _ordered_pairs(m: Machine, threads: Array, when: int, authors: Array, lane_unknown: bool) -> Array:
+    """``ordered`` for pairs of a thread and an author; False also where a fence may have ordered them."""
+    if when <= m.start or len(threads) == 0:
+        return np.zeros(len(threads), np.bool_)
+    who = authors & THREAD
+    hidden = (authors & MANY_LANES != 0) | lane_unknown
+    block = m.block_of[threads]
+    same_block, same_warp = m.block_of[who] == block, who >> 5 == threads >> 5
+    result: Array = when <= np.where(same_block, m.base[block], m.cluster_base[block])
+    result |= (who == threads) & ~hidden & (authors & PENDING == 0)
+    synced = m.warp_sync[threads]
+    if m.lane_seen is not None:
+        synced = np.where(hidden, synced, m.lane_seen[threads, who & 31])
+    result |= same_warp & (when <= synced)
+    if m.warp_seen is not None:
+        result |= ~same_warp & (when <= m.warp_seen[threads >> 5, who >> 5])
+    result &= m.cluster_of[who] == m.cluster_of[threads]
+    return result
 
 
 def ordered_exactly(m: Machine, threads: Array, moments: Array, people: Array) -> Array:
@@ -81,5 +149,5 @@ def ordered_exactly(m: Machine, threads: Array, moments: Array, people: Array) -
     if m.lane_seen is not None and m.warp_seen is not None:
         same_warp = mine >> 5 == people >> 5
         known = np.where(same_warp, m.lane_seen[mine, people & 31], m.warp_seen[mine >> 5, people >> 5])
-        result |= now & (m.block_of[people] == m.block_of[mine]) & (moments <= known)
+        result |= now & (m.cluster_of[people] == m.cluster_of[mine]) & (moments <= known)
     return result

@@ -19,6 +19,8 @@ from fftgen.simulator.types import Array
 if TYPE_CHECKING:
     from fftgen.simulator.machine import History, Machine
 
+Learnt = tuple["Array | None", "Knowledge"]
+"""What warps acquired through memory: a row of ``Releases.seen``, and of ``Releases.past``."""
 Place = tuple[str, int]
 Knowledge = dict[int, Array]
 """Start of a batch of blocks -> for each of its threads up to when what it did is ordered before."""
@@ -29,6 +31,12 @@ def _merge(one: Knowledge, two: Knowledge) -> Knowledge:
     return {k: np.maximum(one[k], two[k]) if k in one and k in two else row for k, row in both.items()}
 
 
+def both(one: Learnt, two: Learnt) -> Learnt:
+    """What is learnt from one and from the other."""
+    rows = [row for row in (one[0], two[0]) if row is not None]
+    return np.max(rows, axis=0) if rows else None, _merge(one[1], two[1])
+
+
 class _Fences:
     """For every thread its last fence, and what was ordered before it."""
 
@@ -36,6 +44,7 @@ class _Fences:
         self.moment = np.zeros(size, np.int64)
         self.base = np.zeros(size, np.int64)
         self.warp = np.zeros(size, np.int64)
+        self.cluster = np.zeros(size, np.int64)
         self.seen: Array | None = None
 
 
@@ -64,6 +73,8 @@ class Releases:
             fences.moment[threads] = now
             fences.base[threads] = m.base[m.block_of[threads]]
             fences.warp[threads] = m.warp_sync[threads]
+            if m.cluster > 1:
+                fences.cluster[threads] = m.cluster_base[m.block_of[threads]]
             if self.seen is not None:
                 if fences.seen is None:
                     fences.seen = np.zeros_like(self.seen)
@@ -92,10 +103,24 @@ class Releases:
 
     def _release(self, thread: int, place: Place, shared: bool) -> None:
         """Publish what was ordered before the fences that lie before this write."""
-        m = self.m
-        fences = self._fences.get(not shared)
-        if fences is None or fences.moment[thread] == 0:
+        before = self.before_fence(thread, not shared)
+        if before is None:
             return
+        known, past = before
+        past = _merge(past, self._history.published.get(place, {}))
+        found = self._published.get(place)
+        if found is not None:  # a chain of atomics passes on what was published before
+            known, past = np.maximum(known, found[0]), _merge(past, found[1])
+        self._published[place] = known, past
+
+    def before_fence(self, thread: int, wide: bool) -> tuple[Array, Knowledge] | None:
+        """What was ordered before the fences that lie before this moment of a thread: per thread up to when,
+        and of earlier batches. None if there is no fence.
+        """
+        m = self.m
+        fences = self._fences.get(wide)
+        if fences is None or fences.moment[thread] == 0:
+            return None
         block = int(m.block_of[thread])
         mine = slice(block * m.block_size, (block + 1) * m.block_size)
         base = int(m.base[block])
@@ -109,24 +134,46 @@ class Releases:
         lanes = slice(thread & ~31, (thread & ~31) + 32)
         known[lanes] = np.maximum(known[lanes], fences.warp[thread])
         known[thread] = max(known[thread], fences.moment[thread])
-        past = _merge(self.past.get(thread >> 5, {}), self._history.published.get(place, {}))
+        fencing = np.append(np.flatnonzero(before) + mine.start, thread)
+        if m.cluster > 1:
+            fencing = np.append(fencing, self._cluster_fences(fences, thread, known))
         if fences.seen is not None:
-            warps = np.unique(np.append(np.flatnonzero(before) + mine.start, thread) >> 5)
-            known = np.maximum(known, fences.seen[warps].max(axis=0))
-        found = self._published.get(place)
-        if found is not None:  # a chain of atomics passes on what was published before
-            known, past = np.maximum(known, found[0]), _merge(past, found[1])
-        self._published[place] = known, past
+            known = np.maximum(known, fences.seen[np.unique(fencing >> 5)].max(axis=0))
+        return known, self.past.get(thread >> 5, {})
+
+    def _cluster_fences(self, fences: _Fences, thread: int, known: Array) -> Array:
+        """The same for what barriers of the cluster ordered: raises ``known``. Returns whose fences count."""
+        m = self.m
+        first = int(m.cluster_of[thread]) * m.cluster
+        whole = slice(first * m.block_size, (first + m.cluster) * m.block_size)
+        moments = fences.moment[whole]
+        before = (moments > 0) & (moments <= m.cluster_base[m.block_of[thread]])
+        reach = int(fences.cluster[whole][before].max(initial=fences.cluster[thread]))
+        bases = np.where(before, fences.base[whole], 0).reshape(m.cluster, -1).max(axis=1)
+        own = np.maximum(np.where(before, moments, 0), np.repeat(bases, m.block_size))
+        known[whole] = np.maximum(known[whole], np.maximum(own, reach))
+        return np.flatnonzero(before) + whole.start
 
     def joined(self, warps: Array) -> None:
         """These warps met at a barrier: each knows what any of them learnt."""
-        if self.past:
-            together: Knowledge = {}
-            for warp in warps:
-                together = _merge(together, self.past.get(int(warp), {}))
-            self.past.update({int(warp): together for warp in warps})
-        if self.seen is not None:
-            self.seen[warps] = self.seen[warps].max(axis=0)
+        self.learn(warps, self.learnt(warps))
+
+    def learnt(self, warps: Array) -> Learnt:
+        """What any of these warps learnt up to now."""
+        together: Knowledge = {}
+        for warp in warps if self.past else ():
+            together = _merge(together, self.past.get(int(warp), {}))
+        return self.seen[warps].max(axis=0) if self.seen is not None else None, together
+
+    def learn(self, warps: Array, what: Learnt) -> None:
+        """These warps learn what others learnt."""
+        row, past = what
+        if past:
+            self.past.update({int(w): _merge(self.past.get(int(w), {}), past) for w in warps})
+        if row is not None:
+            if self.seen is None:
+                self.seen = np.zeros((self.m.size >> 5, self.m.size), np.int64)
+            self.seen[warps] = np.maximum(self.seen[warps], row)
 
     def ordered(self, thread: int, when: int, who: int, whole_warp: bool) -> bool:
         """Whether what ``who`` (or its warp) did at a moment was acquired by the warp of ``thread``."""

@@ -1,7 +1,7 @@
 """Running the threads: a program counter per thread, lowest first, so that paths meet again where they join.
 
 Threads at one place form a group and run together. A collective waits until all lanes that it names are
-there; a block barrier until all warps are.
+there; a block barrier until all warps are, the barrier of a cluster until all warps of its blocks are.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from collections.abc import Callable
 import numpy as np
 
 from fftgen.simulator.barriers import Barriers
-from fftgen.simulator.control import BarrierOp
+from fftgen.simulator.clusters import Clusters
+from fftgen.simulator.control import BarrierOp, ClusterOp
 from fftgen.simulator.faults import Deadlock, DivergedCollective
 from fftgen.simulator.machine import FULL_MASK, Group, Machine
-from fftgen.simulator.ops import BARRIER, BRANCH, EXIT, PLAIN, SYNC, Op
+from fftgen.simulator.ops import BARRIER, BRANCH, CLUSTER, EXIT, PLAIN, SYNC, Op
 from fftgen.simulator.types import Array
 
 _SPIN_LIMIT = 256
@@ -34,6 +35,7 @@ class Scheduler:
         self.ready: dict[int, Array] = {}
         self.parked: dict[int, Array] = {}
         self.barriers = Barriers(self)
+        self.clusters = Clusters(self)
         self._pieces: dict[int, tuple[list[Run], int]] = {}
         self._issued: dict[int, int] = {}
         self._spins = 0
@@ -49,7 +51,7 @@ class Scheduler:
                 self._execute(self.m.group(self.ready.pop(pc)), pc)
             if not self.m.live.any():
                 break
-            if not self.barriers.retry():
+            if not (self.barriers.retry() or self.clusters.retry()):
                 self._stuck()
         self._add_issues()
 
@@ -147,6 +149,9 @@ class Scheduler:
         if op.kind == BARRIER:
             assert isinstance(op, BarrierOp)
             return self.barriers.arrive(group, op)
+        if op.kind == CLUSTER:
+            assert isinstance(op, ClusterOp)
+            return self.clusters.come(group, op)
         assert op.kind == EXIT
         if op.guard is not None:
             leaving = op.guard(self.m, group)
@@ -161,6 +166,7 @@ class Scheduler:
     def _end(self, group: Group) -> None:
         self.m.retire(group.threads)
         self.barriers.after_exit(group)
+        self.clusters.after_exit()
 
     # -- collectives -----------------------------------------------------------------------------------------
 
@@ -285,18 +291,37 @@ class Scheduler:
                 DivergedCollective,
                 op.instruction,
                 f"lanes {_lanes(here)} of the warp wait for other lanes that are held up elsewhere: "
-                + self._elsewhere(thread, here),
+                + self.elsewhere(thread, here),
                 thread,
             )
+        self.clusters.stuck()
         self.barriers.stuck()
+        m.fault(Deadlock, None, "no thread can go on")
 
-    def _elsewhere(self, thread: int, here: int) -> str:
+    def _places(self) -> list[tuple[int, Array]]:
+        """(pc, threads) of all that wait."""
+        return [*self.parked.items(), *self.barriers.places(), *self.clusters.places()]
+
+    def lines_of(self, first: int, end: int) -> str:
+        """The PTX lines where threads of the blocks ``first`` to ``end`` - 1 of the machine wait."""
+        size = self.m.block_size
+        return ", ".join(
+            str(line)
+            for line in sorted(
+                {
+                    self.ops[pc].instruction.ptx_line
+                    for pc, threads in self._places()
+                    if ((threads >= first * size) & (threads < end * size)).any()
+                }
+            )
+        )
+
+    def elsewhere(self, thread: int, here: int) -> str:
         """Where the other lanes of a warp are."""
         words: list[str] = []
         warp = thread >> 5
         missing = int(self.m.live_bits[warp]) & ~here
-        places = [*self.parked.items(), *self.barriers.places()]
-        for pc, threads in places:
+        for pc, threads in self._places():
             lanes = sum(1 << int(t & 31) for t in threads if t >> 5 == warp) & missing
             if lanes:
                 words.append(f"lanes {_lanes(lanes)} at PTX line {self.ops[pc].instruction.ptx_line}")

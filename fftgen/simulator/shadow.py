@@ -6,12 +6,13 @@ moment is one executed instruction of the machine (Machine.tick). An author is a
 MANY_LANES   some or several lanes of the warp of that thread (matrix loads and stores, or several readers)
 MANY_WARPS   several warps
 MANY_BLOCKS  several blocks
+MANY_CLUSTERS several clusters, where a launch has any
 ATOMIC       an atomic access: atomics do not race with each other
 PENDING      an asynchronous copy on its way
 
 An access at moment t is ordered before what a thread does now if a block barrier completed since then, or
-a ``bar.warp.sync`` of both lanes, or a counted barrier of both warps (happens-before, as in vector-clock
-detectors).
+a ``bar.warp.sync`` of both lanes, or a counted barrier of both warps, or the barrier of a cluster
+(happens-before, as in vector-clock detectors).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.ordering import (
     ATOMIC,
     MANY_BLOCKS,
+    MANY_CLUSTERS,
     MANY_LANES,
     MANY_WARPS,
     PENDING,
@@ -97,8 +99,10 @@ class Shadow:
         self._log.add(now, "read", units, nbytes, threads | int(marks), self._settled(m))
 
     def _settled(self, m: Machine) -> int:
-        """Up to when everything is ordered for everyone: never, between blocks."""
-        return m.base_low if self.shared or not m.many_blocks else -1
+        """Up to when everything is ordered for everyone: never, between blocks of several clusters."""
+        if self.shared or not m.many_blocks:
+            return m.base_low
+        return -1 if m.many_clusters else int(m.cluster_base.min())
 
     def _merge(self, m: Machine, threads: Array, before: Array, last: Array, code: Array) -> Array:
         """The author to record for bytes that were read before: one thread, a warp, or several."""
@@ -115,13 +119,28 @@ class Shadow:
         if not self.shared and m.many_blocks:  # what another block did stays unordered for good
             others = (before > 0) & self._elsewhere(m, before, last, blocks)
             merged = np.where(others, merged | MANY_BLOCKS, merged)
+            if m.cluster > 1:
+                foreign = (before > 0) & self._foreign(m, before, last, blocks)
+                merged = np.where(foreign, merged | MANY_CLUSTERS, merged)
         return merged
 
     @staticmethod
     def _elsewhere(m: Machine, moments: Array, authors: Array, blocks: Array) -> Array:
-        """Which accesses came from other blocks, those of earlier batches included."""
+        """Which accesses came from other blocks, those of earlier batches included, without those that a
+        barrier of the whole cluster ordered.
+        """
         people = np.minimum(authors & THREAD, m.size - 1)
         other: Array = (moments <= m.start) | (m.block_of[people] != blocks) | (authors & MANY_BLOCKS != 0)
+        if m.cluster > 1:
+            other &= (moments > m.cluster_base[blocks]) | Shadow._foreign(m, moments, authors, blocks)
+        return other
+
+    @staticmethod
+    def _foreign(m: Machine, moments: Array, authors: Array, blocks: Array) -> Array:
+        """Which accesses came from other clusters, those of earlier batches included."""
+        people = np.minimum(authors & THREAD, m.size - 1)
+        other: Array = (moments <= m.start) | (m.cluster_of[people] != blocks // m.cluster)
+        other |= authors & MANY_CLUSTERS != 0
         return other
 
     def _several(self, m: Machine, units: Array, nbytes: int, code: Array, ra: Array) -> None:
@@ -137,6 +156,8 @@ class Shadow:
         high = np.maximum.reduceat(codes & THREAD, starts, axis=0)
         flags |= np.where(low != high, np.where(low >> 5 == high >> 5, MANY_LANES, MANY_WARPS), np.int32(0))
         flags |= np.where(m.block_of[low] != m.block_of[high], MANY_BLOCKS, np.int32(0))
+        if m.cluster > 1:
+            flags |= np.where(m.cluster_of[low] != m.cluster_of[high], MANY_CLUSTERS, np.int32(0))
         ra[ordered[starts]] = low | flags
 
     def write(
@@ -237,9 +258,13 @@ class Shadow:
             return
         hidden = bool(int(marks) & int(MANY_LANES))
         several = authors & SEVERAL != 0
-        if m.warp_seen is not None or m.releases.active:
+        if m.warp_seen is not None or m.releases.active or m.cluster > 1:
             if not hidden:
                 bad &= several | ~ordered_exactly(m, threads, moments, people)
+            if other_verb == "read" and (bad & several).any():
+                rows, columns = np.nonzero(bad & several)
+                places = units[rows] * nbytes + columns
+                bad[rows, columns] = ~self._log.ordered(m, "read", places, threads[rows], hidden)
             for i, j in np.argwhere(bad & (several | hidden | (moments <= m.start))):
                 thread, byte = int(threads[i]), int(units[i]) * nbytes + int(j)
                 author, moment = int(authors[i, j]), int(moments[i, j])

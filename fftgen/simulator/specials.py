@@ -41,14 +41,20 @@ def _compute(m: Machine, name: str) -> Array:
             return (within % bx, within // bx % by, within // (bx * by))[which].astype(np.uint32)
         if word == "ntid":
             return np.full(m.size, m.block[which], np.uint32)
-        if word == "nctaid" or word == "nclusterid":
+        along = m.cluster if which == 0 else 1  # without clusters every block is a cluster of its own
+        places = {
+            "ctaid": [b[which] for b in m.blocks],
+            "clusterid": [b[which] // along for b in m.blocks],
+            "cluster_ctaid": [b[which] % along for b in m.blocks],
+        }
+        if word in places:
+            return np.array(places[word], np.uint32)[m.block_of]
+        if word == "nctaid":
             return np.full(m.size, m.grid[which], np.uint32)
-        if word == "ctaid" or word == "clusterid":
-            return np.array([b[which] for b in m.blocks], np.uint32)[m.block_of]
-        if word == "cluster_ctaid":  # without clusters every block is a cluster of its own
-            return np.zeros(m.size, np.uint32)
+        if word == "nclusterid":
+            return np.full(m.size, m.grid[which] // along, np.uint32)
         if word == "cluster_nctaid":
-            return np.ones(m.size, np.uint32)
+            return np.full(m.size, along, np.uint32)
     values: dict[str, Array] = {
         "laneid": lane,
         "warpid": (within >> 5).astype(np.uint32),
@@ -60,14 +66,15 @@ def _compute(m: Machine, name: str) -> Array:
     }
     if word in values:
         return values[word]
+    if word == "cluster_ctarank":
+        return np.array([b[0] % m.cluster for b in m.blocks], np.uint32)[m.block_of]
     constants = {
         "nwarpid": m.block_warps,
         "smid": 0,
         "nsmid": 1,
         "gridid": 1,
-        "cluster_ctarank": 0,
-        "cluster_nctarank": 1,
-        "is_explicit_cluster": 0,
+        "cluster_nctarank": m.cluster,
+        "is_explicit_cluster": int(m.cluster > 1),
         "dynamic_smem_size": m.spaces.dynamic_bytes,
         "total_smem_size": m.spaces.shared_bytes,
     }
