@@ -22,6 +22,7 @@ from fftgen.gradient import Gradients, Needed, correlate_input
 from fftgen.gradient import backward as run_backward
 from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES, FINISH_ARGS_BYTES, GRADIENT_ARGS_BYTES
 from fftgen.pipeline import Built
+from fftgen.planner.whole import Clusters
 from fftgen.prepare import prepare
 from fftgen.simulator import DeviceMemory, Module, Report, parse, simulate
 
@@ -109,7 +110,9 @@ class Simulated:
         written[lead:] = True  # what lies before the tensor is not for anyone to read
         return address + lead
 
-    def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
+    def launch(
+        self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes, cluster: int = 1
+    ) -> None:
         if len(params) not in SIZES:
             raise InternalError(f"argument block of {len(params)} bytes, expected one of {SIZES}")
         report = simulate(
@@ -122,6 +125,7 @@ class Simulated:
             memory=self.memory,
             blocks=self.blocks(entry, grid),
             seed=self.seed,
+            cluster=cluster,
         )
         self.reports[entry] = self.reports[entry] + report if entry in self.reports else report
 
@@ -141,10 +145,12 @@ def convolve(
     skip: Tensor | None = None,
     ptx: str | None = None,
     seed: int = 0,
+    clusters: Clusters | None = None,
 ) -> tuple[Tensor, Simulated]:
     """One call of a module's kernels on CPU tensors: what ``torch.ops.fftgen.conv`` does on a GPU.
 
-    Shapes and dtypes as there (op.py). ``ptx``: ``line_ptx(built)`` if it is at hand already.
+    Shapes and dtypes as there (op.py). ``ptx``: ``line_ptx(built)`` if it is at hand already. ``clusters``:
+    those of the one launch that carries it out (planner/whole.py), in place of a launch for each stage.
     Raises SimulationError for any fault, and InternalError when a byte of the output was not written.
     """
     simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
@@ -154,7 +160,7 @@ def convolve(
     for name in ("filter_planes", "filter_scale") if simulated.filter_reports else ():
         if simulated.unwritten(name):
             raise InternalError(f"{built.plan.name} left bytes of {name} unwritten")
-    y = Executable(built.plan, table)(
+    y = Executable(built.plan, table, lambda *_: clusters)(
         simulated,
         time_contiguous(u),
         made.planes,
@@ -178,15 +184,17 @@ def both(
     skip: Tensor | None = None,
     ptx: str | None = None,
     seed: int = 0,
+    clusters: Clusters | None = None,
 ) -> tuple[Tensor, Tensor, Simulated]:
     """One call of kernels with two outputs: what ``torch.ops.fftgen.conv_both`` does on a GPU.
 
-    The filters' spectrum is made by torch.fft: its kernels are the convolution's. Raises as ``convolve``.
+    The filters' spectrum is made by torch.fft: its kernels are the convolution's. ``clusters`` and errors
+    as of ``convolve``.
     """
     simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
     table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
     made = spectrum(built.plan, k, k_rev, skip)
-    y, twin = Executable(built.plan, table).both(
+    y, twin = Executable(built.plan, table, lambda *_: clusters).both(
         simulated,
         time_contiguous(u),
         made.planes,

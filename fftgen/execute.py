@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from torch import Tensor
 from fftgen import filters
 from fftgen.errors import InputError, InternalError
 from fftgen.launch import ABSENT, Call, Launcher, Signal, run
-from fftgen.planner.launch import Launch, launches, peaks_words, workspace_elements
+from fftgen.planner.launch import Launch, launches, peaks_words, together, workspace_elements
 from fftgen.planner.order import spectrum_digits
 from fftgen.planner.plan import Plan
+from fftgen.planner.whole import Clusters
 
 Address = Callable[[str, Tensor], int]
 TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of the storage types, by name
@@ -143,23 +144,45 @@ def aligned(x: Tensor | None) -> bool:
     return x.data_ptr() % 16 == 0 and not (batch | channel | x.shape[-1]) % 8
 
 
+class Planned(NamedTuple):
+    """What a call of some shape takes: launches, 16-bit elements of workspace, words that start as zeros."""
+
+    launches: tuple[Launch, ...]
+    elements: int
+    words: int
+
+
 class Executable:
     """A plan, its table block in memory, and where to launch it."""
 
-    def __init__(self, plan: Plan, tables: Tensor) -> None:
-        """``tables``: the plan's table block (planner/tables.py), uint8, on the device of the calls."""
+    def __init__(
+        self,
+        plan: Plan,
+        tables: Tensor,
+        together: Callable[[Plan, int, int], Clusters | None] = together,
+    ) -> None:
+        """``tables``: the plan's table block (planner/tables.py), uint8, on the device of the calls.
+
+        ``together``: which calls of aligned rows one launch carries out, by plan, batch and channels.
+        """
         self.plan = plan
         self.tables = tables
-        self._launches: dict[tuple[int, int, int], tuple[Launch, ...]] = {}
+        self._together = together
+        self._planned: dict[tuple[int, int, int, bool], Planned] = {}
 
-    def launches(self, batch: int, channels: int, length: int) -> tuple[Launch, ...]:
-        """The launches of a call of this shape, planned once."""
-        key = (batch, channels, length)
-        found = self._launches.get(key)
+    def planned(self, batch: int, channels: int, length: int, vector: bool) -> Planned:
+        """What a call of this shape takes, planned once. ``vector``: its rows are aligned."""
+        key = (batch, channels, length, vector)
+        found = self._planned.get(key)
         if found is None:
-            if len(self._launches) >= 256:  # shapes that come and go must not pile up
-                self._launches.clear()
-            found = self._launches[key] = launches(self.plan, batch, channels, length)
+            if len(self._planned) >= 256:  # shapes that come and go must not pile up
+                self._planned.clear()
+            whole = self._together(self.plan, batch, channels) if vector else None
+            found = self._planned[key] = Planned(
+                launches(self.plan, batch, channels, length, whole),
+                workspace_elements(self.plan, batch, channels, whole),
+                peaks_words(self.plan, batch, channels, whole),
+            )
         return found
 
     def __call__(
@@ -212,14 +235,13 @@ class Executable:
             raise InputError(f"{batch} x {channels} rows exceed 2**31 - 1: split the batch")
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
         twin = None if twin_gate is None else torch.empty_like(y)
-        workspace = None
-        elements = workspace_elements(self.plan, batch, channels)
-        if elements:
-            workspace = torch.empty(elements, dtype=u.dtype, device=u.device)
-        peaks = None
-        words = peaks_words(self.plan, batch, channels)
-        if words:  # grown by atomics
-            peaks = torch.zeros(words, dtype=torch.int32, device=u.device)
+        vector = all(map(aligned, (u, y, in_gate, out_gate, twin_gate)))
+        planned = self.planned(batch, channels, length, vector)
+        workspace = peaks = None
+        if planned.elements:
+            workspace = torch.empty(planned.elements, dtype=u.dtype, device=u.device)
+        if planned.words:  # grown by atomics
+            peaks = torch.zeros(planned.words, dtype=torch.int32, device=u.device)
         call = Call(
             batch=batch,
             channels=channels,
@@ -235,7 +257,7 @@ class Executable:
             twin=signal("twin", twin, address),
             workspace=0 if workspace is None else address("workspace", workspace),
             peaks=0 if peaks is None else address("peaks", peaks),
-            vector=all(map(aligned, (u, y, in_gate, out_gate, twin_gate))),
+            vector=vector,
         )
-        run(self.plan, call, self.launches(batch, channels, length), launcher)
+        run(self.plan, call, planned.launches, launcher)
         return y, twin

@@ -21,11 +21,12 @@ from fftgen.planner import search
 from fftgen.planner.cost import matrix_operations
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.planner.twins import twin
+from fftgen.planner.whole import Clusters, clusters
 from fftgen.problem import Problem
 from fftgen.simulator import Accesses, Report
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
-from fftgen.verify import FULL_POINTS, Case, draw
+from fftgen.verify import FULL_POINTS, MANY, Case, draw
 
 LENGTHS = (256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 1_048_576)
 SECTORS, WAVEFRONTS, INSTRUCTIONS, WARPS = 1.02, 1.05, 140, 16  # bounds, asked of 4096 points causal
@@ -122,7 +123,7 @@ def figures(
     built = build_plan(plan, Cache.default())
     reports, transforms = _reports(built, gated, seed)
     operations = {r: sum(report.counters.tensor.values()) for r, report in reports.items()}
-    resources = {k.role: built.resources[plan.entry(k)] for k in plan.kernels}
+    resources = {k.role: built.resources[plan.entry(k)] for k in plan.every_kernel}
     whole = plan.transform <= FULL_POINTS
     counted = sum(operations.values()) // transforms if whole else matrix_operations(plan)
     return Figures(
@@ -144,7 +145,7 @@ def figures(
         spilled=sum(r.spill_store_bytes + r.spill_load_bytes for r in resources.values()),
         resident={
             k.role: resident_warps(k, resources[k.role].registers, chip)
-            for k in plan.kernels
+            for k in plan.every_kernel
             if k.role != "peaks"
         },
     )
@@ -170,7 +171,8 @@ def _ratio(pairs: Any) -> float:
 
 
 def _reports(built: Built, gated: bool, seed: int) -> tuple[dict[str, Report], int]:
-    """Counters by kernel, and how many transforms they count; of sampled blocks where calls are long."""
+    """Counters by kernel, and how many transforms they count; of sampled blocks where calls are long. Where
+    one launch may carry out a call, of that."""
     plan = built.plan
     ptx = emulate.line_ptx(built)
     if plan.transform > FULL_POINTS:
@@ -179,6 +181,8 @@ def _reports(built: Built, gated: bool, seed: int) -> tuple[dict[str, Report], i
             found.update(sample.reports)
         return found, 1
     transforms = 2
+    many = clusters(plan, MANY)
+    grouped = Clusters(many.size, 1) if many else None
     batch, length = transforms * plan.rows_per_item, plan.problem.length
     dtype = storage(plan)
     case = Case(batch, 1, length, length, gated, gated)
@@ -190,9 +194,9 @@ def _reports(built: Built, gated: bool, seed: int) -> tuple[dict[str, Report], i
         gate = inputs.pop("out_gate")
         assert gate is not None
         gates = gate, gate.flip(-1)
-        *_, simulated = emulate.both(built, u, k, gates, ptx=ptx, seed=seed, **inputs)
+        *_, simulated = emulate.both(built, u, k, gates, ptx=ptx, seed=seed, clusters=grouped, **inputs)
     else:
-        _, simulated = emulate.convolve(built, u, k, ptx=ptx, seed=seed, **inputs)
+        _, simulated = emulate.convolve(built, u, k, ptx=ptx, seed=seed, clusters=grouped, **inputs)
     return simulated.reports, transforms
 
 
@@ -232,8 +236,10 @@ def page(found: Sequence[Figures], target: str, compiler: str) -> str:
         "complex elements, counted in the compiled code of the path that aligned rows of full length take",
         "(all kernels of a long transform together); registers a thread; warps resident on a",
         "multiprocessor. A circular transform does two rows. Two results: gradients of u and of its gate, by",
-        "one transform. Lengths above 65 536 are counted on sampled blocks, with gates in all but the",
-        "instructions, sectors against each kernel's own least.",
+        "one transform. 65 536 points are counted in the one launch that takes many rows (the last of their",
+        "registers and warps), their instructions in the kernels of a launch for each stage. Longer",
+        "ones are counted on sampled blocks of the latter, with gates in all but the instructions, sectors",
+        "against each kernel's own least.",
         "",
         f"The bounds asked of 4096 points, causal: sectors {SECTORS}, wavefronts {WAVEFRONTS}, "
         f"{INSTRUCTIONS} instructions, {WARPS} warps, no spill. The last column says why a figure is beyond.",

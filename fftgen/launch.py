@@ -70,8 +70,13 @@ class Call(NamedTuple):
 class Launcher(Protocol):
     """Whatever can run a kernel of a loaded module: the CUDA driver, or the simulator."""
 
-    def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
-        """Run ``entry`` on a one-dimensional grid; ``params`` is its single argument, ``Args`` by value."""
+    def launch(
+        self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes, cluster: int = 1
+    ) -> None:
+        """Run ``entry`` on a one-dimensional grid; ``params`` is its single argument, ``Args`` by value.
+
+        ``cluster``: blocks of a cluster, which divide the grid; 1: none are formed.
+        """
 
 
 def argument_block(plan: Plan, call: Call, launch: Launch) -> bytes:
@@ -103,7 +108,7 @@ def run(plan: Plan, call: Call, launches: Iterable[Launch], launcher: Launcher) 
     """Carry out a call: its launches (planner/launch.py), in order, on the launcher."""
     for launch in launches:
         params = argument_block(plan, call, launch)
-        launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params)
+        launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params, launch.cluster)
 
 
 @dataclass(frozen=True)

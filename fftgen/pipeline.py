@@ -54,7 +54,7 @@ class Built:
             around = (*self.gradient.before, *self.gradient.after)
             found = {self.plan.entry(k): k.shared_bytes for k in around}
             return found | {self.gradient.name: self.gradient.kernel.shared_bytes} | filters
-        return {self.plan.entry(k): k.shared_bytes for k in self.plan.kernels} | filters
+        return {self.plan.entry(k): k.shared_bytes for k in self.plan.every_kernel} | filters
 
 
 def build(

@@ -113,7 +113,7 @@ def _module(built: Built) -> dict[str, Any]:
         "code_bytes": len(built.cubin),
         "table_bytes": len(built.tables),
         "kernels": [
-            *(_kernel(built, k.label, plan.entry(k), 32 * k.warps) for k in plan.kernels),
+            *(_kernel(built, k.label, plan.entry(k), 32 * k.warps) for k in plan.every_kernel),
             *(_kernel(built, k.role, plan.filter_entry(k), k.threads) for k in plan.filter.kernels),
         ],
     }

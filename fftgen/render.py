@@ -15,6 +15,7 @@ from fftgen.planner import filter_tables, fragments, mma_rules, twins
 from fftgen.planner import gradient as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.gradient import Gradient
+from fftgen.planner.launch import size_words
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.planner.search import chosen_engine, named_engine
 from fftgen.planner.tables import matrix_bytes
@@ -64,7 +65,7 @@ def gradient_command(gradient: Gradient) -> str:
 def summary(plan: Plan) -> str:
     """Operations, bytes and shared memory of one transform, for the header of the source."""
     ops = tensor_ops(plan)
-    shared = max(k.shared_bytes for k in plan.kernels)
+    shared = max(k.shared_bytes for k in plan.every_kernel)
     rows = "row" if plan.rows_per_item == 1 else "pair of rows"
     return (
         f"per {rows}: {ops} matrix instructions 16x16x16 ({2 * 16**3 * ops / 1e6:.2f} MFLOP), "
@@ -128,7 +129,7 @@ def render(plan: Plan) -> Source:
     )
     used = ["types", "signal", "filter", *_headers(plan)]
     headers = {f"fftgen/{name}.cuh": header(name) for name in used}
-    entries = [*map(plan.entry, plan.kernels), *map(plan.filter_entry, plan.filter.kernels)]
+    entries = [*map(plan.entry, plan.every_kernel), *map(plan.filter_entry, plan.filter.kernels)]
     return Source(f"{plan.name}.cu", text, headers, tuple(entries))
 
 
@@ -177,6 +178,8 @@ def _headers(plan: Plan) -> tuple[str, ...]:
         used.append("warp")
     if plan.device_stages:
         used += ["device", "scaled_peaks"] if plan.scaled else ["device"]
+    if plan.whole is not None:
+        used.append("whole")
     return tuple(used)
 
 
@@ -205,6 +208,7 @@ def _mma_names(plan: Plan) -> dict[str, Any]:
         "shared_tables": fragments.copied(plan.tables),
         "once": fragments.once(plan),
         "ahead": mma_rules.ahead(plan),
+        "size_words": size_words(plan),
     }
 
 

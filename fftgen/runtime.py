@@ -88,7 +88,14 @@ class Module:
         return StreamLauncher(self, stream)
 
     def launch(
-        self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes, stream: int
+        self,
+        entry: str,
+        grid: int,
+        block: int,
+        shared_bytes: int,
+        params: bytes,
+        stream: int,
+        cluster: int = 1,
     ) -> None:
         """Launch one kernel. Asynchronous: errors inside the kernel surface at the next synchronisation."""
         cuda = driver()
@@ -97,18 +104,36 @@ class Module:
         # PyTorch has made this context current as a rule: asking costs less than pushing and popping.
         current = _check(cuda.cuCtxGetCurrent(), "asking for the current context")
         with nullcontext() if int(current) == self._handle else self._current():
-            result = cuda.cuLaunchKernel(
-                self._functions[entry],
-                grid, 1, 1,
-                block, 1, 1,
-                shared_bytes,
-                stream,
-                ctypes.addressof(pointers),
-                0,
-            )  # fmt: skip
+            if cluster == 1:
+                result = cuda.cuLaunchKernel(
+                    self._functions[entry],
+                    grid, 1, 1,
+                    block, 1, 1,
+                    shared_bytes,
+                    stream,
+                    ctypes.addressof(pointers),
+                    0,
+                )  # fmt: skip
+            else:
+                config = _clustered(grid, block, shared_bytes, stream, cluster)
+                result = cuda.cuLaunchKernelEx(config, self._functions[entry], ctypes.addressof(pointers), 0)
         if result[0]:
             what = f"launching {entry} on {grid} blocks of {block} threads with {shared_bytes} bytes"
-            _check(result, what)
+            _check(result, what if cluster == 1 else f"{what}, clusters of {cluster}")
+
+
+def _clustered(grid: int, block: int, shared_bytes: int, stream: int, cluster: int) -> Any:
+    """The configuration of a launch whose blocks form clusters (CUDA driver API, cuLaunchKernelEx)."""
+    cuda = driver()
+    size = cuda.CUlaunchAttribute()
+    size.id = cuda.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    size.value.clusterDim.x, size.value.clusterDim.y, size.value.clusterDim.z = cluster, 1, 1
+    config = cuda.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
+    config.sharedMemBytes, config.hStream = shared_bytes, cuda.CUstream(stream)
+    config.attrs, config.numAttrs = [size], 1
+    return config
 
 
 _Pointers = ctypes.c_void_p * 1
@@ -134,5 +159,7 @@ class StreamLauncher:
         self._module = module
         self._stream = stream
 
-    def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
-        self._module.launch(entry, grid, block, shared_bytes, params, self._stream)
+    def launch(
+        self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes, cluster: int = 1
+    ) -> None:
+        self._module.launch(entry, grid, block, shared_bytes, params, self._stream, cluster)

@@ -1,7 +1,8 @@
 """``fftgen verify``: a module's kernels, executed on the CPU and held against float64.
 
 Modules up to FULL_POINTS run whole calls in several shapes and option sets (emulate.py). Longer ones run
-every kernel on sampled blocks, each launch from an exact workspace (sampled.py).
+every kernel on sampled blocks, each launch from an exact workspace (sampled.py), and where one launch may
+carry out a call, a whole transform by it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from fftgen.accuracy import Accuracy, compare
 from fftgen.execute import storage
 from fftgen.gradient import Needed
 from fftgen.pipeline import Built
+from fftgen.planner.plan import Plan
+from fftgen.planner.whole import Clusters, clusters, fewest
 from fftgen.problem import Problem
 from fftgen.simulator import Report
 
 FULL_POINTS = 65_536  # complex points of a transform that is simulated whole
 SMALL_POINTS = 8_192  # below, more rows and options are cheap
+MANY = 1 << 30  # transforms: more than any chip has clusters
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,25 @@ def cases_for(problem: Problem, transform: int, quick: bool) -> tuple[Case, ...]
     return (full,) if quick else (full, Case(1, 1, n // 2 + 3, min(n, 1000), back=n // 2))
 
 
+def in_one_launch(plan: Plan) -> tuple[Case, Clusters] | None:
+    """A call whose stages clusters carry out in one launch (planner/whole.py), of the size that many
+    transforms take: up to FULL_POINTS two of them for three transforms, else one; None: no plan for that.
+    """
+    many = clusters(plan, MANY)
+    if many is None:
+        return None
+    items, n = 3 if plan.transform <= FULL_POINTS else 1, plan.problem.length // 8 * 8
+    return Case(items * plan.rows_per_item, 1, n, n, True, True, True), Clusters(many.size, min(2, items))
+
+
+def crowded(plan: Plan) -> Case | None:
+    """The smallest call that one launch carries out on a GPU; None: no plan for that."""
+    if plan.whole is None:
+        return None
+    n = plan.problem.length // 8 * 8
+    return Case(fewest(plan) * plan.rows_per_item, 1, n, n, True, True, True)
+
+
 def draw(case: Case, dtype: torch.dtype, generator: torch.Generator) -> dict[str, Tensor | None]:
     """Fresh inputs: white noise against decaying filters, gates around one."""
 
@@ -156,7 +179,7 @@ def draw(case: Case, dtype: torch.dtype, generator: torch.Generator) -> dict[str
     }
 
 
-def run_case(built: Built, case: Case, seed: int, ptx: str) -> CaseResult:
+def run_case(built: Built, case: Case, seed: int, ptx: str, clusters: Clusters | None = None) -> CaseResult:
     """One whole call on the simulator, judged. Raises SimulationError for any fault."""
     problem = built.plan.problem
     dtype = storage(built.plan)
@@ -165,15 +188,19 @@ def run_case(built: Built, case: Case, seed: int, ptx: str) -> CaseResult:
     assert u is not None
     assert k is not None
     started = time.perf_counter()
-    y, simulated = emulate.convolve(built, u, k, **inputs, ptx=ptx, seed=seed)
+    y, simulated = emulate.convolve(built, u, k, **inputs, ptx=ptx, seed=seed, clusters=clusters)
     seconds = time.perf_counter() - started
     exact = reference(problem, u, k, **inputs)
     plan = built.plan
     accuracy = compare(y.double().numpy(), exact, problem.dtype, plan.order, plan.compute_format)
-    return CaseResult(str(case), accuracy, simulated.reports, seconds)
+    return CaseResult(f"{case}{_together(clusters)}", accuracy, simulated.reports, seconds)
 
 
-def run_twin(built: Built, case: Case, seed: int, ptx: str) -> CaseResult:
+def _together(clusters: Clusters | None) -> str:
+    return "" if clusters is None else f", one launch, {clusters.total} x {clusters.size} blocks"
+
+
+def run_twin(built: Built, case: Case, seed: int, ptx: str, clusters: Clusters | None = None) -> CaseResult:
     """One call of kernels with two outputs, both judged. Raises SimulationError for any fault."""
     plan = built.plan
     dtype = storage(plan)
@@ -185,12 +212,13 @@ def run_twin(built: Built, case: Case, seed: int, ptx: str) -> CaseResult:
     assert gate is not None
     gates = (gate, torch.randn(u.shape, generator=generator, dtype=torch.float64).to(dtype))
     started = time.perf_counter()
-    y, twin, simulated = emulate.both(built, u, k, gates, **inputs, ptx=ptx, seed=seed)
+    y, twin, simulated = emulate.both(built, u, k, gates, **inputs, ptx=ptx, seed=seed, clusters=clusters)
     seconds = time.perf_counter() - started
     exact = np.concatenate([reference(plan.problem, u, k, **inputs, out_gate=g) for g in gates])
     out = torch.cat([y, twin]).double().numpy()
     accuracy = compare(out, exact, plan.problem.dtype, plan.order, plan.compute_format)
-    return CaseResult(f"{replace(case, out_gate=False)}, two gates", accuracy, simulated.reports, seconds)
+    said = f"{replace(case, out_gate=False)}, two gates{_together(clusters)}"
+    return CaseResult(said, accuracy, simulated.reports, seconds)
 
 
 def gradient_cases(length: int, quick: bool) -> tuple[tuple[Case, int], ...]:
@@ -316,12 +344,15 @@ def verify_built(
                 progress(f"{case}, {'circular' if period else 'causal'}")
             found.append(run_gradient(built, case, period, seed, ptx))
         return Verification(built.gradient.name, str(built.gradient), seed, tuple(found))
+    calls: list[tuple[Case, Clusters | None]] = []
     if plan.transform > FULL_POINTS:
         for result in sampled.check_launches(built, ptx, seed, progress):
             found.append(CaseResult(result.description, result.accuracy, result.reports, result.seconds))
-        return Verification(plan.name, str(plan), seed, tuple(found))
-    for case in cases_for(plan.problem, plan.transform, quick):
+    else:
+        calls = [(case, None) for case in cases_for(plan.problem, plan.transform, quick)]
+    together = in_one_launch(plan)
+    for case, grouped in (*calls, *([together] if together else [])):
         if progress is not None:
-            progress(str(case))
-        found.append((run_case if plan.outputs == 1 else run_twin)(built, case, seed, ptx))
+            progress(f"{case}{_together(grouped)}")
+        found.append((run_case if plan.outputs == 1 else run_twin)(built, case, seed, ptx, grouped))
     return Verification(plan.name, str(plan), seed, tuple(found))

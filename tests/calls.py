@@ -40,12 +40,14 @@ def built(subject: Plan | Gradient) -> tuple[Built, str]:
 
 
 def bare(plan: Plan) -> Plan:
-    """The plan without kernels for the filter's spectrum, which is torch's then (fftgen/prepare.py).
+    """The plan without kernels for the filter's spectrum, which is torch's then (fftgen/prepare.py), and
+    without the one that does all stages.
 
-    They make up a third of a module and have tests of their own (tests/nvrtc/test_filter_kernel.py); both
-    together: ``run`` with ``whole``, test_adjoint.py, test_calls.py, test_cost_counts.py.
+    They make up half of a module and have tests of their own (tests/nvrtc/test_filter_kernel.py,
+    test_whole.py); both together: ``run`` with ``whole``, test_adjoint.py, test_calls.py,
+    test_cost_counts.py.
     """
-    return replace(plan, filter=Filter())
+    return replace(plan, filter=Filter(), whole=None)
 
 
 def draw(rng: np.random.Generator, *shape: int) -> Tensor:

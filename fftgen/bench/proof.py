@@ -21,7 +21,7 @@ from fftgen.dtypes import dtype as find_dtype
 from fftgen.execute import TORCH, Executable, Spectrum, spectrum
 from fftgen.pipeline import Built, build
 from fftgen.problem import Problem
-from fftgen.verify import Case, cases_for, draw, reference
+from fftgen.verify import Case, cases_for, crowded, draw, reference
 
 # The simulator adds the products of a matrix instruction in one order, the chip in its own. Where that
 # moves an fp32 sum across a rounding border of 16 bits, an intermediate differs by one unit in its last
@@ -40,7 +40,8 @@ def check_portfolio(problem: Problem, backend: Backend, seed: int) -> dict[str, 
     conv.warmup(backend.device)
     plan = conv.plan(None if backend.device.type == "cuda" else backend.target)
     found = []
-    for case in cases_for(problem, plan.transform, quick=False):
+    many = crowded(plan) if backend.kernels else None
+    for case in (*cases_for(problem, plan.transform, quick=False), *([many] if many else [])):
         inputs = draw(case, TORCH[problem.dtype], torch.Generator().manual_seed(seed))
         given: dict[str, Any] = {
             name: None if x is None else x.to(backend.device) for name, x in inputs.items()

@@ -91,7 +91,7 @@ def command(
 
 def _kernels(plan: Plan) -> str:
     rows = [("kernel", "threads", "shared bytes", "blocks per SM")]
-    for k in plan.kernels:
+    for k in plan.every_kernel:
         rows.append((k.label, str(32 * k.warps), str(k.shared_bytes), str(k.resident)))
     for f in plan.filter.kernels:
         rows.append((f.role, str(f.threads), str(f.shared_bytes), str(f.resident)))

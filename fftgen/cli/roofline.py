@@ -10,7 +10,7 @@ import click
 
 from fftgen.cli.options import table
 from fftgen.errors import InputError
-from fftgen.planner.cost import RESOURCES, Cost, KernelCost
+from fftgen.planner.cost import RESOURCES, Cost, KernelCost, in_one_launch
 from fftgen.roofline import Roofline
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -76,6 +76,12 @@ def text(found: Roofline) -> str:
         _times(found, found.convolution),
         _work(found.convolution),
     ]
+    if found.plan.whole is not None and not found.gradient:
+        one = in_one_launch(found.plan, found.convolution)
+        parts.append(
+            f"with all stages by one launch: {sum(k.work.l2_bytes for k in one.kernels)} bytes of the L2, "
+            f"{one.device_bytes} of device memory; {1e9 * one.time:.2f} ns"
+        )
     if found.note:
         parts.append(found.note)
     if found.target.assumed:

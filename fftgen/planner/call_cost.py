@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fftgen.planner.cost import Cost, KernelCost
+from fftgen.planner.cost import Cost, KernelCost, in_one_launch
 from fftgen.planner.gradient import Gradient
 from fftgen.planner.gradient import launches as gradient_launches
 from fftgen.planner.gradient_work import SIDES
-from fftgen.planner.launch import Launch, launches
+from fftgen.planner.launch import Launch, items_per_channel, launches, together
 from fftgen.planner.plan import Plan
 from fftgen.targets import Target
 
@@ -47,7 +47,15 @@ class CallCost:
 
 
 def call_cost(plan: Plan, target: Target, price: Cost, batch: int, channels: int) -> CallCost:
-    """``price`` is the plan's cost of one transform, as planned or as compiled."""
+    """``price`` is the plan's cost of one transform, as planned or as compiled.
+
+    Where one launch carries out all stages, it takes what theirs take, without their launches and waves.
+    """
+    whole = together(plan, batch, channels)
+    if whole is not None and plan.whole is not None:
+        busy = whole.size * whole.total / (plan.whole.resident * target.multiprocessors)
+        turns = items_per_channel(plan, batch) * channels / whole.total
+        return _clustered(in_one_launch(plan, price).kernels, (batch, channels), turns, whole.total, busy)
     costs = {k.name: k for k in price.kernels}
     made = launches(plan, batch, channels, min(plan.problem.length, plan.transform))
     return _call([(launch, costs[launch.kernel.label]) for launch in made], target, batch, channels)
@@ -70,12 +78,30 @@ def _call(made: Sequence[tuple[Launch, KernelCost]], target: Target, batch: int,
     total = even = showing = 0.0
     for launch, kernel in made:
         even += launch.items * kernel.time
-        around = launch.kernel.role in ("peaks", "columns", "columns_inverse")
-        share = SHOWING_OUTSIDE if around else SHOWING
-        showing += launch.items * share * (sum(kernel.seconds.values()) - kernel.time)
+        showing += launch.items * _share(launch.kernel.label) * (sum(kernel.seconds.values()) - kernel.time)
         total += launch.items * _time(kernel, waves(launch.grid, kernel, launch.kernel.warps, target))
     fixed = len(made) * LAUNCH_SECONDS
     return CallCost(batch, channels, len(made), fixed, total - even, showing, total + showing + fixed)
+
+
+def _clustered(
+    stages: Sequence[KernelCost], shape: tuple[int, int], turns: float, at_once: int, busy: float
+) -> CallCost:
+    """One launch of clusters that take stage after stage of a transform, and draw the next.
+
+    ``at_once`` transforms in so many turns, on a share of the chip that is ``busy``.
+    """
+    stretch = -(-turns // 1) / turns / busy
+    items = turns * at_once
+    total = items * sum(_stretched(k, stretch) for k in stages)
+    showing = items * sum(_share(k.name) * (sum(k.seconds.values()) - k.time) for k in stages)
+    last = total - items * sum(k.time for k in stages)
+    return CallCost(*shape, 1, LAUNCH_SECONDS, last, showing, total + showing + LAUNCH_SECONDS)
+
+
+def _share(name: str) -> float:
+    """Of what a kernel's busiest resource does not hide, by the kernel's label."""
+    return SHOWING_OUTSIDE if name.startswith(("peaks", "columns")) else SHOWING
 
 
 def waves(grid: int, kernel: KernelCost, warps: int, target: Target) -> float:
@@ -88,5 +114,8 @@ def _time(kernel: KernelCost, filled: float) -> float:
 
     What multiprocessors do by themselves waits for the last wave; of chip-wide resources it takes its share.
     """
-    stretch = -(-filled // 1) / filled
+    return _stretched(kernel, -(-filled // 1) / filled)
+
+
+def _stretched(kernel: KernelCost, stretch: float) -> float:
     return max(s * (1 if name in CHIP_WIDE else stretch) for name, s in kernel.seconds.items())

@@ -175,6 +175,21 @@ def cost(plan: Plan, target: Target, compiled: Compiled | None = None) -> Cost:
     return Cost(tuple(found))
 
 
+def in_one_launch(plan: Plan, price: Cost) -> Cost:
+    """The same where one launch does all stages (planner/whole.py), stage by stage.
+
+    Rows by themselves are read once, from device memory: their strips are scaled by peaks of their own, so no
+    kernel looks for those of rows before.
+    """
+    if not plan.real_input:
+        return price
+    peaks, columns, *others = price.kernels
+    work = replace(columns.work, device_bytes=columns.work.device_bytes + peaks.work.device_bytes)
+    memory = columns.seconds["device memory"] + peaks.seconds["device memory"]
+    columns = replace(columns, work=work, seconds={**columns.seconds, "device memory": memory})
+    return Cost((columns, *others))
+
+
 def _expected_registers(plan: Plan, target: Target) -> int | None:
     """Where the compiler takes far fewer registers than the plan leaves room for (88 to 102 of 160)."""
     small = plan.memory_class == "warp" and plan.transform <= SMALL_POINTS and target.capability < 90

@@ -89,6 +89,7 @@ class Gradient:
         That it is of a filter alone goes without saying, as before there was more.
         """
         raw = asdict(self)
+        del raw["plan"]["whole"]  # stages have launches of their own here
         if not self.signals:
             del raw["signals"]
         return json.dumps(raw, sort_keys=True, separators=(",", ":"))
@@ -259,7 +260,7 @@ def gradient(problem: Problem, target: str | Target) -> Gradient:
 
 def _best(plan: Plan, chip: Target, *, signals: bool) -> Gradient | None:
     """Of a convolution's plan, the layout of the gradient's kernels that comes first, if any fits."""
-    half = replace(plan, chunk_bytes=plan.chunk_bytes // 2)
+    half = replace(plan, chunk_bytes=plan.chunk_bytes // 2, whole=None)
     found = max(_fitting(half, chip, signals), key=_rank, default=None)
     return None if found is None else finished(found, chip)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fftgen.planner.plan import TILE, Kernel, Plan
+from fftgen.planner.whole import Clusters, clusters, strip_peaks
 from fftgen.targets import target
 
 MAX_RUN = 16  # pieces that one worker takes in a row: longer ones would leave the end of a launch to few
@@ -14,7 +15,10 @@ START = 0.35  # of a piece: what a block does before the first one
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch: ``grid`` blocks of ``block`` threads over transforms ``first .. first + items``."""
+    """One kernel launch: ``grid`` blocks of ``block`` threads over transforms ``first .. first + items``.
+
+    ``cluster``: blocks of a cluster.
+    """
 
     kernel: Kernel
     entry: str
@@ -24,6 +28,7 @@ class Launch:
     first: int
     items: int
     run: int
+    cluster: int = 1
 
 
 def items_per_channel(plan: Plan, batch: int) -> int:
@@ -38,23 +43,38 @@ def chunk_items(plan: Plan, items: int) -> int:
     return min(items, max(1, plan.chunk_bytes // (4 * plan.transform)))
 
 
-def workspace_elements(plan: Plan, batch: int, channels: int) -> int:
-    """16-bit elements of workspace that a call needs; bounded by ``plan.chunk_bytes`` whatever the batch."""
+def together(plan: Plan, batch: int, channels: int) -> Clusters | None:
+    """The clusters of a call of aligned rows that one launch had better carry out; None: of others."""
+    return clusters(plan, items_per_channel(plan, batch) * channels)
+
+
+def workspace_elements(plan: Plan, batch: int, channels: int, whole: Clusters | None = None) -> int:
+    """16-bit elements of workspace that a call needs; bounded whatever the batch: by ``plan.chunk_bytes``,
+    or where one launch carries it out by a place for every cluster."""
     if not plan.chunk_bytes:
         return 0
-    return 2 * plan.transform * chunk_items(plan, items_per_channel(plan, batch) * channels)
+    places = whole.total if whole else chunk_items(plan, items_per_channel(plan, batch) * channels)
+    return 2 * plan.transform * places
 
 
-def peaks_words(plan: Plan, batch: int, channels: int) -> int:
-    """32-bit words, zero before a call, in which the peaks kernel gathers the sizes of all rows of a call.
+def size_words(plan: Plan) -> int:
+    """32-bit words of the sizes of a transform's rows, which are found before its columns.
 
     A row's peak, or for a pair two peaks and two sums of squares in double: PairSize in
     templates/device/scaled_peaks.cuh.
     """
     if not any(kernel.role == "peaks" for kernel in plan.kernels):
         return 0
-    words = 6 if plan.rows_per_item == 2 else 1
-    return words * items_per_channel(plan, batch) * channels
+    return 6 if plan.rows_per_item == 2 else 1
+
+
+def peaks_words(plan: Plan, batch: int, channels: int, whole: Clusters | None = None) -> int:
+    """32-bit words, zero before a call: sizes of all its rows, and behind them what clusters draw from.
+
+    Where rows do not share a transform, behind that the peaks of the strips of each cluster's (whole.cuh).
+    """
+    tickets = 1 + whole.total * (1 + strip_peaks(plan)) if whole else 0
+    return size_words(plan) * items_per_channel(plan, batch) * channels + tickets
 
 
 def _pieces(plan: Plan, kernel: Kernel, items: int) -> int:
@@ -82,13 +102,21 @@ def run_of(pieces: int, slots: int) -> int:
     return min(range(1, MAX_RUN + 1), key=time)
 
 
-def launches(plan: Plan, batch: int, channels: int, length: int) -> tuple[Launch, ...]:
+def launches(
+    plan: Plan, batch: int, channels: int, length: int, whole: Clusters | None = None
+) -> tuple[Launch, ...]:
     """Every launch of one call on ``(batch, channels, length)``, in order.
 
     Transforms count channel by channel, so that neighbours share a filter's spectrum. The device class
-    takes them in chunks that fit the workspace; each chunk runs through all kernels before the next.
+    takes them in chunks that fit the workspace; each chunk runs through all kernels before the next. With
+    ``whole`` clusters take all of them in one launch (planner/whole.py), whose rows must be aligned.
     """
     total = items_per_channel(plan, batch) * channels
+    if whole:
+        kernel = plan.whole
+        assert kernel is not None
+        shape = whole.size * whole.total, 32 * kernel.warps, kernel.shared_bytes
+        return (Launch(kernel, plan.entry(kernel), *shape, 0, total, 1, whole.size),)
     chunk = chunk_items(plan, total)
     found = []
     for first in range(0, total, chunk):

@@ -182,10 +182,10 @@ def spills(plan: Plan) -> bool:
     if not plan.block_stage or real or body.warps > 8 or (radices[0] < 32 and body.columns < 8):
         return False
     strips = math.prod(radices[1:]) // (8 * body.columns * body.warps)
-    return _operands(strips, radices[0], body.columns, real) == OPERANDS
+    return operands(strips, radices[0], body.columns, real) == OPERANDS
 
 
-def _operands(strips: int, radix: int, width: int, real: bool) -> int:
+def operands(strips: int, radix: int, width: int, real: bool) -> int:
     """Registers that the operands of a warp's strips take."""
     return strips * (radix // TILE) * width * 2 * (1 if real else 2)
 
@@ -228,9 +228,9 @@ def _block_kernel(
         registers = 96  # five blocks of four warps instead of four: nothing spills, latencies hide better
     if 32 * warps * registers > target.registers_sm:
         return _too_many(warps, registers, target)
-    operands = _operands(strips // warps, radix, width, real)
-    if operands > OPERANDS:
-        return f"columns of radix {radix} on {warps} warps take {operands} registers of {OPERANDS}"
+    held = operands(strips // warps, radix, width, real)
+    if held > OPERANDS:
+        return f"columns of radix {radix} on {warps} warps take {held} registers of {OPERANDS}"
     group = _group(stages[1].radix * stages[2].radix, radix)
     points = radix * rest
     peaks_at, tables_at = -1, 4 * points

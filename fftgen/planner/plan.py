@@ -62,8 +62,9 @@ class Kernel:
     """One entry point: its role, its threads and its shared memory.
 
     role "convolve": the whole convolution; "columns"/"columns_inverse": a device stage (``stage``) over
-    columns; "rows": everything inside a row of the workspace; "peaks": what rows are scaled by.
-    ``items``: transforms that a block works on at a time ("warp" placed tiles: one per warp).
+    columns; "rows": everything inside a row of the workspace; "peaks": what rows are scaled by; "whole": all
+    of these.
+    ``items``: transforms that a block works on at a time ("warp" placed tiles: one per warp; "whole": rows).
     ``resident`` is the number of blocks per multiprocessor that registers must leave room for.
     ``pitch`` is the distance of tile rows in shared memory, ``row`` the distance of block rows (elements).
     Offsets are in bytes from the start of dynamic shared memory; ``matrices_at`` < 0: the DFT matrices
@@ -104,7 +105,8 @@ class Plan:
     ``fold``: the period of a circular convolution in right-angle packing, which its filter brings about
     (planner/fold.py); 0 for the others. ``chunk_bytes`` bounds the workspace of the device class.
     ``filter``: the kernels that make a filter's spectrum (a candidate has none yet). ``outputs``: 2 where
-    each transform is stored twice, with a gate each (planner/twins.py).
+    each transform is stored twice, with a gate each (planner/twins.py). ``whole``: the kernel that does
+    the work of all the others in one launch, where there is one (planner/whole.py).
     """
 
     problem: Problem
@@ -122,6 +124,7 @@ class Plan:
     filter: Filter = field(default_factory=Filter)
     schema: int = field(default=SCHEMA)
     outputs: int = 1
+    whole: Kernel | None = None
 
     def __post_init__(self) -> None:
         product = 1
@@ -217,6 +220,11 @@ class Plan:
         suffix = f"{kernel.role}{kernel.stage}" if kernel.role.startswith("columns") else kernel.role
         return f"{self.name}_{suffix}"
 
+    @property
+    def every_kernel(self) -> tuple[Kernel, ...]:
+        """The kernels of the convolution: those of its stages, and the one that does them all."""
+        return self.kernels if self.whole is None else (*self.kernels, self.whole)
+
     def filter_entry(self, kernel: FilterKernel) -> str:
         """The ``extern "C"`` name of a kernel of the filter's transform."""
         return f"{self.name}_{kernel.role}"
@@ -244,7 +252,7 @@ class Plan:
         factors = "·".join(f"{s.radix}{places[s.place]}" for s in self.stages)
         fold = f" fold {self.fold}" if self.fold else ""
         twice = " two outputs" if self.outputs == 2 else ""
-        shape = " ".join(f"{k.label}[{k.warps}w {k.shared_bytes}B]" for k in self.kernels)
+        shape = " ".join(f"{k.label}[{k.warps}w {k.shared_bytes}B]" for k in self.every_kernel)
         return (
             f"{p.mode} {p.length} {p.dtype} {self.target} | N={self.transform}={factors} "
             f"{self.packing}{fold}{twice} {self.memory_class} {self.engine} {self.compute_format} | {shape}"
@@ -253,11 +261,13 @@ class Plan:
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, so that equal plans give equal bytes.
 
-        A single output goes without saying, as before there were two.
+        A single output goes without saying, and so do launches stage by stage: older plans know no others.
         """
         raw = asdict(self)
         if self.outputs == 1:
             del raw["outputs"]
+        if self.whole is None:
+            del raw["whole"]
         return json.dumps(raw, sort_keys=True, separators=(",", ":"))
 
     @staticmethod
@@ -276,6 +286,8 @@ class Plan:
             raw["kernels"] = tuple(Kernel(**k) for k in raw["kernels"])
             raw["tables"] = tuple(Table(**{**t, "shape": tuple(t["shape"])}) for t in raw["tables"])
             raw["filter"] = Filter.of(raw["filter"])
+            if raw.get("whole") is not None:
+                raw["whole"] = Kernel(**raw["whole"])
             return Plan(**raw)
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"not a plan: {error}: rebuild with `fftgen build`") from error

@@ -19,6 +19,7 @@ from fftgen.planner.filter_design import design
 from fftgen.planner.plan import SCALED, Kernel, Plan, Stage, Table
 from fftgen.planner.rules import WARPS, Shape, columns_kernel, inner_kernel, shape_is_legal, supports_dtype
 from fftgen.planner.tables import layout, twiddle_split
+from fftgen.planner.whole import whole_kernel
 from fftgen.problem import MAX_LENGTH, Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -310,8 +311,8 @@ def _rank(found: Candidate) -> tuple[bool, bool, float, bool, float, tuple[int, 
 
 
 def _finished(found: Plan, chip: Target) -> Plan:
-    """A chosen plan with the kernels of its filter's spectrum."""
-    return replace(found, filter=design(found, chip))
+    """A chosen plan with the kernels of its filter's spectrum, and the one that does all stages."""
+    return replace(found, filter=design(found, chip), whole=whole_kernel(found, chip))
 
 
 def plan(problem: Problem, target: str | Target, engine: str | None = None) -> Plan:
@@ -385,7 +386,7 @@ def layouts(found: Plan, chip: Target) -> Iterator[Plan]:
     for kernels in mma_rules.kernels(found.stages, device, found.real_input, chip, found.compute_format):
         if not isinstance(kernels, str):
             tables = _tables("mma", found.stages, kernels, found.real_input, found.compute_format)
-            yield replace(found, kernels=kernels, tables=tables, filter=Filter())
+            yield replace(found, kernels=kernels, tables=tables, filter=Filter(), whole=None)
 
 
 def nearest_transform(problem: Problem) -> int:

@@ -11,7 +11,7 @@ from fftgen.planner import call_cost as calls
 from fftgen.planner import cost as costs
 from fftgen.planner import launch
 from fftgen.planner.call_cost import call_cost
-from fftgen.planner.cost import Compiled, cost, filter_cost
+from fftgen.planner.cost import Compiled, cost, filter_cost, in_one_launch
 from fftgen.planner.plan import Plan
 from fftgen.planner.search import plan, with_shape
 from fftgen.planner.work import kernel_work
@@ -190,7 +190,7 @@ def test_a_last_wave_takes_as_long_as_a_full_one(monkeypatch: pytest.MonkeyPatch
 
 def test_a_call_of_the_device_class_pays_for_every_launch() -> None:
     chip = target("sm_90")
-    found = plan(Problem("causal", 1_048_576, "bf16"), chip)
+    found = replace(plan(Problem("causal", 1_048_576, "bf16"), chip), whole=None)
     price = cost(found, chip)
     whole = call_cost(found, chip, price, 4, 16)
     assert whole.launches == len(launch.launches(found, 4, 16, 1_048_576)) > len(found.kernels)
@@ -199,10 +199,32 @@ def test_a_call_of_the_device_class_pays_for_every_launch() -> None:
     assert whole.last_wave >= 0
 
 
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_one_launch_of_all_stages_pays_for_none_of_theirs(mode: str) -> None:
+    """And rows by themselves are read once: nobody looks for their peaks before."""
+    chip = target("sm_90")
+    found = plan(Problem(mode, 65_536, "bf16"), chip)
+    price = cost(found, chip)
+    one = in_one_launch(found, price)
+    names = [k.name for k in price.kernels]
+    assert [k.name for k in one.kernels] == (names[1:] if mode == "causal" else names)
+    assert one.device_bytes == price.device_bytes
+    whole = call_cost(found, chip, price, 132 * 2, 2)
+    apart = call_cost(replace(found, whole=None), chip, price, 132 * 2, 2)
+    assert (whole.launches, apart.launches % len(price.kernels)) == (1, 0)
+    assert whole.fixed == calls.LAUNCH_SECONDS
+    items = 132 * 2 * 2 // found.rows_per_item
+    assert whole.time == pytest.approx(items * one.time + whole.last_wave + whole.showing + whole.fixed)
+    assert whole.last_wave == pytest.approx(0, abs=1e-9), "132 clusters of two blocks in full turns"
+    assert whole.time < apart.time
+    late = call_cost(found, chip, price, 132 * 2 + 2, 2)
+    assert late.last_wave > 0.2 * items * one.time / 4
+
+
 def test_what_the_busiest_resource_hides_is_shared_out() -> None:
     """Of the other resources' time a part shows, more of it outside the inner stages."""
     chip = target("sm_90")
-    found = plan(Problem("causal", 65_536, "bf16"), chip)
+    found = replace(plan(Problem("causal", 65_536, "bf16"), chip), whole=None)
     price = cost(found, chip)
     whole = call_cost(found, chip, price, 4, 16)
     hidden = {k.name: sum(k.seconds.values()) - k.time for k in price.kernels}

@@ -129,7 +129,7 @@ def on_fake_gpu(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> tuple[fftgen
     loaded = object.__new__(conv_module.Loaded)  # without a module to load and a GPU to hold its tables
     loaded.module, loaded.executable = runtime.Module(b"", 0, {}), Executable(plan, tables)
     entries = [plan.filter_entry(kernel) for kernel in plan.filter.kernels]
-    entries += [launch.entry for launch in loaded.executable.launches(2, 3, 100)]
+    entries += [launch.entry for launch in loaded.executable.planned(2, 3, 100, True).launches]
     loaded.module._functions = dict.fromkeys(entries, 1)
     monkeypatch.setattr(conv, "on", lambda device, problem: loaded)
     return conv, asked
@@ -229,7 +229,9 @@ class Holding:
         self.named[name] = weakref.ref(x)
         return x.data_ptr()
 
-    def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
+    def launch(
+        self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes, cluster: int = 1
+    ) -> None:
         self.launched += 1
         gone = [name for name, x in self.named.items() if x() is None]
         assert not gone, f"{entry} is launched and the memory of {gone} was given back"

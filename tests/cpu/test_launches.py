@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from plans import engines
@@ -15,10 +16,12 @@ from fftgen.planner.launch import (
     launches,
     peaks_words,
     run_of,
+    together,
     workspace_elements,
 )
 from fftgen.planner.plan import Plan
 from fftgen.planner.search import plan
+from fftgen.planner.whole import clusters, fewest
 from fftgen.problem import Problem
 from fftgen.targets import target
 
@@ -147,6 +150,61 @@ def test_the_workspace_does_not_grow_with_the_batch() -> None:
         assert workspace_elements(found, 1, 1) == 2 * found.transform
         widest = max(launch.items for launch in launches(found, 64, 768, found.problem.length))
         assert 2 * found.transform * widest == sizes[1]
+
+
+@pytest.mark.parametrize("name", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_80"])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_clusters_fit_the_chip_and_what_is_under_way_fits_its_l2(mode: str, name: str) -> None:
+    chip = target(name)
+    for length in (32_768, 65_536, 131_072, 1 << 20, 1 << 22):
+        found = plan(Problem(mode, length, "bf16"), name)
+        if found.whole is None:
+            assert clusters(found, 1 << 20) is None
+            continue
+        kernel = found.whole
+        blocks = chip.multiprocessors * kernel.resident
+        assert chip.resident_blocks(kernel.warps, kernel.shared_bytes, 128) >= kernel.resident
+        least = fewest(found)
+        for items in (1, least - 1, least, least + 1, 50, 1000, 1 << 30):
+            whole = clusters(found, items)
+            assert (whole is None) == (items < least)
+            if whole is None:
+                continue
+            assert whole.size in ((1, 2, 4, 8) if chip.capability >= 90 else (1,))
+            assert whole.total <= items
+            assert whole.size * whole.total <= blocks
+            assert 4 * found.transform * whole.total <= chip.l2_bytes
+        many = clusters(found, 1 << 30)
+        assert many is not None
+        assert many.size * many.total >= 0.8 * blocks
+
+
+def test_one_launch_has_a_place_and_a_ticket_for_every_cluster() -> None:
+    for mode in ("causal", "circular"):
+        found = plan(Problem(mode, 131_072, "bf16"), "sm_90")
+        for batch, channels in ((1, 1000), (64, 96), (65, 7)):
+            whole = together(found, batch, channels)
+            assert whole is not None
+            items = channels * items_per_channel(found, batch)
+            (launch,) = launches(found, batch, channels, 131_072, whole)
+            assert launch.kernel == found.whole
+            assert launch.entry == found.entry(launch.kernel)
+            assert (launch.grid, launch.cluster) == (whole.size * whole.total, whole.size)
+            assert (launch.first, launch.items) == (0, items)
+            assert workspace_elements(found, batch, channels, whole) == 2 * found.transform * whole.total
+            words = peaks_words(found, batch, channels, whole)
+            strips = 131_072 // 32 // 32 if mode == "causal" else 0  # 32 columns of radix 32
+            assert words == peaks_words(found, batch, channels) + 1 + whole.total * (1 + strips)
+        assert together(found, 1, 1) is None
+
+
+def test_a_plan_of_before_there_was_one_launch_still_means_what_it_did() -> None:
+    found = plan(Problem("causal", 65_536, "bf16"), "sm_90")
+    old = replace(found, whole=None)
+    assert Plan.from_json(found.to_json()) == found
+    assert "whole" not in old.to_json()
+    assert Plan.from_json(old.to_json()) == old
+    assert together(old, 64, 768) is None
 
 
 def test_workers_take_runs_only_when_the_chip_is_full_without() -> None:

@@ -50,7 +50,7 @@ def test_the_table_says_that_it_predicts_and_what_it_assumes() -> None:
     assert "assumed, not from a datasheet: the rate of L2" in text
     for name in ("peaks", "columns1", "rows", "columns_inverse1", "filter_columns", "filter_convert"):
         assert re.search(rf"^{name} +[\d.]+ +[\d.]+ ", text, re.M), name
-    assert re.search(r"a call of batch 8, 96 channels, spectrum prepared: [\d.]+ ms in \d+ launches", text)
+    assert re.search(r"a call of batch 8, 96 channels, spectrum prepared: [\d.]+ ms in 1 launch ", text)
     assert "us for launching" in text
     one = fftgen("plan", 1024, "--roofline", "--batch", 2, "--channels", 3).stdout
     assert "in 1 launch (" in one

@@ -29,6 +29,7 @@ from fftgen.cache import Cache
 from fftgen.errors import ArtifactError, ToolchainError
 from fftgen.pipeline import Built, build
 from fftgen.planner import tables
+from fftgen.planner.whole import Clusters
 from fftgen.problem import Problem
 from fftgen.simulator import Misaligned
 
@@ -115,6 +116,7 @@ def test_the_driver_is_handed_what_the_simulator_runs(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Entries, grids, blocks, shared memory and argument bytes, with a driver that only writes them down."""
+    bindings = pytest.importorskip("cuda.bindings.driver")
     module = build(Problem("causal", 65_536, "bf16"), "sm_90")
     calls: list[tuple[Any, ...]] = []
     attributes: dict[str, int] = {}
@@ -122,6 +124,11 @@ def test_the_driver_is_handed_what_the_simulator_runs(
     class Driver:
         class CUfunction_attribute:  # noqa: N801
             CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES = "dynamic"
+
+        CUlaunchAttribute = bindings.CUlaunchAttribute
+        CUlaunchAttributeID = bindings.CUlaunchAttributeID
+        CUlaunchConfig = bindings.CUlaunchConfig
+        CUstream = bindings.CUstream
 
         def __getattr__(self, name: str) -> Any:
             return lambda *arguments: (0, arguments)
@@ -144,7 +151,20 @@ def test_the_driver_is_handed_what_the_simulator_runs(
             *shape, shared, stream, pointers, extra = numbers
             (first,) = (ctypes.c_void_p * 1).from_address(pointers)
             params = ctypes.string_at(first, emulate.ARGS_BYTES)
-            calls.append((function, tuple(shape), shared, stream, params, extra))
+            calls.append((function, tuple(shape), shared, stream, params, extra, 1))
+            return (0,)
+
+        def cuLaunchKernelEx(self, config: Any, *rest: Any) -> tuple[int]:  # noqa: N802
+            grid = (config.gridDimX, config.gridDimY, config.gridDimZ)
+            block = (config.blockDimX, config.blockDimY, config.blockDimZ)
+            (size,) = config.attrs
+            assert config.numAttrs == 1
+            assert size.id == bindings.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            function, pointers, extra = rest
+            stream = int(config.hStream)
+            self.cuLaunchKernel(function, *grid, *block, config.sharedMemBytes, stream, pointers, extra)
+            cluster = size.value.clusterDim
+            calls.append((*calls.pop()[:-1], (cluster.x, cluster.y, cluster.z)))
             return (0,)
 
     monkeypatch.setattr(runtime, "driver", Driver)
@@ -155,17 +175,21 @@ def test_the_driver_is_handed_what_the_simulator_runs(
     wanted: list[tuple[Any, ...]] = []
 
     class Noted(emulate.Simulated):
-        def launch(self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes) -> None:
-            wanted.append((entry, (grid, 1, 1, block, 1, 1), shared_bytes, 7, params, 0))
+        def launch(
+            self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes, cluster: int = 1
+        ) -> None:
+            shape = (grid, 1, 1, block, 1, 1)
+            wanted.append((entry, shape, shared_bytes, 7, params, 0, 1 if cluster == 1 else (cluster, 1, 1)))
 
-    simulated = Noted(emulate.line_ptx(module), module.source.text)
-    executable = execute.Executable(module.plan, table)
-    executable(simulated, u, made.planes, made.scale, address=simulated.address)
-    executable(
-        loaded.on(7), u, made.planes, made.scale, address=lambda name, _: simulated.memory.address(name)
-    )
+    for x, clusters in ((u, None), (u[:2, :1], Clusters(2, 1))):
+        simulated = Noted(emulate.line_ptx(module), module.source.text)
+        executable = execute.Executable(module.plan, table, lambda *_, found=clusters: found)
+        given = x, made.planes[: x.shape[1]], made.scale[: x.shape[1]]
+        executable(simulated, *given, address=simulated.address)
+        memory = simulated.memory
+        executable(loaded.on(7), *given, address=lambda name, _, at=memory: at.address(name))
     assert calls == wanted
-    assert {c[0] for c in calls} == {module.plan.entry(k) for k in module.plan.kernels}
+    assert {c[0] for c in calls} == {module.plan.entry(k) for k in module.plan.every_kernel}
     assert attributes == {n: size for n, size in module.entries.items() if size > 48 * 1024}
 
 

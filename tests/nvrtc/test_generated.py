@@ -14,9 +14,10 @@ from command_line import answer, fftgen, why_not
 from fftgen import evidence, nvrtc, portfolio, sass, toolkit
 from fftgen.bundle import build_all
 from fftgen.cache import Cache
+from fftgen.planner.cost import cost, in_one_launch
 from fftgen.planner.launch import items_per_channel
-from fftgen.planner.plan import Plan
-from fftgen.planner.work import kernel_work
+from fftgen.planner.plan import Kernel, Plan
+from fftgen.planner.work import Work, kernel_work
 from fftgen.targets import TARGETS
 
 DIRECTORY = Path(__file__).parents[2] / "generated"
@@ -90,6 +91,14 @@ def test_every_kernel_was_verified_as_it_is() -> None:
             assert 0 < case["worst_row"] <= case["worst_row_bound"]
 
 
+def carried_out(plan: Plan, reports: dict[str, Any]) -> list[tuple[Kernel, list[Work]]]:
+    """The kernels of a call, and the work of each for a transform: of all stages where one does them."""
+    chip = TARGETS[plan.target]
+    if plan.whole is not None and plan.entry(plan.whole) in reports:
+        return [(plan.whole, [k.work for k in in_one_launch(plan, cost(plan, chip)).kernels])]
+    return [(kernel, [kernel_work(plan, kernel, chip)]) for kernel in plan.kernels]
+
+
 def test_predictions_are_what_the_simulator_counted() -> None:
     """The operations and bytes of every kernel against every whole call of full length, exactly."""
     plans = {m.stem: m.plan for m in portfolio.MEMBERS}
@@ -104,20 +113,22 @@ def test_predictions_are_what_the_simulator_counted() -> None:
             transforms = channels * items_per_channel(plan, batch)
             group = plan.body.group if plan.memory_class == "warp" else 1  # a warp's transforms, some idle
             issued = -(-transforms // group) * group * (2 if plan.engine == "mma" else 1)
-            for kernel in plan.kernels:
-                work = kernel_work(plan, kernel, TARGETS[plan.target])
+            for kernel, works in carried_out(plan, case["kernels"]):
                 counted = case["kernels"][plan.entry(kernel)]
 
                 def moved(buffer: str, kind: str, counted: dict[str, Any] = counted) -> int:
                     return int(counted["buffers"].get(buffer, {}).get(kind, {}).get("bytes", 0))
 
                 where = f"{module['member']} {kernel.label}"
-                assert sum(counted["tensor"].values()) == issued * work.tensor_ops, where
+                assert sum(counted["tensor"].values()) == issued * sum(w.tensor_ops for w in works), where
                 rows = plan.rows_per_item  # of an odd batch the last transform has one
-                assert moved("u", "loads") * rows == batch * channels * work.loaded, where
-                assert moved("y", "stores") * rows == batch * channels * work.stored, where
-                assert moved("workspace", "loads") == transforms * work.workspace_loaded, where
-                assert moved("workspace", "stores") == transforms * work.workspace_stored, where
+                assert moved("u", "loads") * rows == batch * channels * sum(w.loaded for w in works), where
+                assert moved("y", "stores") * rows == batch * channels * sum(w.stored for w in works), where
+                loaded, stored = (
+                    sum(getattr(w, f"workspace_{x}") for w in works) for x in ("loaded", "stored")
+                )
+                assert moved("workspace", "loads") == transforms * loaded, where
+                assert moved("workspace", "stores") == transforms * stored, where
             compared += 1
     assert compared > len(portfolio.PROBLEMS)
 
@@ -172,7 +183,9 @@ def test_no_kernel_spills(index: dict[str, Any]) -> None:
     }
     # Two registers, stored and loaded, for 16 warps instead of 12: 10 % of the time on an H200 (results/).
     few = ("causal 1024 bf16 sm_90 convolve", "circular 1000 fp16 sm_90 convolve")
-    assert dict.fromkeys(few, 16) == spilling
+    # Some that wait from one stage of a transform to the next, outside the loops over its strips and rows.
+    between = {"causal 1048576 bf16 sm_90 whole": 24, "causal 65536 bf16 sm_80 whole": 16}
+    assert dict.fromkeys(few, 16) | between == spilling
 
 
 @needs_compiler

@@ -6,6 +6,21 @@
 
 namespace fftgen {
 
+// Calls f(n) for every piece of VECTOR numbers that is a thread's among those from `first` to `end`: several at a
+// time, so that their loads are under way together.
+template <typename F>
+__device__ __forceinline__ void each_piece(int first, int end, int thread, int threads, F f) {
+    constexpr int AT_ONCE = 4;
+    const int step = threads * VECTOR;
+    int n = first + thread * VECTOR;
+    for (; n < end - (AT_ONCE - 1) * step; n += AT_ONCE * step) {
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; ++i) f(n + i * step);
+    }
+#pragma unroll 1
+    for (; n < end; n += step) f(n);
+}
+
 // The largest of `count` numbers of a row from `first` on, gated.
 template <typename T>
 __device__ __forceinline__ unsigned row_peak(const RealSource<T>& source, bool vector, int first, int count, int thread, int threads) {
@@ -13,12 +28,10 @@ __device__ __forceinline__ unsigned row_peak(const RealSource<T>& source, bool v
     const int end = min(first + count, source.length);
     if (vector) {
         float x[VECTOR];
-        for (int n = first + thread * VECTOR; n < end; n += threads * VECTOR) {
-            if (source.gate == nullptr)
-                source.template wide<VECTOR, false, false>(n, x, peak);
-            else
-                source.template wide<VECTOR, false, true>(n, x, peak);
-        }
+        if (source.gate == nullptr)
+            each_piece(first, end, thread, threads, [&](int n) { source.template wide<VECTOR, false, false>(n, x, peak); });
+        else
+            each_piece(first, end, thread, threads, [&](int n) { source.template wide<VECTOR, false, true>(n, x, peak); });
     } else {
         for (int n = first + thread; n < end; n += threads)
             peak.add(source.gate == nullptr ? widen(source.u[n]) : widen(source.u[n]) * widen(source.gate[n]));
@@ -95,13 +108,10 @@ __device__ __forceinline__ Seen<T> look(const RealSource<T>& source, bool vector
     const int end = min(first + count, source.length);
     if (vector) {
         float x[VECTOR];
-        for (int n = first + thread * VECTOR; n < end; n += threads * VECTOR) {
-            if (source.gate == nullptr)
-                source.template wide<VECTOR, false, false>(n, x, seen.peak);
-            else
-                source.template wide<VECTOR, false, true>(n, x, seen.peak);
-            seen.add(x);
-        }
+        if (source.gate == nullptr)
+            each_piece(first, end, thread, threads, [&](int n) { source.template wide<VECTOR, false, false>(n, x, seen.peak), seen.add(x); });
+        else
+            each_piece(first, end, thread, threads, [&](int n) { source.template wide<VECTOR, false, true>(n, x, seen.peak), seen.add(x); });
     } else {
         for (int n = first + thread; n < end; n += threads) {
             const float x[1]{source.gate == nullptr ? widen(source.u[n]) : widen(source.u[n]) * widen(source.gate[n])};

@@ -1,0 +1,105 @@
+"""Long transforms by one launch: clusters of blocks take all stages of a transform, one after another.
+
+What the device class does in a launch a stage and chunk, one kernel does with barriers between the stages:
+each cluster has a transform's place in the workspace for itself, and draws the next one when it is done. No
+launch waits for the last block of the one before, and while some clusters wait for memory others compute.
+Where blocks form no clusters (before sm_90) a block does a transform alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fftgen.planner.mma_rules import OPERANDS, operands
+from fftgen.planner.plan import Kernel, Plan
+from fftgen.targets import Target
+from fftgen.targets import target as find_target
+
+# Warps of a block, and blocks of a multiprocessor: two that are in different stages of different transforms
+# hide more than one of twice the warps, which all stop at the same barrier (16 384 points on an H200: 10 %,
+# results/). Both leave 128 registers a thread.
+BLOCKS = ((8, 2), (16, 1))
+CLUSTERS = 90  # capability from which on blocks form clusters: PTX ISA, barrier.cluster
+SIZES = (1, 2, 4, 8)  # blocks of a cluster; 8 is the most that every chip takes
+ROOM = 0.6  # of the L2 for what is under way: signals, spectra and results pass through it, too
+BUSY = 0.8  # of the chip at least, when there is work for all of it
+ENOUGH = 0.45  # of it, when there is not
+
+
+class Clusters(NamedTuple):
+    """How a launch is cut: blocks of a cluster, and clusters, each with a place in the workspace."""
+
+    size: int
+    total: int
+
+
+def whole_kernel(plan: Plan, chip: Target) -> Kernel | None:
+    """The kernel that does all of a plan's stages, if the plan is of that kind and it pays on the chip."""
+    if plan.engine != "mma" or not plan.scaled or len(plan.device_stages) != 1 or not plan.block_stage:
+        return None
+    if chip.virtual:
+        return None
+    fitting = [k for warps, resident in BLOCKS if (k := _kernel(plan, chip, warps, resident))]
+    roomy = [k for k in fitting if _shape(plan, chip, k.resident, ROOM)]
+    return next((k for k in roomy or fitting[::-1] if _shape(plan, chip, k.resident, 1.0)), None)
+
+
+def _kernel(plan: Plan, chip: Target, warps: int, resident: int) -> Kernel | None:
+    """A block of so many warps, which take rows in teams of as many as the kernel of rows has; of more where
+    that has just the registers for its strips (as compiled: here they would spill)."""
+    body, stage = plan.body, plan.inner[0]
+    strips, team = stage.rest // (8 * body.columns), body.warps
+    while operands(strips // team, stage.radix, body.columns, False) == OPERANDS and 2 * team <= warps:
+        team *= 2
+    teams, rest = divmod(warps, team)
+    at = teams * 4 * plan.row_length  # behind the teams' rows
+    ratios = at + body.shared_bytes - body.matrices_at  # behind the tables
+    shared = ratios + 2 * strip_peaks(plan)  # fp16
+    if (
+        not teams
+        or rest
+        or strips % team
+        or shared > chip.shared_block
+        or chip.resident_blocks(warps, shared) < resident
+    ):
+        return None
+    return Kernel("whole", 0, warps, teams, resident, 0, 0, 0, ratios if plan.real_input else -1, at, shared)
+
+
+def strip_peaks(plan: Plan) -> int:
+    """Strips of a transform's outer stage, where each stands in the workspace scaled by its own peak: where a
+    row has the transform for itself. 0: others."""
+    return plan.stages[0].rest // (8 * plan.kernel("columns").columns) if plan.real_input else 0
+
+
+def _shape(plan: Plan, chip: Target, resident: int, room: float) -> Clusters | None:
+    """As few blocks to a cluster as keep all that is under way in so much of the L2; None: none do."""
+    blocks = chip.multiprocessors * resident
+    for size in SIZES if chip.capability >= CLUSTERS else SIZES[:1]:
+        total = min(blocks // size, int(room * chip.l2_bytes) // (4 * plan.transform))
+        if size * total >= BUSY * blocks:
+            return Clusters(size, total)
+    return None
+
+
+def clusters(plan: Plan, items: int) -> Clusters | None:
+    """The clusters for so many transforms of a plan; None: better in a launch for each stage.
+
+    More blocks to a cluster where there are fewer transforms than clusters.
+    """
+    if plan.whole is None:
+        return None
+    chip, resident = find_target(plan.target), plan.whole.resident
+    found = _shape(plan, chip, resident, ROOM) or _shape(plan, chip, resident, 1.0)
+    assert found is not None
+    blocks = chip.multiprocessors * resident
+    size, total = found
+    while items < total and size < SIZES[-1] and chip.capability >= CLUSTERS and 2 * size * items <= blocks:
+        size, total = 2 * size, min(total, blocks // (2 * size))
+    total = min(total, items)
+    return Clusters(size, total) if size * total >= ENOUGH * blocks else None
+
+
+def fewest(plan: Plan) -> int:
+    """The fewest transforms that one launch carries out, of a plan that has the kernel."""
+    return next(n for n in range(1, 1 << 20) if clusters(plan, n))

@@ -1,0 +1,289 @@
+"""Long transforms by one launch: clusters of blocks that take all stages of a transform, in the simulator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from calls import TORCH, call, check, draw, filters
+from cases import slow, usually
+from command_line import why_not
+from torch import Tensor
+
+from fftgen import emulate, nvrtc
+from fftgen.errors import InternalError
+from fftgen.execute import Executable, spectrum
+from fftgen.pipeline import Built
+from fftgen.planner import search, tables, twins
+from fftgen.planner.cost import cost, in_one_launch
+from fftgen.planner.filter import Filter
+from fftgen.planner.plan import Plan
+from fftgen.planner.whole import Clusters, clusters
+from fftgen.problem import Problem
+from fftgen.render import render
+from fftgen.simulator import SimulationError
+from fftgen.source import Source
+from fftgen.targets import target
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+LENGTH = 65_536
+MANY = 1 << 30
+
+
+@lru_cache(maxsize=4)
+def planned(mode: str, length: int = LENGTH, dtype: str = "bf16", arch: str = "sm_90") -> Plan:
+    found = search.plan(Problem(mode, length, dtype), arch)
+    assert found.whole is not None
+    return replace(found, filter=Filter())
+
+
+@lru_cache(maxsize=4)
+def module(plan: Plan) -> tuple[Built, str]:
+    found = Built(plan, render(plan), b"", "", tables.build(plan), {})
+    return found, emulate.line_ptx(found)
+
+
+def inputs(plan: Plan, rng: np.random.Generator, batch: int, channels: int, steps: int) -> dict[str, Tensor]:
+    """A gated call with a skip term."""
+    dtype = TORCH[plan.problem.dtype]
+    k = filters(rng, channels, steps)
+    given = {name: draw(rng, batch, channels, steps).to(dtype) for name in ("u", "in_gate", "out_gate")}
+    return {**given, "k": k, "skip": torch.copysign(draw(rng, channels).float(), k[:, 0])}
+
+
+def even(given: dict[str, Tensor], rng: np.random.Generator) -> None:
+    """Numbers between 1 and 2 in place of u and its gate: the peaks of all strips have one power of two."""
+    u = given["u"]
+    signs = torch.from_numpy(rng.choice([-1.0, 1.0], u.shape))
+    given["u"] = (torch.from_numpy(rng.uniform(1, 1.9, u.shape)) * signs).to(u.dtype)
+    given["in_gate"] = torch.ones_like(u)
+
+
+def run(plan: Plan, grouped: Clusters, rng: np.random.Generator, **given: Tensor) -> emulate.Simulated:
+    """One launch, held against float64."""
+    built, ptx = module(plan)
+    y, simulated = emulate.convolve(built, **given, ptx=ptx, seed=int(rng.integers(2**31)), clusters=grouped)
+    assert list(simulated.reports) == [plan.entry(plan.whole)]
+    check(plan, y, given.pop("u"), given.pop("k"), **given)
+    return simulated
+
+
+@pytest.mark.parametrize(
+    ("mode", "arch", "grouped", "batch"),
+    [
+        ("causal", "sm_90", Clusters(2, 1), 2),
+        ("circular", "sm_90", Clusters(4, 1), 3),
+        *slow(
+            [
+                ("causal", "sm_80", Clusters(1, 2), 3),
+                ("causal", "sm_90", Clusters(2, 2), 3),
+                ("causal", "sm_90", Clusters(1, 3), 7),
+                ("causal", "sm_90", Clusters(8, 1), 2),
+                ("circular", "sm_90", Clusters(1, 2), 6),
+                ("circular", "sm_80", Clusters(1, 2), 5),
+                ("causal", "sm_89", Clusters(1, 2), 3),
+                ("causal", "sm_100", Clusters(1, 2), 3),
+                ("circular", "sm_120", Clusters(1, 2), 3),
+            ]
+        ),
+    ],
+)
+def test_one_launch_gives_what_a_launch_for_each_stage_does(
+    mode: str, arch: str, grouped: Clusters, batch: int, rng: np.random.Generator
+) -> None:
+    """More transforms than clusters: some draw again. An odd batch leaves the last pair half empty.
+
+    Strips of causal rows are scaled by peaks of their own, so that fp16 keeps digits of small ones that a
+    launch for each stage loses: bits are the same only for strips alike, ``even`` ones.
+    """
+    plan = planned(mode, arch=arch)
+    given = inputs(plan, rng, batch, 1, LENGTH)
+    if mode == "causal":
+        even(given, rng)
+    built, ptx = module(plan)
+    y, simulated = emulate.convolve(built, **given, ptx=ptx, clusters=grouped)
+    assert list(simulated.reports) == [plan.entry(plan.whole)]
+    rest = {name: x for name, x in given.items() if name not in "uk"}
+    check(plan, y, given["u"], given["k"], **rest)
+    assert torch.equal(y, call(plan, given["u"], given["k"], **rest))
+
+
+@pytest.mark.parametrize(
+    ("mode", "length", "dtype"),
+    slow(
+        [
+            ("causal", 131_072, "fp16"),
+            ("circular", 131_072, "bf16"),
+            ("causal", 262_144, "bf16"),
+            ("causal", 524_288, "bf16"),
+            ("causal", 1_048_576, "bf16"),
+        ]
+    ),
+)
+def test_longer_transforms(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
+    """A transform in the clusters that a full chip takes it in."""
+    plan = planned(mode, length, dtype)
+    grouped = clusters(plan, MANY)
+    assert grouped is not None
+    assert grouped.size > 1
+    run(plan, Clusters(grouped.size, 1), rng, **inputs(plan, rng, plan.rows_per_item, 1, length))
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype", "steps"), slow([("causal", "fp16", 40_008), ("circular", "fp16", 33_000)])
+)
+def test_shorter_signals_in_strided_tensors(
+    mode: str, dtype: str, steps: int, rng: np.random.Generator
+) -> None:
+    plan = planned(mode, dtype=dtype)
+    given = inputs(plan, rng, 2, 2, steps)
+    for name in ("u", "in_gate", "out_gate"):
+        given[name] = given[name].transpose(0, 1).contiguous().transpose(0, 1)
+    run(plan, Clusters(2, 1), rng, **given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_two_results(mode: str, rng: np.random.Generator) -> None:
+    plan = twins.twin(planned(mode))
+    assert plan is not None
+    built, ptx = module(plan)
+    given = inputs(plan, rng, 2 * plan.rows_per_item, 1, LENGTH)
+    u, k, gate = (given.pop(name) for name in ("u", "k", "out_gate"))
+    y, twin, simulated = emulate.both(built, u, k, (gate, u), **given, ptx=ptx, clusters=Clusters(2, 1))
+    assert list(simulated.reports) == [plan.entry(plan.whole)]
+    check(plan, y, u, k, **given, out_gate=gate)
+    check(plan, twin, u, k, **given, out_gate=u)
+
+
+@pytest.mark.parametrize("name", ["quiet", *slow(["tails", "spike", "1e-20"])])
+def test_signals_that_are_large_in_one_strip(name: str, rng: np.random.Generator) -> None:
+    plan = planned("causal")
+    u = draw(rng, 1, 1, LENGTH)
+    if name == "quiet":  # all but some strips are zeros, or far below what fp16 holds beside the others
+        columns = torch.arange(LENGTH) % plan.stages[0].rest
+        u = torch.where(columns < 32, 0.0, torch.where(columns < 100, 1.0, 1e-9)) * u
+    elif name == "tails":
+        u = torch.from_numpy(rng.standard_t(2, u.shape))
+    elif name == "spike":
+        u[..., int(rng.integers(LENGTH // 2))] = 1e4
+    else:
+        u *= float(name)
+    run(plan, Clusters(2, 1), rng, u=u.bfloat16(), k=filters(rng, 1, LENGTH))
+
+
+def test_a_row_that_is_not_finite_makes_itself_nan_and_nothing_else(rng: np.random.Generator) -> None:
+    """The place of a transform in the workspace is taken by the next one."""
+    plan = planned("causal")
+    built, ptx = module(plan)
+    u = draw(rng, 2, 1, LENGTH).bfloat16()
+    u[0, 0, int(rng.integers(LENGTH))] = float("inf")
+    k = filters(rng, 1, LENGTH)
+    y, _ = emulate.convolve(built, u, k, ptx=ptx, clusters=Clusters(2, 1))
+    assert y[0].isnan().all()
+    check(plan, y[1:], u[1:], k)
+
+
+def test_rows_that_start_anywhere_take_a_launch_for_each_stage(rng: np.random.Generator) -> None:
+    plan = planned("causal")
+    built, ptx = module(plan)
+    u = draw(rng, 1, 1, LENGTH + 1).bfloat16()[..., 1:]
+    k = filters(rng, 1, LENGTH)
+    y, simulated = emulate.convolve(built, u, k, ptx=ptx, clusters=Clusters(1, 1))
+    assert plan.entry(plan.whole) not in simulated.reports
+    check(plan, y, u, k)
+
+
+# Barriers
+
+
+CLUSTER, TEAM = "Cluster::barrier();", "team_barrier<WARPS>();"
+# In circular mode one more of the first, behind the peaks.
+SITES = [("causal", CLUSTER, i) for i in range(3)] + [("causal", TEAM, i) for i in range(3)]
+SITES += [("circular", CLUSTER, i) for i in range(4)]
+USUAL = [("causal", CLUSTER, 1), ("causal", TEAM, 0)]
+
+
+def without(text: str, mode: str, barrier: str, number: int) -> str:
+    """A source whose barrier of this number is not there."""
+    parts = text.split(barrier)
+    assert len(parts) == 1 + sum(site[:2] == (mode, barrier) for site in SITES)
+    return barrier.join(parts[: number + 1]) + barrier.join(["", *parts[number + 1 :]])[len(barrier) :]
+
+
+@pytest.mark.parametrize(("mode", "barrier", "number"), usually(SITES, USUAL))
+@pytest.mark.parametrize("size", [2, *slow([1])])
+def test_no_barrier_can_be_dropped(
+    size: int, mode: str, barrier: str, number: int, rng: np.random.Generator
+) -> None:
+    plan = planned(mode)
+    source = render(plan)
+    text = without(source.text, mode, barrier, number)
+    changed = Source(source.name, text, source.headers, source.entries)
+    built = Built(plan, changed, b"", "", tables.build(plan), {})
+    u, k = draw(rng, 2 * plan.rows_per_item, 1, LENGTH).bfloat16(), filters(rng, 1, LENGTH)
+    with pytest.raises((SimulationError, InternalError)):
+        emulate.convolve(built, u, k, clusters=Clusters(size, 1))
+
+
+# What a call takes
+
+
+def test_a_call_of_many_rows_is_one_launch_and_one_of_few_is_not() -> None:
+    """As ``Executable`` decides for a GPU: no kernel runs here."""
+    plan = planned("causal")
+    made: list[tuple[str, int, int]] = []
+
+    class Noted:
+        def launch(
+            self, entry: str, grid: int, block: int, shared: int, params: bytes, cluster: int = 1
+        ) -> None:
+            made.append((entry, grid, cluster))
+
+    executable = Executable(plan, torch.zeros(1, dtype=torch.uint8))
+    k = spectrum(plan, torch.ones(1, 1))
+    for batch, expected in ((200, (264, 2)), (33, (264, 8)), (20, (160, 8)), (2, None)):
+        made.clear()
+        executable(Noted(), torch.zeros(batch, 1, LENGTH, dtype=torch.bfloat16), k.planes, k.scale)
+        if expected is None:
+            assert [entry for entry, *_ in made] == [plan.entry(kernel) for kernel in plan.kernels]
+        else:
+            assert made == [(plan.entry(plan.whole), *expected)]
+
+
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_the_kernel_of_65536_points_spills_nothing(mode: str) -> None:
+    plan = planned(mode)
+    found = nvrtc.compile_cubin(render(plan), "sm_90").resources[plan.entry(plan.whole)]
+    assert (found.spill_store_bytes, found.spill_load_bytes) == (0, 0)
+    assert found.registers <= 128
+
+
+@pytest.mark.parametrize("mode", ["causal", *slow(["circular"])])
+def test_one_launch_moves_what_the_model_says(mode: str, rng: np.random.Generator) -> None:
+    """Columns write the workspace, rows read and write it, columns read it, in whole sectors; signals move
+    once, but for those that share a transform: peaks come first."""
+    plan = planned(mode)
+    chip = target(plan.target)
+    simulated = run(plan, Clusters(2, 1), rng, **inputs(plan, rng, plan.rows_per_item, 1, LENGTH))
+    (report,) = simulated.reports.values()
+    found = in_one_launch(plan, cost(plan, chip))
+    works = [kernel.work for kernel in found.kernels]
+    assert sum(report.counters.tensor.values()) == 2 * found.tensor_ops
+    assert found.device_bytes == sum(w.device_bytes for w in works) == 4 * LENGTH * plan.rows_per_item
+    for name, kind, what in [
+        ("u", "loads", "loaded"),
+        ("in_gate", "loads", "loaded"),
+        ("out_gate", "loads", "stored"),
+        ("y", "stores", "stored"),
+        ("workspace", "loads", "workspace_loaded"),
+        ("workspace", "stores", "workspace_stored"),
+        ("spectrum", "loads", "spectrum"),
+    ]:
+        accesses = getattr(report.counters.buffers[name], kind)
+        assert accesses.bytes == sum(getattr(w, what) for w in works), name
+        assert accesses.units == accesses.least == accesses.bytes // 32, name
