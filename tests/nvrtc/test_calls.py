@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from cases import slow
 from command_line import answer, fftgen, why_not
 from reference import convolve
 from tolerance import check
@@ -447,7 +448,7 @@ def test_a_cold_build_takes_ten_seconds_at_most_and_a_cached_one_two(place: Path
     assert all(m["passed"] for m in found)
 
 
-@pytest.mark.parametrize(("length", "limit"), [(4096, 1.0), (32_768, 10.0)])
+@pytest.mark.parametrize(("length", "limit"), [(4096, 1.0), *slow([(32_768, 10.0)])])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_one_block_is_simulated_in_time(
     mode: str, length: int, limit: float, rng: np.random.Generator

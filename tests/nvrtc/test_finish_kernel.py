@@ -311,6 +311,7 @@ def test_the_argument_block_is_the_structure_the_kernels_read(
             compiled({what: value + 1})
 
 
+@pytest.mark.slow
 def test_a_million_points(rng: np.random.Generator) -> None:
     found = gradient_for(1_000_000)
     sums = draw(rng, found, 1)

@@ -133,19 +133,23 @@ def test_predictions_are_what_the_simulator_counted() -> None:
     assert compared > len(portfolio.PROBLEMS)
 
 
+LAST = len(portfolio.PROBLEMS) - 1
+
+
 @needs_compiler
-def test_the_evidence_can_be_repeated() -> None:
+@pytest.mark.parametrize("number", [0, *slow([LAST - 1, LAST])])
+def test_the_evidence_can_be_repeated(number: int) -> None:
     """The smallest and the longest kernels again: the same counters, errors within their last digits."""
     found = committed(evidence.VERIFIED)
     if found["compiler"] != f"nvrtc {nvrtc.build()}":
         pytest.skip(f"the evidence is about {found['compiler']}, here is nvrtc {nvrtc.build()}")
-    for member in (portfolio.MEMBERS[0], portfolio.MEMBERS[len(portfolio.PROBLEMS) - 1]):
-        (kept,) = [m for m in found["modules"] if m["member"] == member.stem]
-        again = evidence.examine(member, found["seed"], Cache(None))
-        for case, kept_case in zip(again["cases"], kept["cases"], strict=True):
-            assert case["kernels"] == kept_case["kernels"]
-            assert case["error"] == pytest.approx(kept_case["error"], rel=0.02)
-            assert case["case"] == kept_case["case"]
+    member = portfolio.MEMBERS[number]
+    (kept,) = [m for m in found["modules"] if m["member"] == member.stem]
+    again = evidence.examine(member, found["seed"], Cache(None))
+    for case, kept_case in zip(again["cases"], kept["cases"], strict=True):
+        assert case["kernels"] == kept_case["kernels"]
+        assert case["error"] == pytest.approx(kept_case["error"], rel=0.02)
+        assert case["case"] == kept_case["case"]
 
 
 def test_evidence_about_another_source_is_noticed() -> None:

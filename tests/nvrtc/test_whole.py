@@ -13,7 +13,7 @@ from cases import slow, usually
 from command_line import why_not
 from torch import Tensor
 
-from fftgen import emulate, nvrtc
+from fftgen import emulate
 from fftgen.errors import InternalError
 from fftgen.execute import Executable, spectrum
 from fftgen.pipeline import Built
@@ -253,14 +253,6 @@ def test_a_call_of_many_rows_is_one_launch_and_one_of_few_is_not() -> None:
             assert [entry for entry, *_ in made] == [plan.entry(kernel) for kernel in plan.kernels]
         else:
             assert made == [(plan.entry(plan.whole), *expected)]
-
-
-@pytest.mark.parametrize("mode", ["causal", "circular"])
-def test_the_kernel_of_65536_points_spills_nothing(mode: str) -> None:
-    plan = planned(mode)
-    found = nvrtc.compile_cubin(render(plan), "sm_90").resources[plan.entry(plan.whole)]
-    assert (found.spill_store_bytes, found.spill_load_bytes) == (0, 0)
-    assert found.registers <= 128
 
 
 @pytest.mark.parametrize("mode", ["causal", *slow(["circular"])])
