@@ -72,7 +72,8 @@ class Kernel:
 
     Engine "mma": ``columns`` that a thread loads side by side in the outer stage (V), ``group`` of rows or
     transforms that a warp takes through the inner stages at a time. ``pitch`` is then the distance of block
-    rows in 16-byte pieces, ``staging_at`` where warps exchange their peaks.
+    rows in 16-byte pieces, ``staging_at`` where warps exchange their peaks, or of "whole" what brings
+    strips to the power of their row.
     """
 
     role: str
