@@ -21,12 +21,12 @@ from fftgen.planner import search
 from fftgen.planner.cost import matrix_operations
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.planner.twins import twin
-from fftgen.planner.whole import Clusters, clusters
+from fftgen.planner.whole import Clusters, full
 from fftgen.problem import Problem
 from fftgen.simulator import Accesses, Report
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
-from fftgen.verify import FULL_POINTS, MANY, Case, draw
+from fftgen.verify import FULL_POINTS, Case, draw
 
 LENGTHS = (256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 1_048_576)
 SECTORS, WAVEFRONTS, INSTRUCTIONS, WARPS = 1.02, 1.05, 140, 16  # bounds, asked of 4096 points causal
@@ -181,7 +181,7 @@ def _reports(built: Built, gated: bool, seed: int) -> tuple[dict[str, Report], i
             found.update(sample.reports)
         return found, 1
     transforms = 2
-    many = clusters(plan, MANY)
+    many = full(plan)
     grouped = Clusters(many.size, 1) if many else None
     batch, length = transforms * plan.rows_per_item, plan.problem.length
     dtype = storage(plan)

@@ -122,6 +122,7 @@ class Module:
             _check(result, what if cluster == 1 else f"{what}, clusters of {cluster}")
 
 
+@lru_cache(maxsize=256)
 def _clustered(grid: int, block: int, shared_bytes: int, stream: int, cluster: int) -> Any:
     """The configuration of a launch whose blocks form clusters (CUDA driver API, cuLaunchKernelEx)."""
     cuda = driver()

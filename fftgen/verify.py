@@ -23,13 +23,12 @@ from fftgen.execute import storage
 from fftgen.gradient import Needed
 from fftgen.pipeline import Built
 from fftgen.planner.plan import Plan
-from fftgen.planner.whole import Clusters, clusters, fewest
+from fftgen.planner.whole import Clusters, fewest, full
 from fftgen.problem import Problem
 from fftgen.simulator import Report
 
 FULL_POINTS = 65_536  # complex points of a transform that is simulated whole
 SMALL_POINTS = 8_192  # below, more rows and options are cheap
-MANY = 1 << 30  # transforms: more than any chip has clusters
 
 
 @dataclass(frozen=True)
@@ -137,11 +136,11 @@ def cases_for(problem: Problem, transform: int, quick: bool) -> tuple[Case, ...]
     return (full,) if quick else (full, Case(1, 1, n // 2 + 3, min(n, 1000), back=n // 2))
 
 
-def in_one_launch(plan: Plan) -> tuple[Case, Clusters] | None:
+def clustered(plan: Plan) -> tuple[Case, Clusters] | None:
     """A call whose stages clusters carry out in one launch (planner/whole.py), of the size that many
     transforms take: up to FULL_POINTS two of them for three transforms, else one; None: no plan for that.
     """
-    many = clusters(plan, MANY)
+    many = full(plan)
     if many is None:
         return None
     items, n = 3 if plan.transform <= FULL_POINTS else 1, plan.problem.length // 8 * 8
@@ -350,7 +349,7 @@ def verify_built(
             found.append(CaseResult(result.description, result.accuracy, result.reports, result.seconds))
     else:
         calls = [(case, None) for case in cases_for(plan.problem, plan.transform, quick)]
-    together = in_one_launch(plan)
+    together = clustered(plan)
     for case, grouped in (*calls, *([together] if together else [])):
         if progress is not None:
             progress(f"{case}{_together(grouped)}")

@@ -40,8 +40,11 @@ def whole_kernel(plan: Plan, chip: Target) -> Kernel | None:
     if chip.virtual:
         return None
     fitting = [k for warps, resident in BLOCKS if (k := _kernel(plan, chip, warps, resident))]
-    roomy = [k for k in fitting if _shape(plan, chip, k.resident, ROOM)]
-    return next((k for k in roomy or fitting[::-1] if _shape(plan, chip, k.resident, 1.0)), None)
+    for room, kernels in ((ROOM, fitting), (1.0, fitting[::-1])):
+        for kernel in kernels:
+            if _shape(plan, chip, kernel.resident, room):
+                return kernel
+    return None
 
 
 def _kernel(plan: Plan, chip: Target, warps: int, resident: int) -> Kernel | None:
@@ -98,6 +101,11 @@ def clusters(plan: Plan, items: int) -> Clusters | None:
         size, total = 2 * size, min(total, blocks // (2 * size))
     total = min(total, items)
     return Clusters(size, total) if size * total >= ENOUGH * blocks else None
+
+
+def full(plan: Plan) -> Clusters | None:
+    """The clusters for more transforms than any chip has clusters; None: no plan for one launch."""
+    return clusters(plan, 1 << 30)
 
 
 def fewest(plan: Plan) -> int:

@@ -97,25 +97,11 @@ class Log:
 
 def ordered(m: Machine, thread: int, lane_unknown: bool, when: int, author: int) -> bool:
     """Whether an access of ``author`` at a moment comes before what ``thread`` does now."""
-    who = author & int(THREAD)
     hidden = lane_unknown or bool(author & int(MANY_LANES))
-    if m.releases.active and m.releases.ordered(thread, when, who, hidden):
+    if m.releases.active and m.releases.ordered(thread, when, author & int(THREAD), hidden):
         return True
-    if when <= m.start or m.cluster_of[who] != m.cluster_of[thread]:
-        return False
-    if m.block_of[who] != m.block_of[thread]:
-        if when <= int(m.cluster_base[m.block_of[thread]]):
-            return True
-        return m.warp_seen is not None and when <= int(m.warp_seen[thread >> 5, who >> 5])
-    if when <= int(m.base[m.block_of[thread]]):
-        return True
-    if who == thread and not hidden and not author & int(PENDING):
-        return True
-    if who >> 5 != thread >> 5:
-        return m.warp_seen is not None and when <= int(m.warp_seen[thread >> 5, who >> 5])
-    if m.lane_seen is None or hidden:
-        return when <= int(m.warp_sync[thread])
-    return when <= int(m.lane_seen[thread, who & 31])
+    pairs = _ordered_pairs(m, np.array([thread]), when, np.array([author], np.int32), lane_unknown)
+    return bool(pairs[0])
 
 
 def _ordered_pairs(m: Machine, threads: Array, when: int, authors: Array, lane_unknown: bool) -> Array:

@@ -21,7 +21,7 @@ from fftgen.planner.launch import (
 )
 from fftgen.planner.plan import Plan
 from fftgen.planner.search import plan
-from fftgen.planner.whole import clusters, fewest
+from fftgen.planner.whole import clusters, fewest, full
 from fftgen.problem import Problem
 from fftgen.targets import target
 
@@ -174,7 +174,7 @@ def test_clusters_fit_the_chip_and_what_is_under_way_fits_its_l2(mode: str, name
             assert whole.total <= items
             assert whole.size * whole.total <= blocks
             assert 4 * found.transform * whole.total <= chip.l2_bytes
-        many = clusters(found, 1 << 30)
+        many = full(found)
         assert many is not None
         assert many.size * many.total >= 0.8 * blocks
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from calls import TORCH, call, check, draw, filters
+from calls import TORCH, built, call, check, draw, filters
 from cases import slow, usually
 from command_line import why_not
 from torch import Tensor
@@ -16,14 +16,12 @@ from torch import Tensor
 from fftgen import emulate
 from fftgen.errors import InternalError
 from fftgen.execute import Executable, spectrum
-from fftgen.pipeline import Built
-from fftgen.planner import search, tables, twins
+from fftgen.planner import search, twins
 from fftgen.planner.cost import cost, in_one_launch
 from fftgen.planner.filter import Filter
 from fftgen.planner.plan import Plan
-from fftgen.planner.whole import Clusters, clusters
+from fftgen.planner.whole import Clusters, full
 from fftgen.problem import Problem
-from fftgen.render import render
 from fftgen.simulator import SimulationError
 from fftgen.source import Source
 from fftgen.targets import target
@@ -31,7 +29,6 @@ from fftgen.targets import target
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 LENGTH = 65_536
-MANY = 1 << 30
 
 
 @lru_cache(maxsize=4)
@@ -39,12 +36,6 @@ def planned(mode: str, length: int = LENGTH, dtype: str = "bf16", arch: str = "s
     found = search.plan(Problem(mode, length, dtype), arch)
     assert found.whole is not None
     return replace(found, filter=Filter())
-
-
-@lru_cache(maxsize=4)
-def module(plan: Plan) -> tuple[Built, str]:
-    found = Built(plan, render(plan), b"", "", tables.build(plan), {})
-    return found, emulate.line_ptx(found)
 
 
 def inputs(plan: Plan, rng: np.random.Generator, batch: int, channels: int, steps: int) -> dict[str, Tensor]:
@@ -65,8 +56,8 @@ def even(given: dict[str, Tensor], rng: np.random.Generator) -> None:
 
 def run(plan: Plan, grouped: Clusters, rng: np.random.Generator, **given: Tensor) -> emulate.Simulated:
     """One launch, held against float64."""
-    built, ptx = module(plan)
-    y, simulated = emulate.convolve(built, **given, ptx=ptx, seed=int(rng.integers(2**31)), clusters=grouped)
+    module, ptx = built(plan)
+    y, simulated = emulate.convolve(module, **given, ptx=ptx, seed=int(rng.integers(2**31)), clusters=grouped)
     assert list(simulated.reports) == [plan.entry(plan.whole)]
     check(plan, y, given.pop("u"), given.pop("k"), **given)
     return simulated
@@ -104,8 +95,8 @@ def test_one_launch_gives_what_a_launch_for_each_stage_does(
     given = inputs(plan, rng, batch, 1, LENGTH)
     if mode == "causal":
         even(given, rng)
-    built, ptx = module(plan)
-    y, simulated = emulate.convolve(built, **given, ptx=ptx, clusters=grouped)
+    module, ptx = built(plan)
+    y, simulated = emulate.convolve(module, **given, ptx=ptx, clusters=grouped)
     assert list(simulated.reports) == [plan.entry(plan.whole)]
     rest = {name: x for name, x in given.items() if name not in "uk"}
     check(plan, y, given["u"], given["k"], **rest)
@@ -127,7 +118,7 @@ def test_one_launch_gives_what_a_launch_for_each_stage_does(
 def test_longer_transforms(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
     """A transform in the clusters that a full chip takes it in."""
     plan = planned(mode, length, dtype)
-    grouped = clusters(plan, MANY)
+    grouped = full(plan)
     assert grouped is not None
     assert grouped.size > 1
     run(plan, Clusters(grouped.size, 1), rng, **inputs(plan, rng, plan.rows_per_item, 1, length))
@@ -151,10 +142,10 @@ def test_shorter_signals_in_strided_tensors(
 def test_two_results(mode: str, rng: np.random.Generator) -> None:
     plan = twins.twin(planned(mode))
     assert plan is not None
-    built, ptx = module(plan)
+    module, ptx = built(plan)
     given = inputs(plan, rng, 2 * plan.rows_per_item, 1, LENGTH)
     u, k, gate = (given.pop(name) for name in ("u", "k", "out_gate"))
-    y, twin, simulated = emulate.both(built, u, k, (gate, u), **given, ptx=ptx, clusters=Clusters(2, 1))
+    y, twin, simulated = emulate.both(module, u, k, (gate, u), **given, ptx=ptx, clusters=Clusters(2, 1))
     assert list(simulated.reports) == [plan.entry(plan.whole)]
     check(plan, y, u, k, **given, out_gate=gate)
     check(plan, twin, u, k, **given, out_gate=u)
@@ -179,21 +170,21 @@ def test_signals_that_are_large_in_one_strip(name: str, rng: np.random.Generator
 def test_a_row_that_is_not_finite_makes_itself_nan_and_nothing_else(rng: np.random.Generator) -> None:
     """The place of a transform in the workspace is taken by the next one."""
     plan = planned("causal")
-    built, ptx = module(plan)
+    module, ptx = built(plan)
     u = draw(rng, 2, 1, LENGTH).bfloat16()
     u[0, 0, int(rng.integers(LENGTH))] = float("inf")
     k = filters(rng, 1, LENGTH)
-    y, _ = emulate.convolve(built, u, k, ptx=ptx, clusters=Clusters(2, 1))
+    y, _ = emulate.convolve(module, u, k, ptx=ptx, clusters=Clusters(2, 1))
     assert y[0].isnan().all()
     check(plan, y[1:], u[1:], k)
 
 
 def test_rows_that_start_anywhere_take_a_launch_for_each_stage(rng: np.random.Generator) -> None:
     plan = planned("causal")
-    built, ptx = module(plan)
+    module, ptx = built(plan)
     u = draw(rng, 1, 1, LENGTH + 1).bfloat16()[..., 1:]
     k = filters(rng, 1, LENGTH)
-    y, simulated = emulate.convolve(built, u, k, ptx=ptx, clusters=Clusters(1, 1))
+    y, simulated = emulate.convolve(module, u, k, ptx=ptx, clusters=Clusters(1, 1))
     assert plan.entry(plan.whole) not in simulated.reports
     check(plan, y, u, k)
 
@@ -221,13 +212,13 @@ def test_no_barrier_can_be_dropped(
     size: int, mode: str, barrier: str, number: int, rng: np.random.Generator
 ) -> None:
     plan = planned(mode)
-    source = render(plan)
+    source = built(plan)[0].source
     text = without(source.text, mode, barrier, number)
     changed = Source(source.name, text, source.headers, source.entries)
-    built = Built(plan, changed, b"", "", tables.build(plan), {})
+    module = replace(built(plan)[0], source=changed)
     u, k = draw(rng, 2 * plan.rows_per_item, 1, LENGTH).bfloat16(), filters(rng, 1, LENGTH)
     with pytest.raises((SimulationError, InternalError)):
-        emulate.convolve(built, u, k, clusters=Clusters(size, 1))
+        emulate.convolve(module, u, k, clusters=Clusters(size, 1))
 
 
 # What a call takes

@@ -6,19 +6,29 @@
 
 namespace fftgen {
 
-// Calls f(n) for every piece of VECTOR numbers that is a thread's among those from `first` to `end`: several at a
-// time, so that their loads are under way together.
-template <typename F>
-__device__ __forceinline__ void each_piece(int first, int end, int thread, int threads, F f) {
+// Calls f with every piece of VECTOR numbers that is a thread's among those of a row from `first` to `end`, which
+// are in the peak then: several at a time, so that their loads are under way together.
+template <bool GATED, typename T, typename F>
+__device__ __forceinline__ void each_piece(
+    const RealSource<T>& source, Peak<T>& peak, int first, int end, int thread, int threads, F f) {
     constexpr int AT_ONCE = 4;
     const int step = threads * VECTOR;
+    float x[VECTOR];
     int n = first + thread * VECTOR;
     for (; n < end - (AT_ONCE - 1) * step; n += AT_ONCE * step) {
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; ++i) f(n + i * step);
+        for (int i = 0; i < AT_ONCE; ++i) source.template wide<VECTOR, false, GATED>(n + i * step, x, peak), f(x);
     }
 #pragma unroll 1
-    for (; n < end; n += step) f(n);
+    for (; n < end; n += step) source.template wide<VECTOR, false, GATED>(n, x, peak), f(x);
+}
+template <typename T, typename F>
+__device__ __forceinline__ void each_piece(
+    const RealSource<T>& source, Peak<T>& peak, int first, int end, int thread, int threads, F f) {
+    if (source.gate == nullptr)
+        each_piece<false>(source, peak, first, end, thread, threads, f);
+    else
+        each_piece<true>(source, peak, first, end, thread, threads, f);
 }
 
 // The largest of `count` numbers of a row from `first` on, gated.
@@ -27,11 +37,7 @@ __device__ __forceinline__ unsigned row_peak(const RealSource<T>& source, bool v
     Peak<T> peak;
     const int end = min(first + count, source.length);
     if (vector) {
-        float x[VECTOR];
-        if (source.gate == nullptr)
-            each_piece(first, end, thread, threads, [&](int n) { source.template wide<VECTOR, false, false>(n, x, peak); });
-        else
-            each_piece(first, end, thread, threads, [&](int n) { source.template wide<VECTOR, false, true>(n, x, peak); });
+        each_piece(source, peak, first, end, thread, threads, [](const float (&)[VECTOR]) {});
     } else {
         for (int n = first + thread; n < end; n += threads)
             peak.add(source.gate == nullptr ? widen(source.u[n]) : widen(source.u[n]) * widen(source.gate[n]));
@@ -107,11 +113,7 @@ __device__ __forceinline__ Seen<T> look(const RealSource<T>& source, bool vector
     Seen<T> seen;
     const int end = min(first + count, source.length);
     if (vector) {
-        float x[VECTOR];
-        if (source.gate == nullptr)
-            each_piece(first, end, thread, threads, [&](int n) { source.template wide<VECTOR, false, false>(n, x, seen.peak), seen.add(x); });
-        else
-            each_piece(first, end, thread, threads, [&](int n) { source.template wide<VECTOR, false, true>(n, x, seen.peak), seen.add(x); });
+        each_piece(source, seen.peak, first, end, thread, threads, [&](const float (&x)[VECTOR]) { seen.add(x); });
     } else {
         for (int n = first + thread; n < end; n += threads) {
             const float x[1]{source.gate == nullptr ? widen(source.u[n]) : widen(source.u[n]) * widen(source.gate[n])};
