@@ -6,6 +6,7 @@ import gc
 import os
 import secrets
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,20 @@ from fftgen import emulate
 
 # Worker processes of one session find the same.
 SEED = int(os.environ.setdefault("FFTGEN_TEST_SEED", str(secrets.randbelow(2**31))))
+
+
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked ``drawn(n)`` one in n of its usual cases runs, drawn by the seed; others are slow."""
+    sweeps = defaultdict(list)
+    for item in items:
+        mark = item.get_closest_marker("drawn")
+        if mark is not None and item.get_closest_marker("slow") is None:
+            sweeps[item.nodeid.partition("[")[0], mark.args[0]].append(item)
+    for (name, part), cases in sweeps.items():
+        order = np.random.default_rng([SEED, zlib.crc32(name.encode())]).permutation(len(cases))
+        for number in order[-(-len(cases) // part) :]:
+            cases[number].add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

@@ -253,6 +253,7 @@ def test_what_is_not_finite_stays_where_it_belongs(length: int, bad: float, rng:
     assert torch.equal(made.filter[1], clean.filter[1])
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("target", ["sm_80", "sm_120", *slow("sm_86", "sm_89", "sm_100", "compute_80")])
 @pytest.mark.parametrize("length", [256, 4096, *slow(1024, 16_384, 65_536)])
 def test_every_target(target: str, length: int, rng: np.random.Generator) -> None:
@@ -290,6 +291,7 @@ def test_a_name_a_digest_and_a_text_of_its_own() -> None:
     assert "signals" not in alone.to_json()
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(
     "length",
@@ -299,6 +301,7 @@ def test_no_kernel_spills(target: str, length: int) -> None:
     assert_nothing_spills(planned(length, target=target), target)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", COMMON)
 def test_counts(length: int, rng: np.random.Generator) -> None:
     """Matrix operations are the least possible; of every tensor every byte is moved once; no bank conflicts.
@@ -328,6 +331,7 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
             assert sum(x.units for x in moved) == sum(x.least for x in moved)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("length", [256, 4096, *slow(1024, 65_536)])
 def test_no_barrier_can_be_dropped(length: int, rng: np.random.Generator) -> None:
     """Every barrier of the pass's own kernel is needed, and its absence is seen."""
@@ -395,6 +399,7 @@ def test_a_backward_pass_takes_these_kernels(
     assert filter_gradient.all_on_gpu(conv, nothing, v[:0], ALL, 100) is None
 
 
+@pytest.mark.slow
 def test_an_artifact_carries_it(tmp_path: Path, rng: np.random.Generator) -> None:
     path = tmp_path / "train.fftgen"
     arch = ("--arch", "sm_90")

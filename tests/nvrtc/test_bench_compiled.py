@@ -98,6 +98,7 @@ FAULTS = (None, "rounding", "gate", "zeros")
 USUAL = [*product(PROBLEMS[:1], FAULTS), (PROBLEMS[1], None)]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("problem", "fault"), usually(product(PROBLEMS, FAULTS), USUAL))
 def test_the_device_gets_the_gradient_that_the_simulator_runs(
     problem: Problem, fault: str | None, monkeypatch: pytest.MonkeyPatch

@@ -59,6 +59,7 @@ def shaped(mode: str, factors: tuple[int, ...], device: int, target: str = "sm_9
     return search.with_shape(problem, target, factors, device, ENGINE, fold=True)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("length", "mode"),
     usually(
@@ -75,6 +76,7 @@ def test_lengths(mode: str, length: int, rng: np.random.Generator) -> None:
         run(plan, rng, batch=2, length=steps, taps=taps, options=("in_gate",))
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(("shape", "mode"), usually(itertools.product(SHAPES, MODES), USUAL), ids=str)
 def test_shapes(mode: str, shape: tuple[tuple[int, ...], int], rng: np.random.Generator) -> None:
     """Tall and wide tiles, the device stage around the chain of a block and of a warp."""
@@ -104,6 +106,7 @@ def test_rows_that_start_anywhere(plan: Plan, which: str, rng: np.random.Generat
     judged(plan, rng, u, filters(rng, 2, length), **signals)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("target", ["sm_80", "compute_80", *slow(("sm_86", "sm_89", "sm_100", "sm_120"))])
 def test_every_target(target: str, rng: np.random.Generator) -> None:
     for length in (300, 4096):
@@ -182,6 +185,7 @@ def test_memory_is_reached_as_well_as_can_be(
         assert 0 < kind.units <= 1.05 * kind.least
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("target", [*slow(["sm_80"]), "sm_90"])
 @pytest.mark.parametrize("length", [256, 4096, *slow((512, 1024, 8192, 16_384, 32_768, 65_536, 1_048_576))])
 def test_no_kernel_spills(length: int, target: str) -> None:

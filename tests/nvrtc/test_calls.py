@@ -75,6 +75,7 @@ LAYOUTS: dict[str, Any] = {
 }
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_kernels_take_views_of_any_layout(mode: str, layout: str, rng: np.random.Generator) -> None:
@@ -442,6 +443,11 @@ def test_a_cold_build_takes_ten_seconds_at_most_and_a_cached_one_two(place: Path
     directories = (place / f"cache {number}" for number in itertools.count())
     assert within(10, lambda: build_65536(next(directories)))
     assert within(2, lambda: build_65536(place / "cache 0"))
+
+
+@pytest.mark.slow
+def test_what_a_build_writes_passes(place: Path) -> None:
+    build_65536(place / "cache")
     file = "generated/fftconv-65536-bf16.fftgen"
     found = answer("verify", file, "--quick")["modules"]
     assert [m["plan"].split()[:2] for m in found] == [["circular", "65536"], ["causal", "32768"]]

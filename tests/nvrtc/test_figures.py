@@ -29,6 +29,7 @@ def rows(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 @pytest.mark.parametrize("gated", [False, True])
 def test_the_page_says_what_is_counted(mode: str, gated: bool) -> None:
@@ -45,6 +46,7 @@ def planned(length: int, signals: bool) -> Gradient:
     return found
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("signals", [False, True], ids=["of the filter", "all"])
 def test_the_page_says_what_is_counted_of_gradients(gated: bool, signals: bool) -> None:

@@ -101,6 +101,7 @@ def signals(
     return made[0], made[1], made[2] if gates & 1 else None, made[3] if gates & 2 else None
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [256, 1024, 4096, 65_536, *slow((n,) for n in PATHS if n not in COMMON)])
 @pytest.mark.parametrize(
     ("mode", "dtype"),
@@ -113,6 +114,7 @@ def test_powers_of_two(length: int, mode: str, dtype: str, rng: np.random.Genera
     run(planned(length, dtype), rng, *signals(rng, dtype, shape, gates), mode=mode)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("length", "mode"),
     [
@@ -200,6 +202,7 @@ def test_what_is_not_finite_stays_in_its_channel(length: int, bad: float, rng: n
     gradients.judge(dk[1:], ref, gradient_accuracy.filters("bf16", 3, "scaled-fp16"))
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_89", "sm_100", "sm_120", "compute_80"])
 @pytest.mark.parametrize(
     "length", [256, 4096, *(pytest.param(n, marks=pytest.mark.slow) for n in (1024, 16_384))]
@@ -215,6 +218,7 @@ def test_targets_without_the_instructions() -> None:
         planned(4096, "fp16", "sm_75")
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(
     "length",
@@ -251,6 +255,7 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
         assert sum(x.units for x in loads) == sum(x.least for x in loads)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("length", [256, 4096, *slow([(1024,), (65_536,)])])
 def test_no_barrier_can_be_dropped(length: int, rng: np.random.Generator) -> None:
     """Every barrier of the gradient's own kernel is needed, and its absence is seen."""

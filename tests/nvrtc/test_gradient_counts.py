@@ -37,6 +37,7 @@ def moved(counters: Counters, kind: str, *buffers: str) -> int:
     return sum(int(getattr(x, kind).bytes) for x in there)
 
 
+@pytest.mark.drawn(3)
 @SIGNALS
 @pytest.mark.parametrize("length", LENGTHS)
 def test_every_kernel_does_what_the_model_says(length: int, signals: bool) -> None:
@@ -74,6 +75,7 @@ def test_every_kernel_does_what_the_model_says(length: int, signals: bool) -> No
             assert moved(counters, kind, "workspace", "v_workspace") == batch * sides * each
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
 @SIGNALS
 @pytest.mark.parametrize("length", [256, 1024, 4096, 8192, 65_536])

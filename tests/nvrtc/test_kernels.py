@@ -38,6 +38,7 @@ USUAL = [
 ]
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(("length", "mode", "dtype"), usually(EVERY, USUAL))
 def test_powers_of_two(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
     plan = plan_for(mode, length, dtype)
@@ -49,6 +50,7 @@ def test_powers_of_two(mode: str, length: int, dtype: str, rng: np.random.Genera
 OTHERS = (1, 2, 17, 100, 257, 1000, 1026, 5000, 5120, 12_288, 20_000, 20_480)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("length", usually(OTHERS, (1, 257, 5000, 12_288)))
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_other_lengths(mode: str, length: int, rng: np.random.Generator) -> None:
@@ -58,6 +60,7 @@ def test_other_lengths(mode: str, length: int, rng: np.random.Generator) -> None
 OPTIONS = [c for n in range(4) for c in itertools.combinations(("in_gate", "out_gate", "skip"), n)]
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("options", OPTIONS, ids="+".join)
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 @pytest.mark.parametrize("length", [512, 4096])
@@ -67,6 +70,7 @@ def test_every_combination_of_options(
     run(plan_for(mode, length, "bf16"), rng, batch=3, options=options)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize(("mode", "length"), [("causal", 256), ("circular", 256), ("circular", 4096)])
@@ -90,6 +94,7 @@ PROBLEMS = (("causal", 16_384), ("circular", 8192), ("circular", 1009))
 ELSEWHERE = [*(("sm_75", *p) for p in PROBLEMS), ("sm_86", *PROBLEMS[0]), ("compute_80", *PROBLEMS[2])]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("target", "mode", "length"), usually([(t, *p) for t in TARGETS for p in PROBLEMS], ELSEWHERE)
 )
@@ -97,6 +102,7 @@ def test_every_target(target: str, mode: str, length: int, rng: np.random.Genera
     run(plan_for(mode, length, "fp16", target), rng, options=("out_gate", "skip"))
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("mode", "length", "dtype", "target"),
     [
@@ -139,6 +145,7 @@ def test_long_transforms_on_sampled_blocks(mode: str, length: int) -> None:
         assert sample.accuracy.passed, f"{sample.description}: {sample.accuracy}"
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("mode", "length"),
     [
