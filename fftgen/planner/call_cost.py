@@ -1,10 +1,13 @@
 """What a whole call costs: launches one after another, each in waves of blocks, the last partly filled.
 
-A kernel is not done when its busiest resource is: what the others do is hidden behind that in part. How far,
-and what a launch costs beside its work, was fitted to ungated rows measured on an H200 (14 rows, results/).
-The three figures below give those with a root mean square of 11 %, the worst (2048 points) 31 % too long. The
-rows do not tell the rates themselves: with the clock that was seen there (1.75 GHz) or the rate of the L2
-left open a fit comes to the same 11 %, so those of targets.py stay as documents have them.
+A kernel is not done when its busiest resource is: what the others do is hidden behind that in part. How
+far, what a launch costs beside its work, and what a call does beside its launches, was fitted to 54 rows
+that were measured on an H200 (results/): a call of each length, gated and not, with its filter's kernels,
+and gated calls of long transforms in chunks of 12 to 60 MB, which tell launches from all else. The four
+figures below give those with a root mean square of 11 %, the worst (2048 points) 25 % too long
+(test_cost_fit.py). Kernels around the inner stages hide nothing of one resource behind another. The rows do
+not tell the rates themselves: with the clock that was seen there (1.75 GHz) or the rate of the L2 left open
+a fit comes to the same 11 %, so those of targets.py stay as documents have them.
 """
 
 from __future__ import annotations
@@ -21,8 +24,9 @@ from fftgen.planner.launch import Launch, items_per_channel, launches, together
 from fftgen.planner.plan import Plan
 from fftgen.targets import Target
 
-LAUNCH_SECONDS = 13.5e-6  # beginning, end, and what the chip idles between a kernel and the next
-SHOWING, SHOWING_OUTSIDE = 0.3, 0.5  # of the other resources' time: of inner stages, and of those around them
+CALL_SECONDS = 17.2e-6  # beside its launches: until the first kernel runs, and after the last
+LAUNCH_SECONDS = 1.0e-6  # what the chip idles between a kernel and the next
+SHOWING, SHOWING_OUTSIDE = 0.26, 1.0  # of the other resources' time: of inner stages, of those around
 CHIP_WIDE = ("device memory", "L2")  # shared by all multiprocessors: a few busy ones can use them up
 
 
@@ -49,7 +53,8 @@ class CallCost:
 def call_cost(plan: Plan, target: Target, price: Cost, batch: int, channels: int) -> CallCost:
     """``price`` is the plan's cost of one transform, as planned or as compiled.
 
-    Where one launch carries out all stages, it takes what theirs take, without their launches and waves.
+    Where one launch carries out all stages, it takes what theirs take, without their launches and waves;
+    what different stages of different transforms hide of each other is not in it.
     """
     whole = together(plan, batch, channels)
     if whole is not None and plan.whole is not None:
@@ -80,7 +85,7 @@ def _call(made: Sequence[tuple[Launch, KernelCost]], target: Target, batch: int,
         even += launch.items * kernel.time
         showing += launch.items * _share(launch.kernel.label) * (sum(kernel.seconds.values()) - kernel.time)
         total += launch.items * _time(kernel, waves(launch.grid, kernel, launch.kernel.warps, target))
-    fixed = len(made) * LAUNCH_SECONDS
+    fixed = CALL_SECONDS + len(made) * LAUNCH_SECONDS
     return CallCost(batch, channels, len(made), fixed, total - even, showing, total + showing + fixed)
 
 
@@ -96,7 +101,8 @@ def _clustered(
     total = items * sum(_stretched(k, stretch) for k in stages)
     showing = items * sum(_share(k.name) * (sum(k.seconds.values()) - k.time) for k in stages)
     last = total - items * sum(k.time for k in stages)
-    return CallCost(*shape, 1, LAUNCH_SECONDS, last, showing, total + showing + LAUNCH_SECONDS)
+    fixed = CALL_SECONDS + LAUNCH_SECONDS
+    return CallCost(*shape, 1, fixed, last, showing, total + showing + fixed)
 
 
 def _share(name: str) -> float:

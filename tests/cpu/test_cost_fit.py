@@ -1,0 +1,121 @@
+"""The model of a whole call beside what an H200 measured (results/): its four figures are those of a fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fftgen.planner import call_cost, search
+from fftgen.planner.cost import Cost, KernelCost, cost, filter_cost
+from fftgen.planner.filter import filter_launches
+from fftgen.planner.plan import Plan
+from fftgen.problem import Problem
+from fftgen.targets import target
+
+RESULTS = Path(__file__).resolve().parents[2] / "results"
+CHIP = target("sm_90")
+# The compiler had taken every second 16-byte store to the workspace apart: sectors written then, over now.
+OLD_STORES = {"columns1": 1.75, "rows": 2.5}
+GATES = 32  # machine instructions of a warp for 128 complex elements (FIGURES.md)
+FIGURES = ("CALL_SECONDS", "LAUNCH_SECONDS", "SHOWING", "SHOWING_OUTSIDE")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured call; ``chunk``: bytes, 0: the plan's; ``filtered``: with the filters' spectra."""
+
+    length: int
+    batch: int
+    channels: int
+    gated: bool
+    seconds: float
+    chunk: int = 0
+    filtered: bool = False
+
+
+def rows() -> Iterator[Row]:
+    for step in json.loads((RESULTS / "h200-2026-11-27.json").read_text())["steps"]:
+        found = step.get("result") or {}
+        if found.get("mode") == "causal" and found.get("direction") == "forward":
+            seconds = found["contenders"]["fftgen"]["median_s"]
+            shape = (found["length"], found["batch"], found["channels"])
+            yield Row(*shape, found["gated"], seconds, filtered=True)
+    for line in (RESULTS / "h200-2026-11-26-tuning.jsonl").read_text().splitlines():
+        found = json.loads(line)
+        name, _, mib = found["variant"].partition(" chunk")
+        if found["length"] in (65_536, 262_144, 1_048_576) and name in ("held", "default"):
+            mib = mib or ("30" if name == "held" else "")
+            if mib.isdecimal() and int(mib) >= 12:  # smaller chunks do not fill the chip
+                shape = (found["length"], found["batch"], found["channels"])
+                yield Row(*shape, True, found["ms"] * 1e-3, int(mib) << 20)
+
+
+def as_measured(plan: Plan, kernel: KernelCost, gated: bool) -> KernelCost:
+    """The kernel as it was then, with what gates add: bytes of one more signal in, and one on the way out."""
+    work, seconds = kernel.work, dict(kernel.seconds)
+    l2 = work.l2_bytes + work.workspace_stored * (OLD_STORES.get(kernel.name, 1) - 1)
+    memory, instructions = work.device_bytes, work.instructions
+    if gated and kernel.name != "rows":
+        signal = 2 * plan.transform
+        inside = not plan.device_stages
+        l2 += signal * (2 if inside else 1)
+        memory += signal * (2 if inside else kernel.name != "columns1")  # columns find theirs in the L2
+        instructions += plan.transform / 128 * GATES * (1 if inside else 0.5)
+    seconds["device memory"] = memory / CHIP.bandwidth
+    seconds["L2"] = l2 / CHIP.l2_bandwidth
+    seconds["issue slots"] *= instructions / work.instructions
+    return replace(kernel, seconds=seconds)
+
+
+def parts(row: Row) -> tuple[float, np.ndarray]:
+    """Seconds of the busiest resources, and what each of the four figures is a factor of."""
+    plan = replace(search.plan(Problem("causal", row.length, "bf16"), CHIP), whole=None)
+    if row.chunk:
+        plan = replace(plan, chunk_bytes=row.chunk)
+    price = Cost(tuple(as_measured(plan, k, row.gated) for k in cost(plan, CHIP).kernels))
+    found = call_cost.call_cost(plan, CHIP, price, row.batch, row.channels)
+    items = row.batch * row.channels
+    hidden = {k.name: items * (sum(k.seconds.values()) - k.time) for k in price.kernels}
+    outside = sum(s for name, s in hidden.items() if name.startswith(("peaks", "columns")))
+    inner, launches = sum(hidden.values()) - outside, found.launches
+    busiest = found.time - found.fixed - found.showing
+    if row.filtered:
+        for kernel in filter_cost(plan, CHIP).kernels:
+            busiest += row.channels * kernel.time
+            inner += row.channels * (sum(kernel.seconds.values()) - kernel.time)
+        launches += len(filter_launches(plan.filter, plan.transform, row.channels))
+    return busiest, np.array([1.0, launches, inner, outside])
+
+
+def test_the_figures_of_a_call_are_those_that_fit_what_was_measured() -> None:
+    measured = list(rows())
+    assert len(measured) == 54
+    seconds = np.array([row.seconds for row in measured])
+    found = [parts(row) for row in measured]
+    busiest = np.array([b for b, _ in found]) / seconds
+    factors = np.stack([f for _, f in found]) / seconds[:, None]
+    fitted = np.linalg.lstsq(factors, 1 - busiest, rcond=None)[0]
+    figures = np.array([getattr(call_cost, name) for name in FIGURES])
+    assert figures == pytest.approx(fitted, rel=0.06)
+    error = busiest + factors @ figures - 1
+    assert np.sqrt(np.mean(error**2)) < 0.12
+    assert np.abs(error).max() < 0.3
+
+
+def test_a_launch_costs_about_a_microsecond_beside_its_work() -> None:
+    """Without the model: what a launch takes over transforms of its chunk, where these fill the chip."""
+    for length, channels, waves in ((65_536, 240, (16, 24, 40, 60)), (1_048_576, 32, (16, 40, 60))):
+        points = []
+        for row in rows():
+            mib = row.chunk >> 20
+            if (row.length, row.channels) == (length, channels) and mib in waves:
+                at_once = row.chunk // (4 * length)
+                launches = 4 * -(-row.batch * channels // at_once)
+                points.append((at_once, row.seconds / launches))
+        slope, fixed = np.polyfit(np.array(points)[:, 0], np.array(points)[:, 1], 1)
+        assert 0.3e-6 < fixed < 3e-6, f"{length}: {slope:.3g} s a transform, {fixed:.3g} s a launch"
