@@ -6,6 +6,7 @@ Layout under ``<directory>/kernels/``::
     locks/abcd....lock      held while the entry is being made; removed afterwards
     tmp/abcd....xyz/        an entry being written; renamed into place when it is on the disk
     damaged/abcd....xyz/    an entry whose digests did not match, kept to be looked at
+    notes/abcd...           what goes without saying once it was found out (shortcut.py), with its digest
 
 A hit takes no lock. On a miss one process compiles with the lock of the key held, the others wait and look
 again. What lies in ``tmp`` while nobody holds its lock was left by a process that died.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import hashlib
 import os
 import shutil
 import sys
@@ -26,7 +28,7 @@ from pathlib import Path
 
 from fftgen import environment
 from fftgen.cache_entry import META, Entry, Key, from_files, read_meta, to_files
-from fftgen.durable import sync_directory, unused, write_synced
+from fftgen.durable import replace_file, sync_directory, unused, write_synced
 from fftgen.errors import ArtifactError, InternalError, ToolchainError
 
 if sys.platform != "win32":
@@ -84,8 +86,12 @@ class Cache:
 
     def get(self, key: Key) -> Entry | None:
         """The entry, or None when it is missing or damaged. Takes no lock and changes nothing."""
+        return self.entry(key.digest)
+
+    def entry(self, digest: str) -> Entry | None:
+        """``get`` by the digest of a key."""
         try:
-            return self._load(key.digest)
+            return self._load(digest)
         except (ArtifactError, OSError):
             return None
 
@@ -132,6 +138,25 @@ class Cache:
                 self._complain(error)
             return entry
 
+    def note(self, digest: str) -> bytes | None:
+        """What ``keep_note`` kept; None when there is nothing, or nothing whole."""
+        place = self._note(digest)
+        if place is None:
+            return None
+        try:
+            said, _, content = place.read_bytes().partition(b"\n")
+        except OSError:
+            return None
+        return content if said.decode("latin-1") == hashlib.sha256(content).hexdigest() else None
+
+    def keep_note(self, digest: str, content: bytes) -> None:
+        """Keep bytes that can be found out again, whole or not at all; where they cannot be kept, nothing."""
+        place = self._note(digest)
+        if place is not None:
+            with contextlib.suppress(OSError):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(place, hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
+
     def entries(self) -> list[Info]:
         """What is in the store, by kernel name and target; files are not checked against their digests."""
         return sorted(
@@ -170,6 +195,7 @@ class Cache:
                         os.rename(path, doomed)
                         shutil.rmtree(doomed)
         shutil.rmtree(root / "damaged", ignore_errors=True)
+        shutil.rmtree(root / "notes", ignore_errors=True)
         _sweep(root)
         return before - self.size()
 
@@ -185,6 +211,9 @@ class Cache:
         if self.directory is None:
             return None
         return self.directory / "kernels" / "entries" / digest[:2] / digest
+
+    def _note(self, digest: str) -> Path | None:
+        return None if self.directory is None else self.directory / "kernels" / "notes" / digest
 
     def _paths(self) -> list[Path]:
         if self.directory is None:

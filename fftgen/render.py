@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib import resources
-from typing import Any
-
-import jinja2
+from typing import TYPE_CHECKING, Any
 
 from fftgen import __version__
 from fftgen.dtypes import dtype
@@ -20,6 +18,9 @@ from fftgen.planner.plan import Kernel, Plan
 from fftgen.planner.search import chosen_engine, named_engine
 from fftgen.planner.tables import matrix_bytes
 from fftgen.source import Source
+
+if TYPE_CHECKING:
+    import jinja2
 
 WMMA_TEMPLATES = {
     "convolve": "inner.j2",
@@ -75,6 +76,8 @@ def summary(plan: Plan) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> jinja2.Environment:
+    import jinja2  # what is in the cache is not rendered again (shortcut.py)
+
     return jinja2.Environment(
         loader=jinja2.PackageLoader("fftgen", "templates"),
         undefined=jinja2.StrictUndefined,

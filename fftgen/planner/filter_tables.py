@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import sympy
 
 from fftgen.planner.filter import Filter, FilterTable
 from fftgen.planner.filter_design import exponents
-from fftgen.planner.twiddle import K, R, evaluate
 
 
 def _values(table: FilterTable) -> npt.NDArray[np.complex64]:
     """The numbers of a table, ``(rows, count)``."""
+    import sympy  # slow to load: where numbers are made only
+
+    from fftgen.planner.twiddle import K, R, evaluate
+
     count = np.arange(table.count)
     if table.kind != "twiddle":
         return evaluate(-K / sympy.Integer(table.length), table.step * count, 0).astype(np.complex64)[None]
@@ -34,4 +36,8 @@ def fill(found: Filter, block: npt.NDArray[np.uint8]) -> None:
 
 def first_weights(radix: int) -> npt.NDArray[np.complex128]:
     """The right-angle weights of the first stage's digit, exp(i pi j / (2 R)), ``(R,)``."""
+    import sympy
+
+    from fftgen.planner.twiddle import K, evaluate
+
     return evaluate(K / (4 * sympy.Integer(radix)), np.arange(radix), 0)

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fftgen.dtypes import FP16, DType, dtype, encode
-from fftgen.planner import twiddle
 from fftgen.planner.plan import TILE, Plan, Stage, Table
 
 Indices = npt.NDArray[np.int64]
@@ -123,11 +122,15 @@ def _planes(values: Complex, axis: int, count: int, to: DType = FP16) -> npt.NDA
 
 def _matrix(plan: Plan, number: int, k: Indices, n: Indices) -> Complex:
     """Entries (k, n) of the scaled DFT matrix of a stage."""
+    from fftgen.planner import twiddle  # SymPy loads slowly: where numbers are made only
+
     turns = twiddle.dft_turns(plan.factors, number, plan.real_input)
     return twiddle.evaluate(turns, k, n) * 2.0 ** -plan.stages[number - 1].scale
 
 
 def _twiddle(plan: Plan, number: int, k: Indices, r: Indices) -> Complex:
+    from fftgen.planner import twiddle
+
     return twiddle.evaluate(twiddle.twiddle_turns(plan.factors, number, plan.real_input), k, r)
 
 

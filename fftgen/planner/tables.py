@@ -8,7 +8,6 @@ import numpy.typing as npt
 from fftgen.dtypes import dtype, encode
 from fftgen.planner import filter_tables, fragments
 from fftgen.planner.plan import Plan, Stage, Table
-from fftgen.planner.twiddle import dft_turns, evaluate, twiddle_turns
 
 ALIGNMENT = 256
 SINGLE_LEVEL_BYTES = 16 * 1024  # a twiddle table up to this size stays in the L1 cache as it is
@@ -83,6 +82,8 @@ def layout(stages: tuple[Stage, ...], weighted: bool) -> tuple[Table, ...]:
 
 def dft_matrix(plan: Plan, stage: int) -> npt.NDArray[np.complex128]:
     """The DFT matrix of a stage (radix, radix), scaled by its power of two, in float64."""
+    from fftgen.planner.twiddle import dft_turns, evaluate  # SymPy loads slowly: where numbers are made only
+
     radix = plan.stages[stage - 1].radix
     turns = dft_turns(plan.factors, stage, plan.real_input)
     digits = np.arange(radix)
@@ -91,6 +92,8 @@ def dft_matrix(plan: Plan, stage: int) -> npt.NDArray[np.complex128]:
 
 def twiddles(plan: Plan, stage: int, columns: npt.ArrayLike) -> npt.NDArray[np.complex128]:
     """Twiddles T(k, r) of a stage for all k (radix) and the given r: (radix, len(columns)), float64."""
+    from fftgen.planner.twiddle import evaluate, twiddle_turns
+
     turns = twiddle_turns(plan.factors, stage, plan.real_input)
     rows = np.arange(plan.stages[stage - 1].radix)
     return evaluate(turns, rows[:, None], np.asarray(columns)[None, :])

@@ -32,6 +32,7 @@ ORDER = (
     "hot_path",
     "cache_entry",
     "cache",
+    "shortcut",
     "artifact",
     "pipeline",
     "roofline",
