@@ -330,8 +330,7 @@ def real(found: list[Step]) -> list[Outcome]:
     ("body", "limit"),
     [
         ("os.abort()", 60.0),
-        ("time.sleep(600)", 15.0),
-        *slow([("print('x' * 100000)\nos._exit(7)", 60.0)]),
+        *slow([("time.sleep(600)", 15.0), ("print('x' * 100000)\nos._exit(7)", 60.0)]),
     ],
 )
 def test_a_peer_that_kills_or_hangs_its_process_is_left_out(

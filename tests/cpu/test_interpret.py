@@ -61,7 +61,7 @@ def test_exact_arithmetic_gives_the_convolution(rng: np.random.Generator, mode: 
         assert distance(run(found, inputs, rounded=False), expected(found, inputs)) < EXACT
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("dtype", cases.DTYPES)
 @pytest.mark.parametrize("length", QUICK)
 @pytest.mark.parametrize("mode", cases.MODES)
@@ -87,7 +87,7 @@ def test_the_longest_transforms(rng: np.random.Generator, mode: str, length: int
     assert distance(run(found, inputs, rounded=False), ref) < EXACT
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("options", cases.OPTIONS, ids=lambda o: "+".join(n for n in o if o[n]) or "plain")
 @pytest.mark.parametrize(
     ("mode", "length"),
@@ -186,7 +186,7 @@ SHAPES = [
 LARGE = [((112, 48, 32), 1), *SHAPES[-2:]]
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("factors", "device", "mode"),
     cases.usually(
@@ -220,7 +220,7 @@ def test_every_shape_of_plan_computes_the_same(
         judge(found, inputs, run(found, inputs, rounded=True))
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     "factors", [(16, 16), (32, 16), (48, 16), (32, 32), (16, 16, 16), (80, 16, 16), (16, 16, 64)], ids=str
 )

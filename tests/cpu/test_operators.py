@@ -131,6 +131,7 @@ def test_two_results_by_one_transform(mode: str, options: tuple[str, ...], rng: 
     assert gradcheck(lambda *x: f(*x)[1], inputs, check_forward_ad=True)  # one of them alone
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("needed", [(True, True, True), (True, False, False), (False, True, True)])
 def test_all_gradients_by_one_operator(

@@ -94,13 +94,13 @@ USUAL = [
 ]
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(("length", "mode", "dtype"), usually(EVERY, USUAL))
 def test_the_gradient_of_the_input(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
     check(plan_for(mode, length, dtype), rng, batch=1 if length > 4096 else 3)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("options", OPTIONS, ids="+".join)
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_every_combination_of_options(mode: str, options: tuple[str, ...], rng: np.random.Generator) -> None:
@@ -108,7 +108,7 @@ def test_every_combination_of_options(mode: str, options: tuple[str, ...], rng: 
     check(plan_for(mode, 512), rng, batch=3, channels=2, options=options, wanted=wanted)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("length", usually((1, 2, 17, 257, 1009, 1026, 5003, 20_000), (1, 1009, 1026, 5003)))
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_any_length(mode: str, length: int, rng: np.random.Generator) -> None:
@@ -153,7 +153,7 @@ def test_short_inputs_and_filters(mode: str, steps: int, taps: int, rng: np.rand
     check(plan, rng, batch=2, steps=steps, taps=taps, options=("k_rev", "in_gate", "out_gate"))
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("mode", "length", "dtype", "target"),
     [

@@ -291,7 +291,7 @@ def test_a_name_a_digest_and_a_text_of_its_own() -> None:
     assert "signals" not in alone.to_json()
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(
     "length",
@@ -301,7 +301,7 @@ def test_no_kernel_spills(target: str, length: int) -> None:
     assert_nothing_spills(planned(length, target=target), target)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("length", COMMON)
 def test_counts(length: int, rng: np.random.Generator) -> None:
     """Matrix operations are the least possible; of every tensor every byte is moved once; no bank conflicts.

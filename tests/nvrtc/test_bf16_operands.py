@@ -59,7 +59,7 @@ def shaped(mode: str, factors: tuple[int, ...], device: int, target: str = "sm_9
     return search.with_shape(problem, target, factors, device, ENGINE, fold=True)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("length", "mode"),
     usually(
@@ -76,7 +76,7 @@ def test_lengths(mode: str, length: int, rng: np.random.Generator) -> None:
         run(plan, rng, batch=2, length=steps, taps=taps, options=("in_gate",))
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(("shape", "mode"), usually(itertools.product(SHAPES, MODES), USUAL), ids=str)
 def test_shapes(mode: str, shape: tuple[tuple[int, ...], int], rng: np.random.Generator) -> None:
     """Tall and wide tiles, the device stage around the chain of a block and of a warp."""

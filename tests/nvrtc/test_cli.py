@@ -295,6 +295,7 @@ def test_verify_notices_code_that_is_not_from_the_source() -> None:
     assert "1 module run, 0 failed" in result.stdout
 
 
+@pytest.mark.slow
 def test_an_artifact_that_trains_has_kernels_with_two_outputs() -> None:
     """Found by their own name, verified like the others; the convolution is still the one with one output."""
     answer("build", "--seqlen", "256", "--arch", "sm_80", "--train", "-o", "x.fftgen")

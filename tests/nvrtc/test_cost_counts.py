@@ -82,7 +82,7 @@ def moved(counters: Counters, buffer: str, kind: str) -> int:
     return int(getattr(found, kind).bytes) if found else 0
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("plan", PLANS, ids=str, scope="module")
 def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
     transforms = CHANNELS * items_per_channel(plan, BATCH)
@@ -101,6 +101,7 @@ def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
             assert moved(counters, buffer, kind) == transforms * predicted, (kernel.label, buffer, kind)
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("plan", PLANS, ids=str, scope="module")
 def test_every_filter_kernel_does_what_the_model_says(plan: Plan) -> None:
     assert plan.filter.kernels

@@ -194,7 +194,7 @@ WMMA = ((16, 16), (16, 32), (48, 16), (32, 32), (16, 16, 16), (48, 16, 16), (80,
 MODES = ("causal", "circular")
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("length", "mode"),
     usually(product(LENGTHS, MODES), [*zip(LENGTHS, cycle(MODES)), (4096, "circular")]),
@@ -216,7 +216,7 @@ def test_spectra_in_the_order_of_the_wmma_engine(
     check(plan, make(plan, k), k)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     "plan",
     [
@@ -264,7 +264,7 @@ BACKWARDS = [
 ]
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("plan", BACKWARDS, ids=lambda p: f"{p.problem.mode}-{p.problem.length}-{p.engine}")
 def test_spectra_of_filters_that_act_backwards_in_time(plan: Plan, rng: np.random.Generator) -> None:
     """Alone and beside one that acts forwards, as long as can be, shorter, and two taps; with a skip term."""
@@ -302,7 +302,7 @@ def test_spectra_on_other_targets(mode: str, length: int, target: str, rng: np.r
     check(plan, make(plan, k), k)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     "plan",
     [
@@ -335,7 +335,7 @@ def test_the_error_is_that_of_fp32(plan: Plan, rng: np.random.Generator) -> None
         assert error.max() < FP32, f"relative error {error.max():.2e}"
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("taps", [1, 2, 129, 255, 2047, 4095])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 @pytest.mark.parametrize("target", ["sm_75", "sm_90"])
@@ -435,7 +435,7 @@ def test_a_missing_barrier_is_seen() -> None:
         prepare(plan, ptx_of(plan)[2], simulated, torch.ones(1, 4096), address=simulated.address)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("length", [256, 4096, 12_288, 20_480, 32_768, 65_536])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_memory_is_touched_once(mode: str, length: int, rng: np.random.Generator) -> None:

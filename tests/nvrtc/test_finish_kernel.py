@@ -114,7 +114,7 @@ MORE = ((8192, "sm_120"), (24_576, "compute_80"))
 USUAL = [case for case in (*ONE, *TWO, *MORE) if case[0] not in (512, 2048, 8192, 40_960, 131_072)]
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("length", "target"),
     usually([*ONE, *TWO, *MORE], USUAL),
@@ -130,7 +130,7 @@ def test_taps_of_every_length(length: int, target: str, parts: int, rng: np.rand
     assert set(made.reports) == {k.role for k in found.plan.filter.kernels} - {"finish_wrap"}
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("length", "target"),
     [(250, "sm_90"), (256, "sm_80"), (700, "sm_90"), (3073, "sm_80"), (60_001, "sm_90"), (65_536, "sm_80")],
@@ -224,7 +224,7 @@ def test_what_is_not_finite_stays_in_its_channel(length: int, target: str, rng: 
     assert torch.equal(made.taps[2], clean.taps[2])
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(("length", "target"), [(500, "sm_90"), (3700, "sm_80"), (100_000, "sm_80")])
 def test_no_barrier_can_be_missed(length: int, target: str, rng: np.random.Generator) -> None:
     found = gradient_for(length, target)

@@ -101,7 +101,7 @@ def signals(
     return made[0], made[1], made[2] if gates & 1 else None, made[3] if gates & 2 else None
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("length", [256, 1024, 4096, 65_536, *slow((n,) for n in PATHS if n not in COMMON)])
 @pytest.mark.parametrize(
     ("mode", "dtype"),
@@ -114,7 +114,7 @@ def test_powers_of_two(length: int, mode: str, dtype: str, rng: np.random.Genera
     run(planned(length, dtype), rng, *signals(rng, dtype, shape, gates), mode=mode)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("length", "mode"),
     [

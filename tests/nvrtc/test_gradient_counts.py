@@ -37,7 +37,7 @@ def moved(counters: Counters, kind: str, *buffers: str) -> int:
     return sum(int(getattr(x, kind).bytes) for x in there)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @SIGNALS
 @pytest.mark.parametrize("length", LENGTHS)
 def test_every_kernel_does_what_the_model_says(length: int, signals: bool) -> None:

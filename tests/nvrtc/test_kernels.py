@@ -38,7 +38,7 @@ USUAL = [
 ]
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(("length", "mode", "dtype"), usually(EVERY, USUAL))
 def test_powers_of_two(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
     plan = plan_for(mode, length, dtype)
@@ -60,7 +60,7 @@ def test_other_lengths(mode: str, length: int, rng: np.random.Generator) -> None
 OPTIONS = [c for n in range(4) for c in itertools.combinations(("in_gate", "out_gate", "skip"), n)]
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("options", OPTIONS, ids="+".join)
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 @pytest.mark.parametrize("length", [512, 4096])
@@ -70,7 +70,7 @@ def test_every_combination_of_options(
     run(plan_for(mode, length, "bf16"), rng, batch=3, options=options)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize(("mode", "length"), [("causal", 256), ("circular", 256), ("circular", 4096)])
@@ -102,7 +102,7 @@ def test_every_target(target: str, mode: str, length: int, rng: np.random.Genera
     run(plan_for(mode, length, "fp16", target), rng, options=("out_gate", "skip"))
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("mode", "length", "dtype", "target"),
     [
@@ -145,7 +145,7 @@ def test_long_transforms_on_sampled_blocks(mode: str, length: int) -> None:
         assert sample.accuracy.passed, f"{sample.description}: {sample.accuracy}"
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("mode", "length"),
     [

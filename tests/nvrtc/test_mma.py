@@ -45,7 +45,7 @@ EVERY = list(itertools.product(POWERS, MODES, TORCH))
 USUAL = [case for case in EVERY if case[2] == "bf16" or case[0] in (256, 1024, 16_384)]
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(("length", "mode", "dtype"), usually(EVERY, USUAL))
 def test_powers_of_two(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
     plan = plan_for(mode, length, dtype)
@@ -67,7 +67,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("factors", "mode"),
     usually(itertools.product(SHAPES, MODES), list(zip(SHAPES[:6], itertools.cycle(MODES)))),
@@ -106,7 +106,7 @@ FOLDED = [
 ]
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("plan", FOLDED, ids=lambda p: f"{p.fold}-{p.factors}-{p.memory_class}")
 def test_circular_lengths_that_are_no_transforms(plan: Plan, rng: np.random.Generator) -> None:
     """Folded: whole rows with all options, then a ragged end and filters of other lengths."""
@@ -127,7 +127,7 @@ def test_every_combination_of_options_on_a_folded_length(
     run(plan, rng, batch=3, options=options)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("options", COMBINATIONS, ids="+".join)
 @pytest.mark.parametrize("length", [512, 4096])
 @pytest.mark.parametrize("mode", MODES)
@@ -139,7 +139,7 @@ def test_every_combination_of_options(
         run(plan_for(mode, length, dtype), rng, batch=3, options=options)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("length", [256, 1024, 4096])
@@ -227,7 +227,7 @@ HARD += [("fp16", name) for name in ("mean", "tails", "spike", "1e-3")]
 SLOW = usually(PATHS, (256, 1024, 4096))
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(("dtype", "name"), HARD)
 @pytest.mark.parametrize("length", SLOW)
 @pytest.mark.parametrize("mode", MODES)
@@ -239,7 +239,7 @@ def test_hard_signals(mode: str, length: int, dtype: str, name: str, rng: np.ran
     judged(plan_for(mode, length, dtype), rng, u, k)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(("dtype", "name"), HARD)
 @pytest.mark.parametrize(
     ("length", "factors", "device"),
@@ -350,7 +350,7 @@ def test_a_gate_may_make_rows_of_a_pair_unlike(kind: str, aligned: bool, rng: np
     judge_rows_alone(plan, call(plan, u, k, in_gate=gate), u, k, in_gate=gate)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("options", [(), ("in_gate",)], ids=["plain", "gated"])
 @pytest.mark.parametrize("length", [4096, 4091])
 @pytest.mark.parametrize("mode", MODES)
@@ -387,7 +387,7 @@ def test_peaks_and_norms_before_a_device_stage(
 # What is not finite, and zeros
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("value", "gate", "aligned"),
     [
@@ -462,7 +462,7 @@ def test_a_filter_that_is_not_finite_spoils_its_channel_only(
     assert torch.equal(after[:, ::2], before[:, ::2])
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("length", "mode", "dtype"),
     usually(
@@ -499,7 +499,7 @@ def report(simulated_reports: dict[str, Report]) -> Report:
     return only
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("length", PATHS)
 @pytest.mark.parametrize("mode", MODES)
 def test_tensor_core_work_is_what_the_planner_counts(
@@ -534,7 +534,7 @@ def test_a_causal_sequence_of_4096_takes_640_operations(target: str, rng: np.ran
     assert sum(tensor.values()) == 3 * 640
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("options", [(), OPTIONS], ids=["plain", "gated"])
 @pytest.mark.parametrize("length", PATHS)
 @pytest.mark.parametrize("mode", MODES)
@@ -556,7 +556,7 @@ def test_memory_is_reached_as_well_as_can_be(
         assert kind.units <= 1.05 * kind.least
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("factors", [(16, 16, 16), (32, 16, 32), (16, 16, 16, 16)], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_workspace_is_moved_in_whole_sectors(

@@ -64,7 +64,7 @@ PLANS = {
 }
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "ragged"])
 @pytest.mark.parametrize("name", PLANS)
 def test_each_result_is_what_its_gate_alone_gives(name: str, aligned: bool, rng: np.random.Generator) -> None:
@@ -122,7 +122,7 @@ def test_calls_have_as_many_gates_as_kernels_have_outputs(rng: np.random.Generat
 FEW_SPILLED = {("causal", 12_288, "sm_80"): 8}
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("length", "mode", "target"), usually(product(LENGTHS, MODES, ("sm_80", "sm_90")), USUAL)
 )
