@@ -6,7 +6,7 @@ Layout under ``<directory>/kernels/``::
     locks/abcd....lock      held while the entry is being made; removed afterwards
     tmp/abcd....xyz/        an entry being written; renamed into place when it is on the disk
     damaged/abcd....xyz/    an entry whose digests did not match, kept to be looked at
-    notes/abcd...           what goes without saying once it was found out (shortcut.py), with its digest
+    notes/abcd...           SHA-256 and content of what shortcut.py found out and could find out again
 
 A hit takes no lock. On a miss one process compiles with the lock of the key held, the others wait and look
 again. What lies in ``tmp`` while nobody holds its lock was left by a process that died.

@@ -80,12 +80,15 @@ def build_gradient(found: Gradient, cache: Cache | None = None) -> Built:
 
 def _build(plan: Plan, found: Gradient | None, cache: Cache | None) -> Built:
     started = time.perf_counter()
-    store, subject = cache or Cache.default(), found or plan
-    known = shortcut.find(store, subject)
-    if known is not None:
-        entry, block = known
-        made = (entry.source, entry.cubin, entry.ptx, block, entry.resources)
-        return Built(plan, *made, time.perf_counter() - started, True, found)
+    store, note = cache or Cache.default(), shortcut.digest(found or plan)
+    known = shortcut.find(store, note, plan)
+    entry, block, cached = _make(plan, found, store, note) if known is None else (*known, True)
+    seconds = time.perf_counter() - started
+    return Built(plan, entry.source, entry.cubin, entry.ptx, block, entry.resources, seconds, cached, found)
+
+
+def _make(plan: Plan, found: Gradient | None, store: Cache, note: str) -> tuple[Entry, bytes, bool]:
+    """Entry, table block, and whether the cache had the former; noted for the next time."""
     source = render(plan) if found is None else render_gradient(found)
     how = "build --seqlen" if found is None and plan.outputs == 1 else "build --train --seqlen"
     compiled = False
@@ -102,6 +105,5 @@ def _build(plan: Plan, found: Gradient | None, cache: Cache | None) -> Built:
     said = command(plan, own=found is not None).replace("render", how).removesuffix(" --twin")
     entry = store.get_or_build(key, make, command=said)
     block = tables.build(plan)
-    shortcut.keep(store, subject, key.digest, block)
-    seconds = time.perf_counter() - started
-    return Built(plan, source, entry.cubin, entry.ptx, block, entry.resources, seconds, not compiled, found)
+    shortcut.keep(store, note, key.digest, block)
+    return entry, block, not compiled

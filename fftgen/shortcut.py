@@ -17,6 +17,7 @@ from fftgen import nvrtc
 from fftgen.cache import Cache, Entry
 from fftgen.planner.gradient import Gradient
 from fftgen.planner.plan import Plan
+from fftgen.source import digest_of
 
 _PACKAGE = Path(__file__).parent
 _FILES = ("*.py", "planner/*.py", "templates/*.j2", "templates/device/*.cuh")
@@ -26,30 +27,25 @@ _HEAD = struct.Struct("<64s")  # the entry's digest; tables follow
 @lru_cache(maxsize=1)
 def package() -> str:
     """SHA-256 over names and contents of the files that a plan's source, key and tables come from."""
-    total = hashlib.sha256()
-    for pattern in _FILES:
-        for path in sorted(_PACKAGE.glob(pattern)):
-            raw = path.read_bytes()
-            total.update(f"{path.relative_to(_PACKAGE)} {len(raw)}\n".encode() + raw)
-    return total.hexdigest()
+    return digest_of((path for pattern in _FILES for path in _PACKAGE.glob(pattern)), _PACKAGE)
 
 
-def _digest(subject: Plan | Gradient) -> str:
+def digest(subject: Plan | Gradient) -> str:
+    """What the note of a plan, or of a gradient, is found by."""
     parts = (type(subject).__name__, subject.digest, package(), nvrtc.build(), nvrtc.headers().digest())
     return hashlib.sha256("\n".join(("fftgen shortcut 1", *parts)).encode()).hexdigest()
 
 
-def find(store: Cache, subject: Plan | Gradient) -> tuple[Entry, bytes] | None:
-    """Entry and table block of a plan or of a gradient's plan; None: not known, or not there any more."""
-    note = store.note(_digest(subject))
-    plan = subject.plan if isinstance(subject, Gradient) else subject
-    if note is None or len(note) != _HEAD.size + plan.table_bytes:
+def find(store: Cache, note: str, plan: Plan) -> tuple[Entry, bytes] | None:
+    """Entry and table block that a note, by its digest, has of a plan; None: none, or its entry is gone."""
+    found = store.note(note)
+    if found is None or len(found) != _HEAD.size + plan.table_bytes:
         return None
-    (digest,) = _HEAD.unpack_from(note)
-    entry = store.entry(digest.decode("latin-1"))
-    return None if entry is None else (entry, note[_HEAD.size :])
+    (key,) = _HEAD.unpack_from(found)
+    entry = store.entry(key.decode("latin-1"))
+    return None if entry is None else (entry, found[_HEAD.size :])
 
 
-def keep(store: Cache, subject: Plan | Gradient, entry: str, tables: bytes) -> None:
-    """Note which entry (the digest of its key) and which tables are the subject's."""
-    store.keep_note(_digest(subject), _HEAD.pack(entry.encode()) + tables)
+def keep(store: Cache, note: str, entry: str, tables: bytes) -> None:
+    """Note which entry (the digest of its key) and which tables a plan has."""
+    store.keep_note(note, _HEAD.pack(entry.encode()) + tables)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 
 from fftgen.errors import InternalError
+
+
+def digest_of(files: Iterable[Path], root: Path) -> str:
+    """SHA-256 over names below ``root`` and contents of files, in any order: ties what was made to them."""
+    total = hashlib.sha256()
+    for path in sorted(files):
+        total.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
+    return total.hexdigest()
 
 
 @dataclass(frozen=True)

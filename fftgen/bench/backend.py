@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from fftgen import __version__, nvrtc
 from fftgen.bench.timer import CudaTimer, FakeTimer, Timer
 from fftgen.errors import FFTGenError, ToolchainError
 from fftgen.runtime import driver
+from fftgen.source import digest_of
 from fftgen.targets import target_for
 
 DRY_TARGET = "sm_90"
@@ -193,11 +193,7 @@ def _nvrtc() -> str | None:
 def sources() -> str:
     """SHA-256 over the package's own files: ties a result to a commit where no repository travelled along."""
     package = Path(__file__).resolve().parents[1]
-    total = hashlib.sha256()
-    for path in sorted(package.rglob("*")):
-        if path.suffix in (".py", ".j2", ".cuh"):
-            total.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
-    return total.hexdigest()
+    return digest_of((p for p in package.rglob("*") if p.suffix in (".py", ".j2", ".cuh")), package)
 
 
 def commit() -> str | None:

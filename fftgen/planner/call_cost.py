@@ -34,8 +34,8 @@ CHIP_WIDE = ("device memory", "L2")  # shared by all multiprocessors: a few busy
 class CallCost:
     """A call on (batch, channels, length), ungated, the spectrum prepared: seconds are predictions.
 
-    ``last_wave``: seconds of all that the last, partly filled waves cost beyond their share of work;
-    ``showing``: of what the busiest resource of each kernel does not hide.
+    ``fixed``: beside the work of kernels; ``last_wave``: what the last, partly filled waves cost beyond their
+    share of work; ``showing``: what the busiest resource of each kernel does not hide.
     """
 
     batch: int

@@ -120,15 +120,16 @@ def _planes(values: Complex, axis: int, count: int, to: DType = FP16) -> npt.NDA
     return encode(np.stack(parts, axis=axis), to)
 
 
-def _matrix(plan: Plan, number: int, k: Indices, n: Indices) -> Complex:
-    """Entries (k, n) of the scaled DFT matrix of a stage."""
+def matrix(plan: Plan, number: int, k: Indices, n: Indices) -> Complex:
+    """Entries (k, n) of the scaled DFT matrix of a stage, k and n broadcast, in float64."""
     from fftgen.planner import twiddle  # SymPy loads slowly: where numbers are made only
 
     turns = twiddle.dft_turns(plan.factors, number, plan.real_input)
     return twiddle.evaluate(turns, k, n) * 2.0 ** -plan.stages[number - 1].scale
 
 
-def _twiddle(plan: Plan, number: int, k: Indices, r: Indices) -> Complex:
+def twiddles(plan: Plan, number: int, k: Indices, r: Indices) -> Complex:
+    """Twiddles T(k, r) of a stage, k and r broadcast, in float64."""
     from fftgen.planner import twiddle
 
     return twiddle.evaluate(twiddle.twiddle_turns(plan.factors, number, plan.real_input), k, r)
@@ -272,29 +273,29 @@ def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
     if name in left:
         row, column = _tiles(_LEFT, left[name], left[name])
         if inverse and weighted:
-            return _planes(_matrix(plan, stage, column, row).conj(), 2, -2, kind)
+            return _planes(matrix(plan, stage, column, row).conj(), 2, -2, kind)
         # Without weights a matrix is symmetric and its inverse its conjugate: the same planes, of which
         # inverse_planes (templates/device/mma.cuh) takes one for the other.
-        return _planes(_matrix(plan, stage, row, column), 2, 2 if weighted else 3, kind)
+        return _planes(matrix(plan, stage, row, column), 2, 2 if weighted else 3, kind)
     if name == "last":
         if inverse:
             n, k = _tiles(_LEFT, pi, last)
-            return _planes(_matrix(plan, stage, k, n).conj(), 2, 3, kind)
+            return _planes(matrix(plan, stage, k, n).conj(), 2, 3, kind)
         n, k = _tiles(_RIGHT, tau, last)
-        return _planes(_matrix(plan, stage, k, n), 2, 3, kind)
+        return _planes(matrix(plan, stage, k, n), 2, 3, kind)
     if name == "twiddle":
         if inverse:
             r, k = _tiles(_LEFT, pi, rho)
         else:
             k, r = _tiles(_LEFT, rho, tau)
-        return _planes(_twiddle(plan, stage, k, r), 2, 2)
+        return _planes(twiddles(plan, stage, k, r), 2, 2)
     if table.name == "outer_inverse":
         k, r = np.broadcast_arrays(radix.reshape(-1, 1, 1, 1, 1), piece_columns(plan)[None])
-        return _planes(_twiddle(plan, stage, k, r), 2, 2)
+        return _planes(twiddles(plan, stage, k, r), 2, 2)
     if table.name == "outer":
         k, place = _outer_places(table.shape, plan.body.columns)
         return _planes(
-            _twiddle(plan, stage, k, workspace_order(plan, plan.stages[stage - 1].rest)[place]), 4, 2
+            twiddles(plan, stage, k, workspace_order(plan, plan.stages[stage - 1].rest)[place]), 4, 2
         )
     return _device_table(plan, table)
 
@@ -319,11 +320,11 @@ def _device_table(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
     stage = plan.stages[0]
     width = plan.kernel("columns", 1).columns
     if table.name == "low":
-        return _planes(_twiddle(plan, 1, *_outer_places(table.shape, width)), 4, 2)
+        return _planes(twiddles(plan, 1, *_outer_places(table.shape, width)), 4, 2)
     high = np.arange(stage.rest // stage.split)
     if table.name == "high":  # each part twice, for the two numbers of a register
         k, r = np.broadcast_arrays(np.arange(stage.radix), stage.split * high[:, None])
-        planes = _planes(_twiddle(plan, 1, k, r), 2, 2)
+        planes = _planes(twiddles(plan, 1, k, r), 2, 2)
         return np.repeat(planes[..., None], 2, axis=-1)
     # Right operands: [strip, row tile, pair of columns, plane, lane, column, half, number]
     if table.name == "low_inverse":
@@ -337,10 +338,10 @@ def _device_table(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
         )
         k = TILE * m + 2 * t + half + 8 * i
         r = 8 * width * strip + width * g + 2 * c + j
-        return _planes(_twiddle(plan, 1, *np.broadcast_arrays(k, r)), 3, 2)
+        return _planes(twiddles(plan, 1, *np.broadcast_arrays(k, r)), 3, 2)
     q, m, t, i, half = np.ogrid[: len(high), : stage.radix // TILE, :4, :2, :2]
     k = TILE * m + 2 * t + half + 8 * i
-    return _planes(_twiddle(plan, 1, *np.broadcast_arrays(k, stage.split * q)), 4, 2)
+    return _planes(twiddles(plan, 1, *np.broadcast_arrays(k, stage.split * q)), 4, 2)
 
 
 def spectrum_digits(plan: Plan) -> tuple[tuple[int, int], ...]:

@@ -82,21 +82,14 @@ def layout(stages: tuple[Stage, ...], weighted: bool) -> tuple[Table, ...]:
 
 def dft_matrix(plan: Plan, stage: int) -> npt.NDArray[np.complex128]:
     """The DFT matrix of a stage (radix, radix), scaled by its power of two, in float64."""
-    from fftgen.planner.twiddle import dft_turns, evaluate  # SymPy loads slowly: where numbers are made only
-
-    radix = plan.stages[stage - 1].radix
-    turns = dft_turns(plan.factors, stage, plan.real_input)
-    digits = np.arange(radix)
-    return evaluate(turns, digits[:, None], digits[None, :]) * 2.0 ** -plan.stages[stage - 1].scale
+    digits = np.arange(plan.stages[stage - 1].radix)
+    return fragments.matrix(plan, stage, digits[:, None], digits[None, :])
 
 
 def twiddles(plan: Plan, stage: int, columns: npt.ArrayLike) -> npt.NDArray[np.complex128]:
     """Twiddles T(k, r) of a stage for all k (radix) and the given r: (radix, len(columns)), float64."""
-    from fftgen.planner.twiddle import evaluate, twiddle_turns
-
-    turns = twiddle_turns(plan.factors, stage, plan.real_input)
     rows = np.arange(plan.stages[stage - 1].radix)
-    return evaluate(turns, rows[:, None], np.asarray(columns)[None, :])
+    return fragments.twiddles(plan, stage, rows[:, None], np.asarray(columns)[None, :])
 
 
 def build(plan: Plan) -> bytes:

@@ -117,5 +117,5 @@ def test_a_launch_costs_about_a_microsecond_beside_its_work() -> None:
                 at_once = row.chunk // (4 * length)
                 launches = 4 * -(-row.batch * channels // at_once)
                 points.append((at_once, row.seconds / launches))
-        slope, fixed = np.polyfit(np.array(points)[:, 0], np.array(points)[:, 1], 1)
+        slope, fixed = np.polyfit(*np.array(points).T, 1)
         assert 0.3e-6 < fixed < 3e-6, f"{length}: {slope:.3g} s a transform, {fixed:.3g} s a launch"

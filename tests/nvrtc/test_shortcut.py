@@ -12,10 +12,11 @@ import pytest
 from command_line import why_not
 
 from fftgen import nvrtc, pipeline, shortcut
-from fftgen.cache import Cache
+from fftgen.cache import Cache, Entry
 from fftgen.pipeline import Built, build_gradient, build_plan
 from fftgen.planner import search
-from fftgen.planner.gradient import gradient
+from fftgen.planner.gradient import Gradient, gradient
+from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -33,6 +34,11 @@ def same(a: Built, b: Built) -> bool:
 def first(tmp_path: Path) -> tuple[Cache, Built]:
     store = Cache(tmp_path)
     return store, build_plan(PLAN, store)
+
+
+def known(store: Cache, subject: Plan | Gradient) -> tuple[Entry, bytes] | None:
+    plan = subject.plan if isinstance(subject, Gradient) else subject
+    return shortcut.find(store, shortcut.digest(subject), plan)
 
 
 def note_of(store: Cache) -> Path:
@@ -76,23 +82,23 @@ def test_a_damaged_note_is_none(first: tuple[Cache, Built], at: int) -> None:
     raw = bytearray(path.read_bytes())
     raw[at] ^= 1
     path.write_bytes(raw)
-    assert shortcut.find(store, PLAN) is None
+    assert known(store, PLAN) is None
     assert same(build_plan(PLAN, store), built)
-    assert shortcut.find(store, PLAN) is not None
+    assert known(store, PLAN) is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"0" * 64])
 def test_a_note_that_was_cut_is_none(first: tuple[Cache, Built], content: bytes) -> None:
     store, _ = first
     note_of(store).write_bytes(content)
-    assert shortcut.find(store, PLAN) is None
+    assert known(store, PLAN) is None
 
 
 def test_a_note_without_its_entry_is_none(first: tuple[Cache, Built]) -> None:
     store, built = first
     (info,) = store.entries()
     (info.path / "kernel.cubin").unlink()
-    assert shortcut.find(store, PLAN) is None
+    assert known(store, PLAN) is None
     with pytest.warns(RuntimeWarning, match="was damaged"):
         again = build_plan(PLAN, store)
     assert not again.cached
@@ -103,15 +109,15 @@ def test_another_package_compiler_or_plan_finds_nothing(
     first: tuple[Cache, Built], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, _ = first
-    assert shortcut.find(store, search.plan(PROBLEM, "sm_80")) is None
-    assert shortcut.find(store, gradient(PROBLEM, "sm_90")) is None
+    assert known(store, search.plan(PROBLEM, "sm_80")) is None
+    assert known(store, gradient(PROBLEM, "sm_90")) is None
     with monkeypatch.context() as patch:
         patch.setattr(shortcut, "package", lambda: "other")
-        assert shortcut.find(store, PLAN) is None
+        assert known(store, PLAN) is None
     with monkeypatch.context() as patch:
         patch.setattr(nvrtc, "build", lambda: "13.0.1")
-        assert shortcut.find(store, PLAN) is None
-    assert shortcut.find(store, PLAN) is not None
+        assert known(store, PLAN) is None
+    assert known(store, PLAN) is not None
 
 
 def test_the_package_is_all_that_a_source_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,12 +141,12 @@ def test_a_cleared_cache_has_no_notes(first: tuple[Cache, Built]) -> None:
     store, _ = first
     assert store.clear() > 0
     assert store.size() == 0
-    assert shortcut.find(store, PLAN) is None
+    assert known(store, PLAN) is None
 
 
 def test_a_cache_that_keeps_nothing_keeps_no_notes() -> None:
-    shortcut.keep(Cache(None), PLAN, "0" * 64, b"")
-    assert shortcut.find(Cache(None), PLAN) is None
+    shortcut.keep(Cache(None), "0" * 64, "0" * 64, b"")
+    assert known(Cache(None), PLAN) is None
 
 
 def test_starting_from_the_cache_loads_neither_sympy_nor_jinja2(first: tuple[Cache, Built]) -> None:
