@@ -70,6 +70,8 @@ class Clusters:
 
     def come(self, group: Group, op: ClusterOp) -> int | None:
         """A group arrives or waits. Returns where it goes on at once, or None if it is held up or split."""
+        if op.arrive and not self._wait_follows(op):
+            self.m.in_part = True
         if self._everyone(group, op):
             return op.pc + 1
         self._spread()

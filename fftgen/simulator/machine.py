@@ -158,6 +158,8 @@ class Machine:
         self.base_low = self.start
         self.cluster_base = self.base.copy() if cluster > 1 else self.base
         """For every block up to when all that its whole cluster did is ordered; never above ``base``."""
+        self.in_part = cluster > 1
+        """Whether ``base`` may leave out what is ordered: a barrier ordered what lies some way before it."""
         self.warp_sync = np.zeros(self.size, np.int64)
         self.lane_seen: Array | None = None
         self.warp_seen: Array | None = None

@@ -258,7 +258,7 @@ class Shadow:
             return
         hidden = bool(int(marks) & int(MANY_LANES))
         several = authors & SEVERAL != 0
-        if m.warp_seen is not None or m.releases.active or m.cluster > 1:
+        if m.warp_seen is not None or m.releases.active or m.in_part:
             if not hidden:
                 bad &= several | ~ordered_exactly(m, threads, moments, people)
             if other_verb == "read" and (bad & several).any():

@@ -461,6 +461,29 @@ def test_what_was_read_between_arrive_and_wait_may_not_be_written_behind_it() ->
         launch(bad, {"z": words(1)}, grid=2, block=32, cluster=2)
 
 
+@pytest.mark.parametrize("cluster", [1, 2])
+@pytest.mark.parametrize("late", [False, True])
+def test_own_reads_between_arrive_and_wait_hide_none_of_others(cluster: int, late: bool) -> None:
+    """A word that another warp read as well, before it arrived, or (``late``) behind its arrival."""
+    reads = "setp.ne.u32 %p1, %warp, 0;  @%p1 ld.global.u32 %r1, [%d1];"
+    text = ptx(
+        f"""
+        mul.wide.u32 %d1, %bx, 4;  add.u64 %d1, %z, %d1;
+        {"" if late else reads}
+        {ARRIVE}
+        {reads if late else ""}
+        setp.eq.u32 %p2, %tx, 0;  @%p2 ld.global.u32 %r1, [%d1];
+        {WAIT}
+        @%p2 st.global.u32 [%d1], 7;""",
+        "z",
+    )
+    if late:
+        with pytest.raises(GlobalRace):
+            launch(text, {"z": words(2)}, grid=2, block=64, cluster=cluster)
+    else:
+        assert launch(text, {"z": words(2)}, grid=2, block=64, cluster=cluster)["z"].tolist() == [7, 7]
+
+
 @pytest.mark.parametrize("other", ["bar.sync 0;", "bar.warp.sync -1;"])
 def test_a_warp_that_arrived_may_go_on_working_before_others_come(other: str) -> None:
     """Warps arrive at different moments, and each works on its own between: all of it before is ordered."""
