@@ -11,11 +11,13 @@ level torch.func finds its rules; inside an operator it would not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad as _forward_ad
 from torch.autograd.function import Function
 
 from fftgen.eager import wide
@@ -25,24 +27,40 @@ Maybe = Tensor | None
 
 def recorded(*inputs: Any) -> bool:
     """Whether reverse or forward mode differentiation looks at a call."""
-    if torch.autograd.forward_ad._current_level >= 0:
+    if _forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+    if torch.is_grad_enabled():
+        for x in inputs:
+            if isinstance(x, Tensor) and x.requires_grad:
+                return True
+    return False
 
 
-def unobserved(*inputs: Any) -> bool:
-    """Whether nobody looks at a call.
+def plain(*inputs: Any) -> bool:
+    """Whether nothing but differentiation may look at a call on these tensors.
 
-    It is not ``recorded``, no graph is traced, no transform of torch.func and no mode of torch.overrides or
-    of torch.utils._python_dispatch is active, and no input is of a class with ways of its own. Such a call
-    needs no dispatcher, which would take a third of its time on the host.
+    No graph is traced, no transform of torch.func and no mode of torch.overrides or of
+    torch.utils._python_dispatch is active, and no input is of a class with ways of its own, or one whose
+    memory does not hold its values: the imaginary part of a conjugate is negated when it is read, and zeros
+    that autograd makes may have no memory. The dispatcher sees to all that.
     """
     c = torch._C
-    if torch.compiler.is_compiling() or c._are_functorch_transforms_active() or recorded(*inputs):
+    if torch.compiler.is_compiling() or c._are_functorch_transforms_active():
         return False
     if c._len_torch_dispatch_stack() or c._len_torch_function_stack() or c._get_tracing_state() is not None:
         return False
-    return all(x is None or type(x) in _PLAIN for x in inputs)
+    for x in inputs:
+        if x is not None and (type(x) not in _PLAIN or x.is_neg() or x._is_zerotensor()):
+            return False
+    return True
+
+
+def unobserved(*inputs: Any) -> bool:
+    """Whether nobody looks at a call: it is ``plain`` and not ``recorded``.
+
+    Such a call needs no dispatcher, which would take a third of its time on the host.
+    """
+    return plain(*inputs) and not recorded(*inputs)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
@@ -97,6 +115,27 @@ def conv_gradients(
     return du, d_in, d_out, dk
 
 
+# What the operators do on a GPU, by name: filled by op.py, which defines them.
+ON_GPU: dict[str, Callable[..., Any]] = {}
+
+
+def _forward(name: str, tensors: int, inputs: tuple[Any, ...]) -> Any:
+    """An operator below autograd, the first so many of whose inputs are tensors.
+
+    Where nobody else looks, without the dispatcher, as in ``unobserved``.
+    """
+    if inputs[0].is_cuda and plain(*inputs[:tensors]):
+        return ON_GPU[name](*inputs)
+    with torch._C._AutoDispatchBelowAutograd():
+        return getattr(torch.ops.fftgen, name).default(*inputs)
+
+
+def _signed(forward: Any) -> Any:
+    """A forward whose signature is at hand: ``Function.apply`` asks for it at every call."""
+    forward.__signature__ = inspect.signature(forward)
+    return forward
+
+
 def _call(rules: Any, operator: Any, inputs: tuple[Any, ...]) -> Any:
     """The operator by the shortest way: its Autograd kernel comes to the same, microseconds later."""
     if torch.compiler.is_compiling():
@@ -110,9 +149,9 @@ class Conv(Function):
     """Rules of ``conv``, for u, k, k_rev, in_gate, out_gate, skip in this order."""
 
     @staticmethod
+    @_signed
     def forward(*inputs: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            y: Tensor = torch.ops.fftgen.conv.default(*inputs)
+        y: Tensor = _forward("conv", 6, inputs)
         return y
 
     @staticmethod
@@ -161,9 +200,9 @@ class ConvBoth(Function):
     """
 
     @staticmethod
+    @_signed
     def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            first, second = torch.ops.fftgen.conv_both.default(*inputs)
+        first, second = _forward("conv_both", 7, inputs)
         return first, second
 
     @staticmethod
@@ -216,9 +255,9 @@ class CorrelateInput(Function):
     """Rules of ``correlate_input``, for u, v, in_gate, out_gate in this order."""
 
     @staticmethod
+    @_signed
     def forward(*inputs: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            found: Tensor = torch.ops.fftgen.correlate_input.default(*inputs)
+        found: Tensor = _forward("correlate_input", 4, inputs)
         return found
 
     @staticmethod
@@ -265,9 +304,9 @@ class ConvGradients(Function):
     SIGNALS = ("u", "v", "in_gate", "out_gate")
 
     @staticmethod
+    @_signed
     def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with torch._C._AutoDispatchBelowAutograd():
-            du, d_in, d_out, dk = torch.ops.fftgen.conv_gradients.default(*inputs)
+        du, d_in, d_out, dk = _forward("conv_gradients", 7, inputs)
         return du, d_in, d_out, dk
 
     @staticmethod

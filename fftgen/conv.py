@@ -6,7 +6,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -19,15 +19,14 @@ from fftgen.check import check_filter
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
-from fftgen.execute import TORCH, Executable, Spectrum, time_contiguous, with_skip
+from fftgen.execute import TORCH, Spectrum
+from fftgen.loaded import Loaded, LoadedGradient, Route, Routes, cut
 from fftgen.pipeline import Built, build, build_gradient
 from fftgen.planner import search
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.plan import Plan
-from fftgen.prepare import prepare
 from fftgen.problem import Problem
-from fftgen.runtime import Module
-from fftgen.signature import Arguments, Form, arrange, autocast
+from fftgen.signature import Form, arrange, autocast, shapes
 from fftgen.targets import Target, target_for
 from fftgen.targets import target as find_target
 
@@ -76,32 +75,6 @@ class JustInTime:
         return None if found is None else build_gradient(found)
 
 
-class LoadedGradient:
-    """The kernels of a gradient on one GPU."""
-
-    def __init__(self, built: Built, device: torch.device) -> None:
-        assert built.gradient is not None
-        self.gradient = built.gradient
-        self.module = Module(built.image, device.index or 0, built.entries)
-        self.tables = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8).to(device)
-
-
-class Loaded:
-    """A built module on one GPU."""
-
-    def __init__(self, built: Built, device: torch.device) -> None:
-        index = device.index or 0
-        self.module = Module(built.image, index, built.entries)
-        block = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
-        self.executable = Executable(built.plan, block.to(device))
-
-    def spectrum(self, k: Tensor | None, k_rev: Tensor | None = None, skip: Tensor | None = None) -> Spectrum:
-        """The spectrum of filters (H, Lk) with a skip term (H,), on the current stream of their device."""
-        plan, tables = self.executable.plan, self.executable.tables
-        stream = stream_of(tables.device)
-        return prepare(plan, tables, self.module.on(stream), k, k_rev, skip)
-
-
 class Conv:
     """A depthwise long convolution; made by ``fftgen.get_conv`` or ``fftgen.load``.
 
@@ -117,6 +90,7 @@ class Conv:
         self._gradients: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
         self._backwards: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
         self._twins: dict[tuple[Problem, torch.device], Loaded | None] = {}
+        self._routes = Routes()
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -157,21 +131,55 @@ class Conv:
         Raises InputError for anything that does not fit, before anything is compiled or launched, and
         ToolchainError when a GPU is wanted and NVRTC or the driver is missing.
         """
-        prepared = k if isinstance(k, Spectrum) else None
-        filters = None if isinstance(k, Spectrum) else k
-        if prepared is not None and (k_rev is not None or groups is not None or per_row):
-            raise InputError(
-                "a prepared spectrum is of one filter per channel and holds k_rev already: hand in neither "
-                "k_rev nor groups nor per_row beside it"
-            )
+        if isinstance(k, Spectrum):
+            if k_rev is not None or groups is not None or per_row:
+                raise InputError(
+                    "a prepared spectrum is of one filter per channel and holds k_rev already: hand in "
+                    "neither k_rev nor groups nor per_row beside it"
+                )
+            return self._with_spectrum(u, k, in_gate, out_gate, skip)
+        given = (u, k, k_rev, in_gate, out_gate, skip)
+        kind = None
+        if autograd.plain(*given):
+            kind = (groups, per_row, reverse, *shapes(*given))
+            route = self._routes.find(kind)
+            if route is not None:
+                return route.conv(*given)
         u, in_gate, out_gate = autocast(TORCH[self.problem.dtype], u, in_gate, out_gate)  # type: ignore[assignment]
-        form = Form(groups, per_row, reverse)
-        x = arrange(self.problem, u, filters, k_rev, in_gate, out_gate, skip, form)
-        if prepared is not None:
-            return x.back(self._prepared(prepared, x))
+        x = arrange(self.problem, u, k, k_rev, in_gate, out_gate, skip, Form(groups, per_row, reverse))
+        # In the storage type autocast changes nothing, on or off.
+        if kind is not None and x.untouched(*given) and u.dtype == TORCH[self.problem.dtype]:
+            route = self.route(x.u, x.k, x.k_rev, self.handle)
+            self._routes.keep(kind, route)
+            return route.conv(*given)
         if x.u.is_cuda and autograd.unobserved(*x[:-1]):
             return x.back(self.run(*x[:-1]))
         return x.back(autograd.conv(*x[:-1], self.handle))
+
+    def _with_spectrum(
+        self, u: Tensor, k: Spectrum, in_gate: Tensor | None, out_gate: Tensor | None, skip: Tensor | None
+    ) -> Tensor:
+        """A call with a spectrum; on CPUs it holds the taps, forward and reversed."""
+        given = (u, k.planes, k.scale, in_gate, out_gate, skip)
+        unobserved = autograd.unobserved(*given)
+        kind = None
+        if unobserved:
+            kind = (k.digest, k.filter_length, *shapes(*given))
+            route = self._routes.find(kind)
+            if route is not None and route.loaded is not None:
+                return route.loaded.apply(*given)
+        u, in_gate, out_gate = autocast(TORCH[self.problem.dtype], u, in_gate, out_gate)  # type: ignore[assignment]
+        x = arrange(self.problem, u, None, None, in_gate, out_gate, skip, Form())
+        self._check_prepared(k, x.u)
+        gates = (x.in_gate, x.out_gate, x.skip)
+        if k.digest == CPU_DIGEST:
+            return x.back(autograd.conv(x.u, k.planes[:, 0], k.planes[:, 1], *gates, self.handle))
+        if x.u.is_cuda and unobserved:
+            if kind is not None and x.untouched(given[0], None, None, *given[3:]) and x.u.numel():
+                self._routes.keep(kind, Route(self.handle, self.loaded_for(k.digest, x.u)))
+            return x.back(self.run_prepared(x.u, k.planes, k.scale, *gates, k.digest))
+        operator = torch.ops.fftgen.conv_prepared
+        return x.back(operator(x.u, k.planes, k.scale, *gates, self.handle, k.digest))
 
     def prepare(
         self,
@@ -244,10 +252,14 @@ class Conv:
 
         An artifact without the half serves them as they are: the result is the same.
         """
+        half = self._half
+        return self.problem if half is None or length > half.length or taps > half.length else half
+
+    @cached_property
+    def _half(self) -> Problem | None:
+        """The problem of padded calls, if there are kernels for it."""
         half = padded(self.problem)
-        if half is not None and max(length, taps) <= half.length and self._provider.has(half):
-            return half
-        return self.problem
+        return half if half is not None and self._provider.has(half) else None
 
     def on(self, device: torch.device, problem: Problem) -> Loaded:
         """The kernels of a problem on a GPU, built and loaded at the first call."""
@@ -297,6 +309,9 @@ class Conv:
 
         Raises ToolchainError without a GPU, and where loading code would break the capture of a graph.
         """
+        found = kept.get((problem, device))
+        if found is not None:
+            return found
         index = _current_gpu() if device.index is None else device.index
         key = (problem, torch.device("cuda", index))
         if key not in kept:
@@ -311,9 +326,8 @@ class Conv:
                     kept[key] = load(key[1])
         return kept[key]
 
-    def _prepared(self, k: Spectrum, x: Arguments) -> Tensor:
-        """A call with a spectrum; on CPUs it holds the taps, forward and reversed."""
-        u = x.u
+    def _check_prepared(self, k: Spectrum, u: Tensor) -> None:
+        """Whether a spectrum is one for this convolution and these signals."""
         if k.planes.device != u.device:
             raise InputError(f"the spectrum is on {k.planes.device}, u on {u.device}: prepare it there")
         if k.channels != u.shape[1]:
@@ -323,13 +337,6 @@ class Conv:
                 f"the spectrum holds a filter of {k.filter_length} taps, this convolution takes at most "
                 f"{self.problem.length}: prepare it with this convolution"
             )
-        gates = (x.in_gate, x.out_gate, x.skip, self.handle)
-        if k.digest == CPU_DIGEST:
-            return autograd.conv(u, k.planes[:, 0], k.planes[:, 1], *gates)
-        if u.is_cuda and autograd.unobserved(u, k.planes, k.scale, *gates[:3]):
-            return self.run_prepared(u, k.planes, k.scale, *gates[:3], k.digest)
-        y: Tensor = torch.ops.fftgen.conv_prepared(u, k.planes, k.scale, *gates, k.digest)
-        return y
 
     def loaded_for(self, digest: str, u: Tensor) -> Loaded:
         """The kernels that a prepared spectrum belongs to. Raises InputError for a foreign spectrum."""
@@ -363,9 +370,15 @@ class Conv:
         if u.numel() == 0:
             return torch.empty_like(u)
         problem, k, k_rev = self.meeting(u, k, k_rev)
-        loaded = self.on(u.device, problem)
-        made = loaded.spectrum(k, k_rev, skip)
-        return self.launch(loaded, u, made.planes, made.scale, in_gate, out_gate)
+        return self.on(u.device, problem).convolve(u, k, k_rev, in_gate, out_gate, skip)
+
+    def route(self, u: Tensor, k: Tensor | None, k_rev: Tensor | None, handle: str) -> Route:
+        """The route of calls like one, which is arranged, of this convolution under a handle."""
+        if not u.is_cuda or u.numel() == 0:
+            return Route(handle)
+        problem, *filters = self.meeting(u, k, k_rev)
+        whole = filters[0] is k and filters[1] is k_rev
+        return Route(handle, self.on(u.device, problem), 0 if whole else u.shape[-1])
 
     def run_prepared(
         self,
@@ -380,10 +393,7 @@ class Conv:
         """A whole call on a GPU with a spectrum that is there."""
         if u.numel() == 0:
             return torch.empty_like(u)
-        loaded = self.loaded_for(digest, u)
-        if skip is not None:
-            planes, scale = with_skip(loaded.executable.plan, planes, scale, skip)
-        return self.launch(loaded, u, planes, scale, in_gate, out_gate)
+        return self.loaded_for(digest, u).apply(u, planes, scale, in_gate, out_gate, skip)
 
     def run_both(
         self,
@@ -400,18 +410,10 @@ class Conv:
         problem, k, k_rev = self.meeting(u, k, k_rev)
         loaded, twin = self.on(u.device, problem), self.twin_on(u.device, problem)
         made = loaded.spectrum(k, k_rev, skip)
-        if twin is None:
-            first, second = (self.launch(loaded, u, made.planes, made.scale, in_gate, gate) for gate in gates)
-            return first, second
-        stream = stream_of(u.device)
-        return twin.executable.both(
-            twin.module.on(stream),
-            time_contiguous(u),
-            made.planes,
-            made.scale,
-            time_contiguous(in_gate),
-            (time_contiguous(gates[0]), time_contiguous(gates[1])),
-        )
+        if twin is not None:
+            return twin.both(u, made.planes, made.scale, in_gate, gates)
+        first, second = (loaded.apply(u, made.planes, made.scale, in_gate, gate) for gate in gates)
+        return first, second
 
     def meeting(
         self, u: Tensor, k: Tensor | None, k_rev: Tensor | None
@@ -422,43 +424,9 @@ class Conv:
         """
         steps = u.shape[-1]
         if self.problem.causal:
-            k, k_rev = _cut(k, steps), _cut(k_rev, steps)
+            k, k_rev = cut(k, steps), cut(k_rev, steps)
         taps = max(0 if k is None else k.shape[-1], 0 if k_rev is None else k_rev.shape[-1])
         return self.served(steps, taps), k, k_rev
-
-    def launch(
-        self,
-        loaded: Loaded,
-        u: Tensor,
-        planes: Tensor,
-        scale: Tensor,
-        in_gate: Tensor | None,
-        out_gate: Tensor | None,
-    ) -> Tensor:
-        """The kernels of a call, on the current stream of u's device."""
-        stream = stream_of(u.device)
-        return loaded.executable(
-            loaded.module.on(stream),
-            time_contiguous(u),
-            planes,
-            scale,
-            time_contiguous(in_gate),
-            time_contiguous(out_gate),
-        )
-
-
-def _cut(f: Tensor | None, taps: int) -> Tensor | None:
-    return f if f is None or f.shape[-1] <= taps else f[..., :taps]
-
-
-def stream_of(device: torch.device) -> int:
-    """The handle of a GPU's current stream, by the short way where this release of PyTorch has it."""
-    if _RAW_STREAM is None or device.index is None:
-        return int(torch.cuda.current_stream(device).cuda_stream)
-    return int(_RAW_STREAM(device.index))
-
-
-_RAW_STREAM: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 def _current_gpu() -> int:

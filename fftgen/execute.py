@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from fftgen import filters
+from fftgen.bounded import Bounded
 from fftgen.errors import InputError, InternalError
-from fftgen.launch import ABSENT, Call, Launcher, Signal, run
-from fftgen.planner.launch import Launch, launches, peaks_words, together, workspace_elements
+from fftgen.launch import ABSENT, Call, Launcher, Signal, Step, run
+from fftgen.planner.launch import launches, peaks_words, together, workspace_elements
 from fftgen.planner.order import spectrum_digits
 from fftgen.planner.plan import Plan
 from fftgen.planner.whole import Clusters
 
 Address = Callable[[str, Tensor], int]
+PIECE = 16  # bytes that aligned rows are read and written in
 TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of the storage types, by name
 
 
@@ -128,12 +130,12 @@ def time_contiguous(x: Tensor | None) -> Tensor | None:
     return x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def signal(name: str, x: Tensor | None, address: Address) -> Signal:
-    """A tensor (batch, channel, time) as kernels see it; absent for None."""
+def strides(x: Tensor | None) -> Signal:
+    """A tensor (batch, channel, time) as kernels see it but for its address; absent for None."""
     if x is None:
         return ABSENT
     batch, channel, _ = x.stride()
-    return Signal(address(name, x), batch, channel)
+    return Signal(0, batch, channel)
 
 
 def aligned(x: Tensor | None) -> bool:
@@ -141,13 +143,13 @@ def aligned(x: Tensor | None) -> bool:
     if x is None:
         return True
     batch, channel, _ = x.stride()
-    return x.data_ptr() % 16 == 0 and not (batch | channel | x.shape[-1]) % 8
+    return x.data_ptr() % PIECE == 0 and not (batch | channel | x.shape[-1]) % 8
 
 
 class Planned(NamedTuple):
     """What a call of some shape takes: launches, 16-bit elements of workspace, words that start as zeros."""
 
-    launches: tuple[Launch, ...]
+    steps: tuple[Step, ...]
     elements: int
     words: int
 
@@ -168,22 +170,7 @@ class Executable:
         self.plan = plan
         self.tables = tables
         self._together = together
-        self._planned: dict[tuple[int, int, int, bool], Planned] = {}
-
-    def planned(self, batch: int, channels: int, length: int, vector: bool) -> Planned:
-        """What a call of this shape takes, planned once. ``vector``: its rows are aligned."""
-        key = (batch, channels, length, vector)
-        found = self._planned.get(key)
-        if found is None:
-            if len(self._planned) >= 256:  # shapes that come and go must not pile up
-                self._planned.clear()
-            whole = self._together(self.plan, batch, channels) if vector else None
-            found = self._planned[key] = Planned(
-                launches(self.plan, batch, channels, length, whole),
-                workspace_elements(self.plan, batch, channels, whole),
-                peaks_words(self.plan, batch, channels, whole),
-            )
-        return found
+        self._planned: Bounded[tuple[object, ...], Planned] = Bounded()
 
     def __call__(
         self,
@@ -228,36 +215,74 @@ class Executable:
         twin_gate: Tensor | None,
         address: Address,
     ) -> tuple[Tensor, Tensor | None]:
-        if (twin_gate is not None) != (self.plan.outputs == 2):
-            raise InternalError(f"{self.plan.name} has {self.plan.outputs} outputs: its call has others")
-        batch, channels, length = u.shape
-        if batch * channels >= 2**31:
-            raise InputError(f"{batch} x {channels} rows exceed 2**31 - 1: split the batch")
+        pointers = u.data_ptr()
+        key: list[object] = [u.shape, u.stride()]
+        for x in (in_gate, out_gate, twin_gate):
+            if x is None:
+                key.append(None)
+            else:
+                pointers |= x.data_ptr()
+                key.append(x.stride())
+        key.append(pointers % PIECE == 0)
+        found = tuple(key)
+        planned = self._planned.get(found)
+        if planned is None:
+            planned = self._planned.keep(found, self._plan_call(u, in_gate, out_gate, twin_gate))
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
         twin = None if twin_gate is None else torch.empty_like(y)
-        vector = all(map(aligned, (u, y, in_gate, out_gate, twin_gate)))
-        planned = self.planned(batch, channels, length, vector)
         workspace = peaks = None
         if planned.elements:
             workspace = torch.empty(planned.elements, dtype=u.dtype, device=u.device)
         if planned.words:  # grown by atomics
             peaks = torch.zeros(planned.words, dtype=torch.int32, device=u.device)
+        at = (
+            address("u", u),
+            0 if in_gate is None else address("in_gate", in_gate),
+            0 if out_gate is None else address("out_gate", out_gate),
+            address("y", y),
+            0 if twin_gate is None else address("twin_gate", twin_gate),
+            0 if twin is None else address("twin", twin),
+            address("spectrum", spectrum),
+            address("scale", scale),
+            address("tables", self.tables),
+            0 if workspace is None else address("workspace", workspace),
+            0 if peaks is None else address("peaks", peaks),
+        )
+        run(planned.steps, at, launcher)
+        return y, twin
+
+    def _plan_call(
+        self, u: Tensor, in_gate: Tensor | None, out_gate: Tensor | None, twin_gate: Tensor | None
+    ) -> Planned:
+        """What calls of these shapes, strides and alignments take."""
+        plan = self.plan
+        if (twin_gate is not None) != (plan.outputs == 2):
+            raise InternalError(f"{plan.name} has {plan.outputs} outputs: its call has others")
+        batch, channels, length = u.shape
+        if batch * channels >= 2**31:
+            raise InputError(f"{batch} x {channels} rows exceed 2**31 - 1: split the batch")
+        # Results are new and contiguous: aligned where rows of their length may be.
+        vector = all(map(aligned, (u, in_gate, out_gate, twin_gate)))
+        whole = self._together(plan, batch, channels) if vector else None
+
+        result = Signal(0, channels * length, length)
         call = Call(
             batch=batch,
             channels=channels,
             length=length,
-            u=signal("u", u, address),
-            y=signal("y", y, address),
-            spectrum=address("spectrum", spectrum),
-            scale=address("scale", scale),
-            tables=address("tables", self.tables),
-            in_gate=signal("in_gate", in_gate, address),
-            out_gate=signal("out_gate", out_gate, address),
-            twin_gate=signal("twin_gate", twin_gate, address),
-            twin=signal("twin", twin, address),
-            workspace=0 if workspace is None else address("workspace", workspace),
-            peaks=0 if peaks is None else address("peaks", peaks),
+            u=strides(u),
+            y=result,
+            spectrum=0,
+            scale=0,
+            tables=0,
+            in_gate=strides(in_gate),
+            out_gate=strides(out_gate),
+            twin_gate=strides(twin_gate),
+            twin=ABSENT if twin_gate is None else result,
             vector=vector,
         )
-        run(self.plan, call, planned.launches, launcher)
-        return y, twin
+        return Planned(
+            tuple(Step(plan, call, launch) for launch in launches(plan, batch, channels, length, whole)),
+            workspace_elements(plan, batch, channels, whole),
+            peaks_words(plan, batch, channels, whole),
+        )

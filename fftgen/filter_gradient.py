@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from fftgen import eager
-from fftgen.conv import Conv, stream_of
+from fftgen.conv import Conv
 from fftgen.gradient import Gradients, Needed, backward, correlate_input
+from fftgen.loaded import stream_of
 
 
 def all_on_gpu(conv: Conv, given: tuple[Any, ...], v: Tensor, needed: Needed, taps: int) -> Gradients | None:

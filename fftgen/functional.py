@@ -14,14 +14,16 @@ from torch.nn.functional import pad
 
 from fftgen import autograd
 from fftgen.check import wanted
-from fftgen.conv import any_length
+from fftgen.conv import any_length, registered
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError
+from fftgen.loaded import Route, Routes
 from fftgen.problem import MODES, Problem
-from fftgen.signature import Form, arrange, autocast, autocasting
+from fftgen.signature import Form, arrange, autocast, autocasting, shapes
 
 SCIPY_MODES = ("full", "same", "valid")
 _PROBE = Problem("causal", 1, "bf16")
+_ROUTES = Routes()
 
 
 def fftconv(
@@ -48,6 +50,14 @@ def fftconv(
     input line up. On a GPU u is bfloat16 or float16; on a CPU float32 and float64 as well.
     Raises InputError as ``Conv.__call__`` does.
     """
+    given = (u, k, k_rev, in_gate, out_gate, skip)
+    kind = None
+    if autograd.plain(*given):
+        kind = (mode, period, groups, per_row, reverse, *shapes(*given))
+        route = _ROUTES.find(kind)
+        # Autocast may want another type than the one that these are in.
+        if route is not None and not autocasting(u.device.type):
+            return route.conv(*given)
     if mode not in (*MODES, *SCIPY_MODES):
         raise InputError(f"mode {mode!r} is not supported: choose from {', '.join((*MODES, *SCIPY_MODES))}")
     if not isinstance(u, Tensor) or not isinstance(k, Tensor):
@@ -71,7 +81,7 @@ def fftconv(
     if period is not None and mode != "circular":
         raise InputError(f"period={period} belongs to mode 'circular', not to {mode!r}")
     if mode in MODES:
-        return _call(mode, u, k, k_rev, in_gate, out_gate, skip, form, period)
+        return _call(mode, *given, form, period, kind)
     if k_rev is not None:
         raise InputError(f"k_rev has no place in mode {mode!r}: use 'causal' or 'circular'")
     if skip is not None and mode != "full":
@@ -107,8 +117,12 @@ def _call(
     skip: Tensor | None,
     form: Form,
     period: int | None = None,
+    kind: tuple[object, ...] | None = None,
 ) -> Tensor:
+    """``kind``: what the next call of its kind will be known by, where it may be known."""
+    given = (u, k, k_rev, in_gate, out_gate, skip)
     if autocasting(u.device.type):
+        kind = None
         target = torch.get_autocast_dtype(u.device.type)
         u, in_gate, out_gate = autocast(target, u, in_gate, out_gate)  # type: ignore[assignment]
     if mode == "causal":
@@ -120,4 +134,10 @@ def _call(
     problem = Problem(mode, length, dtype)
     x = arrange(problem, u, k, k_rev, in_gate, out_gate, skip, form)
     handle = any_length(mode, dtype) if period is None else f"{mode}-{period}-{dtype}"
+    if kind is not None and x.untouched(*given):
+        route = Route(handle)
+        if x.u.is_cuda:
+            route = registered(handle, x.u.shape[-1]).route(x.u, x.k, x.k_rev, handle)
+        _ROUTES.keep(kind, route)
+        return route.conv(*given)
     return x.back(autograd.conv(*x[:-1], handle))

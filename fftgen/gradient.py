@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fftgen import filters
+from fftgen.bounded import Bounded
 from fftgen.errors import InputError, InternalError
-from fftgen.execute import Address, aligned, natural_order, signal, time_contiguous
-from fftgen.launch import ABSENT, Call, FinishCall, GradientCall, Launcher, Signal, run_finish, run_gradient
+from fftgen.execute import PIECE, Address, aligned, natural_order, strides, time_contiguous
+from fftgen.launch import ABSENT, Call, FinishCall, GradientStep, Launcher, Signal, run_finish, run_gradient
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.finish import comes_around
 from fftgen.planner.gradient import Gradient, launches, parts, spectra_bytes
@@ -89,6 +90,23 @@ def backward(
     return _Pass(found, tables, launcher, address).run(signals, taps, 0, needed, (planes, scale))
 
 
+class _Planned(NamedTuple):
+    """What a call of some shapes and strides takes.
+
+    ``parts`` of a channel's sum, bytes of ``spectra``; of each signal's workspace 16-bit ``elements`` and
+    ``words`` that start as zeros.
+    """
+
+    steps: tuple[GradientStep, ...]
+    parts: int
+    spectra: int
+    elements: int
+    words: int
+
+
+_planned: Bounded[tuple[object, ...], _Planned] = Bounded()
+
+
 @dataclass
 class _Pass:
     """One call of a gradient's kernels."""
@@ -111,83 +129,128 @@ class _Pass:
         u, v, in_gate, out_gate = map(time_contiguous, given)
         assert u is not None
         assert v is not None
-        found, plan = self.found, self.found.plan
-        batch, channels, length = u.shape
-        if batch * channels >= 2**31:
-            raise InputError(f"{batch} x {channels} rows exceed 2**31 - 1: split the batch")
-        sums = torch.empty(
-            channels, parts(found, batch, channels), 2 * plan.transform, dtype=torch.float32, device=u.device
+        found, plan, address = self.found, self.found.plan, self.address
+        planned = self.planned(u, v, in_gate, out_gate, needed)
+        shape = u.shape[1], planned.parts, 2 * plan.transform
+        sums = torch.empty(shape, dtype=torch.float32, device=u.device)
+        spectra = None
+        if planned.spectra:
+            spectra = torch.empty(planned.spectra, dtype=torch.uint8, device=u.device)
+        du, d_in, d_out = (
+            torch.empty_like(u, memory_format=torch.contiguous_format) if n else None for n in needed
         )
-        planned = launches(found, batch, channels, length)
-        kept = spectra_bytes(found, planned)
-        spectra = torch.empty(kept, dtype=torch.uint8, device=u.device) if kept else None
-        made = [torch.empty_like(u, memory_format=torch.contiguous_format) if n else None for n in needed]
-        du, d_in, d_out = made
-        tables_at = self.address("tables", self.tables)
-        planes, scale = spectrum or (None, None)
-        planes_at = 0 if planes is None else self.address("spectrum", planes)
-        scale_at = 0 if scale is None else self.address("scale", scale)
-        vector = all(aligned(x) for x in (u, v, in_gate, out_gate, *made))
-        common = Call(batch, channels, length, ABSENT, ABSENT, planes_at, scale_at, tables_at, vector=vector)
-        x = self.side(common, "", u, in_gate)._replace(
-            y=self.signal("d_out_gate", d_out), out_gate=self.signal("v_gate", None if d_out is None else v)
+        tables_at = address("tables", self.tables)
+        planes_at, scale_at = (
+            (0, 0) if spectrum is None else (address("spectrum", spectrum[0]), address("scale", spectrum[1]))
         )
-        # Where one result of V is wanted it is the first.
+        x_at = (
+            address("u", u),
+            self.at("in_gate", in_gate),
+            0 if d_out is None else address("v_gate", v),
+            self.at("d_out_gate", d_out),
+            0,
+            0,
+            planes_at,
+            scale_at,
+            tables_at,
+            *self.space("", u, planned),
+        )
         results = [
-            (self.signal(name, to), self.signal(f"{name}_gate", gate))
+            (self.at(f"{name}_gate", gate), address(name, to))
             for name, to, gate in (("d_u", du, in_gate), ("d_in_gate", d_in, u))
             if to is not None
         ]
-        y = self.side(common, "v_", v, out_gate)
-        if results:
-            y = y._replace(y=results[0][0], out_gate=results[0][1])
-        if len(results) == 2:
-            y = y._replace(twin=results[1][0], twin_gate=results[1][1])
-        sums_at = self.address("sums", sums)
-        call = GradientCall(
-            x,
-            y,
-            sums=sums_at,
-            spectra=0 if spectra is None else self.address("spectra", spectra),
+        (gate_at, y_at), (twin_gate_at, twin_at) = (*results, (0, 0), (0, 0))[:2]
+        v_at = (
+            address("v_u", v),
+            self.at("v_in_gate", out_gate),
+            gate_at,
+            y_at,
+            twin_gate_at,
+            twin_at,
+            planes_at,
+            scale_at,
+            tables_at,
+            *self.space("v_", v, planned),
         )
-        run_gradient(found, call, planned, self.launcher)
+        sums_at = address("sums", sums)
+        run_gradient(planned.steps, x_at, v_at, sums_at, self.at("spectra", spectra), self.launcher)
         if plan.filter.kernels:
             dk = finish_by_kernels(
                 found,
                 self.launcher,
                 sums,
-                length,
+                u.shape[-1],
                 taps,
                 period,
                 sums_at=sums_at,
                 tables_at=tables_at,
-                address=self.address,
+                address=address,
             )
         else:
-            dk = finish(found, sums, length, taps, period)
+            dk = finish(found, sums, u.shape[-1], taps, period)
         return Gradients(du, d_in, d_out, dk)
 
-    def signal(self, name: str, x: Tensor | None) -> Signal:
-        return signal(name, x, self.address)
+    def at(self, name: str, x: Tensor | None) -> int:
+        """The address of what may be absent."""
+        return 0 if x is None else self.address(name, x)
 
-    def side(self, common: Call, prefix: str, x: Tensor, gate: Tensor | None) -> Call:
-        """One signal on its way in, with a workspace of its own."""
-        plan, batch, channels = self.found.plan, common.batch, common.channels
-        workspace = peaks = 0
-        elements = workspace_elements(plan, batch, channels)
-        if elements:
-            space = torch.empty(elements, dtype=x.dtype, device=x.device)
-            words = peaks_words(plan, batch, channels)
-            grown = torch.zeros(words, dtype=torch.int32, device=x.device)  # by atomics
-            self.held += (space, grown)
-            workspace = self.address(f"{prefix}workspace", space)
-            peaks = self.address(f"{prefix}peaks", grown)
-        return common._replace(
-            u=self.signal(f"{prefix}u", x),
-            in_gate=self.signal(f"{prefix}in_gate", gate),
-            workspace=workspace,
-            peaks=peaks,
-        )
+    def space(self, prefix: str, x: Tensor, planned: _Planned) -> tuple[int, int]:
+        """Workspace and peaks of one signal."""
+        if not planned.elements:
+            return 0, 0
+        workspace = torch.empty(planned.elements, dtype=x.dtype, device=x.device)
+        peaks = torch.zeros(planned.words, dtype=torch.int32, device=x.device)  # grown by atomics
+        self.held += (workspace, peaks)
+        return self.address(f"{prefix}workspace", workspace), self.address(f"{prefix}peaks", peaks)
+
+    def planned(
+        self, u: Tensor, v: Tensor, in_gate: Tensor | None, out_gate: Tensor | None, needed: Needed
+    ) -> _Planned:
+        """What calls of these shapes, strides and alignments take."""
+        signals = (u, v, in_gate, out_gate)
+        pointers = 0
+        for x in signals:
+            pointers |= 0 if x is None else x.data_ptr()
+        of_strides = [None if x is None else x.stride() for x in signals]
+        key = (self.found.digest, u.shape, *of_strides, needed, pointers % PIECE == 0)
+        return _planned.get(key) or _planned.keep(key, _plan(self.found, u, v, in_gate, out_gate, needed))
+
+
+def _plan(
+    found: Gradient, u: Tensor, v: Tensor, in_gate: Tensor | None, out_gate: Tensor | None, needed: Needed
+) -> _Planned:
+    batch, channels, length = u.shape
+    if batch * channels >= 2**31:
+        raise InputError(f"{batch} x {channels} rows exceed 2**31 - 1: split the batch")
+    # Results are new and contiguous: aligned where rows of their length may be.
+    vector = all(map(aligned, (u, v, in_gate, out_gate)))
+    result = Signal(0, channels * length, length)
+    common = Call(batch, channels, length, ABSENT, ABSENT, 0, 0, 0, vector=vector)
+    x = common._replace(u=strides(u), in_gate=strides(in_gate))
+    if needed.out_gate:
+        x = x._replace(y=result, out_gate=strides(v))
+    y = common._replace(u=strides(v), in_gate=strides(out_gate))
+    # Where one result of V is wanted it is the first.
+    gates = [strides(gate) for n, gate in ((needed.u, in_gate), (needed.in_gate, u)) if n]
+    if gates:
+        y = y._replace(y=result, out_gate=gates[0])
+    if len(gates) == 2:
+        y = y._replace(twin=result, twin_gate=gates[1])
+    made = launches(found, batch, channels, length)
+    wanted = (needed.out_gate, bool(gates))  # results of a side: nobody else needs its way back
+    steps = tuple(
+        GradientStep(found.plan, x, y, one)
+        for one in made
+        if one.launch.kernel.role != "columns_inverse" or wanted[one.side]
+    )
+    return _Planned(
+        steps,
+        parts(found, batch, channels),
+        spectra_bytes(found, made),
+        workspace_elements(found.plan, batch, channels),
+        peaks_words(found.plan, batch, channels),
+    )
 
 
 def finish_by_kernels(

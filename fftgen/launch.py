@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from fftgen.bounded import Bounded
 from fftgen.planner.filter import FilterLaunch, filter_launches
 from fftgen.planner.finish import finish_launches
 from fftgen.planner.gradient import Gradient, GradientLaunch
@@ -19,6 +20,8 @@ from fftgen.planner.plan import Plan
 # Six signals (address, batch stride, channel stride), five addresses, eight 32-bit numbers.
 _ARGS = struct.Struct("<" + 6 * "Qqq" + "5Q" + "8i")
 ARGS_BYTES = _ARGS.size
+# The same with all but the addresses packed before.
+_ADDRESSED = struct.Struct("<" + 6 * "Q16s" + "5Q" + "32s")
 
 # FilterArgs in templates/device/filter.cuh: two fields of each filter, six addresses, three 32-bit numbers.
 _FILTER_ARGS = struct.Struct("<" + 2 * "Qq" + "6Q" + "3i4x")
@@ -104,36 +107,72 @@ def argument_block(plan: Plan, call: Call, launch: Launch) -> bytes:
     )
 
 
-def run(plan: Plan, call: Call, launches: Iterable[Launch], launcher: Launcher) -> None:
+# What changes from call to call of the same shapes and strides, 0 where absent, in this order: u, in_gate,
+# out_gate, y, twin_gate, twin, spectrum, scale, tables, workspace, peaks.
+Addresses = tuple[int, int, int, int, int, int, int, int, int, int, int]
+
+
+class Step:
+    """A launch of a call, its argument block packed but for the addresses."""
+
+    __slots__ = ("_strides", "_tail", "launch")
+
+    def __init__(self, plan: Plan, call: Call, launch: Launch) -> None:
+        """Of ``call`` shapes, strides and ``vector`` count."""
+        block = argument_block(plan, call, launch)
+        self.launch = launch
+        self._strides = tuple(block[24 * i + 8 : 24 * i + 24] for i in range(6))
+        self._tail = block[-32:]
+
+    def params(self, at: Addresses) -> bytes:
+        """``Args``, with these addresses."""
+        u, in_gate, out_gate, y, twin_gate, twin, spectrum, scale, tables, workspace, peaks = at
+        of_u, of_in, of_out, of_y, of_twin_gate, of_twin = self._strides
+        return _ADDRESSED.pack(
+            u, of_u,
+            in_gate, of_in,
+            out_gate, of_out,
+            y, of_y,
+            twin_gate, of_twin_gate,
+            twin, of_twin,
+            spectrum, scale, tables, workspace, peaks,
+            self._tail,
+        )  # fmt: skip
+
+
+def run(steps: Iterable[Step], at: Addresses, launcher: Launcher) -> None:
     """Carry out a call: its launches (planner/launch.py), in order, on the launcher."""
-    for launch in launches:
-        params = argument_block(plan, call, launch)
+    for step in steps:
+        launch = step.launch
+        params = step.params(at)
         launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params, launch.cluster)
 
 
-@dataclass(frozen=True)
-class GradientCall:
-    """All that a gradient's kernels are handed: two signals, as a convolution takes them, and results."""
+class GradientStep:
+    """A launch of a gradient's kernels: the argument blocks of its two signals, and what joins them."""
 
-    x: Call
-    v: Call
-    sums: int
-    spectra: int = 0
+    __slots__ = ("_parts", "_side", "_v", "_workers", "_x", "launch")
+
+    def __init__(self, plan: Plan, x: Call, v: Call, made: GradientLaunch) -> None:
+        """``x``, ``v``: the two signals, as a convolution takes them; as of ``Step``."""
+        self.launch = made.launch
+        self._x, self._v = Step(plan, x, made.launch), Step(plan, v, made.launch)
+        self._side, self._parts, self._workers = made.side, made.parts, made.workers
+
+    def params(self, x: Addresses, v: Addresses, sums: int, spectra: int) -> bytes:
+        """``Args`` of a kernel for one signal, ``GradientArgs`` of that for both."""
+        if self._side >= 0:
+            return self._v.params(v) if self._side else self._x.params(x)
+        joined = _GRADIENT_ARGS.pack(sums, spectra, self._parts, self._workers)
+        return self._x.params(x) + self._v.params(v) + joined
 
 
 def run_gradient(
-    found: Gradient, call: GradientCall, launches: Iterable[GradientLaunch], launcher: Launcher
+    steps: Iterable[GradientStep], x: Addresses, v: Addresses, sums: int, spectra: int, launcher: Launcher
 ) -> None:
     """Make the parts of a filter's gradient, and those of signals: the launches of planner/gradient.py."""
-    for made in launches:
-        launch = made.launch
-        if launch.kernel.role == "columns_inverse" and not (call.v if made.side else call.x).y.address:
-            continue  # nobody wants the results of this side
-        x, v = (argument_block(found.plan, signal, launch) for signal in (call.x, call.v))
-        if made.side >= 0:
-            params = v if made.side else x
-        else:
-            params = x + v + _GRADIENT_ARGS.pack(call.sums, call.spectra, made.parts, made.workers)
+    for step in steps:
+        launch, params = step.launch, step.params(x, v, sums, spectra)
         launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params)
 
 
@@ -167,10 +206,14 @@ class FilterCall(NamedTuple):
 
 def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
     """Make the spectra of a call's filters: the launches of planner/filter.py, in order."""
+    address, stride, taps = call.filter
+    back_address, back_stride, back_taps = call.back
     for launch, entry in _filter_launches(plan, call.channels):
         params = _FILTER_ARGS.pack(
-            *call.filter[:2],
-            *call.back[:2],
+            address,
+            stride,
+            back_address,
+            back_stride,
             call.skip,
             call.planes,
             call.scale,
@@ -178,15 +221,15 @@ def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
             call.workspace,
             call.peaks,
             launch.first,
-            call.filter.taps,
-            max(0, call.back.taps - 1),  # the first tap acts forwards as well
+            taps,
+            max(0, back_taps - 1),  # the first tap acts forwards as well
         )
         kernel = launch.kernel
         launcher.launch(entry, launch.grid, kernel.threads, kernel.shared_bytes, params)
 
 
 # Launches of the latest shapes, by the digest of their plan: planning them takes longer than packing them.
-_planned: dict[tuple[str, int], tuple[tuple[FilterLaunch, str], ...]] = {}
+_planned: Bounded[tuple[str, int], tuple[tuple[FilterLaunch, str], ...]] = Bounded()
 
 
 def _filter_launches(plan: Plan, channels: int) -> tuple[tuple[FilterLaunch, str], ...]:
@@ -194,10 +237,8 @@ def _filter_launches(plan: Plan, channels: int) -> tuple[tuple[FilterLaunch, str
     key = (plan.digest, channels)
     found = _planned.get(key)
     if found is None:
-        if len(_planned) >= 1024:  # shapes that come and go must not pile up
-            _planned.clear()
         planned = filter_launches(plan.filter, plan.transform, channels)
-        found = _planned[key] = tuple((launch, plan.filter_entry(launch.kernel)) for launch in planned)
+        found = _planned.keep(key, tuple((launch, plan.filter_entry(launch.kernel)) for launch in planned))
     return found
 
 

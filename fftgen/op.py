@@ -235,6 +235,7 @@ for _name, _cpu, _cuda, _fake in (
 ):
     _LIBRARY.impl(_name, _cpu, "CPU")
     _LIBRARY.impl(_name, _cuda, "CUDA")
+    autograd.ON_GPU[_name] = _cuda
     _torch_library.register_fake(f"fftgen::{_name}", _fake, lib=_LIBRARY)
 
 for _name, _rules in (

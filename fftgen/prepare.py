@@ -24,6 +24,20 @@ def prepare(
     skip: Tensor | None = None,
     address: Address = lambda _, x: x.data_ptr(),
 ) -> Spectrum:
+    """What ``transform`` makes of filters, with what it is of."""
+    planes, scale = transform(plan, tables, launcher, k, k_rev, skip, address)
+    return Spectrum(planes, scale, plan.digest, max(int(f.shape[-1]) for f in (k, k_rev) if f is not None))
+
+
+def transform(
+    plan: Plan,
+    tables: Tensor,
+    launcher: Launcher,
+    k: Tensor | None,
+    k_rev: Tensor | None = None,
+    skip: Tensor | None = None,
+    address: Address = lambda _, x: x.data_ptr(),
+) -> tuple[Tensor, Tensor]:
     """Transform filters (H, Lk), Lk at most the plan's length, by kernels on the launcher.
 
     ``k_rev`` acts backwards in time; either may be absent, not both: in the kernels' ring x^N is i (1 where
@@ -35,17 +49,18 @@ def prepare(
     place.
     """
     if not plan.filter.kernels:
-        return spectrum(plan, k, k_rev, skip)
+        made = spectrum(plan, k, k_rev, skip)
+        return made.planes, made.scale
     ahead, back = _wide(k), _wide(k_rev)
-    given = [f for f in (ahead, back) if f is not None]
-    channels, device = given[0].shape[0], given[0].device
+    first = ahead if ahead is not None else back
+    assert first is not None
+    channels, device = first.shape[0], first.device
     if channels >= 2**31:
         raise InputError(f"{channels} channels exceed 2**31 - 1: split them")
     planes = torch.empty(channels, 2, plan.transform, dtype=spectrum_dtype(plan), device=device)
     scale = torch.empty(channels, 2, dtype=torch.float32, device=device)
-    made = Spectrum(planes, scale, plan.digest, max(f.shape[1] for f in given))
     if channels == 0:
-        return made
+        return planes, scale
     direct = None if skip is None else skip.detach().to(torch.float32).contiguous()
     workspace = peaks = None
     if not plan.filter.whole:
@@ -53,18 +68,18 @@ def prepare(
         workspace = torch.empty(count, 2, dtype=torch.float32, device=device)
         peaks = torch.zeros(channels, dtype=torch.int32, device=device)  # grown by atomics
     call = FilterCall(
-        filter=_taps("filter", ahead, address),
-        back=_taps("back_filter", back, address),
-        channels=channels,
-        skip=0 if direct is None else address("skip", direct),
-        planes=address("filter_planes", planes),
-        scale=address("filter_scale", scale),
-        tables=address("filter_tables", tables),
-        workspace=0 if workspace is None else address("filter_workspace", workspace),
-        peaks=0 if peaks is None else address("filter_peaks", peaks),
+        NO_TAPS if ahead is None else Taps(address("filter", ahead), ahead.stride(0), ahead.shape[1]),
+        NO_TAPS if back is None else Taps(address("back_filter", back), back.stride(0), back.shape[1]),
+        channels,
+        0 if direct is None else address("skip", direct),
+        address("filter_planes", planes),
+        address("filter_scale", scale),
+        address("filter_tables", tables),
+        0 if workspace is None else address("filter_workspace", workspace),
+        0 if peaks is None else address("filter_peaks", peaks),
     )
     run_filter(plan, call, launcher)
-    return made
+    return planes, scale
 
 
 def _wide(f: Tensor | None) -> Tensor | None:
@@ -72,8 +87,3 @@ def _wide(f: Tensor | None) -> Tensor | None:
     if f is None or (f.dtype == torch.float32 and f.stride(-1) == 1):
         return f
     return time_contiguous(f.detach().to(torch.float32))
-
-
-def _taps(name: str, k: Tensor | None, address: Address) -> Taps:
-    """A filter as kernels see it; absent for None."""
-    return NO_TAPS if k is None else Taps(address(name, k), k.stride(0), k.shape[1])

@@ -6,7 +6,7 @@ shared. No function here synchronises, allocates device memory or changes the cu
 
 from __future__ import annotations
 
-import ctypes
+from array import array
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
@@ -64,13 +64,10 @@ class Module:
         self.device = device
         handle = _check(cuda.cuDeviceGet(device), f"finding GPU {device}")
         self._context = _check(cuda.cuDevicePrimaryCtxRetain(handle), f"opening GPU {device}")
-        self._handle = int(self._context)
-        with self._current():
+        self._launchers: dict[int, StreamLauncher] = {}
+        with _Current(self._context):
             self._module = _check(cuda.cuModuleLoadData(image), "loading a kernel")
             self._functions = {name: self._function(name, shared) for name, shared in entries.items()}
-
-    def _current(self) -> _Current:
-        return _Current(self._context)
 
     def _function(self, name: str, shared_bytes: int) -> Any:
         cuda = driver()
@@ -85,45 +82,58 @@ class Module:
 
     def on(self, stream: int) -> StreamLauncher:
         """A launcher of this module's kernels on a stream (its handle as an int; 0: the default stream)."""
-        return StreamLauncher(self, stream)
+        found = self._launchers.get(stream)
+        if found is None:
+            if len(self._launchers) >= 64:  # streams that come and go must not pile up
+                self._launchers.clear()
+            found = StreamLauncher(stream, self._context, self._functions)
+            self._launchers[stream] = found
+        return found
+
+
+class StreamLauncher:
+    """A ``Launcher`` (launch.py) that puts kernels of one module on one stream."""
+
+    def __init__(self, stream: int, context: Any, functions: dict[str, Any]) -> None:
+        self._driver = driver()
+        self._stream = self._driver.CUstream(stream)
+        self._context = context
+        self._handle = int(context)
+        self._functions = functions
 
     def launch(
-        self,
-        entry: str,
-        grid: int,
-        block: int,
-        shared_bytes: int,
-        params: bytes,
-        stream: int,
-        cluster: int = 1,
+        self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes, cluster: int = 1
     ) -> None:
         """Launch one kernel. Asynchronous: errors inside the kernel surface at the next synchronisation."""
-        cuda = driver()
-        block_of_arguments = ctypes.create_string_buffer(params, len(params))
-        pointers = _Pointers(ctypes.addressof(block_of_arguments))
+        cuda = self._driver
+        # The kernel's only parameter; the driver copies it before it returns.
+        argument = array("B", params)
+        pointers = array("Q", (argument.buffer_info()[0],))
         # PyTorch has made this context current as a rule: asking costs less than pushing and popping.
-        current = _check(cuda.cuCtxGetCurrent(), "asking for the current context")
-        with nullcontext() if int(current) == self._handle else self._current():
+        code, current = cuda.cuCtxGetCurrent()
+        if code:
+            _check((code,), "asking for the current context")
+        with _AS_IT_IS if int(current) == self._handle else _Current(self._context):
             if cluster == 1:
                 result = cuda.cuLaunchKernel(
                     self._functions[entry],
                     grid, 1, 1,
                     block, 1, 1,
                     shared_bytes,
-                    stream,
-                    ctypes.addressof(pointers),
+                    self._stream,
+                    pointers.buffer_info()[0],
                     0,
                 )  # fmt: skip
             else:
-                config = _clustered(grid, block, shared_bytes, stream, cluster)
-                result = cuda.cuLaunchKernelEx(config, self._functions[entry], ctypes.addressof(pointers), 0)
+                config = _clustered(grid, block, shared_bytes, self._stream, cluster)
+                result = cuda.cuLaunchKernelEx(config, self._functions[entry], pointers.buffer_info()[0], 0)
         if result[0]:
             what = f"launching {entry} on {grid} blocks of {block} threads with {shared_bytes} bytes"
             _check(result, what if cluster == 1 else f"{what}, clusters of {cluster}")
 
 
 @lru_cache(maxsize=256)
-def _clustered(grid: int, block: int, shared_bytes: int, stream: int, cluster: int) -> Any:
+def _clustered(grid: int, block: int, shared_bytes: int, stream: Any, cluster: int) -> Any:
     """The configuration of a launch whose blocks form clusters (CUDA driver API, cuLaunchKernelEx)."""
     cuda = driver()
     size = cuda.CUlaunchAttribute()
@@ -132,12 +142,12 @@ def _clustered(grid: int, block: int, shared_bytes: int, stream: int, cluster: i
     config = cuda.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = block, 1, 1
-    config.sharedMemBytes, config.hStream = shared_bytes, cuda.CUstream(stream)
+    config.sharedMemBytes, config.hStream = shared_bytes, stream
     config.attrs, config.numAttrs = [size], 1
     return config
 
 
-_Pointers = ctypes.c_void_p * 1
+_AS_IT_IS = nullcontext()
 
 
 class _Current:
@@ -151,16 +161,3 @@ class _Current:
 
     def __exit__(self, *_: object) -> None:
         _check(driver().cuCtxPopCurrent(), "restoring the context")
-
-
-class StreamLauncher:
-    """A ``Launcher`` (launch.py) that puts kernels of one module on one stream."""
-
-    def __init__(self, module: Module, stream: int) -> None:
-        self._module = module
-        self._stream = stream
-
-    def launch(
-        self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes, cluster: int = 1
-    ) -> None:
-        self._module.launch(entry, grid, block, shared_bytes, params, self._stream, cluster)

@@ -45,9 +45,18 @@ class Arguments(NamedTuple):
     skip: Tensor | None
     shape: tuple[int, ...] | None
 
+    def untouched(self, *given: Tensor | None) -> bool:
+        """Whether they are what was handed in, and the result goes back as it is."""
+        return self.shape is None and all(x is y for x, y in zip(self, given, strict=False))
+
     def back(self, y: Tensor) -> Tensor:
         """The result in the caller's shape."""
         return y if self.shape is None else y.reshape(self.shape)
+
+
+def shapes(*tensors: Tensor | None) -> tuple[object, ...]:
+    """All that ``arrange`` goes by: equal ones of other tensors fit as well and come out alike."""
+    return tuple([None if x is None else (x.shape, x.dtype, x.device) for x in tensors])
 
 
 def autocast(dtype: torch.dtype, u: Tensor, *gates: Tensor | None) -> tuple[Tensor | None, ...]:

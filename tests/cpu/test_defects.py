@@ -7,13 +7,13 @@ test_citizen.py; tensors beyond 2**31 elements in tests/nvrtc/test_large_strides
 from __future__ import annotations
 
 import weakref
-from types import SimpleNamespace
 from typing import Any
 
 import gradients
 import numpy as np
 import pytest
 import torch
+from fake_gpu import Code, Driver, arguments, on_fake_gpu
 from torch import Tensor
 
 import fftgen
@@ -84,59 +84,7 @@ def test_taps_beyond_the_input_do_not_leak_from_the_future(taps: int, white: Any
     gradients.judge(conv(u, grown), ref, 1e-13)
 
 
-# A driver that is not there: launches are recorded, and fail when told to.
-
-
-class Driver(SimpleNamespace):
-    """What runtime.py uses of cuda.bindings.driver."""
-
-    def __init__(self, failing: str = "", code: int = 700, after: int = 0) -> None:
-        """``failing``: a function that returns ``code``, once it has worked ``after`` times."""
-        super().__init__()
-        self.launched: list[tuple[Any, ...]] = []
-        self._failing, self._code, self._left = failing, code, after
-        self.CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
-
-    def __getattr__(self, name: str) -> Any:
-        def call(*arguments: Any) -> tuple[Any, ...]:
-            if name == "cuLaunchKernel":
-                self.launched.append(arguments)
-            if name != self._failing:
-                return (Code(0), 1)
-            self._left -= 1
-            return (Code(self._code if self._left < 0 else 0), 1)
-
-        return call
-
-
-class Code(int):
-    name = "CUDA_ERROR_ILLEGAL_ADDRESS"
-
-
-def on_fake_gpu(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> tuple[fftgen.Conv, list[torch.device]]:
-    """A convolution whose calls on CPU tensors go all the way down to the driver, and devices asked for."""
-    monkeypatch.setattr(runtime, "driver", lambda: driver)
-    asked: list[torch.device] = []
-
-    def current_stream(device: torch.device) -> SimpleNamespace:
-        asked.append(device)
-        return SimpleNamespace(cuda_stream=0xABC0)
-
-    monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
-    conv = conv_module.Conv(fftgen.get_conv(512, causal=True).problem, conv_module.JustInTime(), "test")
-    plan = search.plan(conv.problem, "sm_90")
-    tables = torch.zeros(1, dtype=torch.uint8)  # nothing reads them here
-    loaded = object.__new__(conv_module.Loaded)  # without a module to load and a GPU to hold its tables
-    loaded.module, loaded.executable = runtime.Module(b"", 0, {}), Executable(plan, tables)
-    entries = [plan.filter_entry(kernel) for kernel in plan.filter.kernels]
-    entries += [launch.entry for launch in loaded.executable.planned(2, 3, 100, True).launches]
-    loaded.module._functions = dict.fromkeys(entries, 1)
-    monkeypatch.setattr(conv, "on", lambda device, problem: loaded)
-    return conv, asked
-
-
-def arguments(white: Any) -> tuple[Tensor | None, ...]:
-    return white(2, 3, 100).bfloat16(), white(3, 50).float(), None, None, None, None
+# A driver that is not there (fake_gpu.py): launches are recorded, and fail when told to.
 
 
 def test_kernels_run_on_the_current_stream_of_the_tensors_device(
@@ -148,7 +96,7 @@ def test_kernels_run_on_the_current_stream_of_the_tensors_device(
     y = conv.run(u, *rest)  # type: ignore[arg-type]
     assert u is not None
     assert y.shape == u.shape
-    assert asked == [u.device, u.device]  # the filter's spectrum, then the call
+    assert asked == [u.device]  # of the filter's spectrum as well
     assert len(driver.launched) == 2
     assert all(0xABC0 in launch for launch in driver.launched)
 

@@ -369,6 +369,8 @@ def test_only_a_call_that_nobody_looks_at_goes_past_the_dispatcher() -> None:
             return function(*args, **(kwargs or {}))
 
     assert not autograd.unobserved(plain.as_subclass(Mine))
+    assert not autograd.unobserved(torch.zeros(2, dtype=torch.complex64).conj().imag)
+    assert not autograd.unobserved(torch._efficientzerotensor((2,)))
     for mode in (Functions(), Dispatched(), FakeTensorMode()):
         with mode:
             assert not autograd.unobserved(plain)

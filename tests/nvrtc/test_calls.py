@@ -6,14 +6,12 @@ import ctypes
 import itertools
 import os
 import re
-import statistics
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,7 +151,7 @@ def test_the_driver_is_handed_what_the_simulator_runs(
             *shape, shared, stream, pointers, extra = numbers
             (first,) = (ctypes.c_void_p * 1).from_address(pointers)
             params = ctypes.string_at(first, emulate.ARGS_BYTES)
-            calls.append((function, tuple(shape), shared, stream, params, extra, 1))
+            calls.append((function, tuple(shape), shared, int(stream), params, extra, 1))
             return (0,)
 
         def cuLaunchKernelEx(self, config: Any, *rest: Any) -> tuple[int]:  # noqa: N802
@@ -163,8 +161,8 @@ def test_the_driver_is_handed_what_the_simulator_runs(
             assert config.numAttrs == 1
             assert size.id == bindings.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
             function, pointers, extra = rest
-            stream = int(config.hStream)
-            self.cuLaunchKernel(function, *grid, *block, config.sharedMemBytes, stream, pointers, extra)
+            shared, stream = config.sharedMemBytes, config.hStream
+            self.cuLaunchKernel(function, *grid, *block, shared, stream, pointers, extra)
             cluster = size.value.clusterDim
             calls.append((*calls.pop()[:-1], (cluster.x, cluster.y, cluster.z)))
             return (0,)
@@ -193,76 +191,6 @@ def test_the_driver_is_handed_what_the_simulator_runs(
     assert calls == wanted
     assert {c[0] for c in calls} == {module.plan.entry(k) for k in module.plan.every_kernel}
     assert attributes == {n: size for n, size in module.entries.items() if size > 48 * 1024}
-
-
-# Of plain_operations: 0.79 to 0.89, on an idle machine and on a busy one, where a call takes 11 to 20 us.
-CALL_COST = 0.85
-
-
-def test_a_call_costs_microseconds_on_the_host(rng: np.random.Generator) -> None:
-    """Shapes, addresses and argument blocks of a call, without the launch: design 5.1 allows 20 us in all.
-
-    A clock would judge the machine, so plain operations that run beside the calls do.
-    """
-
-    class Nowhere:
-        def launch(self, *_: object) -> None:
-            pass
-
-    module = build(Problem("causal", 4096, "bf16"), "sm_90")
-    executable = execute.Executable(
-        module.plan, torch.frombuffer(bytearray(module.tables), dtype=torch.uint8)
-    )
-    made = execute.spectrum(module.plan, draw(rng, 3, 4096, dtype=torch.float32))
-    u = draw(rng, 2, 3, 4096)
-
-    def call() -> None:
-        executable(Nowhere(), u, made.planes, made.scale)
-
-    for _ in range(3):
-        found = cost(call, lambda: plain_operations(u))
-        print(f"a call costs {found:.3f} of the plain operations")
-        if found <= 1.5 * CALL_COST:
-            return
-    pytest.fail(f"a call costs {found:.2f} of the plain operations, usually {CALL_COST}")
-
-
-class _Triple(NamedTuple):
-    first: int
-    second: int
-    third: int
-
-
-def _sum_of(first: int, second: int, third: int) -> int:
-    return first + second + third
-
-
-def plain_operations(x: Tensor) -> bytes:
-    """What a call consists of, in about its numbers, and none of the package's code: the measure of it."""
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    numbers: list[int] = []
-    for tensor in (x, y, x, y):
-        batch, channel, _ = tensor.stride()
-        numbers.extend(_Triple(tensor.data_ptr(), batch, channel))
-        numbers.extend(_sum_of(tensor.data_ptr(), batch, step) for step in range(5))
-    assert all(map(bool, numbers))
-    return struct.pack("32Q", *numbers)
-
-
-def cost(work: Callable[[], object], measure: Callable[[], object]) -> float:
-    """How long ``work`` takes, as a multiple of ``measure`` in the same moments.
-
-    The two take turns in runs too short for much to happen in one of them alone, and the ratio in the
-    middle counts: a slow machine slows both, and what else goes on there upsets few of the turns.
-    """
-
-    def run(what: Callable[[], object]) -> float:
-        started = time.perf_counter()
-        for _ in range(20):
-            what()
-        return time.perf_counter() - started
-
-    return statistics.median(run(work) / run(measure) for _ in range(500))
 
 
 # --- artifacts

@@ -1,0 +1,158 @@
+"""Kernels loaded on a GPU, and the way that a call takes to them.
+
+A call's way depends on shapes, dtypes and devices alone, so the second of its kind takes that of the first:
+``Routes`` keeps them. What is left for each call are addresses, memory for its results, and the launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fftgen import autograd
+from fftgen.bounded import Bounded
+from fftgen.execute import Executable, Spectrum, time_contiguous, with_skip
+from fftgen.pipeline import Built
+from fftgen.prepare import prepare, transform
+from fftgen.runtime import Module
+
+
+class Loaded:
+    """A built module on one GPU. Everything runs on the current stream of its device."""
+
+    def __init__(self, built: Built, device: torch.device) -> None:
+        self.module = Module(built.image, device.index or 0, built.entries)
+        self.executable = Executable(built.plan, _tables(built, device))
+
+    def spectrum(self, k: Tensor | None, k_rev: Tensor | None = None, skip: Tensor | None = None) -> Spectrum:
+        """The spectrum of filters (H, Lk) with a skip term (H,)."""
+        plan, tables = self.executable.plan, self.executable.tables
+        return prepare(plan, tables, self.module.on(stream_of(tables.device)), k, k_rev, skip)
+
+    def convolve(
+        self,
+        u: Tensor,
+        k: Tensor | None,
+        k_rev: Tensor | None,
+        in_gate: Tensor | None,
+        out_gate: Tensor | None,
+        skip: Tensor | None,
+    ) -> Tensor:
+        """A whole call: the filter's spectrum, then ``apply``."""
+        launcher = self.module.on(stream_of(u.device))
+        executable = self.executable
+        planes, scale = transform(executable.plan, executable.tables, launcher, k, k_rev, skip)
+        return executable(
+            launcher, time_contiguous(u), planes, scale, time_contiguous(in_gate), time_contiguous(out_gate)
+        )
+
+    def apply(
+        self,
+        u: Tensor,
+        planes: Tensor,
+        scale: Tensor,
+        in_gate: Tensor | None,
+        out_gate: Tensor | None,
+        skip: Tensor | None = None,
+    ) -> Tensor:
+        """A call with a spectrum that is there."""
+        if skip is not None:
+            planes, scale = with_skip(self.executable.plan, planes, scale, skip)
+        return self.executable(
+            self.module.on(stream_of(u.device)),
+            time_contiguous(u),
+            planes,
+            scale,
+            time_contiguous(in_gate),
+            time_contiguous(out_gate),
+        )
+
+    def both(
+        self,
+        u: Tensor,
+        planes: Tensor,
+        scale: Tensor,
+        in_gate: Tensor | None,
+        gates: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """The same of kernels with two outputs, with an output gate for each."""
+        return self.executable.both(
+            self.module.on(stream_of(u.device)),
+            time_contiguous(u),
+            planes,
+            scale,
+            time_contiguous(in_gate),
+            (time_contiguous(gates[0]), time_contiguous(gates[1])),
+        )
+
+
+class LoadedGradient:
+    """The kernels of a gradient on one GPU."""
+
+    def __init__(self, built: Built, device: torch.device) -> None:
+        assert built.gradient is not None
+        self.gradient = built.gradient
+        self.module = Module(built.image, device.index or 0, built.entries)
+        self.tables = _tables(built, device)
+
+
+def _tables(built: Built, device: torch.device) -> Tensor:
+    return torch.frombuffer(bytearray(built.tables), dtype=torch.uint8).to(device)
+
+
+def stream_of(device: torch.device) -> int:
+    """The handle of a GPU's current stream, by the short way where this release of PyTorch has it."""
+    if _RAW_STREAM is None or device.index is None:
+        return int(torch.cuda.current_stream(device).cuda_stream)
+    return int(_RAW_STREAM(device.index))
+
+
+_RAW_STREAM: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
+class Route(NamedTuple):
+    """Where a call goes whose arguments fit the operators as they are.
+
+    ``loaded``: the kernels that serve it where it is on a GPU and nobody looks; ``taps``: of longer filters
+    the rest meets nothing (0: none are longer).
+    """
+
+    handle: str
+    loaded: Loaded | None = None
+    taps: int = 0
+
+    def conv(
+        self,
+        u: Tensor,
+        k: Tensor | None,
+        k_rev: Tensor | None,
+        in_gate: Tensor | None,
+        out_gate: Tensor | None,
+        skip: Tensor | None,
+    ) -> Tensor:
+        """``torch.ops.fftgen.conv``, or the kernels themselves where nothing is differentiated."""
+        loaded = self.loaded
+        if loaded is None or autograd.recorded(u, k, k_rev, in_gate, out_gate, skip):
+            return autograd.conv(u, k, k_rev, in_gate, out_gate, skip, self.handle)
+        if self.taps:
+            k, k_rev = cut(k, self.taps), cut(k_rev, self.taps)
+        return loaded.convolve(u, k, k_rev, in_gate, out_gate, skip)
+
+
+def cut(f: Tensor | None, taps: int) -> Tensor | None:
+    """A filter's first taps."""
+    return f if f is None or f.shape[-1] <= taps else f[..., :taps]
+
+
+class Routes(Bounded[tuple[object, ...], Route]):
+    """The routes of the latest kinds of calls."""
+
+    def find(self, kind: tuple[object, ...]) -> Route | None:
+        """The route of calls of a kind, if one is known."""
+        try:
+            return self.get(kind)
+        except TypeError:  # an option that is no key, and none of those that there are
+            return None
