@@ -40,12 +40,14 @@ __all__ = [
     "compile_many",
     "compile_ptx",
     "headers",
+    "library",
     "options",
     "supported_architectures",
     "version",
 ]
 
 _ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)([af]?)")
+_LIBRARY = re.compile(r"libnvrtc(-[0-9a-f]+)?\.so")
 _BUNDLES_HEADERS = (13, 3)
 _KEEPS_RESULTS = (12, 9)
 
@@ -78,6 +80,18 @@ def version() -> tuple[int, int]:
         ) from error
     _check(result[0], "nvrtcVersion")
     return int(result[1]), int(result[2])
+
+
+def library() -> Path | None:
+    """The file of the NVRTC library that this process has loaded; None where that cannot be told."""
+    version()
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            found = {line[line.index("/") :].rstrip("\n") for line in maps if "libnvrtc" in line}
+    except (OSError, ValueError):
+        return None
+    files = [Path(name) for name in found if _LIBRARY.match(Path(name).name)]
+    return files[0] if len(files) == 1 and files[0].is_file() else None
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fftgen import nvrtc, shortcut
 from fftgen.cache import Cache, Entry, Key
-from fftgen.planner import search, tables
+from fftgen.planner import tables
 from fftgen.planner.gradient import Gradient
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
@@ -65,7 +65,8 @@ def build(
     ``engine``: in place of the planner's choice. Raises InputError, NoPlanError, CompileError, ToolchainError
     (NVRTC missing) or CacheMissError (FFTGEN_NO_JIT).
     """
-    return build_plan(search.plan(problem, find_target(target), engine), cache)
+    store = cache or Cache.default()
+    return build_plan(shortcut.plan(store, problem, find_target(target), engine), store)
 
 
 def build_plan(plan: Plan, cache: Cache | None = None) -> Built:
@@ -80,7 +81,8 @@ def build_gradient(found: Gradient, cache: Cache | None = None) -> Built:
 
 def _build(plan: Plan, found: Gradient | None, cache: Cache | None) -> Built:
     started = time.perf_counter()
-    store, note = cache or Cache.default(), shortcut.digest(found or plan)
+    store = cache or Cache.default()
+    note = shortcut.digest(store, found or plan)
     known = shortcut.find(store, note, plan)
     entry, block, cached = _make(plan, found, store, note) if known is None else (*known, True)
     seconds = time.perf_counter() - started

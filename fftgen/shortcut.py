@@ -1,9 +1,10 @@
-"""From a plan to its cache entry and its tables without rendering and evaluating them again.
+"""From a problem to its plan, cache entry and tables without working them out again.
 
-A note in the cache for each plan: the digest of the entry that its source had as key, and its table block.
-It is found by all that these were made of: the plan, the files of this package that make source, key and
-tables of it, the compiler and its headers. Without a whole note, or without the entry, everything is made
-as ever.
+Notes in the cache. Of a problem: its plan. Of a plan: the digest of the entry that its source had as key,
+and its table block. Of a compiler's library: its full release, which only a compile tells. A note is found
+by all that its content was made of: problem or plan, the files of this package that make plan, source, key
+and tables of it, the compiler and its headers; the library by its file. Without a whole note, or without the
+entry, everything is made as ever.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from pathlib import Path
 
 from fftgen import nvrtc
 from fftgen.cache import Cache, Entry
+from fftgen.planner import search
 from fftgen.planner.gradient import Gradient
 from fftgen.planner.plan import Plan
+from fftgen.problem import Problem
 from fftgen.source import digest_of
+from fftgen.targets import Target
 
 _PACKAGE = Path(__file__).parent
 _FILES = ("*.py", "planner/*.py", "templates/*.j2", "templates/device/*.cuh")
@@ -30,10 +34,39 @@ def package() -> str:
     return digest_of((path for pattern in _FILES for path in _PACKAGE.glob(pattern)), _PACKAGE)
 
 
-def digest(subject: Plan | Gradient) -> str:
+def plan(store: Cache, problem: Problem, chip: Target, engine: str | None = None) -> Plan:
+    """``search.plan``, from a note where there is one."""
+    note = _note("plan", repr(problem), repr(chip), repr(engine), package())
+    found = store.note(note)
+    if found is not None:
+        return Plan.from_json(found.decode())
+    made = search.plan(problem, chip, engine)
+    store.keep_note(note, made.to_json().encode())
+    return made
+
+
+def compiler(store: Cache) -> str:
+    """``nvrtc.build()``, from a note where there is one and the compiler's library is a file."""
+    library = nvrtc.library()
+    if library is None:
+        return nvrtc.build()
+    facts = library.stat()
+    note = _note("compiler", str(library), str(facts.st_size), str(facts.st_mtime_ns))
+    found = store.note(note)
+    if found is None:
+        found = nvrtc.build().encode()
+        store.keep_note(note, found)
+    return found.decode()
+
+
+def digest(store: Cache, subject: Plan | Gradient) -> str:
     """What the note of a plan, or of a gradient, is found by."""
-    parts = (type(subject).__name__, subject.digest, package(), nvrtc.build(), nvrtc.headers().digest())
-    return hashlib.sha256("\n".join(("fftgen shortcut 1", *parts)).encode()).hexdigest()
+    parts = type(subject).__name__, subject.digest, package(), compiler(store), nvrtc.headers().digest()
+    return _note("kernels", *parts)
+
+
+def _note(kind: str, *parts: str) -> str:
+    return hashlib.sha256("\n".join(("fftgen shortcut 2", kind, *parts)).encode()).hexdigest()
 
 
 def find(store: Cache, note: str, plan: Plan) -> tuple[Entry, bytes] | None:

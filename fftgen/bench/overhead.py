@@ -74,15 +74,17 @@ def _host_samples(backend: Backend, call: Callable[[], object], rounds: int) -> 
 _CHILD = """
 import json, sys, time
 started = time.perf_counter()
+from fftgen import shortcut
 from fftgen.cache import Cache
 from fftgen.pipeline import build_plan
-from fftgen.planner import search
 from fftgen.problem import Problem
+from fftgen.targets import target
 imported = time.perf_counter()
-mode, length, dtype, target, directory = sys.argv[1:]
-plan = search.plan(Problem(mode, int(length), dtype), target)
+mode, length, dtype, chip, directory = sys.argv[1:]
+store = Cache(directory)
+plan = shortcut.plan(store, Problem(mode, int(length), dtype), target(chip))
 planned = time.perf_counter()
-built = build_plan(plan, Cache(directory))
+built = build_plan(plan, store)
 ended = time.perf_counter()
 print(json.dumps({"import_s": imported - started, "plan_s": planned - imported,
                   "build_s": ended - planned, "cached": built.cached, "plan": str(plan)}))

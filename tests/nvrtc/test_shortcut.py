@@ -13,11 +13,13 @@ from command_line import why_not
 
 from fftgen import nvrtc, pipeline, shortcut
 from fftgen.cache import Cache, Entry
+from fftgen.errors import InputError
 from fftgen.pipeline import Built, build_gradient, build_plan
 from fftgen.planner import search
 from fftgen.planner.gradient import Gradient, gradient
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
+from fftgen.targets import target as find_target
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -38,13 +40,12 @@ def first(tmp_path: Path) -> tuple[Cache, Built]:
 
 def known(store: Cache, subject: Plan | Gradient) -> tuple[Entry, bytes] | None:
     plan = subject.plan if isinstance(subject, Gradient) else subject
-    return shortcut.find(store, shortcut.digest(subject), plan)
+    return shortcut.find(store, shortcut.digest(store, subject), plan)
 
 
 def note_of(store: Cache) -> Path:
     assert store.directory is not None
-    (found,) = (store.directory / "kernels" / "notes").iterdir()
-    return found
+    return store.directory / "kernels" / "notes" / shortcut.digest(store, PLAN)
 
 
 @pytest.fixture
@@ -115,7 +116,7 @@ def test_another_package_compiler_or_plan_finds_nothing(
         patch.setattr(shortcut, "package", lambda: "other")
         assert known(store, PLAN) is None
     with monkeypatch.context() as patch:
-        patch.setattr(nvrtc, "build", lambda: "13.0.1")
+        patch.setattr(shortcut, "compiler", lambda _: "13.0.1")
         assert known(store, PLAN) is None
     assert known(store, PLAN) is not None
 
@@ -135,6 +136,70 @@ def test_the_package_is_all_that_a_source_comes_from(tmp_path: Path, monkeypatch
     one = shortcut.package.__wrapped__()
     (tmp_path / "planner" / "a.py").write_text("y")
     assert len({seen, one, shortcut.package.__wrapped__()}) == 3
+
+
+def test_a_plan_is_found_for_its_problem_target_and_engine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, chip = Cache(tmp_path), find_target("sm_90")
+    made = [
+        (problem, target, engine, shortcut.plan(store, problem, target, engine))
+        for problem in (PROBLEM, Problem("circular", 256, "bf16"), Problem("causal", 512, "bf16"))
+        for target, engine in ((chip, None), (chip, "wmma"), (find_target("sm_80"), None))
+    ]
+    assert len({plan.digest for *_, plan in made}) == len(made)
+    asked: list[object] = []
+    real = search.plan
+
+    def searched(*given: object) -> Plan:
+        asked.append(given)
+        return real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(search, "plan", searched)
+    for problem, target, engine, plan in made:
+        assert shortcut.plan(Cache(tmp_path), problem, target, engine) == plan
+    assert not asked
+    shortcut.plan(store, PROBLEM, replace(chip, multiprocessors=78))  # the same chip with half of it off
+    with monkeypatch.context() as patch:
+        patch.setattr(shortcut, "package", lambda: "other")
+        shortcut.plan(store, PROBLEM, chip)
+    assert len(asked) == 2
+    with pytest.raises(InputError):
+        shortcut.plan(store, PROBLEM, chip, "cutlass")
+
+
+def test_a_damaged_note_of_a_plan_is_none(tmp_path: Path) -> None:
+    store, chip = Cache(tmp_path), find_target("sm_90")
+    made = shortcut.plan(store, PROBLEM, chip)
+    (note,) = (tmp_path / "kernels" / "notes").iterdir()
+    whole = note.read_bytes()
+    for damaged in (whole[:-1], whole.replace(b"256", b"512"), b""):
+        note.write_bytes(damaged)
+        assert shortcut.plan(store, PROBLEM, chip) == made
+        assert note.read_bytes() == whole
+
+
+def test_the_release_of_a_compiler_is_asked_once_for_each_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Cache(tmp_path / "cache")
+    library = nvrtc.library()
+    assert library is not None
+    assert "nvrtc" in library.name
+    assert shortcut.compiler(store) == nvrtc.build()
+    monkeypatch.setattr(nvrtc, "build", lambda: "1.2.3")
+    assert shortcut.compiler(store) != "1.2.3"
+    other = tmp_path / "libnvrtc.so.13"
+    other.write_bytes(b"1")
+    monkeypatch.setattr(nvrtc, "library", lambda: other)
+    assert shortcut.compiler(store) == "1.2.3"
+    monkeypatch.setattr(nvrtc, "build", lambda: "1.2.4")
+    assert shortcut.compiler(store) == "1.2.3"
+    other.write_bytes(b"12")  # installed anew
+    assert shortcut.compiler(store) == "1.2.4"
+    monkeypatch.setattr(nvrtc, "library", lambda: None)
+    monkeypatch.setattr(nvrtc, "build", lambda: "1.2.5")
+    assert shortcut.compiler(store) == "1.2.5"
 
 
 def test_a_cleared_cache_has_no_notes(first: tuple[Cache, Built]) -> None:
