@@ -14,7 +14,7 @@ from calls import built
 
 from fftgen import emulate, gradient_accuracy
 from fftgen.execute import spectrum
-from fftgen.launch import Call, Signal, run
+from fftgen.launch import Call, Signal, Step, run
 from fftgen.planner import search
 from fftgen.planner.launch import launches, peaks_words, workspace_elements
 from fftgen.problem import Problem
@@ -78,6 +78,8 @@ def test_rows_lie_gigabytes_apart(
         vector=length % 8 == 0,
         **signals,
     )
-    run(plan, call, launches(plan, *shape, length), device)
+    steps = [Step(plan, call, launch) for launch in launches(plan, *shape, length)]
+    addresses = call.spectrum, call.scale, call.tables, call.workspace, call.peaks
+    run(steps, (call.u.address, 0, 0, call.y.address, 0, 0, *addresses), device)
     ref = gradients.composite(u, k, mode=mode, length=length)
     gradients.judge(y, ref, gradient_accuracy.result("bf16", plan.order, plan.compute_format))
