@@ -20,7 +20,7 @@ from fftgen.planner.filter import chunk_channels
 from fftgen.planner.finish import comes_around
 from fftgen.planner.gradient import Gradient, launches, parts, spectra_bytes
 from fftgen.planner.launch import peaks_words, workspace_elements
-from fftgen.planner.order import spectrum_digits
+from fftgen.planner.order import sum_digits
 
 
 class Needed(NamedTuple):
@@ -296,7 +296,7 @@ def finish_by_kernels(
 
 
 def finish(found: Gradient, sums: Tensor, length: int, taps: int, period: int = 0) -> Tensor:
-    """From the parts of the sum, (H, parts, 2 N) in the spectrum's order, to (H, taps), by torch.fft.
+    """From the parts of the sum, (H, parts, 2 N) in the order of sum_digits, to (H, taps), by torch.fft.
 
     The reference of the kernels, in the type of ``sums``, and for plans that have none.
     z = T^-1 of the sum. The transform's numbers are polynomials in x with x^N = i, so lag j is Re z_j, and
@@ -306,7 +306,7 @@ def finish(found: Gradient, sums: Tensor, length: int, taps: int, period: int = 
     plan = found.plan
     n = plan.transform
     total = sums.sum(dim=1)
-    natural = torch.view_as_complex(natural_order(total, spectrum_digits(plan)))
+    natural = torch.view_as_complex(natural_order(total, sum_digits(plan)))
     # Both transforms came with the stages' powers of two and without 1/N.
     scale = 4.0 ** sum(s.scale for s in plan.stages)
     z = torch.fft.ifft(natural) * filters.weights(n, sums.device).conj() * scale

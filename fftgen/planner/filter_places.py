@@ -12,7 +12,7 @@ import numpy as np
 from fftgen.errors import InternalError
 from fftgen.planner.filter import Digits
 from fftgen.planner.finish import Gather
-from fftgen.planner.order import spectrum_digits
+from fftgen.planner.order import spectrum_digits, sum_digits
 from fftgen.planner.plan import Plan
 
 PIECE = 8  # frequencies of a stored piece: 16 bytes in each plane
@@ -79,30 +79,31 @@ def sum_pieces(plan: Plan, chosen: Sequence[int], row: int) -> tuple[Digits, tup
     ``row``: points of a row of the transform, all of them where a block holds it. Pieces are of SUM_PIECE
     frequencies.
     """
-    stored = [d for d in spectrum_digits(plan) if d[0] > 1]
+    steps: dict[int, int] = {}  # from number to number of a digit in the sum, by its stride
+    step = 1
+    for extent, stride in reversed(sum_digits(plan)):
+        if extent > 1:
+            steps[stride] = step
+        step *= extent
     # Digits (extent, stride over places, stride over the sum), the fastest first: in a row; of its number.
+    # In the order of spectra: pieces of neighbouring threads go to other banks, and come from whole sectors.
     inside: list[tuple[int, int, int]] = []
     across: list[tuple[int, int, int]] = []
-    at = plane = 1
-    for extent, stride in reversed(stored):
-        if stride == 1:
-            plane = at
-        else:
-            digit_at = at
-            for part, place in reversed(transform_places(((extent, stride // 2),), chosen)):
-                (inside if place < row else across).append((part, place, digit_at))
-                digit_at *= part
-        at *= extent
+    for extent, stride in reversed([d for d in spectrum_digits(plan) if d[0] > 1 and d[1] > 1]):
+        at = steps[stride]
+        for part, place in reversed(transform_places(((extent, stride // 2),), chosen)):
+            (inside if place < row else across).append((part, place, at))
+            at *= part
     offsets = np.zeros(1, np.int64)
     while len(offsets) < SUM_PIECE:
         extent, place, at = inside.pop(0)
         if at != len(offsets) or SUM_PIECE % (at * extent):
-            raise InternalError(f"the fastest digits of {plan.name}'s spectrum hold no piece of {SUM_PIECE}")
+            raise InternalError(f"the fastest digits of {plan.name}'s sum hold no piece of {SUM_PIECE}")
         offsets = (place * np.arange(extent)[:, None] + offsets).reshape(-1)
     return (
         joined((extent, place) for extent, place, _ in inside),
         tuple(int(x) for x in offsets),
-        plane,
+        steps[1],
         Gather(
             pieces=joined((extent, at) for extent, _, at in inside),
             rows=joined((extent, at) for extent, _, at in across),

@@ -40,12 +40,24 @@ def spectrum_digits(plan: Plan) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
+def sum_digits(plan: Plan) -> tuple[tuple[int, int], ...]:
+    """The same for a part of a filter's gradient in the frequency domain, in fp32.
+
+    As a spectrum, but for the eight numbers of a lane: four of every lane, then the other four, so that the
+    lanes of a warp reach neighbouring 16-byte pieces.
+    """
+    *tiles, g, t, column_half, row_half, pair = spectrum_digits(plan)
+    return (*tiles, column_half, g, t, row_half, pair)
+
+
 def spectrum_index(plan: Plan) -> npt.NDArray[np.int64]:
     """The index in the natural spectrum of every number of a stored one, int64 ``(2 N,)``."""
-    index = np.zeros(1, np.int64)
-    for extent, stride in spectrum_digits(plan):
-        index = (index[:, None] + stride * np.arange(extent)).reshape(-1)
-    return index
+    return _index(spectrum_digits(plan))
+
+
+def sum_index(plan: Plan) -> npt.NDArray[np.int64]:
+    """The same for a part of a filter's gradient."""
+    return _index(sum_digits(plan))
 
 
 def same_spectrum(one: Plan, other: Plan) -> bool:
@@ -61,3 +73,10 @@ def stored_places(plan: Plan) -> npt.NDArray[np.int64]:
     rest = plan.stages[0].rest
     rows = np.arange(plan.factors[0])[:, None] * rest
     return np.asarray((rows + fragments.workspace_order(plan, rest)).reshape(-1), np.int64)
+
+
+def _index(digits: Sequence[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    index = np.zeros(1, np.int64)
+    for extent, stride in digits:
+        index = (index[:, None] + stride * np.arange(extent)).reshape(-1)
+    return index

@@ -41,6 +41,7 @@ ALL = Needed(True, True, True)
 # spectrum outside too; the device stage.
 COMMON = (256, 1024, 4096, 16_384, 65_536)
 OTHERS = (512, 2048, 8192, 20_480, 32_768, 131_072)
+SPILLED = {(32_768, "sm_90"): 16}  # with the sum's lanes side by side: it moves half as much for that
 RESULTS = {"u": "u", "in_gate": "in_gate", "out_gate": "out_gate", "k": "filter"}
 
 
@@ -298,7 +299,7 @@ def test_a_name_a_digest_and_a_text_of_its_own() -> None:
     [4096, 32_768, 1_048_576, *slow(256, 512, 1024, 2048, 8192, 12_000, 16_384, 20_000, 65_536, 2_097_152)],
 )
 def test_no_kernel_spills(target: str, length: int) -> None:
-    assert_nothing_spills(planned(length, target=target), target)
+    assert_nothing_spills(planned(length, target=target), target, SPILLED.get((length, target), 0))
 
 
 @pytest.mark.drawn(4)
@@ -315,6 +316,8 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
     assert sum(sum(r.counters.tensor.values()) for r in reports) == 2 * found.tensor_ops * batch
     counters = simulated.reports[found.name].counters
     assert counters.shared_wavefronts <= 1.05 * counters.shared_wavefronts_least
+    sums = counters.buffers["sums"]
+    assert (sums.loads.units, sums.stores.units) == (sums.loads.least, sums.stores.least)
     assert made.u is not None
     nbytes = made.u.numel() * made.u.element_size()
     passes = 2 if found.plan.device_stages else 1  # peaks look at them first

@@ -23,7 +23,7 @@ from fftgen import emulate, launch, nvrtc
 from fftgen.errors import CompileError, InternalError
 from fftgen.gradient import finish, finish_by_kernels
 from fftgen.planner.gradient import Gradient, gradient
-from fftgen.planner.order import spectrum_index
+from fftgen.planner.order import sum_index
 from fftgen.problem import Problem
 from fftgen.render import header, render_gradient
 from fftgen.simulator import Report, SimulationError
@@ -87,7 +87,7 @@ def exact(
     plan = found.plan
     n, channels = plan.transform, sums.shape[0]
     spectra = np.zeros((channels, 2 * n))
-    spectra[:, spectrum_index(plan)] = sums.double().sum(dim=1).numpy()
+    spectra[:, sum_index(plan)] = sums.double().sum(dim=1).numpy()
     weights = np.exp(0.5j * np.pi * np.arange(n) / n)
     q = weights * np.fft.fft(spectra.view(np.complex128).conj()) * plan.residual
     lags = np.zeros((channels, taps))

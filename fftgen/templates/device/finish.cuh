@@ -7,7 +7,7 @@ namespace fftgen {
 
 // What one launch is told. The host packs the same fields in the same order (fftgen/launch.py).
 struct FinishArgs {
-    const float* sums;            // (channels, parts, 2 N): where a filter's spectrum has its numbers
+    const float* sums;            // (channels, parts, 2 N): in the order of sum_digits (planner/order.py)
     float* lags;                  // (channels, reach): the gradient of taps
     float* tails;                 // (channels, reach): what comes around to each lag but the first; or nullptr
     const unsigned char* tables;  // the plan's constants

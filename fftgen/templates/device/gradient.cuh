@@ -16,7 +16,7 @@ namespace fftgen {
 template <typename T>
 struct GradientArgs {
     Args<T> x, v;    // the signals, each as a convolution would take it: u with in_gate, and where results go
-    float* sums;     // (channels, parts, 2 N): the sum in parts, where a filter's spectrum has its numbers
+    float* sums;     // (channels, parts, 2 N): the sum in parts, in the order of sum_digits (planner/order.py)
     uint4* spectra;  // (workers, points of a row): X where shared memory has no room for it, or nullptr
     int parts;       // workers that share the transforms of a channel
     int workers;
@@ -45,29 +45,25 @@ __device__ __forceinline__ Share locate_share(const GradientArgs<T>& args, int w
     return share;
 }
 
-// Where a worker keeps its sum: its place in device memory itself, eight numbers of a lane side by side, or,
-// LOCAL, a copy in shared memory, where every second group of four lanes has its two 16-byte pieces exchanged:
-// neither lanes nor neighbouring pieces meet on a bank.
+// Where a worker keeps its sum: its place in device memory itself or, LOCAL, a copy of that in shared memory. Of a
+// plane of a tile first stand the first four numbers of every lane, then their other four: the lanes of a warp reach
+// neighbouring 16-byte pieces.
 template <bool LOCAL>
 struct Sums {
     float4* at;
 
-    __device__ __forceinline__ float4& piece(int plane, int half, int lane) const {
-        return at[(plane * LANES + lane) * 2 + (LOCAL ? half ^ (lane >> 2 & 1) : half)];
-    }
-    // The piece that stands at `i` of device memory.
-    __device__ __forceinline__ float4& piece(int i) const { return piece(i / (2 * LANES), i % 2, i / 2 % LANES); }
+    __device__ __forceinline__ float4& piece(int plane, int half, int lane) const { return at[(2 * plane + half) * LANES + lane]; }
 
     // Before the first transform: zeros, or what another launch left.
     template <int POINTS>
     __device__ __forceinline__ void open(const float4* memory, bool fresh, int thread, int threads) const {
         if (!LOCAL && !fresh) return;
-        for (int i = thread; i < POINTS / 2; i += threads) piece(i) = fresh ? float4{0, 0, 0, 0} : memory[i];
+        for (int i = thread; i < POINTS / 2; i += threads) at[i] = fresh ? float4{0, 0, 0, 0} : memory[i];
     }
     template <int POINTS>
     __device__ __forceinline__ void close(float4* memory, int thread, int threads) const {
         if (!LOCAL) return;
-        for (int i = thread; i < POINTS / 2; i += threads) memory[i] = piece(i);
+        for (int i = thread; i < POINTS / 2; i += threads) memory[i] = at[i];
     }
 };
 
