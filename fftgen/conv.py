@@ -13,8 +13,9 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fftgen import autograd
+from fftgen import autograd, shortcut
 from fftgen.bundle import build_twin, choose, open_shelf, padded, trains
+from fftgen.cache import Cache
 from fftgen.check import check_filter
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.eager import wide
@@ -51,6 +52,15 @@ class Provider(Protocol):
 
 
 Kept = TypeVar("Kept")
+
+
+def _gpu(capability: tuple[int, int]) -> str:
+    """The name of the current GPU, if it is of this capability: what plans are tuned for."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() == capability:
+        return str(torch.cuda.get_device_name())
+    return ""
+
+
 CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
 
 
@@ -61,7 +71,7 @@ class JustInTime:
         return True
 
     def built(self, problem: Problem, capability: tuple[int, int]) -> Built:
-        return build(problem, target_for(capability))
+        return build(problem, target_for(capability), gpu=_gpu(capability))
 
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         chip = target_for(capability)
@@ -224,9 +234,10 @@ class Conv:
             chip = find_target(target)
             capability = (chip.major, chip.minor)
         if isinstance(self._provider, JustInTime):  # no compiler is needed for a plan
-            return search.plan(
-                self.problem, target_for(capability) if target is None else find_target(target)
-            )
+            if target is not None:
+                return search.plan(self.problem, find_target(target))
+            chip, gpu = target_for(capability), _gpu(capability)
+            return shortcut.plan(Cache.default(), self.problem, chip, gpu=gpu)
         return self._provider.built(self.problem, capability).plan
 
     def warmup(

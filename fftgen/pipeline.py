@@ -58,15 +58,20 @@ class Built:
 
 
 def build(
-    problem: Problem, target: str | Target, cache: Cache | None = None, engine: str | None = None
+    problem: Problem,
+    target: str | Target,
+    cache: Cache | None = None,
+    engine: str | None = None,
+    gpu: str = "",
 ) -> Built:
     """Plan, render and compile a problem for a target, through the cache.
 
-    ``engine``: in place of the planner's choice. Raises InputError, NoPlanError, CompileError, ToolchainError
+    ``engine``: in place of the planner's choice; ``gpu``: the name of a GPU, for which ``fftgen tune`` may
+    have kept a faster plan. Raises InputError, NoPlanError, CompileError, ToolchainError
     (NVRTC missing) or CacheMissError (FFTGEN_NO_JIT).
     """
     store = cache or Cache.default()
-    return build_plan(shortcut.plan(store, problem, find_target(target), engine), store)
+    return build_plan(shortcut.plan(store, problem, find_target(target), engine, gpu), store)
 
 
 def build_plan(plan: Plan, cache: Cache | None = None) -> Built:

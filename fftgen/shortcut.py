@@ -1,10 +1,10 @@
 """From a problem to its plan, cache entry and tables without working them out again.
 
-Notes in the cache. Of a problem: its plan. Of a plan: the digest of the entry that its source had as key,
-and its table block. Of a compiler's library: its full release, which only a compile tells. A note is found
-by all that its content was made of: problem or plan, the files of this package that make plan, source, key
-and tables of it, the compiler and its headers; the library by its file. Without a whole note, or without the
-entry, everything is made as ever.
+Notes in the cache. Of a problem: its plan, and the one that was found faster on a GPU (bench/tune.py). Of a
+plan: the digest of the entry that its source had as key, and its table block. Of a compiler's library: its
+full release, which only a compile tells. A note is found by all that its content was made of: problem or
+plan, the files of this package that make plan, source, key and tables of it, the compiler and its headers;
+the library by its file. Without a whole note, or without the entry, everything is made as ever.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ def package() -> str:
     return digest_of((path for pattern in _FILES for path in _PACKAGE.glob(pattern)), _PACKAGE)
 
 
-def plan(store: Cache, problem: Problem, chip: Target, engine: str | None = None) -> Plan:
-    """``search.plan``, from a note where there is one."""
+def plan(store: Cache, problem: Problem, chip: Target, engine: str | None = None, gpu: str = "") -> Plan:
+    """``search.plan``, from a note where there is one; first that of GPUs of a name, where one is given."""
+    if gpu and engine is None:
+        tuned = store.note(_tuned(problem, chip, gpu))
+        if tuned:
+            return Plan.from_json(tuned.decode())
     note = _note("plan", repr(problem), repr(chip), repr(engine), package())
     found = store.note(note)
     if found is not None:
@@ -43,6 +47,15 @@ def plan(store: Cache, problem: Problem, chip: Target, engine: str | None = None
     made = search.plan(problem, chip, engine)
     store.keep_note(note, made.to_json().encode())
     return made
+
+
+def keep_tuned(store: Cache, problem: Problem, chip: Target, gpu: str, found: Plan | None) -> None:
+    """Have ``plan`` give this plan for GPUs of a name; None: its own choice."""
+    store.keep_note(_tuned(problem, chip, gpu), b"" if found is None else found.to_json().encode())
+
+
+def _tuned(problem: Problem, chip: Target, gpu: str) -> str:
+    return _note("tuned", repr(problem), repr(chip), gpu, package())
 
 
 def compiler(store: Cache) -> str:

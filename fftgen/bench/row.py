@@ -102,7 +102,7 @@ def measure_row(
     for name, error in broken.items():
         if name not in timed:
             found[name].update(status=FAILED, reason=first_line(error))
-            _still_there(backend, name, error)
+            still_there(backend, name, error)
     for name, timing in timed.items():
         found[name].update(timing.as_dict())
     for name, reason in (left_out or {}).items():
@@ -162,7 +162,7 @@ def _checked(
         except Exception as error:
             # Whatever a contender does wrong is told in the results and must not end the row.
             entry.update(status=FAILED, reason=first_line(error))
-            _still_there(backend, name, error)
+            still_there(backend, name, error)
         else:
             if entry["status"] == OK:
                 ready[name] = one
@@ -235,7 +235,7 @@ def _tell(entry: dict[str, Any], verdict: Accuracy, prepared: Prepared, wrong: s
         entry["reason"] = wrong if verdict.finite else infinite
 
 
-def _still_there(backend: Backend, name: str, error: Exception) -> None:
+def still_there(backend: Backend, name: str, error: Exception) -> None:
     """Raise DeviceLost when the device does not answer after an error."""
     try:
         backend.synchronize()

@@ -1,4 +1,5 @@
-"""The command line: plan · render · build · inspect · verify · cache · doctor · portfolio · figures · bench.
+"""The command line: plan · render · build · inspect · verify · cache · doctor · portfolio · figures · bench ·
+tune.
 
 Exit status: 0 done, 1 failed (a compile error, a damaged file, a wrong result), 2 asked for what is not
 served. Errors go to stderr in one message; ``-v`` adds the traceback.
@@ -28,6 +29,7 @@ _COMMANDS = {
     "portfolio": "fftgen.cli.portfolio",
     "figures": "fftgen.cli.figures",
     "bench": "fftgen.cli.bench",
+    "tune": "fftgen.cli.tune",
 }
 
 

@@ -107,7 +107,8 @@ class Plan:
     (planner/fold.py); 0 for the others. ``chunk_bytes`` bounds the workspace of the device class.
     ``filter``: the kernels that make a filter's spectrum (a candidate has none yet). ``outputs``: 2 where
     each transform is stored twice, with a gate each (planner/twins.py). ``whole``: the kernel that does
-    the work of all the others in one launch, where there is one (planner/whole.py).
+    the work of all the others in one launch, where there is one, and ``cluster`` blocks that share a
+    transform there; 0: as many as planner/whole.py finds.
     """
 
     problem: Problem
@@ -126,6 +127,7 @@ class Plan:
     schema: int = field(default=SCHEMA)
     outputs: int = 1
     whole: Kernel | None = None
+    cluster: int = 0
 
     def __post_init__(self) -> None:
         product = 1
@@ -262,13 +264,16 @@ class Plan:
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no spaces, so that equal plans give equal bytes.
 
-        A single output goes without saying, and so do launches stage by stage: older plans know no others.
+        A single output goes without saying, and so do launches stage by stage and clusters of the usual size:
+        older plans know no others.
         """
         raw = asdict(self)
         if self.outputs == 1:
             del raw["outputs"]
         if self.whole is None:
             del raw["whole"]
+        if not self.cluster:
+            del raw["cluster"]
         return json.dumps(raw, sort_keys=True, separators=(",", ":"))
 
     @staticmethod

@@ -310,7 +310,7 @@ def _rank(found: Candidate) -> tuple[bool, bool, float, bool, float, tuple[int, 
     return found.cost is None, device, seconds, fold, issue, *shape
 
 
-def _finished(found: Plan, chip: Target) -> Plan:
+def finished(found: Plan, chip: Target) -> Plan:
     """A chosen plan with the kernels of its filter's spectrum, and the one that does all stages."""
     return replace(found, filter=design(found, chip), whole=whole_kernel(found, chip))
 
@@ -336,7 +336,7 @@ def _plan(problem: Problem, chip: Target, engine: str | None) -> Plan:
             + (": name another engine, or none for the planner's choice" if engine else ""),
             [str(c) for c in candidates[:20]],
         )
-    return _finished(candidates[0].plan, chip)
+    return finished(candidates[0].plan, chip)
 
 
 def _decisive(chip: Target, candidates: tuple[Candidate, ...]) -> str:
@@ -377,7 +377,7 @@ def with_shape(
     found = candidate(problem, chip, n, Shape(factors, device), ways[-1 if fold else 0], engine)
     if found.plan is None:
         raise NoPlanError(f"factors {factors} do not fit {chip.name}: {found.reason}")
-    return _finished(found.plan, chip)
+    return finished(found.plan, chip)
 
 
 def layouts(found: Plan, chip: Target) -> Iterator[Plan]:

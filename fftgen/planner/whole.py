@@ -35,16 +35,35 @@ class Clusters(NamedTuple):
 
 def whole_kernel(plan: Plan, chip: Target) -> Kernel | None:
     """The kernel that does all of a plan's stages, if the plan is of that kind and it pays on the chip."""
-    if plan.engine != "mma" or not plan.scaled or len(plan.device_stages) != 1 or not plan.block_stage:
-        return None
-    if chip.virtual:
-        return None
-    fitting = [k for warps, resident in BLOCKS if (k := _kernel(plan, chip, warps, resident))]
+    fitting = whole_kernels(plan, chip)
     for room, kernels in ((ROOM, fitting), (1.0, fitting[::-1])):
         for kernel in kernels:
             if _shape(plan, chip, kernel.resident, room):
                 return kernel
     return None
+
+
+def whole_kernels(plan: Plan, chip: Target) -> tuple[Kernel, ...]:
+    """Every kernel that can do all of a plan's stages, whether it pays or not."""
+    if plan.engine != "mma" or not plan.scaled or len(plan.device_stages) != 1 or not plan.block_stage:
+        return ()
+    if chip.virtual:
+        return ()
+    return tuple(k for warps, resident in BLOCKS if (k := _kernel(plan, chip, warps, resident)))
+
+
+def cluster_sizes(plan: Plan, chip: Target) -> tuple[int, ...]:
+    """Sizes of clusters that leave every cluster a place in the L2, and some of the chip to every one."""
+    if plan.whole is None:
+        return ()
+    blocks = chip.multiprocessors * plan.whole.resident
+    sizes = SIZES if chip.capability >= CLUSTERS else SIZES[:1]
+    return tuple(s for s in sizes if s * _places(plan, chip, blocks // s, 1.0) >= ENOUGH * blocks)
+
+
+def _places(plan: Plan, chip: Target, total: int, room: float) -> int:
+    """Clusters, of so many that the chip holds, that have a place in that share of the L2."""
+    return min(total, int(room * chip.l2_bytes) // (4 * plan.transform))
 
 
 def _kernel(plan: Plan, chip: Target, warps: int, resident: int) -> Kernel | None:
@@ -79,7 +98,7 @@ def _shape(plan: Plan, chip: Target, resident: int, room: float) -> Clusters | N
     """As few blocks to a cluster as keep all that is under way in so much of the L2; None: none do."""
     blocks = chip.multiprocessors * resident
     for size in SIZES if chip.capability >= CLUSTERS else SIZES[:1]:
-        total = min(blocks // size, int(room * chip.l2_bytes) // (4 * plan.transform))
+        total = _places(plan, chip, blocks // size, room)
         if size * total >= BUSY * blocks:
             return Clusters(size, total)
     return None
@@ -93,9 +112,12 @@ def clusters(plan: Plan, items: int) -> Clusters | None:
     if plan.whole is None:
         return None
     chip, resident = find_target(plan.target), plan.whole.resident
+    blocks = chip.multiprocessors * resident
+    if plan.cluster:
+        total = min(items, _places(plan, chip, blocks // plan.cluster, 1.0))
+        return Clusters(plan.cluster, total) if plan.cluster * total >= ENOUGH * blocks else None
     found = _shape(plan, chip, resident, ROOM) or _shape(plan, chip, resident, 1.0)
     assert found is not None
-    blocks = chip.multiprocessors * resident
     size, total = found
     while items < total and size < SIZES[-1] and chip.capability >= CLUSTERS and 2 * size * items <= blocks:
         size, total = 2 * size, min(total, blocks // (2 * size))

@@ -24,7 +24,7 @@ from fftgen.render import render
 from fftgen.source import Source
 from fftgen.targets import TARGETS
 
-COMMANDS = ("plan", "render", "build", "inspect", "verify", "cache", "doctor", "portfolio", "bench")
+COMMANDS = ("plan", "render", "build", "inspect", "verify", "cache", "doctor", "portfolio", "bench", "tune")
 
 
 @pytest.fixture(autouse=True)

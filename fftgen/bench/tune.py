@@ -1,0 +1,188 @@
+"""Other plans than the planner's choice, proved and timed beside it on the GPU; the fastest may be kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fftgen import shortcut
+from fftgen.bench.backend import Backend
+from fftgen.bench.cases import Case
+from fftgen.bench.inputs import Inputs, draw_sets
+from fftgen.bench.measure import interleave
+from fftgen.bench.reference import exact, figures, judge, poison
+from fftgen.bench.row import FAILED, OK, WRONG, DeviceLost, first_line, still_there
+from fftgen.cache import Cache
+from fftgen.conv import get_conv
+from fftgen.errors import FFTGenError
+from fftgen.loaded import Loaded
+from fftgen.pipeline import Built, build_plan
+from fftgen.planner.plan import Plan
+from fftgen.planner.variants import Variant, variants
+from fftgen.problem import Problem
+from fftgen.targets import target as find_target
+
+
+class Tuned(NamedTuple):
+    """What was found, as plain data, and the plans that it is about, by their digests."""
+
+    doc: dict[str, Any]
+    plans: dict[str, Plan]
+
+
+Caller = Callable[[Built, Sequence[Inputs]], tuple[Callable[[], Tensor], ...]]
+
+
+def tune(
+    case: Case,
+    backend: Backend,
+    store: Cache,
+    *,
+    most: int,
+    seconds: float,
+    seed: int,
+    tell: Callable[[str], None] = lambda _: None,
+    caller: Caller | None = None,
+) -> Tuned:
+    """Time at most so many variants of a forward case: the fastest first, others behind.
+
+    The filter's spectrum is prepared; each variant must first give the right result for every row, in the
+    bounds of its own plan. ``seconds`` of device time go to each. ``caller`` makes the calls that are timed:
+    those of the variant's kernels; in a dry run those of the CPU.
+    """
+    scaled = case.scaled(backend.free_bytes())
+    chip = find_target(backend.target)
+    found = variants(case.problem, chip, scaled.batch, scaled.channels, most)
+    tell(f"{case}: compiling {len(found)} variants")
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        made = list(pool.map(lambda v: _built(v.plan, store), found))
+    rows = [_about(v) for v in found]
+    ready: dict[str, tuple[Callable[[], Tensor], ...]] = {}
+    run = caller or (_kernels(backend.device) if backend.kernels else _stand_in)
+    lost = ""
+    with torch.no_grad():
+        sets = draw_sets(scaled, backend.device, seed, backend.l2_bytes)
+        reference = exact(scaled, sets[0])
+        tell(f"{case}: proving them")
+        for number, (built, row) in enumerate(zip(made, rows, strict=True)):
+            if lost or isinstance(built, Exception):
+                row.update(status=FAILED, reason=lost or first_line(built))  # type: ignore[arg-type]
+                continue
+            try:
+                calls = run(built, sets)
+                poison(sets[0].u)
+                out = calls[0]()
+                backend.synchronize()
+                verdict = judge(scaled, out, reference, built.plan)
+                row.update(figures(verdict), status=OK if verdict.passed else WRONG)
+                if verdict.passed:
+                    ready[str(number)] = calls
+            except Exception as error:  # a variant that fails must not end the others
+                row.update(status=FAILED, reason=first_line(error))
+                lost = _lost(backend, row["about"], error)
+        del reference
+        tell(f"{case}: timing {len(ready)} of them")
+        timings, broken = ({}, {}) if lost else interleave(backend.timer, ready, seconds)
+    for name, reason in broken.items():
+        rows[int(name)].update(status=FAILED, reason=first_line(reason))
+    for name, timing in timings.items():
+        rows[int(name)].update(timing.as_dict())
+    choice = rows[0]
+    timed = sorted((r for r in rows if "median_s" in r), key=lambda r: r["median_s"])
+    for row in timed:
+        if "median_s" in choice:
+            row["over_choice"] = float(f"{row['median_s'] / choice['median_s']:.4g}")
+    doc = {
+        "case": str(case),
+        "batch": scaled.batch,
+        "channels": scaled.channels,
+        "seed": seed,
+        "target": chip.name,
+        "variants": [*timed, *(r for r in rows if "median_s" not in r)],
+        "passed": all(r["status"] == OK for r in rows),
+    }
+    return Tuned(doc, {v.plan.digest: v.plan for v in found})
+
+
+def winner(found: dict[str, Any]) -> dict[str, Any] | None:
+    """The fastest variant that can take the place of the planner's choice; None: the choice itself.
+
+    It has to be faster by more than two passes over the same code differ.
+    """
+    rows: list[dict[str, Any]] = [r for r in found["variants"] if "over_choice" in r]
+    choice = next((r for r in rows if r["choice"]), None)
+    for row in rows:
+        if choice is None or row is choice:
+            return None
+        if row["exchangeable"] and row["over_choice"] < 1 - max(row["spread"], choice["spread"]):
+            return row
+    return None
+
+
+def keep(store: Cache, problem: Problem, found: Tuned, gpu: str) -> dict[str, Any] | None:
+    """Have just-in-time convolutions on GPUs of this name take the winner from now on; returns it.
+
+    Without one, what an earlier run kept is forgotten.
+    """
+    best = winner(found.doc)
+    plan = None if best is None else found.plans[best["digest"]]
+    shortcut.keep_tuned(store, problem, find_target(found.doc["target"]), gpu, plan)
+    return best
+
+
+def _built(plan: Plan, store: Cache) -> Built | Exception:
+    try:
+        return build_plan(plan, store)
+    except FFTGenError as error:
+        return error
+
+
+def _lost(backend: Backend, name: str, error: Exception) -> str:
+    """After an error: why nothing more can run on the device; empty: it answers."""
+    try:
+        still_there(backend, name, error)
+    except DeviceLost:
+        return f"the device was lost by: {name}"
+    return ""
+
+
+def _about(variant: Variant) -> dict[str, Any]:
+    return {
+        "about": variant.about,
+        "plan": str(variant.plan),
+        "digest": variant.plan.digest,
+        "choice": variant.about == "the planner's choice",
+        "exchangeable": variant.exchangeable,
+        "expected_s": float(f"{variant.expected:.4g}"),
+    }
+
+
+def _kernels(device: torch.device) -> Caller:
+    """Calls of a variant's own kernels, each with the spectrum that they make of its filter."""
+
+    def made(built: Built, sets: Sequence[Inputs]) -> tuple[Callable[[], Tensor], ...]:
+        loaded = Loaded(built, device)
+
+        def call(x: Inputs) -> Callable[[], Tensor]:
+            k = loaded.spectrum(x.k)
+            return lambda: loaded.apply(x.u, k.planes, k.scale, x.in_gate, x.out_gate)
+
+        return tuple(call(x) for x in sets)
+
+    return made
+
+
+def _stand_in(built: Built, sets: Sequence[Inputs]) -> tuple[Callable[[], Tensor], ...]:
+    """What the CPU gives in a variant's place."""
+    p = built.plan.problem
+    conv = get_conv(p.length, p.dtype, causal=p.causal)
+
+    def call(x: Inputs) -> Callable[[], Tensor]:
+        return lambda: conv(x.u, x.k, in_gate=x.in_gate, out_gate=x.out_gate)
+
+    return tuple(call(x) for x in sets)

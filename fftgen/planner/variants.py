@@ -1,0 +1,110 @@
+"""What else than the planner's choice could serve a problem: plans for a GPU to be timed against each other.
+
+The cost model ranks them for a call of some size; what it does not know (latencies, what stages of different
+transforms hide of each other, the rates that no datasheet tells) is for measurements to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from fftgen.planner import search
+from fftgen.planner.call_cost import call_cost
+from fftgen.planner.cost import cost
+from fftgen.planner.launch import together
+from fftgen.planner.order import same_spectrum
+from fftgen.planner.plan import Plan
+from fftgen.planner.whole import cluster_sizes, whole_kernels
+from fftgen.problem import Problem
+from fftgen.targets import Target
+
+SHAPES = 4  # of the cheapest are looked at: factors, transform, packing
+LAYOUTS = 6  # of each
+SLOWER = 1.6  # times what the choice is expected to take: more is not worth a look
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A plan, what sets it apart, and the seconds that a call is expected to take (ungated).
+
+    ``exchangeable``: it reads a filter's spectrum as the planner's choice does, so that gradients and kernels
+    with two outputs, which are planned by themselves, go with it.
+    """
+
+    plan: Plan
+    about: str
+    expected: float
+    exchangeable: bool
+
+
+def variants(problem: Problem, chip: Target, batch: int, channels: int, most: int) -> tuple[Variant, ...]:
+    """At most so many plans for calls on (batch, channels), of which no two come to the same launches.
+
+    The planner's choice; its kernels in a launch for each stage, where one does them all; then by expected
+    time. Raises NoPlanError where there is no plan at all.
+    """
+    choice = search.plan(problem, chip)
+
+    def judged(plan: Plan, about: str) -> Variant:
+        seconds = call_cost(plan, chip, cost(plan, chip), batch, channels).time
+        return Variant(plan, about, seconds, same_spectrum(choice, plan))
+
+    def launched(plan: Plan) -> tuple[object, ...]:
+        return replace(plan, cluster=0).digest, together(plan, batch, channels)
+
+    first = judged(choice, "the planner's choice")
+    found = {launched(choice): first}
+    kept = [first]
+    if choice.whole is not None:
+        staged = replace(choice, whole=None)
+        kept.append(judged(staged, _apart(choice, staged)))
+        found[launched(staged)] = kept[-1]
+    for candidate in search.search(problem, chip, engine=search.named_engine(choice))[:SHAPES]:
+        if candidate.plan is None:
+            break
+        made = [judged(plan, _apart(choice, plan)) for plan in _of_shape(candidate.plan, chip)]
+        for one in sorted(made, key=lambda v: v.expected):
+            found.setdefault(launched(one.plan), one)
+    others = [v for v in found.values() if v not in kept and v.expected <= SLOWER * first.expected]
+    return (*kept, *sorted(others, key=lambda v: v.expected))[:most]
+
+
+def _of_shape(found: Plan, chip: Target) -> Iterator[Plan]:
+    """Layouts of a shape, and of each the ways to launch it."""
+    layouts = [found] if found.engine != "mma" else list(search.layouts(found, chip))
+    for layout in sorted(layouts, key=lambda plan: cost(plan, chip).time)[:LAYOUTS]:
+        plan = search.finished(layout, chip)
+        if not plan.chunk_bytes:
+            yield plan
+            continue
+        staged = replace(plan, whole=None)
+        yield staged
+        yield replace(staged, chunk_bytes=max(4 * plan.transform, plan.chunk_bytes // 2))
+        for kernel in whole_kernels(plan, chip):
+            together = replace(plan, whole=kernel)
+            yield from (replace(together, cluster=size) for size in cluster_sizes(together, chip))
+
+
+def _apart(choice: Plan, plan: Plan) -> str:
+    """What differs from the planner's choice, in words."""
+    said = []
+    if (plan.transform, plan.factors) != (choice.transform, choice.factors):
+        said.append(f"{plan.transform} = {'·'.join(map(str, plan.factors))}")
+    if plan.packing != choice.packing or plan.fold != choice.fold:
+        said.append(f"{plan.packing}{f' fold {plan.fold}' if plan.fold else ''}")
+    before = {k.label: k for k in choice.kernels}
+    for kernel in plan.kernels:
+        if kernel != before.get(kernel.label):
+            said.append(
+                f"{kernel.label} {kernel.warps}w x{kernel.resident} group {kernel.group} "
+                f"columns {kernel.columns}"
+            )
+    if plan.chunk_bytes != choice.chunk_bytes:
+        said.append(f"chunks of {plan.chunk_bytes >> 20} MiB")
+    if (plan.whole, plan.cluster) != (choice.whole, choice.cluster):
+        if plan.whole is None:
+            said.append("a launch for each stage")
+        else:
+            said.append(f"one launch, {plan.whole.warps}w x{plan.whole.resident}, clusters of {plan.cluster}")
+    return ", ".join(said) or "the same kernels, other tables"

@@ -1,0 +1,98 @@
+"""Plans to be timed beside the planner's choice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fftgen.errors import NoPlanError
+from fftgen.planner import search
+from fftgen.planner.launch import launches, together
+from fftgen.planner.order import same_spectrum
+from fftgen.planner.plan import Plan
+from fftgen.planner.variants import SLOWER, variants
+from fftgen.planner.whole import Clusters, cluster_sizes, clusters, whole_kernels
+from fftgen.problem import Problem
+from fftgen.targets import target
+
+CHIP = target("sm_90")
+SHAPE = 64, 192
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize("length", [256, 1000, 4096, 65_536])
+def test_the_choice_comes_first_and_no_two_are_alike(length: int, mode: str, chip: str) -> None:
+    problem = Problem(mode, length, "bf16")
+    found = variants(problem, target(chip), *SHAPE, 20)
+    choice = search.plan(problem, chip)
+    assert found[0].plan == choice
+    assert found[0].exchangeable
+    assert 2 <= len(found) <= 20
+    made = [launches(v.plan, *SHAPE, length, together(v.plan, *SHAPE)) for v in found]
+    shapes = [[(x.entry.rsplit("_", 1)[0], x.grid, x.block, x.cluster, x.items) for x in m] for m in made]
+    alike = [(i, j) for i in range(len(found)) for j in range(i) if shapes[i] == shapes[j]]
+    assert all(found[i].plan.kernels != found[j].plan.kernels for i, j in alike)
+    assert len({v.plan.digest for v in found}) == len(found)
+    assert all(v.about != "the planner's choice" for v in found[1:])
+    for v in found:
+        assert v.plan.problem == problem
+        assert v.plan.filter.kernels
+        assert v.exchangeable == same_spectrum(choice, v.plan)
+        assert v.expected > 0
+    ranked = [v.expected for v in found[1 if choice.whole is None else 2 :]]
+    assert ranked == sorted(ranked)
+    assert all(x <= SLOWER * found[0].expected for x in ranked)
+
+
+def test_long_transforms_vary_in_how_they_are_launched() -> None:
+    found = variants(Problem("causal", 65_536, "bf16"), CHIP, *SHAPE, 200)
+    own = [v.plan for v in found if v.plan.kernels == found[0].plan.kernels]
+    assert found[1].plan == replace(found[0].plan, whole=None)
+    assert found[1].about == "a launch for each stage"
+    cuts = {(p.whole.warps, together(p, *SHAPE)) for p in own if p.whole}
+    assert {(warps, c.size) for warps, c in cuts if c} == {
+        (8, 2), (8, 4), (8, 8), (16, 1), (16, 2), (16, 4), (16, 8), (8, 1)
+    }  # fmt: skip
+    assert any(p.chunk_bytes < found[0].plan.chunk_bytes and p.whole is None for p in own)
+
+
+def test_few_are_given_where_few_are_asked_for() -> None:
+    problem = Problem("causal", 65_536, "bf16")
+    every = variants(problem, CHIP, *SHAPE, 100)
+    assert variants(problem, CHIP, *SHAPE, 3) == every[:3]
+    assert len(variants(problem, CHIP, *SHAPE, 1)) == 1
+    with pytest.raises(NoPlanError):
+        variants(problem, target("sm_75"), *SHAPE, 3)
+
+
+def test_a_plan_that_says_its_clusters_gets_them() -> None:
+    plan = search.plan(Problem("causal", 65_536, "bf16"), CHIP)
+    assert plan.whole is not None
+    assert "cluster" not in plan.to_json()
+    blocks = plan.whole.resident * CHIP.multiprocessors
+    for size in cluster_sizes(plan, CHIP):
+        said = replace(plan, cluster=size)
+        assert Plan.from_json(said.to_json()) == said
+        assert said.digest != plan.digest
+        places = CHIP.l2_bytes // (4 * plan.transform)
+        assert clusters(said, 10_000) == Clusters(size, min(blocks // size, places))
+        assert clusters(said, 1) is None
+    assert clusters(replace(plan, cluster=8), 32) == Clusters(8, 32)
+
+
+def test_clusters_have_room_in_the_l2_and_chips_without_any_have_single_blocks() -> None:
+    """Where the L2 has places for too few clusters of a size, more than half of the chip would idle."""
+    for name in ("sm_80", "sm_90"):
+        for length in (65_536, 1_048_576, 2_097_152):
+            plan = search.plan(Problem("causal", length, "bf16"), name)
+            for kernel in whole_kernels(plan, target(name)):
+                sizes = cluster_sizes(replace(plan, whole=kernel), target(name))
+                assert set(sizes) <= ({1} if name == "sm_80" else {1, 2, 4, 8})
+                for size in sizes:
+                    assert clusters(replace(plan, whole=kernel, cluster=size), 10_000) is not None
+    assert (
+        cluster_sizes(replace(search.plan(Problem("causal", 65_536, "bf16"), CHIP), whole=None), CHIP) == ()
+    )
+    assert whole_kernels(search.plan(Problem("causal", 4096, "bf16"), CHIP), CHIP) == ()
