@@ -16,6 +16,7 @@ from fftgen.bench.gradient_proof import check_gradient, check_gradient_agreement
 from fftgen.bench.measure import copy_bandwidth
 from fftgen.bench.row import measure_row
 from fftgen.bench.steps import AGREEING, GRADIENTS
+from fftgen.conv import Conv, JustInTime
 from fftgen.problem import Problem
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(no_gpu()), reason=no_gpu() or "there is a GPU")]
@@ -97,3 +98,20 @@ def test_a_short_suite_keeps_its_budget(tmp_path: Path, monkeypatch: pytest.Monk
     assert doc["environment"]["driver"]
     assert results.read(Path("bench.json")) == doc
     assert {s["kind"] for s in doc["steps"]} >= {"correctness", "agreement", "sanitizer", "row"}
+
+
+@pytest.mark.parametrize(("length", "most"), [(1024, 4), (65_536, 6)])
+def test_variants_are_right_and_what_is_kept_is_taken(
+    length: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("bf16")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path / "cache"))
+    given = ("--seqlen", str(length), "--causal", "--batch", "32", "--channels", "16", "--most", str(most))
+    doc = answer("tune", *given, "--seconds", "0.05")
+    (found,) = doc["cases"]
+    assert doc["passed"], found["variants"]
+    assert doc["environment"]["real_times"]
+    assert len(found["variants"]) == most
+    taken = Conv(Problem("causal", length, "bf16"), JustInTime(), "tuned").plan()
+    assert taken.digest == (found["kept"] or next(v["digest"] for v in found["variants"] if v["choice"]))
