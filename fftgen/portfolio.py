@@ -9,7 +9,7 @@ on the compiler, whose release the index names. What running them showed is in e
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,10 +92,14 @@ def sources() -> dict[str, str]:
     return found
 
 
-def index(cache: Cache | None = None, done: Callable[[Built], None] | None = None) -> dict[str, Any]:
+def index(
+    cache: Cache | None = None,
+    done: Callable[[Built], None] | None = None,
+    problems: Sequence[Problem] = PROBLEMS,
+) -> dict[str, Any]:
     """What every kernel of every problem takes on the architectures of MEASURED, by this NVRTC."""
     targets = [find_target(name) for name in MEASURED]
-    jobs: list[Job] = [(problem, target, "convolution") for problem in PROBLEMS for target in targets]
+    jobs: list[Job] = [(problem, target, "convolution") for problem in problems for target in targets]
     return {
         "compiler": f"nvrtc {nvrtc.build()}",
         "modules": [_module(built) for built in build_all(jobs, cache, done)],
