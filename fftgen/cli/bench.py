@@ -8,11 +8,9 @@ from pathlib import Path
 
 import click
 
-from fftgen.cli.options import common, lengths, plural, print_json
+from fftgen.cli.options import common, lengths, plural, print_json, results_file
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError
-
-DEFAULT_FILE = "bench.json"
 
 
 @click.command("bench")
@@ -45,14 +43,7 @@ DEFAULT_FILE = "bench.json"
 )
 @click.option("--seed", type=int, help="Draws the inputs. Default: a new one, written down.")
 @click.option("--dry-run", is_flag=True, help="The whole way on the CPU: tiny problems, invented times.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_FILE,
-    show_default=True,
-    help="Results.",
-)
+@results_file("bench.json")
 @click.option("--plot", type=click.Path(path_type=Path), help="Also draw the results (matplotlib).")
 @click.option(
     "--show", type=click.Path(path_type=Path), help="Measure nothing: tables (and --plot) of a results file."

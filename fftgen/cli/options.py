@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -67,6 +68,18 @@ def one_problem(function: Function) -> Function:
         function
     )
     return click.argument("length", type=int)(function)
+
+
+def results_file(default: str) -> Callable[[Function], Function]:
+    """``-o``, where measurements go."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        default=default,
+        show_default=True,
+        help="Results.",
+    )
 
 
 def lengths(texts: tuple[str, ...]) -> list[int]:

@@ -10,12 +10,10 @@ from typing import Any
 
 import click
 
-from fftgen.cli.options import common, lengths, mode, plural, print_json, table
+from fftgen.cli.options import common, lengths, mode, plural, print_json, results_file, table
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.durable import replace_file
 from fftgen.errors import InputError
-
-DEFAULT_FILE = "tune.json"
 
 
 @click.command("tune")
@@ -35,14 +33,7 @@ DEFAULT_FILE = "tune.json"
 )
 @click.option("--seed", type=int, help="Draws the inputs. Default: a new one, written down.")
 @click.option("--dry-run", is_flag=True, help="The whole way on the CPU: tiny problems, invented times.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_FILE,
-    show_default=True,
-    help="Results.",
-)
+@results_file("tune.json")
 @common
 @click.pass_context
 def command(
