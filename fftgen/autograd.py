@@ -122,9 +122,10 @@ ON_GPU: dict[str, Callable[..., Any]] = {}
 def _forward(name: str, tensors: int, inputs: tuple[Any, ...]) -> Any:
     """An operator below autograd, the first so many of whose inputs are tensors.
 
-    Where nobody else looks, without the dispatcher, as in ``unobserved``.
+    Where nobody else looks, without the dispatcher, as in ``unobserved``. (What computes in PyTorch there
+    would carry tangents along, which are not its business.)
     """
-    if inputs[0].is_cuda and plain(*inputs[:tensors]):
+    if inputs[0].is_cuda and _forward_ad._current_level < 0 and plain(*inputs[:tensors]):
         return ON_GPU[name](*inputs)
     with torch._C._AutoDispatchBelowAutograd():
         return getattr(torch.ops.fftgen, name).default(*inputs)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from fake_gpu import Driver, on_fake_gpu
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fftgen
@@ -232,6 +233,8 @@ def test_an_operator_on_a_gpu_is_called_past_the_dispatcher_only_where_nobody_lo
     for _ in range(2):
         assert conv(u, k).requires_grad
     assert went == ["direct"] * 2
+    with forward_ad.dual_level(), pytest.raises(InputError, match=r"call fftgen\.load"):
+        conv(forward_ad.make_dual(u, u), k.detach())
     monkeypatch.setattr(fftgen.autograd, "plain", lambda *_: False)
     monkeypatch.setitem(conv_module._registry, "test", fftgen.get_conv(512, causal=True))
     with pytest.raises(InputError, match=r"call fftgen\.load"):  # the CPU's operator knows no handle "test"
