@@ -39,4 +39,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'fftgen' has no attribute {name!r}")
     if _HOMES[name] != "fftgen.api":  # that one knows no tensors
         import_module("fftgen.op")  # registers torch.ops.fftgen
-    return getattr(import_module(_HOMES[name]), name)
+    found = globals()[name] = getattr(import_module(_HOMES[name]), name)  # not asked for again
+    return found
