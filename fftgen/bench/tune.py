@@ -105,6 +105,7 @@ def tune(
         "target": chip.name,
         "variants": [*timed, *(r for r in rows if "median_s" not in r)],
         "passed": all(r["status"] == OK for r in rows),
+        "device_lost": bool(lost),
     }
     return Tuned(doc, {v.plan.digest: v.plan for v in found})
 
@@ -127,8 +128,11 @@ def winner(found: dict[str, Any]) -> dict[str, Any] | None:
 def keep(store: Cache, problem: Problem, found: Tuned, gpu: str) -> dict[str, Any] | None:
     """Have just-in-time convolutions on GPUs of this name take the winner from now on; returns it.
 
-    Without one, what an earlier run kept is forgotten.
+    Where the planner's choice stays, what an earlier run kept is forgotten; where it was not timed, nothing
+    changes.
     """
+    if not any(r["choice"] and "median_s" in r for r in found.doc["variants"]):
+        return None
     best = winner(found.doc)
     plan = None if best is None else found.plans[best["digest"]]
     shortcut.keep_tuned(store, problem, find_target(found.doc["target"]), gpu, plan)

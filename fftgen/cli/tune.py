@@ -111,6 +111,8 @@ def command(
         replace_file(output.absolute(), json.dumps(doc, indent=1).encode() + b"\n")
         if not as_json:
             click.echo(_text(doc["cases"][-1]))
+        if found.doc["device_lost"]:
+            break
     if as_json:
         print_json(doc)
     else:

@@ -194,6 +194,7 @@ def test_a_device_that_is_lost_ends_it(scripted: Any, monkeypatch: pytest.Monkey
     assert all("median_s" not in r for r in found["variants"])
     assert found["variants"][2]["reason"] == "the device was lost by: one"
     assert not found["passed"]
+    assert found["device_lost"]
 
 
 # --- what is kept
@@ -228,6 +229,8 @@ def test_a_winner_is_taken_on_gpus_of_its_name_until_it_loses(
     assert conv_.plan("sm_90") == choice
     assert conv.JustInTime().built(problem, (8, 0)).plan == search.plan(problem, "sm_80")
 
+    assert keep(store, problem, scripted(torch.zeros_like, 1e-3), "GPU A") is None  # nothing is known
+    assert shortcut.plan(store, problem, CHIP, gpu="GPU A") == kept
     assert keep(store, problem, scripted(1e-3, 2e-3), "GPU A") is None
     assert shortcut.plan(store, problem, CHIP, gpu="GPU A") == choice
 
