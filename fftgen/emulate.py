@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fftgen import nvrtc
 from fftgen.errors import InternalError
-from fftgen.execute import Executable, spectrum, time_contiguous
+from fftgen.execute import PIECE, Executable, spectrum
 from fftgen.gradient import Gradients, Needed, correlate_input
 from fftgen.gradient import backward as run_backward
 from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES, FINISH_ARGS_BYTES, GRADIENT_ARGS_BYTES
@@ -45,7 +45,6 @@ WRITTEN = (
 )
 GROWN = ("peaks", "filter_peaks", "v_peaks")  # start as zeros, and are read and written
 SIZES = (ARGS_BYTES, FILTER_ARGS_BYTES, GRADIENT_ARGS_BYTES, FINISH_ARGS_BYTES)
-ALIGNMENT = 16  # bytes of the widest access: an address keeps its remainder
 
 
 def line_ptx(built: Built) -> str:
@@ -95,7 +94,7 @@ class Simulated:
         if fresh:
             memory.fill(0xFF)  # a NaN in both storage types
         writable = fresh or name in GROWN
-        lead = x.data_ptr() % ALIGNMENT
+        lead = x.data_ptr() % PIECE  # of the widest access
         if lead and not writable:
             return self._bind_off(name, memory, lead)
         return self.memory.bind(name, memory, writable=writable, initialized=not fresh)
@@ -162,11 +161,11 @@ def convolve(
             raise InternalError(f"{built.plan.name} left bytes of {name} unwritten")
     y = Executable(built.plan, table, lambda *_: clusters)(
         simulated,
-        time_contiguous(u),
+        u,
         made.planes,
         made.scale,
-        time_contiguous(in_gate),
-        time_contiguous(out_gate),
+        in_gate,
+        out_gate,
         address=simulated.address,
     )
     _all_written(simulated, built, "y")
@@ -196,11 +195,11 @@ def both(
     made = spectrum(built.plan, k, k_rev, skip)
     y, twin = Executable(built.plan, table, lambda *_: clusters).both(
         simulated,
-        time_contiguous(u),
+        u,
         made.planes,
         made.scale,
-        time_contiguous(in_gate),
-        (time_contiguous(gates[0]), time_contiguous(gates[1])),
+        in_gate,
+        gates,
         address=simulated.address,
     )
     _all_written(simulated, built, "y", "twin")

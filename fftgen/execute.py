@@ -184,8 +184,8 @@ class Executable:
     ) -> Tensor:
         """Run the kernels and return a new (B, H, L).
 
-        u, gates (B, H, L) with time contiguous; ``address`` maps a name and a tensor to what the kernels
-        see.
+        u, gates (B, H, L), copied where time is not contiguous; ``address`` maps a name and a tensor to what
+        the kernels see.
         """
         return self._run(launcher, u, spectrum, scale, in_gate, out_gate, None, address)[0]
 
@@ -215,6 +215,8 @@ class Executable:
         twin_gate: Tensor | None,
         address: Address,
     ) -> tuple[Tensor, Tensor | None]:
+        u, in_gate = time_contiguous(u), time_contiguous(in_gate)
+        out_gate, twin_gate = time_contiguous(out_gate), time_contiguous(twin_gate)
         pointers = u.data_ptr()
         key: list[object] = [u.shape, u.stride()]
         for x in (in_gate, out_gate, twin_gate):

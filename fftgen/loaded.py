@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fftgen import autograd
 from fftgen.bounded import Bounded
-from fftgen.execute import Executable, Spectrum, time_contiguous, with_skip
+from fftgen.execute import Executable, Spectrum, with_skip
 from fftgen.pipeline import Built
 from fftgen.prepare import prepare, transform
 from fftgen.runtime import Module
@@ -41,13 +41,10 @@ class Loaded:
         out_gate: Tensor | None,
         skip: Tensor | None,
     ) -> Tensor:
-        """A whole call: the filter's spectrum, then ``apply``."""
-        launcher = self.module.on(stream_of(u.device))
-        executable = self.executable
+        """A whole call: the filter's spectrum, then the kernels of the convolution."""
+        launcher, executable = self.module.on(stream_of(u.device)), self.executable
         planes, scale = transform(executable.plan, executable.tables, launcher, k, k_rev, skip)
-        return executable(
-            launcher, time_contiguous(u), planes, scale, time_contiguous(in_gate), time_contiguous(out_gate)
-        )
+        return executable(launcher, u, planes, scale, in_gate, out_gate)
 
     def apply(
         self,
@@ -61,14 +58,7 @@ class Loaded:
         """A call with a spectrum that is there."""
         if skip is not None:
             planes, scale = with_skip(self.executable.plan, planes, scale, skip)
-        return self.executable(
-            self.module.on(stream_of(u.device)),
-            time_contiguous(u),
-            planes,
-            scale,
-            time_contiguous(in_gate),
-            time_contiguous(out_gate),
-        )
+        return self.executable(self.module.on(stream_of(u.device)), u, planes, scale, in_gate, out_gate)
 
     def both(
         self,
@@ -79,14 +69,7 @@ class Loaded:
         gates: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """The same of kernels with two outputs, with an output gate for each."""
-        return self.executable.both(
-            self.module.on(stream_of(u.device)),
-            time_contiguous(u),
-            planes,
-            scale,
-            time_contiguous(in_gate),
-            (time_contiguous(gates[0]), time_contiguous(gates[1])),
-        )
+        return self.executable.both(self.module.on(stream_of(u.device)), u, planes, scale, in_gate, gates)
 
 
 class LoadedGradient:

@@ -23,7 +23,7 @@ from fftgen.errors import FFTGenError
 from fftgen.loaded import Loaded
 from fftgen.pipeline import Built, build_plan
 from fftgen.planner.plan import Plan
-from fftgen.planner.variants import Variant, variants
+from fftgen.planner.variants import CHOICE, Variant, variants
 from fftgen.problem import Problem
 from fftgen.targets import target as find_target
 
@@ -160,7 +160,7 @@ def _about(variant: Variant) -> dict[str, Any]:
         "about": variant.about,
         "plan": str(variant.plan),
         "digest": variant.plan.digest,
-        "choice": variant.about == "the planner's choice",
+        "choice": variant.about == CHOICE,
         "exchangeable": variant.exchangeable,
         "expected_s": float(f"{variant.expected:.4g}"),
     }

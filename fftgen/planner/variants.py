@@ -19,6 +19,7 @@ from fftgen.planner.whole import cluster_sizes, whole_kernels
 from fftgen.problem import Problem
 from fftgen.targets import Target
 
+CHOICE = "the planner's choice"
 SHAPES = 4  # of the cheapest are looked at: factors, transform, packing
 LAYOUTS = 6  # of each
 SLOWER = 1.6  # times what the choice is expected to take: more is not worth a look
@@ -53,7 +54,7 @@ def variants(problem: Problem, chip: Target, batch: int, channels: int, most: in
     def launched(plan: Plan) -> tuple[object, ...]:
         return replace(plan, cluster=0).digest, together(plan, batch, channels)
 
-    first = judged(choice, "the planner's choice")
+    first = judged(choice, CHOICE)
     found = {launched(choice): first}
     kept = [first]
     if choice.whole is not None:
