@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fftgen.errors import InputError
 
 KIB = 1024
+L1_LEAST = 28 * KIB  # of the L1 cache, whatever blocks take
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class Target:
         by_shared = self.shared_sm // max(1, shared_bytes + self.shared_reserved)
         by_registers = self.registers_sm // (32 * warps * 8 * max(1, -(-registers // 8)))
         return min(by_shared, by_registers, self.warps_sm // warps, self.blocks_sm)
+
+    def l1_beside(self, blocks: int, shared_bytes: int) -> int:
+        """Bytes of the L1 cache beside so many blocks of ``shared_bytes`` each.
+
+        Both are parts of one memory, 28 KiB larger than the most shared memory (256, 192 or 128 KiB; 32
+        KiB larger on sm_75). Source: CUDA tuning guides of the architectures, "Unified Shared Memory/L1".
+        """
+        return L1_LEAST + self.shared_sm - blocks * (shared_bytes + self.shared_reserved)
 
     @property
     def assumed(self) -> tuple[str, ...]:

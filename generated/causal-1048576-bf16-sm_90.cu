@@ -2,7 +2,7 @@
 //   fftgen render 1048576 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 1048576 bf16 sm_90 | N=1048576=64d·16b·32w·32w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 65536B] rows[8w 101888B] columns_inverse1[8w 0B] whole[16w 102400B]
-// digest  55174fee17a467f280c814f3738b6608daf9ac9e3530d533e4f9a3ed4fd72074
+// digest  f4724d16c49bcc8d482dc412a0ae895e5e35ca915b55aa2c2839039e51290ac0
 // work    per row: 229376 matrix instructions 16x16x16 (1879.05 MFLOP), 4194304 bytes of device memory at least; 102400 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -52,13 +52,24 @@ constexpr int FIRST_INVERSE_AT = 26624;
 constexpr int COLUMNS_AT = 32768;
 constexpr int COLUMNS_INVERSE_AT = 34304;
 constexpr int OUTER_AT = 35840;
-constexpr int OUTER_INVERSE_AT = 101376;
-constexpr int DEVICE_AT = 166912;
-constexpr int DEVICE_INVERSE_AT = 183296;
-constexpr int LOW_AT = 199680;
-constexpr int HIGH_AT = 265216;
-constexpr int LOW_INVERSE_AT = 297984;
-constexpr int HIGH_INVERSE_AT = 363520;
+constexpr int OUTER_INVERSE_AT = 37888;
+constexpr int OUTER_HIGH_AT = 39936;
+constexpr int OUTER_INVERSE_HIGH_AT = 44032;
+constexpr int DEVICE_AT = 48128;
+constexpr int DEVICE_INVERSE_AT = 64512;
+constexpr int LOW_AT = 80896;
+constexpr int HIGH_AT = 146432;
+constexpr int LOW_INVERSE_AT = 179200;
+constexpr int HIGH_INVERSE_AT = 244736;
+
+constexpr int OUTER_SPLIT = 32;  // columns of their low level
+
+__device__ __forceinline__ TwoLevels outer_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_AT), reinterpret_cast<const uint2*>(tables + OUTER_HIGH_AT)};
+}
+__device__ __forceinline__ TwoLevels inverse_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_INVERSE_AT), reinterpret_cast<const uint2*>(tables + OUTER_INVERSE_HIGH_AT)};
+}
 
 __device__ __forceinline__ InnerTables inner_tables(const uint4* tables) {
     return {tables + FIRST_AT / 16,        tables + TWIDDLE_AT / 16,         tables + LAST_AT / 16,
@@ -91,7 +102,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal_bf16_mma_sm90_55174fee_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal_bf16_mma_sm90_f4724d16_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -104,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal
 }
 
   // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_55174fee_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_f4724d16_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -136,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
     // Everything inside a row of 16384 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_55174fee_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_f4724d16_rows(const Args<T> args) {
     constexpr int WARPS = 8, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -168,9 +179,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
             __syncthreads();  // nobody reads any more what this row replaces in shared memory
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
-                columns_forward<N2, V, true>(
-                    tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, im_strip[s].b,
-                    re, im, PIECES, s * WARPS + warp, tiles, lane);
+                columns_forward<N2, V, M2, OUTER_SPLIT, true>(
+                    tables + COLUMNS_AT / 16, outer_twiddles(args.tables), re_strip[s].b, im_strip[s].b,
+                    re, im, s * WARPS + warp, tiles, lane);
             }
         }
         __syncthreads();
@@ -197,8 +208,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
                         ki = fragment(spectrum, 2 * tile + 1, lane);
                     },
                     [&](int g, int m, const Sum<N3>* r, const Sum<N3>* i) {
-                        store_rows<N3, N4, V>(
-                            re, im, reinterpret_cast<const uint4*>(args.tables + OUTER_INVERSE_AT), PIECES, row + g, m, lane, r, i);
+                        store_rows<N3, N4, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, row + g, m, lane, r, i);
                     });
             }
         }
@@ -217,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
   // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_55174fee_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_f4724d16_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -241,7 +251,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
   // The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal_bf16_mma_sm90_55174fee_whole(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal_bf16_mma_sm90_f4724d16_whole(const Args<T> args) {
     constexpr int ALL = 16;  // warps of a block
     constexpr int V1 = 4;  // columns that a thread loads side by side in the outer stage
     constexpr int STRIPS1 = M1 / (8 * V1);  // of a transform
@@ -306,9 +316,9 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal
                     team_barrier<WARPS>();  // nobody reads any more what this row replaces in shared memory
         #pragma unroll
                     for (int s = 0; s < STRIPS; ++s) {
-                        columns_forward<N2, V, true>(
-                            tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, im_strip[s].b,
-                            re, im, PIECES, s * WARPS + warp, tiles, lane);
+                        columns_forward<N2, V, M2, OUTER_SPLIT, true>(
+                            tables + COLUMNS_AT / 16, outer_twiddles(args.tables), re_strip[s].b, im_strip[s].b,
+                            re, im, s * WARPS + warp, tiles, lane);
                     }
                 }
                 team_barrier<WARPS>();
@@ -338,8 +348,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal
                                 ki = fragment(spectrum, 2 * tile + 1, lane);
                             },
                             [&](int g, int m, const Sum<N3>* r, const Sum<N3>* i) {
-                                store_rows<N3, N4, V>(
-                                    re, im, reinterpret_cast<const uint4*>(args.tables + OUTER_INVERSE_AT), PIECES, row + g, m, lane, r, i);
+                                store_rows<N3, N4, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, row + g, m, lane, r, i);
                             });
                     }
                 }
@@ -430,7 +439,7 @@ __device__ __forceinline__ int outer_frequency(unsigned x) {
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_55174fee_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_f4724d16_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 256, C = 16;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -495,7 +504,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
             x[15] = x[15] + float2{0.0f, -late(15)} * make_float2(9.801714033e-02f, 9.951847267e-01f);
         }
         dft<16>(x);
-        twist<16, 16, true>(x, args.tables + 379904, r);
+        twist<16, 16, true>(x, args.tables + 261120, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 256] = x[j];
     }
@@ -517,13 +526,13 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
             const int k = low + j * 16;
             int m = column * (4 * k - 1);  // the weights of what is below a column's digit join the twiddle
             if (m < 0) m += 4 * N;
-            workspace[(b * 16 + j) * (long long)4096 + column] = x[j] * root<2048>(args.tables + 393984, args.tables + 410368, m);
+            workspace[(b * 16 + j) * (long long)4096 + column] = x[j] * root<2048>(args.tables + 275200, args.tables + 291584, m);
         }
     }
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_55174fee_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_f4724d16_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -545,7 +554,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 #pragma unroll
         for (int j = 0; j < 16; ++j) peak = max(peak, magnitude(x[j]));
         dft<16>(x);
-        twist<16, 256, false>(x, args.tables + 380928, r);
+        twist<16, 256, false>(x, args.tables + 262144, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 272] = x[j];
     }
@@ -565,7 +574,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 #pragma unroll
         for (int j = 0; j < 16; ++j) x[j] = data[base + j * 17];
         dft<16>(x);
-        twist<16, 16, false>(x, args.tables + 393216, r);
+        twist<16, 16, false>(x, args.tables + 274432, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 17] = x[j];
     }
@@ -594,7 +603,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_55174fee_filter_convert(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_f4724d16_filter_convert(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

@@ -2,7 +2,7 @@
 //   fftgen render 20480 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 20480 bf16 sm_90 | N=20480=80b·16w·16w right-angle block mma scaled-fp16 | convolve[16w 141824B]
-// digest  58039576516e334d76015d56ef630a902ca67bb4c87822977c456435605001a4
+// digest  d4304bbe26f9a92d619b1df5de0715efa7ccb7ebf6a5b31fff81fbda1e44ef49
 // work    per row: 2880 matrix instructions 16x16x16 (23.59 MFLOP), 81920 bytes of device memory at least; 141824 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -48,7 +48,18 @@ constexpr int FIRST_INVERSE_AT = 6656;
 constexpr int COLUMNS_AT = 8192;
 constexpr int COLUMNS_INVERSE_AT = 33792;
 constexpr int OUTER_AT = 59392;
-constexpr int OUTER_INVERSE_AT = 141312;
+constexpr int OUTER_INVERSE_AT = 69632;
+constexpr int OUTER_HIGH_AT = 79872;
+constexpr int OUTER_INVERSE_HIGH_AT = 84992;
+
+constexpr int OUTER_SPLIT = 32;  // columns of their low level
+
+__device__ __forceinline__ TwoLevels outer_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_AT), reinterpret_cast<const uint2*>(tables + OUTER_HIGH_AT)};
+}
+__device__ __forceinline__ TwoLevels inverse_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_INVERSE_AT), reinterpret_cast<const uint2*>(tables + OUTER_INVERSE_HIGH_AT)};
+}
 
 __device__ __forceinline__ InnerTables inner_tables(const uint4* tables) {
     return {tables + FIRST_AT / 16,        tables + TWIDDLE_AT / 16,         tables + LAST_AT / 16,
@@ -80,7 +91,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
     // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_58039576(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_d4304bbe(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 2;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -134,9 +145,9 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_b
             }
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
-                columns_forward<N1, V, false>(
-                    tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, re_strip[s].b,
-                    re, im, PIECES, s * WARPS + warp, tiles, lane);
+                columns_forward<N1, V, M1, OUTER_SPLIT, false>(
+                    tables + COLUMNS_AT / 16, outer_twiddles(args.tables), re_strip[s].b, re_strip[s].b,
+                    re, im, s * WARPS + warp, tiles, lane);
             }
         }
         __syncthreads();
@@ -164,8 +175,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_b
                         ki = fragment(spectrum, 2 * tile + 1, lane);
                     },
                     [&](int g, int m, const Sum<N2>* r, const Sum<N2>* i) {
-                        store_rows<N2, N3, V>(
-                            re, im, reinterpret_cast<const uint4*>(args.tables + OUTER_INVERSE_AT), PIECES, row + g, m, lane, r, i);
+                        store_rows<N2, N3, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, row + g, m, lane, r, i);
                     });
             }
         }
@@ -224,7 +234,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_58039576_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_d4304bbe_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 512;
     constexpr int P = 20480;  // points
     extern __shared__ float2 data[];
@@ -291,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_b
 #pragma unroll
         for (int j = 0; j < 16; ++j) peak = max(peak, magnitude(x[j]));
         dft<16>(x);
-        twist<16, 1280, true>(x, args.tables + 223232, r);
+        twist<16, 1280, true>(x, args.tables + 90112, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 1520] = x[j];
     }
@@ -311,7 +321,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_b
 #pragma unroll
         for (int j = 0; j < 5; ++j) x[j] = data[base + j * 304];
         dft<5>(x);
-        twist<5, 256, false>(x, args.tables + 294912, r);
+        twist<5, 256, false>(x, args.tables + 161792, r);
 #pragma unroll
         for (int j = 0; j < 5; ++j) data[base + j * 304] = x[j];
     }
@@ -327,7 +337,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_b
 #pragma unroll
         for (int j = 0; j < 16; ++j) x[j] = data[base + j * 19];
         dft<16>(x);
-        twist<16, 16, false>(x, args.tables + 303104, r);
+        twist<16, 16, false>(x, args.tables + 169984, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 19] = x[j];
     }

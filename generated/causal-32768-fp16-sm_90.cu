@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype fp16 --causal --arch sm_90
 //
 // plan    causal 32768 fp16 sm_90 | N=32768=32b·32w·32w right-angle block mma scaled-fp16 | convolve[16w 172544B]
-// digest  21f405e7fd02d486e2e6d10141ceb3e799dba6c404125e716b623fdae9b6edbe
+// digest  7f498e7bb5d01c9b5ff66f7af5007176a4966470f74c93e7f22aac7f4dda56c5
 // work    per row: 5120 matrix instructions 16x16x16 (41.94 MFLOP), 131072 bytes of device memory at least; 172544 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -48,7 +48,18 @@ constexpr int FIRST_INVERSE_AT = 26624;
 constexpr int COLUMNS_AT = 32768;
 constexpr int COLUMNS_INVERSE_AT = 36864;
 constexpr int OUTER_AT = 40960;
-constexpr int OUTER_INVERSE_AT = 172032;
+constexpr int OUTER_INVERSE_AT = 45056;
+constexpr int OUTER_HIGH_AT = 49152;
+constexpr int OUTER_INVERSE_HIGH_AT = 57344;
+
+constexpr int OUTER_SPLIT = 32;  // columns of their low level
+
+__device__ __forceinline__ TwoLevels outer_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_AT), reinterpret_cast<const uint2*>(tables + OUTER_HIGH_AT)};
+}
+__device__ __forceinline__ TwoLevels inverse_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_INVERSE_AT), reinterpret_cast<const uint2*>(tables + OUTER_INVERSE_HIGH_AT)};
+}
 
 __device__ __forceinline__ InnerTables inner_tables(const uint4* tables) {
     return {tables + FIRST_AT / 16,        tables + TWIDDLE_AT / 16,         tables + LAST_AT / 16,
@@ -80,7 +91,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
     // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_fp16_mma_sm90_7f498e7b(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -134,9 +145,9 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_f
             }
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
-                columns_forward<N1, V, false>(
-                    tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, re_strip[s].b,
-                    re, im, PIECES, s * WARPS + warp, tiles, lane);
+                columns_forward<N1, V, M1, OUTER_SPLIT, false>(
+                    tables + COLUMNS_AT / 16, outer_twiddles(args.tables), re_strip[s].b, re_strip[s].b,
+                    re, im, s * WARPS + warp, tiles, lane);
             }
         }
         __syncthreads();
@@ -164,8 +175,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_f
                         ki = fragment(spectrum, 2 * tile + 1, lane);
                     },
                     [&](int g, int m, const Sum<N2>* r, const Sum<N2>* i) {
-                        store_rows<N2, N3, V>(
-                            re, im, reinterpret_cast<const uint4*>(args.tables + OUTER_INVERSE_AT), PIECES, row + g, m, lane, r, i);
+                        store_rows<N2, N3, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, row + g, m, lane, r, i);
                     });
             }
         }
@@ -227,7 +237,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_7f498e7b_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -297,13 +307,13 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_f
             const int k = low + j * 1;
             int m = column * (4 * k - 1);  // the weights of what is below a column's digit join the twiddle
             if (m < 0) m += 4 * N;
-            workspace[(b * 16 + j) * (long long)2048 + column] = x[j] * root<256>(args.tables + 309760, args.tables + 311808, m);
+            workspace[(b * 16 + j) * (long long)2048 + column] = x[j] * root<256>(args.tables + 72192, args.tables + 74240, m);
         }
     }
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_fp16_mma_sm90_7f498e7b_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
@@ -325,7 +335,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_f
 #pragma unroll
         for (int j = 0; j < 16; ++j) peak = max(peak, magnitude(x[j]));
         dft<16>(x);
-        twist<16, 128, false>(x, args.tables + 303104, r);
+        twist<16, 128, false>(x, args.tables + 65536, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 136] = x[j];
     }
@@ -344,7 +354,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_f
 #pragma unroll
         for (int j = 0; j < 16; ++j) x[j] = data[spread(at + j * 8)];
         dft<16>(x);
-        twist<16, 8, false>(x, args.tables + 309248, r);
+        twist<16, 8, false>(x, args.tables + 71680, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[spread(at + j * 8)] = x[j];
     }
@@ -373,7 +383,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_f
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_21f405e7_filter_convert(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_fp16_mma_sm90_7f498e7b_filter_convert(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

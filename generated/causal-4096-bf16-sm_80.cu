@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype bf16 --causal --arch sm_80
 //
 // plan    causal 4096 bf16 sm_80 | N=4096=16b·16w·16w right-angle block mma scaled-fp16 | convolve[4w 27136B]
-// digest  7ddfe252dba85ae58e8023f9767e3ed63e8ffa986930cf5a85e2abb9f4fbdcc8
+// digest  d4774997fd37746efd1b53a32a44f52e24d01928cdac540d7b352319f97d154f
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 27136 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -50,6 +50,15 @@ constexpr int COLUMNS_INVERSE_AT = 9216;
 constexpr int OUTER_AT = 10240;
 constexpr int OUTER_INVERSE_AT = 26624;
 
+constexpr int OUTER_SPLIT = 256;  // columns: one level
+
+__device__ __forceinline__ TwoLevels outer_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_AT), nullptr};
+}
+__device__ __forceinline__ TwoLevels inverse_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_INVERSE_AT), nullptr};
+}
+
 __device__ __forceinline__ InnerTables inner_tables(const uint4* tables) {
     return {tables + FIRST_AT / 16,        tables + TWIDDLE_AT / 16,         tables + LAST_AT / 16,
             tables + LAST_INVERSE_AT / 16, tables + TWIDDLE_INVERSE_AT / 16, tables + FIRST_INVERSE_AT / 16};
@@ -69,7 +78,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
     // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm80_7ddfe252(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm80_d4774997(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -122,9 +131,9 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf
             }
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
-                columns_forward<N1, V, false>(
-                    tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, re_strip[s].b,
-                    re, im, PIECES, s * WARPS + warp, tiles, lane);
+                columns_forward<N1, V, M1, OUTER_SPLIT, false>(
+                    tables + COLUMNS_AT / 16, outer_twiddles(args.tables), re_strip[s].b, re_strip[s].b,
+                    re, im, s * WARPS + warp, tiles, lane);
             }
         }
         __syncthreads();
@@ -151,8 +160,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf
                         ki = fragment(spectrum, 2 * tile + 1, lane);
                     },
                     [&](int g, int m, const Sum<N2>* r, const Sum<N2>* i) {
-                        store_rows<N2, N3, V>(
-                            re, im, reinterpret_cast<const uint4*>(args.tables + OUTER_INVERSE_AT), PIECES, row + g, m, lane, r, i);
+                        store_rows<N2, N3, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, row + g, m, lane, r, i);
                     });
             }
         }
@@ -209,7 +217,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm80_7ddfe252_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm80_d4774997_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

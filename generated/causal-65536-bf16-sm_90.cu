@@ -2,7 +2,7 @@
 //   fftgen render 65536 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 65536 bf16 sm_90 | N=65536=16d·16b·16w·16w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 16384B] rows[4w 28160B] columns_inverse1[4w 0B] whole[8w 44288B]
-// digest  fa0758d70eee383943d14e04b59ad17bf4ad5bf999ce294b07cff178d97a22d1
+// digest  efb1f6e1170d5af5b12ca8cadf6d96f6d780d47c363ad9b23d8c1d03621d2934
 // work    per row: 7168 matrix instructions 16x16x16 (58.72 MFLOP), 262144 bytes of device memory at least; 44288 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -60,6 +60,15 @@ constexpr int HIGH_AT = 62464;
 constexpr int LOW_INVERSE_AT = 64512;
 constexpr int HIGH_INVERSE_AT = 80896;
 
+constexpr int OUTER_SPLIT = 256;  // columns: one level
+
+__device__ __forceinline__ TwoLevels outer_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_AT), nullptr};
+}
+__device__ __forceinline__ TwoLevels inverse_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_INVERSE_AT), nullptr};
+}
+
 __device__ __forceinline__ InnerTables inner_tables(const uint4* tables) {
     return {tables + FIRST_AT / 16,        tables + TWIDDLE_AT / 16,         tables + LAST_AT / 16,
             tables + LAST_INVERSE_AT / 16, tables + TWIDDLE_INVERSE_AT / 16, tables + FIRST_INVERSE_AT / 16};
@@ -91,7 +100,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_causal_bf16_mma_sm90_fa0758d7_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_causal_bf16_mma_sm90_efb1f6e1_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -104,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_causal_b
 }
 
   // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_fa0758d7_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_efb1f6e1_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -136,7 +145,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_b
 }
 
     // Everything inside a row of 4096 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_fa0758d7_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_efb1f6e1_rows(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -168,9 +177,9 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_b
             __syncthreads();  // nobody reads any more what this row replaces in shared memory
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
-                columns_forward<N2, V, true>(
-                    tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, im_strip[s].b,
-                    re, im, PIECES, s * WARPS + warp, tiles, lane);
+                columns_forward<N2, V, M2, OUTER_SPLIT, true>(
+                    tables + COLUMNS_AT / 16, outer_twiddles(args.tables), re_strip[s].b, im_strip[s].b,
+                    re, im, s * WARPS + warp, tiles, lane);
             }
         }
         __syncthreads();
@@ -197,8 +206,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_b
                         ki = fragment(spectrum, 2 * tile + 1, lane);
                     },
                     [&](int g, int m, const Sum<N3>* r, const Sum<N3>* i) {
-                        store_rows<N3, N4, V>(
-                            re, im, reinterpret_cast<const uint4*>(args.tables + OUTER_INVERSE_AT), PIECES, row + g, m, lane, r, i);
+                        store_rows<N3, N4, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, row + g, m, lane, r, i);
                     });
             }
         }
@@ -217,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_b
 }
 
   // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_causal_bf16_mma_sm90_fa0758d7_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_causal_bf16_mma_sm90_efb1f6e1_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -241,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_causal_b
 }
 
   // The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_fa0758d7_whole(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_efb1f6e1_whole(const Args<T> args) {
     constexpr int ALL = 8;  // warps of a block
     constexpr int V1 = 4;  // columns that a thread loads side by side in the outer stage
     constexpr int STRIPS1 = M1 / (8 * V1);  // of a transform
@@ -306,9 +314,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_b
                     team_barrier<WARPS>();  // nobody reads any more what this row replaces in shared memory
         #pragma unroll
                     for (int s = 0; s < STRIPS; ++s) {
-                        columns_forward<N2, V, true>(
-                            tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, im_strip[s].b,
-                            re, im, PIECES, s * WARPS + warp, tiles, lane);
+                        columns_forward<N2, V, M2, OUTER_SPLIT, true>(
+                            tables + COLUMNS_AT / 16, outer_twiddles(args.tables), re_strip[s].b, im_strip[s].b,
+                            re, im, s * WARPS + warp, tiles, lane);
                     }
                 }
                 team_barrier<WARPS>();
@@ -338,8 +346,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_b
                                 ki = fragment(spectrum, 2 * tile + 1, lane);
                             },
                             [&](int g, int m, const Sum<N3>* r, const Sum<N3>* i) {
-                                store_rows<N3, N4, V>(
-                                    re, im, reinterpret_cast<const uint4*>(args.tables + OUTER_INVERSE_AT), PIECES, row + g, m, lane, r, i);
+                                store_rows<N3, N4, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, row + g, m, lane, r, i);
                             });
                     }
                 }
@@ -416,7 +423,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_fa0758d7_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_efb1f6e1_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -492,7 +499,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_b
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_fa0758d7_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_efb1f6e1_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -563,7 +570,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_b
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_fa0758d7_filter_convert(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_efb1f6e1_filter_convert(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

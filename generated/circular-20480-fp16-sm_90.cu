@@ -2,7 +2,7 @@
 //   fftgen render 20480 --dtype fp16 --circular --arch sm_90
 //
 // plan    circular 20480 fp16 sm_90 | N=20480=80b·16w·16w batch-pair block mma scaled-fp16 | convolve[16w 167424B]
-// digest  90d8b03881e216033e7f96c1c1fa9f4db1d9370bb6df314517a76d6385ba36d0
+// digest  e2a50bdb38a6ea664e9669252f293b4836cbd01e447d88b2bc6d1472da3c7faf
 // work    per pair of rows: 4480 matrix instructions 16x16x16 (36.70 MFLOP), 163840 bytes of device memory at least; 167424 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -48,7 +48,18 @@ constexpr int FIRST_INVERSE_AT = 6656;
 constexpr int COLUMNS_AT = 8192;
 constexpr int COLUMNS_INVERSE_AT = 46592;
 constexpr int OUTER_AT = 84992;
-constexpr int OUTER_INVERSE_AT = 166912;
+constexpr int OUTER_INVERSE_AT = 95232;
+constexpr int OUTER_HIGH_AT = 105472;
+constexpr int OUTER_INVERSE_HIGH_AT = 110592;
+
+constexpr int OUTER_SPLIT = 32;  // columns of their low level
+
+__device__ __forceinline__ TwoLevels outer_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_AT), reinterpret_cast<const uint2*>(tables + OUTER_HIGH_AT)};
+}
+__device__ __forceinline__ TwoLevels inverse_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_INVERSE_AT), reinterpret_cast<const uint2*>(tables + OUTER_INVERSE_HIGH_AT)};
+}
 
 __device__ __forceinline__ InnerTables inner_tables(const uint4* tables) {
     return {tables + FIRST_AT / 16,        tables + TWIDDLE_AT / 16,         tables + LAST_AT / 16,
@@ -69,7 +80,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
     // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_90d8b038(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_e2a50bdb(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 2;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -135,9 +146,9 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular
             }
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
-                columns_forward<N1, V, true>(
-                    tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, im_strip[s].b,
-                    re, im, PIECES, s * WARPS + warp, tiles, lane);
+                columns_forward<N1, V, M1, OUTER_SPLIT, true>(
+                    tables + COLUMNS_AT / 16, outer_twiddles(args.tables), re_strip[s].b, im_strip[s].b,
+                    re, im, s * WARPS + warp, tiles, lane);
             }
         }
         __syncthreads();
@@ -164,8 +175,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular
                         ki = fragment(spectrum, 2 * tile + 1, lane);
                     },
                     [&](int g, int m, const Sum<N2>* r, const Sum<N2>* i) {
-                        store_rows<N2, N3, V>(
-                            re, im, reinterpret_cast<const uint4*>(args.tables + OUTER_INVERSE_AT), PIECES, row + g, m, lane, r, i);
+                        store_rows<N2, N3, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, row + g, m, lane, r, i);
                     });
             }
         }
@@ -228,7 +238,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_90d8b038_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_e2a50bdb_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 512;
     constexpr int P = 20480;  // points
     extern __shared__ float2 data[];
@@ -269,7 +279,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular
 #pragma unroll
         for (int j = 0; j < 16; ++j) peak = max(peak, magnitude(x[j]));
         dft<16>(x);
-        twist<16, 1280, false>(x, args.tables + 248832, r);
+        twist<16, 1280, false>(x, args.tables + 115712, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 1520] = x[j];
     }
@@ -289,7 +299,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular
 #pragma unroll
         for (int j = 0; j < 5; ++j) x[j] = data[base + j * 304];
         dft<5>(x);
-        twist<5, 256, false>(x, args.tables + 310272, r);
+        twist<5, 256, false>(x, args.tables + 177152, r);
 #pragma unroll
         for (int j = 0; j < 5; ++j) data[base + j * 304] = x[j];
     }
@@ -305,7 +315,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular
 #pragma unroll
         for (int j = 0; j < 16; ++j) x[j] = data[base + j * 19];
         dft<16>(x);
-        twist<16, 16, false>(x, args.tables + 318464, r);
+        twist<16, 16, false>(x, args.tables + 185344, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 19] = x[j];
     }

@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 32768 bf16 sm_90 | N=32768=32b·32w·32w batch-pair block mma scaled-fp16 | convolve[16w 176640B]
-// digest  2bc3087bc851b5d4f1b7e41dbeeb7a5779eee386583211a2a3b728e8ff0746ee
+// digest  c5309f8c465bf973d9bf18e1805f96adb2e1a0311105de0d52a30be113afca98
 // work    per pair of rows: 6144 matrix instructions 16x16x16 (50.33 MFLOP), 262144 bytes of device memory at least; 176640 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -48,7 +48,18 @@ constexpr int FIRST_INVERSE_AT = 26624;
 constexpr int COLUMNS_AT = 32768;
 constexpr int COLUMNS_INVERSE_AT = 38912;
 constexpr int OUTER_AT = 45056;
-constexpr int OUTER_INVERSE_AT = 176128;
+constexpr int OUTER_INVERSE_AT = 49152;
+constexpr int OUTER_HIGH_AT = 53248;
+constexpr int OUTER_INVERSE_HIGH_AT = 61440;
+
+constexpr int OUTER_SPLIT = 32;  // columns of their low level
+
+__device__ __forceinline__ TwoLevels outer_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_AT), reinterpret_cast<const uint2*>(tables + OUTER_HIGH_AT)};
+}
+__device__ __forceinline__ TwoLevels inverse_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_INVERSE_AT), reinterpret_cast<const uint2*>(tables + OUTER_INVERSE_HIGH_AT)};
+}
 
 __device__ __forceinline__ InnerTables inner_tables(const uint4* tables) {
     return {tables + FIRST_AT / 16,        tables + TWIDDLE_AT / 16,         tables + LAST_AT / 16,
@@ -69,7 +80,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
     // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular_bf16_mma_sm90_2bc3087b(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular_bf16_mma_sm90_c5309f8c(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -135,9 +146,9 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular
             }
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
-                columns_forward<N1, V, true>(
-                    tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, im_strip[s].b,
-                    re, im, PIECES, s * WARPS + warp, tiles, lane);
+                columns_forward<N1, V, M1, OUTER_SPLIT, true>(
+                    tables + COLUMNS_AT / 16, outer_twiddles(args.tables), re_strip[s].b, im_strip[s].b,
+                    re, im, s * WARPS + warp, tiles, lane);
             }
         }
         __syncthreads();
@@ -164,8 +175,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular
                         ki = fragment(spectrum, 2 * tile + 1, lane);
                     },
                     [&](int g, int m, const Sum<N2>* r, const Sum<N2>* i) {
-                        store_rows<N2, N3, V>(
-                            re, im, reinterpret_cast<const uint4*>(args.tables + OUTER_INVERSE_AT), PIECES, row + g, m, lane, r, i);
+                        store_rows<N2, N3, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, row + g, m, lane, r, i);
                     });
             }
         }
@@ -231,7 +241,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_2bc3087b_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_c5309f8c_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -274,13 +284,13 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular
         for (int j = 0; j < 16; ++j) {
             const int k = low + j * 1;
             const int m = column * k;
-            workspace[(b * 16 + j) * (long long)2048 + column] = x[j] * root<128>(args.tables + 313856, args.tables + 314880, m);
+            workspace[(b * 16 + j) * (long long)2048 + column] = x[j] * root<128>(args.tables + 76288, args.tables + 77312, m);
         }
     }
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular_bf16_mma_sm90_2bc3087b_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular_bf16_mma_sm90_c5309f8c_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
@@ -302,7 +312,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular
 #pragma unroll
         for (int j = 0; j < 16; ++j) peak = max(peak, magnitude(x[j]));
         dft<16>(x);
-        twist<16, 128, false>(x, args.tables + 307200, r);
+        twist<16, 128, false>(x, args.tables + 69632, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 136] = x[j];
     }
@@ -321,7 +331,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular
 #pragma unroll
         for (int j = 0; j < 16; ++j) x[j] = data[spread(at + j * 8)];
         dft<16>(x);
-        twist<16, 8, false>(x, args.tables + 313344, r);
+        twist<16, 8, false>(x, args.tables + 75776, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[spread(at + j * 8)] = x[j];
     }
@@ -350,7 +360,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_2bc3087b_filter_convert(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_c5309f8c_filter_convert(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 4096 bf16 sm_90 | N=4096=16b·16w·16w batch-pair block mma scaled-fp16 | convolve[4w 28160B]
-// digest  855b0c9f16fd541a65f5680a7fee3529bec78ad5c9eb8f53ead3c91bd26ba6a8
+// digest  4aabd7aec57a56cd34f3a85ab8514caa47a8ec5e010c53d4a8a3dc621591ab6a
 // work    per pair of rows: 384 matrix instructions 16x16x16 (3.15 MFLOP), 32768 bytes of device memory at least; 28160 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -50,6 +50,15 @@ constexpr int COLUMNS_INVERSE_AT = 9728;
 constexpr int OUTER_AT = 11264;
 constexpr int OUTER_INVERSE_AT = 27648;
 
+constexpr int OUTER_SPLIT = 256;  // columns: one level
+
+__device__ __forceinline__ TwoLevels outer_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_AT), nullptr};
+}
+__device__ __forceinline__ TwoLevels inverse_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_INVERSE_AT), nullptr};
+}
+
 __device__ __forceinline__ InnerTables inner_tables(const uint4* tables) {
     return {tables + FIRST_AT / 16,        tables + TWIDDLE_AT / 16,         tables + LAST_AT / 16,
             tables + LAST_INVERSE_AT / 16, tables + TWIDDLE_INVERSE_AT / 16, tables + FIRST_INVERSE_AT / 16};
@@ -69,7 +78,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
     // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_bf16_mma_sm90_855b0c9f(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_bf16_mma_sm90_4aabd7ae(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -135,9 +144,9 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_
             }
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
-                columns_forward<N1, V, true>(
-                    tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, im_strip[s].b,
-                    re, im, PIECES, s * WARPS + warp, tiles, lane);
+                columns_forward<N1, V, M1, OUTER_SPLIT, true>(
+                    tables + COLUMNS_AT / 16, outer_twiddles(args.tables), re_strip[s].b, im_strip[s].b,
+                    re, im, s * WARPS + warp, tiles, lane);
             }
         }
         __syncthreads();
@@ -164,8 +173,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_
                         ki = fragment(spectrum, 2 * tile + 1, lane);
                     },
                     [&](int g, int m, const Sum<N2>* r, const Sum<N2>* i) {
-                        store_rows<N2, N3, V>(
-                            re, im, reinterpret_cast<const uint4*>(args.tables + OUTER_INVERSE_AT), PIECES, row + g, m, lane, r, i);
+                        store_rows<N2, N3, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, row + g, m, lane, r, i);
                     });
             }
         }
@@ -226,7 +234,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_circular_bf16_mma_sm90_855b0c9f_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_circular_bf16_mma_sm90_4aabd7ae_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

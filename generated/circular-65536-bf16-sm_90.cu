@@ -2,7 +2,7 @@
 //   fftgen render 65536 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 65536 bf16 sm_90 | N=65536=16d·16b·16w·16w batch-pair device mma scaled-fp16 | peaks[8w 0B] columns1[8w 16384B] rows[4w 28160B] columns_inverse1[4w 0B] whole[8w 44032B]
-// digest  ad2a0d666caa4a4b2b7cfcef69a0e93ced1c02ff2247188aab813edd8f636a7c
+// digest  281b94739bb093698b8c13aac8f71b72f051313b47c983fac0f7afe36a3102cf
 // work    per pair of rows: 8192 matrix instructions 16x16x16 (67.11 MFLOP), 524288 bytes of device memory at least; 44032 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -60,6 +60,15 @@ constexpr int HIGH_AT = 63488;
 constexpr int LOW_INVERSE_AT = 65536;
 constexpr int HIGH_INVERSE_AT = 81920;
 
+constexpr int OUTER_SPLIT = 256;  // columns: one level
+
+__device__ __forceinline__ TwoLevels outer_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_AT), nullptr};
+}
+__device__ __forceinline__ TwoLevels inverse_twiddles(const unsigned char* tables) {
+    return {reinterpret_cast<const uint4*>(tables + OUTER_INVERSE_AT), nullptr};
+}
+
 __device__ __forceinline__ InnerTables inner_tables(const uint4* tables) {
     return {tables + FIRST_AT / 16,        tables + TWIDDLE_AT / 16,         tables + LAST_AT / 16,
             tables + LAST_INVERSE_AT / 16, tables + TWIDDLE_INVERSE_AT / 16, tables + FIRST_INVERSE_AT / 16};
@@ -91,7 +100,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks and norms: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular_bf16_mma_sm90_ad2a0d66_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -104,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular
 }
 
   // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_ad2a0d66_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -146,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular
 }
 
     // Everything inside a row of 4096 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_ad2a0d66_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_rows(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -178,9 +187,9 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular
             __syncthreads();  // nobody reads any more what this row replaces in shared memory
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
-                columns_forward<N2, V, true>(
-                    tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, im_strip[s].b,
-                    re, im, PIECES, s * WARPS + warp, tiles, lane);
+                columns_forward<N2, V, M2, OUTER_SPLIT, true>(
+                    tables + COLUMNS_AT / 16, outer_twiddles(args.tables), re_strip[s].b, im_strip[s].b,
+                    re, im, s * WARPS + warp, tiles, lane);
             }
         }
         __syncthreads();
@@ -207,8 +216,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular
                         ki = fragment(spectrum, 2 * tile + 1, lane);
                     },
                     [&](int g, int m, const Sum<N3>* r, const Sum<N3>* i) {
-                        store_rows<N3, N4, V>(
-                            re, im, reinterpret_cast<const uint4*>(args.tables + OUTER_INVERSE_AT), PIECES, row + g, m, lane, r, i);
+                        store_rows<N3, N4, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, row + g, m, lane, r, i);
                     });
             }
         }
@@ -227,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular
 }
 
   // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_circular_bf16_mma_sm90_ad2a0d66_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -253,7 +261,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_circular
 }
 
   // The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_ad2a0d66_whole(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_whole(const Args<T> args) {
     constexpr int ALL = 8;  // warps of a block
     constexpr int V1 = 4;  // columns that a thread loads side by side in the outer stage
     constexpr int STRIPS1 = M1 / (8 * V1);  // of a transform
@@ -322,9 +330,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
                     team_barrier<WARPS>();  // nobody reads any more what this row replaces in shared memory
         #pragma unroll
                     for (int s = 0; s < STRIPS; ++s) {
-                        columns_forward<N2, V, true>(
-                            tables + COLUMNS_AT / 16, reinterpret_cast<const uint4*>(args.tables + OUTER_AT), re_strip[s].b, im_strip[s].b,
-                            re, im, PIECES, s * WARPS + warp, tiles, lane);
+                        columns_forward<N2, V, M2, OUTER_SPLIT, true>(
+                            tables + COLUMNS_AT / 16, outer_twiddles(args.tables), re_strip[s].b, im_strip[s].b,
+                            re, im, s * WARPS + warp, tiles, lane);
                     }
                 }
                 team_barrier<WARPS>();
@@ -354,8 +362,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
                                 ki = fragment(spectrum, 2 * tile + 1, lane);
                             },
                             [&](int g, int m, const Sum<N3>* r, const Sum<N3>* i) {
-                                store_rows<N3, N4, V>(
-                                    re, im, reinterpret_cast<const uint4*>(args.tables + OUTER_INVERSE_AT), PIECES, row + g, m, lane, r, i);
+                                store_rows<N3, N4, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, row + g, m, lane, r, i);
                             });
                     }
                 }
@@ -437,7 +444,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_ad2a0d66_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -486,7 +493,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
 }
 
 // Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_ad2a0d66_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -557,7 +564,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
 }
 
 // Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_ad2a0d66_filter_convert(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_filter_convert(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
     const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
     const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;

@@ -70,7 +70,7 @@ def _tables(plan: Plan, kernel: FilterKernel, target: Target) -> int:
     """Of these, the bytes that come from the L2: all where the tables exceed what is left of the L1."""
     used = {s.table for s in kernel.stages}
     size = sum(t.nbytes for t in plan.filter.tables if t.offset in used)
-    left = target.shared_sm - kernel.resident * (kernel.shared_bytes + target.shared_reserved)
+    left = target.l1_beside(kernel.resident, kernel.shared_bytes)
     return _twiddles(plan, kernel) if size > left else 0
 
 

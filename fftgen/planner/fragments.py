@@ -201,9 +201,17 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
             _Spec(
                 "columns_inverse", number, (outer, outer, planes, *_LANES), "columns" if planes == 3 else ""
             ),
-            _Spec("outer", number, _outer(stage.radix, stage.rest, width)),
-            _Spec("outer_inverse", number, (stage.radix, stage.rest // 256, 2, *_LANES)),
+            _Spec("outer", number, _outer(stage.radix, stage.split, width)),
         ]
+        if stage.split == stage.rest:
+            found.append(_Spec("outer_inverse", number, (stage.radix, stage.rest // 256, 2, *_LANES)))
+        else:
+            high = stage.rest // stage.split
+            found += [
+                _Spec("outer_inverse", number, (stage.radix, stage.split // 32, 2, 4, 4, 2)),
+                _Spec("outer_high", number, (high, stage.radix, 2, 2)),
+                _Spec("outer_inverse_high", number, (stage.radix, high, 2, 2)),
+            ]
     if device:
         stage = stages[0]
         outer, high = stage.radix // TILE, stage.rest // stage.split
@@ -290,14 +298,30 @@ def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
             k, r = _tiles(_LEFT, rho, tau)
         return _planes(twiddles(plan, stage, k, r), 2, 2)
     if table.name == "outer_inverse":
-        k, r = np.broadcast_arrays(radix.reshape(-1, 1, 1, 1, 1), piece_columns(plan)[None])
+        columns = piece_columns(plan)
+        if table.shape[3] == 4:  # two levels: [row, run of 32 columns, plane, t, register, half]
+            columns = 32 * np.arange(table.shape[1]).reshape(-1, 1, 1, 1) + columns[0, :4] % 32
+        k, r = np.broadcast_arrays(radix.reshape(-1, 1, 1, 1, 1), columns[None])
         return _planes(twiddles(plan, stage, k, r), 2, 2)
     if table.name == "outer":
         k, place = _outer_places(table.shape, plan.body.columns)
         return _planes(
             twiddles(plan, stage, k, workspace_order(plan, plan.stages[stage - 1].rest)[place]), 4, 2
         )
+    if table.name in ("outer_high", "outer_inverse_high"):
+        return _high(plan, stage, table.name == "outer_inverse_high")
     return _device_table(plan, table)
+
+
+def _high(plan: Plan, number: int, by_row: bool) -> npt.NDArray[np.uint16]:
+    """The high level of a stage's twiddles, [r // split, k], the other way round where ``by_row``; each part
+    twice, for the two numbers of a register."""
+    stage = plan.stages[number - 1]
+    high = stage.split * np.arange(stage.rest // stage.split)
+    k, r = np.broadcast_arrays(np.arange(stage.radix), high[:, None])
+    values = twiddles(plan, number, k, r)
+    planes = _planes(values.T if by_row else values, 2, 2)
+    return np.repeat(planes[..., None], 2, axis=-1)
 
 
 def _outer_places(shape: tuple[int, ...], width: int) -> tuple[Indices, Indices]:
@@ -321,11 +345,8 @@ def _device_table(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
     width = plan.kernel("columns", 1).columns
     if table.name == "low":
         return _planes(twiddles(plan, 1, *_outer_places(table.shape, width)), 4, 2)
-    high = np.arange(stage.rest // stage.split)
-    if table.name == "high":  # each part twice, for the two numbers of a register
-        k, r = np.broadcast_arrays(np.arange(stage.radix), stage.split * high[:, None])
-        planes = _planes(twiddles(plan, 1, k, r), 2, 2)
-        return np.repeat(planes[..., None], 2, axis=-1)
+    if table.name == "high":
+        return _high(plan, 1, False)
     # Right operands: [strip, row tile, pair of columns, plane, lane, column, half, number]
     if table.name == "low_inverse":
         strips, tiles, pairs = table.shape[:3]
@@ -339,7 +360,7 @@ def _device_table(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
         k = TILE * m + 2 * t + half + 8 * i
         r = 8 * width * strip + width * g + 2 * c + j
         return _planes(twiddles(plan, 1, *np.broadcast_arrays(k, r)), 3, 2)
-    q, m, t, i, half = np.ogrid[: len(high), : stage.radix // TILE, :4, :2, :2]
+    q, m, t, i, half = np.ogrid[: stage.rest // stage.split, : stage.radix // TILE, :4, :2, :2]
     k = TILE * m + 2 * t + half + 8 * i
     return _planes(twiddles(plan, 1, *np.broadcast_arrays(k, stage.split * q)), 4, 2)
 

@@ -154,7 +154,7 @@ class Gradient:
 
 def tables(found: Gradient) -> tuple[Table, ...]:
     """The tables that the gradient's kernels read."""
-    names = {*FORWARD, "columns", "outer", "device", "low", "high"}
+    names = {*FORWARD, "columns", "outer", "outer_high", "device", "low", "high"}
     return tuple(t for t in found.plan.tables if found.signals or t.name in names)
 
 
@@ -203,7 +203,7 @@ def _fitted(
         shared_bytes=at,
         group=group,
     )
-    return Gradient(plan, kernel, spectra_at, sums_at, signals=signals)
+    return Gradient(search.levelled(plan, kernel, chip), kernel, spectra_at, sums_at, signals=signals)
 
 
 def _warp_registers(group: int, points: int, signals: bool) -> int:

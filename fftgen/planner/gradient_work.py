@@ -59,13 +59,11 @@ def gradient_work(found: Gradient, target: Target) -> Work:
 
 
 def _tables(found: Gradient, target: Target) -> int:
-    """Bytes of the outer twiddles from the L2, as far as they do not fit the L1 cache beside a block."""
-    plan, back = found.plan, int(found.signals)
-    names = ("outer", "outer_inverse")[: 1 + back]
-    outer = sum(t.nbytes for t in plan.tables if t.name in names)
-    left = target.shared_sm - (found.kernel.shared_bytes + target.shared_reserved)
-    read = (2 + back) * ELEMENT * plan.transform
-    return read * max(0, outer - left) // outer if outer else 0
+    """Bytes of the outer twiddles from the L2."""
+    back = int(found.signals)
+    names = ("outer", "outer_high", "outer_inverse", "outer_inverse_high")[: 2 + 2 * back]
+    outer = sum(t.nbytes for t in found.plan.tables if t.name in names)
+    return work.missed((2 + back) * ELEMENT * found.plan.transform, outer, found.kernel, target)
 
 
 def _shared(found: Gradient) -> int:
@@ -83,7 +81,8 @@ def _shared(found: Gradient) -> int:
         return total + 2 * 2 * 2 * n * planes
     transforms, columns = n // plan.row_length, plan.row_length // plan.inner[0].radix
     matrices = 2 * (sizes["columns"] // (8 * kernel.columns)) + back * (sizes["columns_inverse"] // 32)
-    return total + (2 + back) * (8 + 4) * n + transforms * columns * matrices
+    twiddles = 2 * work.outer_twiddles(plan, False) + back * work.outer_twiddles(plan, True)
+    return total + (2 + back) * 8 * n + int(twiddles * n) + transforms * columns * matrices
 
 
 SIDES = ("u", "v")  # the input, and the cotangent

@@ -24,6 +24,7 @@ REGISTERS = {SCALED: 128, BF16_FP32: 168}  # of a thread: 16 or 12 warps of a mu
 SPILLED = 1.25  # times longer than predicted, at a guess: some registers of the shapes known to spill
 OPERANDS = 64  # registers that the operands of a warp's strips may take
 MOST_HELD = 160  # radix times width: a thread holds a quarter of it in fp32 until the peak is known
+RUN = 32  # columns that a warp stores in one piece: the low level of twiddles holds whole ones
 PEAK_WARPS, PEAK_COUNT = 8, 16_384  # threads of a block of the peaks kernel, and the numbers they look at
 STRIPS = 32  # of a row: a lane reads the peak of one
 
@@ -67,12 +68,33 @@ def _group(points: int, rows: int) -> int:
     return next(g for g in (4, 2, 1) if g * points <= CHAIN_POINTS and rows % g == 0)
 
 
-def device_stage(stage: Stage) -> Stage:
-    """A device stage with the split of its twiddles: both levels small, whole strips in the low one."""
-    split = 256
-    while stage.rest % split:
-        split //= 2
-    return replace(stage, split=split)
+def with_splits(stages: tuple[Stage, ...], device: int) -> tuple[Stage, ...]:
+    """The stages with the splits of their twiddles: one level inside a kernel; of a device stage two, both
+    small, whole strips in the low one."""
+    found = [replace(s, split=s.rest if s.rest > 1 else 0) for s in stages]
+    if device:
+        split = 256
+        while stages[0].rest % split:
+            split //= 2
+        found[0] = replace(stages[0], split=split)
+    return tuple(found)
+
+
+def outer_split(stage: Stage, body: Kernel, target: Target) -> int:
+    """Columns of the low level of a block stage's twiddles: two levels where one would not stay in the L1.
+
+    One level comes to 8 bytes a point of the transform, there and back, and passes the L1 for every transform
+    together with a spectrum of half that size. Where both find no room beside the shared memory of the
+    resident blocks, what a block reads beside its signals would come from the L2 again and again.
+    """
+    one = 2 * 4 * stage.radix * stage.rest
+    fits = 2 * one <= target.l1_beside(body.resident, body.shared_bytes)
+    return stage.rest if fits else two_levels(body)
+
+
+def two_levels(body: Kernel) -> int:
+    """The split of outer twiddles in two levels: whole strips of columns, and whole pieces of results."""
+    return max(RUN, 8 * body.columns)
 
 
 def kernels(

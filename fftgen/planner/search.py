@@ -161,12 +161,17 @@ def _tables(
     if engine == "wmma":
         return layout(stages, right_angle)
     operand = "fp16" if compute_format == SCALED else "bf16"
-    body = next(k for k in kernels if k.role in ("convolve", "rows"))
+    body = _body(kernels)
     device = next((k.columns for k in kernels if k.role == "columns"), 0)
     tables = fragments.layout(stages, right_angle, body.columns, device, operand)
     if body.shared_bytes - body.matrices_at >= fragments.copied(tables):
         return tables
     return fragments.layout(stages, right_angle, body.columns, device, operand, once=True)
+
+
+def _body(kernels: tuple[Kernel, ...]) -> Kernel:
+    """The kernel that runs the inner stages."""
+    return next(k for k in kernels if k.role in ("convolve", "rows"))
 
 
 def _memory_class(engine: str, shape: Shape) -> str:
@@ -214,14 +219,17 @@ def candidate(
     if reason:
         return Candidate(transform, shape, engine, packing, None, None, reason)
     stages = _stages(shape)
-    if engine == "mma" and shape.device:
-        stages = (mma_rules.device_stage(stages[0]), *stages[1:])
+    if engine == "mma":
+        stages = mma_rules.with_splits(stages, shape.device)
     best: Candidate | None = None
     least: tuple[float, ...] = ()
     for kernels in _layouts(engine, shape, stages, right_angle, target, compute_format):
         if isinstance(kernels, str):
             reason = reason or kernels
             continue
+        if engine == "mma" and len(shape.inner) == 3:
+            split = mma_rules.outer_split(stages[shape.device], _body(kernels), target)
+            stages = _with_outer(stages, shape.device, split)
         plan = Plan(
             problem=problem,
             target=target.name,
@@ -385,8 +393,28 @@ def layouts(found: Plan, chip: Target) -> Iterator[Plan]:
     device = len(found.device_stages)
     for kernels in mma_rules.kernels(found.stages, device, found.real_input, chip, found.compute_format):
         if not isinstance(kernels, str):
-            tables = _tables("mma", found.stages, kernels, found.real_input, found.compute_format)
-            yield replace(found, kernels=kernels, tables=tables, filter=Filter(), whole=None)
+            bare = replace(found, kernels=kernels, filter=Filter(), whole=None)
+            yield levelled(bare, _body(kernels), chip)
+
+
+def levelled(found: Plan, body: Kernel, chip: Target) -> Plan:
+    """A plan of the mma engine with the tables that its kernels read beside the blocks of ``body``."""
+    if not found.block_stage:
+        return with_outer_split(found, 0)
+    return with_outer_split(found, mma_rules.outer_split(found.inner[0], body, chip))
+
+
+def with_outer_split(found: Plan, split: int) -> Plan:
+    """A plan of the mma engine whose block stage, if there is one, has twiddles of this split."""
+    stages = found.stages
+    if found.block_stage:
+        stages = _with_outer(stages, len(found.device_stages), split)
+    tables = _tables("mma", stages, found.kernels, found.real_input, found.compute_format)
+    return replace(found, stages=stages, tables=tables)
+
+
+def _with_outer(stages: tuple[Stage, ...], at: int, split: int) -> tuple[Stage, ...]:
+    return (*stages[:at], replace(stages[at], split=split), *stages[at + 1 :])
 
 
 def nearest_transform(problem: Problem) -> int:

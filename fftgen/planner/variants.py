@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from fftgen.planner import search
+from fftgen.planner import mma_rules, search
 from fftgen.planner.call_cost import call_cost
 from fftgen.planner.cost import cost
 from fftgen.planner.launch import together
@@ -73,7 +73,7 @@ def variants(problem: Problem, chip: Target, batch: int, channels: int, most: in
 
 def _of_shape(found: Plan, chip: Target) -> Iterator[Plan]:
     """Layouts of a shape, and of each the ways to launch it."""
-    layouts = [found] if found.engine != "mma" else list(search.layouts(found, chip))
+    layouts = [found] if found.engine != "mma" else [*_levels(found, chip)]
     for layout in sorted(layouts, key=lambda plan: cost(plan, chip).time)[:LAYOUTS]:
         plan = search.finished(layout, chip)
         if not plan.chunk_bytes:
@@ -85,6 +85,16 @@ def _of_shape(found: Plan, chip: Target) -> Iterator[Plan]:
         for kernel in whole_kernels(plan, chip):
             together = replace(plan, whole=kernel)
             yield from (replace(together, cluster=size) for size in cluster_sizes(together, chip))
+
+
+def _levels(found: Plan, chip: Target) -> Iterator[Plan]:
+    """Layouts of a shape on the mma engine; of the planner's own with the other levels of twiddles, too."""
+    for layout in search.layouts(found, chip):
+        yield layout
+        if layout.block_stage and layout.body == found.body:
+            stage = layout.inner[0]
+            two = stage.split < stage.rest
+            yield search.with_outer_split(layout, stage.rest if two else mma_rules.two_levels(layout.body))
 
 
 def _apart(choice: Plan, plan: Plan) -> str:
@@ -101,6 +111,9 @@ def _apart(choice: Plan, plan: Plan) -> str:
                 f"{kernel.label} {kernel.warps}w x{kernel.resident} group {kernel.group} "
                 f"columns {kernel.columns}"
             )
+    levels = [x.block_stage and x.inner[0].split < x.inner[0].rest for x in (choice, plan)]
+    if levels[0] != levels[1]:
+        said.append(f"twiddles in {'two levels' if levels[1] else 'one level'}")
     if plan.chunk_bytes != choice.chunk_bytes:
         said.append(f"chunks of {plan.chunk_bytes >> 20} MiB")
     if (plan.whole, plan.cluster) != (choice.whole, choice.cluster):

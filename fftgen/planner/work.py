@@ -16,6 +16,7 @@ from fftgen.targets import Target
 
 STAGING_TRAFFIC = 16  # bytes per complex element: two fp32 written, two read back
 OPERAND_TRAFFIC = 8  # two 16-bit numbers written, two read
+VECTOR = 8  # numbers of a piece of 16 bytes
 ELEMENT = 4  # bytes of a complex number of two 16-bit parts: workspace and spectrum
 WMMA_PER_ELEMENT = 1.1  # instructions per complex element, stage and direction, per lane
 WMMA_PER_PRODUCT = 12
@@ -142,13 +143,27 @@ def _passes(plan: Plan, kernel: Kernel) -> int:
 
 
 def _tables(plan: Plan, target: Target) -> int:
-    """Bytes of the outer twiddles from the L2: too large for shared memory, they come anew as far as they do
-    not fit the L1 cache beside a block. (What a second block takes of that costs less than it gains: measured
-    on an H200 with 16 384 points, results/.)"""
-    body = plan.body
-    outer = sum(t.nbytes for t in plan.tables if t.name.startswith("outer"))
-    left = target.shared_sm - (body.shared_bytes + target.shared_reserved)
-    return 8 * plan.transform * max(0, outer - left) // outer if outer else 0
+    """Bytes of the outer twiddles from the L2."""
+    outer = [t.nbytes for t in plan.tables if t.name.startswith("outer")]
+    return missed(2 * ELEMENT * plan.transform, sum(outer), plan.body, target)
+
+
+def missed(read: int, tables: int, kernel: Kernel, target: Target) -> int:
+    """Bytes that come from the L2, of ``read`` from tables of so many bytes in device memory: as far as these
+    do not fit the L1 cache beside the resident blocks of a kernel."""
+    left = target.l1_beside(kernel.resident, kernel.shared_bytes)
+    return read * max(0, tables - left) // tables if tables else 0
+
+
+def outer_twiddles(plan: Plan, back: bool) -> float:
+    """Bytes of the outer twiddles that threads load, a point of the transform: there, or back.
+
+    Of two levels a number of the low one for every point, and of the high one, each part twice, for so many
+    as a thread stores at a time.
+    """
+    stage = plan.inner[0]
+    at_once = VECTOR if back else 2 * plan.body.columns
+    return ELEMENT + (2 * ELEMENT / at_once if stage.split < stage.rest else 0)
 
 
 def _mma_shared(plan: Plan, kernel: Kernel) -> int:
@@ -173,8 +188,9 @@ def _mma_shared(plan: Plan, kernel: Kernel) -> int:
     transforms = n // plan.row_length
     columns = plan.row_length // plan.inner[0].radix
     matrices = sizes["columns"] // (8 * kernel.columns) + sizes["columns_inverse"] // 32
+    twiddles = outer_twiddles(plan, False) + outer_twiddles(plan, True)
     # Two exchanges, outer twiddles there and back.
-    return total + 16 * n + 8 * n + transforms * columns * matrices
+    return total + 16 * n + int(twiddles * n) + transforms * columns * matrices
 
 
 def mma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
@@ -224,7 +240,8 @@ def _block_instructions(plan: Plan, kernel: Kernel) -> float:
     tiles = sum(s.radix for s in plan.inner) / TILE
     turns = plan.inner[0].radix / (kernel.warps * kernel.group)
     idle = (-(-turns // 1) / turns - 1) * (87 if turns < 1 else 13 if plan.scaled else 130)
+    levels = 16.5 * (plan.inner[0].split < plan.inner[0].rest)  # of twiddles: products by the high ones
     if not plan.scaled:
-        return 167 + 4 * tensor + 4.5 * (tiles - 3) + idle
+        return 167 + 4 * tensor + 4.5 * (tiles - 3) + idle + levels
     signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1))
-    return 70 + signals + 4.5 * (tiles - 3) + 73 / kernel.columns + idle
+    return 70 + signals + 4.5 * (tiles - 3) + 73 / kernel.columns + idle + levels

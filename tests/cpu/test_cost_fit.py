@@ -75,6 +75,8 @@ def as_measured(plan: Plan, kernel: KernelCost, gated: bool) -> KernelCost:
 def parts(row: Row) -> tuple[float, np.ndarray]:
     """Seconds of the busiest resources, and what each of the four figures is a factor of."""
     plan = replace(search.plan(Problem("causal", row.length, "bf16"), CHIP), whole=None)
+    if plan.block_stage:  # twiddles had one level then
+        plan = search.with_outer_split(plan, plan.inner[0].rest)
     if row.chunk:
         plan = replace(plan, chunk_bytes=row.chunk)
     price = Cost(tuple(as_measured(plan, k, row.gated) for k in cost(plan, CHIP).kernels))

@@ -21,7 +21,7 @@ from fftgen.dtypes import FP16, encode
 from fftgen.planner import fragments, mma_rules, tables
 from fftgen.planner.order import spectrum_index
 from fftgen.planner.plan import Plan
-from fftgen.planner.search import with_shape
+from fftgen.planner.search import with_outer_split, with_shape
 from fftgen.problem import Problem
 from fftgen.targets import target
 
@@ -97,9 +97,28 @@ class Tables:
     def outer(self) -> Array:
         """[strip, row tile, row half, piece, lane, pair, half]; half a piece with 2 columns to a thread."""
         planes = self.planes["outer"]
+        low = np.asarray(planes[:, :, :, :, 0] + 1j * planes[:, :, :, :, 1])
         if planes.ndim == 7:  # [strip, row tile, row half, lane, plane, pair, half]
-            return np.asarray(planes[:, :, :, :, 0] + 1j * planes[:, :, :, :, 1])[:, :, :, None]
-        return np.asarray(planes[:, :, :, :, 0] + 1j * planes[:, :, :, :, 1])
+            low = low[:, :, :, None]
+        if "outer_high" not in self.planes:
+            return low
+        high = self.high("outer_high")  # [split, row] beside rows 16 m + 8 i + g
+        of_lanes = high.reshape(len(high), 1, -1, 2, 1, 8)[..., np.arange(32) // 4]
+        return np.asarray((of_lanes[..., None, None] * low).reshape(-1, *low.shape[1:]))
+
+    def outer_inverse(self, runs: Array) -> Array:
+        """[row, piece, lane, pair, half]; ``runs`` [piece, lane] of 32 columns each."""
+        if "outer_high" not in self.planes:
+            return self["outer_inverse"]
+        low, high = self["outer_inverse"], self.high("outer_inverse_high")  # [row, run, t, ...], [row, split]
+        share = low.shape[1]  # runs that have a high level in common
+        return np.asarray(low[:, runs % share, np.arange(32) % 4] * high[:, runs // share, None, None])
+
+    def high(self, kind: str) -> Array:
+        """The high level of two; each part stands twice."""
+        planes = self.planes[kind]
+        assert (planes[..., 0] == planes[..., 1]).all()
+        return np.asarray(planes[..., 0, 0] + 1j * planes[..., 1, 0])
 
 
 def chain(plan: Plan, t: Tables, rows: Array, spectrum: Array) -> list[list[Array]]:
@@ -187,12 +206,19 @@ def block(plan: Plan, t: Tables, x: Array, spectrum: Array) -> Array:
     order = place // 16 * 16 + 2 * (place % 8) + place % 16 // 8 if columns == 16 else place
     results = chain(plan, t, shared.reshape(radix, inner, columns)[:, order], spectrum)
     back = np.full((radix, rest), np.nan, complex)
-    twiddle = t["outer_inverse"]  # [row, piece, lane, pair, half]
+    runs = np.array(
+        [
+            [_run(m, c, g, columns) for _, g, _ in LANES]
+            for m in range(inner // 16)
+            for c in range(columns // 16)
+        ]
+    )
+    twiddle = t.outer_inverse(runs)
     for lane, g, q in LANES:
         for m in range(inner // 16):
             for c in range(columns // 16):
                 half, part = (0, 0) if columns == 16 else divmod(c, columns // 32)
-                run = 8 * m + g if columns == 16 else (16 * m + 8 * half + g) * (columns // 32) + part
+                run = _run(m, c, g, columns)
                 for j in range(4):
                     tile, v = (j % 2, j // 2) if columns == 16 else (4 * part + j, half)
                     value = results[m][tile][:, lane, v] * np.conj(
@@ -220,8 +246,17 @@ def block(plan: Plan, t: Tables, x: Array, spectrum: Array) -> Array:
     return out.reshape(-1)
 
 
+def _run(m: int, c: int, g: int, columns: int) -> int:
+    """The 32 columns of a row that piece c of row tile m of the chain's results lies in."""
+    if columns == 16:
+        return 8 * m + g
+    half, part = divmod(c, columns // 32)
+    return (16 * m + 8 * half + g) * (columns // 32) + part
+
+
 def layouts(mode: str, factors: tuple[int, ...]) -> Iterator[Plan]:
-    """A plan for every width of the outer stage that some number of warps allows; one if there is none."""
+    """A plan for every width of the outer stage that some number of warps allows; one if there is none. With
+    twiddles in one level and in two."""
     plan = with_shape(Problem(mode, int(np.prod(factors)), "bf16"), "sm_90", factors, 0, engine="mma")
     seen = set()
     for kernels in mma_rules.kernels(plan.stages, 0, plan.real_input, target("sm_90")):
@@ -229,8 +264,9 @@ def layouts(mode: str, factors: tuple[int, ...]) -> Iterator[Plan]:
             continue
         (kernel,) = kernels
         seen.add(kernel.columns)
-        layout = fragments.layout(plan.stages, plan.real_input, kernel.columns, 0)
-        yield dataclasses.replace(plan, kernels=(kernel,), tables=layout)
+        found = dataclasses.replace(plan, kernels=(kernel,))
+        for split in (plan.stages[0].rest, mma_rules.two_levels(kernel)) if plan.block_stage else (0,):
+            yield with_outer_split(found, split)
 
 
 WIDTHS = {

@@ -292,6 +292,32 @@ def test_tables_do_not_overlap(name: str) -> None:
             assert levels == stage.rest
 
 
+@pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90"])
+@pytest.mark.parametrize("length", [4096, 8192, 16_384, 32_768, 65_536, 1 << 20])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_outer_twiddles_have_two_levels_where_one_would_not_stay_in_the_l1(
+    mode: str, length: int, arch: str
+) -> None:
+    """Beside the resident blocks, with as much again for the spectrum that passes."""
+    chip = target(arch)
+    found = on_engine(Problem(mode, length, "bf16"), arch, "mma")
+    (stage, *_), body = found.inner, found.body
+    left = chip.l1_beside(body.resident, body.shared_bytes)
+    held = {t.name: t.nbytes for t in found.tables if t.name.startswith("outer")}
+    single = 8 * stage.radix * stage.rest
+    if not found.block_stage:
+        assert not held
+    elif stage.split == stage.rest:
+        assert set(held) == {"outer", "outer_inverse"}
+        assert sum(held.values()) == single <= left / 2
+    else:
+        assert set(held) == {"outer", "outer_inverse", "outer_high", "outer_inverse_high"}
+        assert single > left / 2
+        assert sum(held.values()) <= single / 4
+        assert sum(held.values()) <= left
+        assert stage.split % 32 == stage.split % (8 * body.columns) == 0
+
+
 def test_the_table_block_holds_the_matrices_and_twiddles() -> None:
     """Read back from the bytes, by the layout alone: rows padded, three planes, two levels.
 

@@ -20,6 +20,11 @@ CHIP = target("sm_90")
 SHAPE = 64, 192
 
 
+def different(a: Plan, b: Plan) -> bool:
+    """In kernels, or in the levels of twiddles."""
+    return (a.kernels, a.stages) != (b.kernels, b.stages)
+
+
 @pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 @pytest.mark.parametrize("length", [256, 1000, 4096, 65_536])
@@ -33,7 +38,7 @@ def test_the_choice_comes_first_and_no_two_are_alike(length: int, mode: str, chi
     made = [launches(v.plan, *SHAPE, length, together(v.plan, *SHAPE)) for v in found]
     shapes = [[(x.entry.rsplit("_", 1)[0], x.grid, x.block, x.cluster, x.items) for x in m] for m in made]
     alike = [(i, j) for i in range(len(found)) for j in range(i) if shapes[i] == shapes[j]]
-    assert all(found[i].plan.kernels != found[j].plan.kernels for i, j in alike)
+    assert all(different(found[i].plan, found[j].plan) for i, j in alike)
     assert len({v.plan.digest for v in found}) == len(found)
     assert all(v.about != "the planner's choice" for v in found[1:])
     for v in found:
@@ -56,6 +61,17 @@ def test_long_transforms_vary_in_how_they_are_launched() -> None:
         (8, 2), (8, 4), (8, 8), (16, 1), (16, 2), (16, 4), (16, 8), (8, 1)
     }  # fmt: skip
     assert any(p.chunk_bytes < found[0].plan.chunk_bytes and p.whole is None for p in own)
+
+
+@pytest.mark.parametrize(("length", "other"), [(4096, "two levels"), (32_768, "one level")])
+def test_twiddles_are_tried_in_one_level_and_in_two(length: int, other: str) -> None:
+    found = variants(Problem("causal", length, "bf16"), CHIP, *SHAPE, 20)
+    (variant,) = (v for v in found if v.about == f"twiddles in {other}")
+    choice = found[0].plan
+    assert variant.plan.kernels == choice.kernels
+    split = choice.inner[0].rest if other == "one level" else 8 * max(4, choice.body.columns)
+    assert variant.plan.inner[0].split == split != choice.inner[0].split
+    assert variant.exchangeable
 
 
 def test_few_are_given_where_few_are_asked_for() -> None:

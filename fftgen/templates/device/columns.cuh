@@ -19,6 +19,13 @@ __device__ __forceinline__ int place(int q, int row) {
     return q ^ (q >> 3 & 7) ^ ((row << BITS & 7) | (row & 7) >> (3 - BITS));
 }
 
+// Twiddles T(k, r), the real plane before the imaginary one; in two levels where a table of all exceeds the L1:
+// T(k, r) = high(k, r / SPLIT) low(k, r % SPLIT), SPLIT a multiple of a strip's columns and of 32.
+struct TwoLevels {
+    const uint4* low;
+    const uint2* high;
+};
+
 // Planes of one transform, or of one of its rows, in the workspace.
 struct Complex {
     Operand* re;
@@ -78,23 +85,30 @@ __device__ __forceinline__ int row_piece(int k, int i) {
 }
 
 // Results of the chain, rows 16 m .. + 15 of row `row`, times the conjugate outer twiddle, back to shared memory.
-template <int A, int P, int V>
+template <int A, int P, int V, int SPLIT>
 __device__ __forceinline__ void store_rows(
-    uint4* re, uint4* im, const uint4* twiddle, int pieces, int row, int m, int lane, const Sum<A>* r, const Sum<A>* i) {
+    uint4* re, uint4* im, const TwoLevels& twiddle, int pieces, int row, int m, int lane, const Sum<A>* r, const Sum<A>* i) {
     constexpr int COUNT = P / TILE;  // pieces of a thread
+    constexpr int RUNS = SPLIT / 32;  // runs of 32 columns that share a high level
     const int g = lane / 4, t = lane % 4;
 #pragma unroll
     for (int c = 0; c < COUNT; ++c) {
-        const Planes3<false> w(twiddle, row * (A * P / 256) + m * COUNT + c, lane);
         const int half = P == TILE ? 0 : c / (P / 32), part = P == TILE ? 0 : c % (P / 32);
         const int run = P == TILE ? 8 * m + g : (TILE * m + 8 * half + g) * (P / 32) + part;
+        constexpr bool TWO = SPLIT < A * P;
+        // One level lies as threads take it, of two all g share the low one of a run.
+        const uint4* const low = twiddle.low + (TWO ? (row * RUNS + run % RUNS) * 8 + t : (row * (A * P / 256) + m * COUNT + c) * (2 * LANES) + lane);
+        const Fragment wr = fragment(low, 0, 0), wi = fragment(low, 0, TWO ? 4 : LANES);
+        uint2 high;
+        if constexpr (TWO) high = twiddle.high[row * (A * P / SPLIT) + run / RUNS];
         Pack a[4], b[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             const int tile = P == TILE ? j % 2 : 4 * part + j;
             const int v = P == TILE ? j / 2 : half;
             Pair x = pair(r[tile], v), y = pair(i[tile], v);
-            twist<true>(x, y, w.re.r[j], w.im.r[j]);
+            if constexpr (TWO) twist<true>(x, y, high.x, high.y);
+            twist<true>(x, y, wr.r[j], wi.r[j]);
             a[j] = packed(x), b[j] = packed(y);
         }
         const int at = row * pieces + place<V>(4 * run + t, row);
@@ -125,11 +139,13 @@ __device__ __forceinline__ void sum_columns(
     }
 }
 
-// X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for the 8 V columns of `strip`, into rows of `pieces` pieces.
-template <int R, int V, bool COMPLEX>
+// X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for the 8 V columns of `strip`, into rows of REST / 8 pieces.
+template <int R, int V, int REST, int SPLIT, bool COMPLEX>
 __device__ __forceinline__ void columns_forward(
-    const uint4* matrix, const uint4* twiddle, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2],
-    uint4* re, uint4* im, int pieces, int strip, int tiles, int lane) {
+    const uint4* matrix, const TwoLevels& twiddle, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2],
+    uint4* re, uint4* im, int strip, int tiles, int lane) {
+    constexpr int STRIPS = SPLIT / (8 * V), pieces = REST / 8;
+    constexpr bool TWO = SPLIT < REST;
     const int g = lane / 4, t = lane % 4;
     // Rolled for long columns: addresses would spill.
 #pragma unroll (COMPLEX && R > 64 ? 1 : 1024)
@@ -142,9 +158,14 @@ __device__ __forceinline__ void columns_forward(
 #pragma unroll
             for (int j = 0; j < V; ++j) a[j] = pair(sr[j], i), b[j] = pair(si[j], i);
             const int row = TILE * m + 8 * i + g;
-            const int tile = (strip * (R / TILE) + m) * 2 + i;
+            const int tile = ((TWO ? strip % STRIPS : strip) * (R / TILE) + m) * 2 + i;
+            if constexpr (TWO) {
+                const uint2 high = twiddle.high[strip / STRIPS * R + row];
+#pragma unroll
+                for (int j = 0; j < V; ++j) twist<false>(a[j], b[j], high.x, high.y);
+            }
             if constexpr (V == 2) {  // half a piece
-                const uint4 w = twiddle[tile * LANES + lane];
+                const uint4 w = twiddle.low[tile * LANES + lane];
                 twist<false>(a[0], b[0], w.x, w.z);
                 twist<false>(a[1], b[1], w.y, w.w);
                 const int at = 2 * (row * pieces + place<V>(strip * V + t / 2, row)) + t % 2;
@@ -153,7 +174,7 @@ __device__ __forceinline__ void columns_forward(
             } else {
 #pragma unroll
                 for (int h = 0; h < V / 4; ++h) {
-                    const Planes3<false> w(twiddle, tile * (V / 4) + h, lane);
+                    const Planes3<false> w(twiddle.low, tile * (V / 4) + h, lane);
                     Pair *const x = a + 4 * h, *const y = b + 4 * h;
 #pragma unroll
                     for (int j = 0; j < 4; ++j) twist<false>(x[j], y[j], w.re.r[j], w.im.r[j]);

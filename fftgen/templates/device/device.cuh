@@ -18,12 +18,6 @@ __device__ __forceinline__ RealSource<T> staged_strip(const RealSource<T>& sourc
     return {copy, source.gate == nullptr ? nullptr : copy + R * COLUMNS, R * COLUMNS, true};
 }
 
-// Twiddles in two levels: T(k, r) = high(k, r / SPLIT) low(k, r % SPLIT), SPLIT a multiple of 8 V columns.
-struct TwoLevels {
-    const uint4* low;
-    const uint2* high;
-};
-
 // X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for a strip, into rows of the workspace, 2 V columns of a thread as
 // they stand: place 2 j + b of a run of 2 V is column j + V b.
 template <int R, int V, int REST, int SPLIT, bool COMPLEX>
