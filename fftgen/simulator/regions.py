@@ -88,7 +88,7 @@ def module_regions(module: Module, entry: Entry, params: bytes) -> tuple[list[Re
             data[: len(variable.initial)] = np.frombuffer(variable.initial, np.uint8)
         region = Region(variable.name, variable.space, base, data, variable.space == "global", None)
         if region.writable:
-            region.shadow = Shadow(variable.name, region.size, False)
+            region.shadow = Shadow(variable.name, region.size, False, True)
         regions.append(region)
         symbols[variable.name] = base
         placed.append((variable, data))

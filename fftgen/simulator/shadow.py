@@ -41,12 +41,16 @@ _NO_LANE = np.int32(~31 & int(THREAD))
 
 
 class Shadow:
-    """The shadow of ``size`` bytes: 16 bytes a byte, in pages that the system allocates when touched."""
+    """The shadow of ``size`` bytes: 16 bytes a byte, in pages that the system allocates when touched.
 
-    def __init__(self, name: str, size: int, shared: bool) -> None:
+    ``shared``: of shared memory. ``across``: accesses of different blocks may meet, and are checked.
+    """
+
+    def __init__(self, name: str, size: int, shared: bool, across: bool) -> None:
         padded = -(-size // 32) * 32
         self.name = name
         self.shared = shared
+        self.across = across
         self._arrays = tuple(np.zeros(padded, np.int32) for _ in range(4))
         self._rows: dict[int, tuple[Array, ...]] = {}
         self._plain: tuple[Array, Array] | None = None
@@ -80,12 +84,13 @@ class Shadow:
         """Check and record reads of ``nbytes`` at unit numbers (offset / nbytes), one per thread."""
         wt, wa, rt, ra = self.rows(nbytes)
         moments = wt.take(units, axis=0)
-        if moments.max() > m.base_low or (not self.shared and m.many_blocks and moments.any()):
+        settled = self._settled(m)
+        if moments.max() > settled:
             authors = wa.take(units, axis=0)
             self._check(m, ins, threads, units, nbytes, moments, authors, marks, "read", "written", now)
         code = (threads.astype(np.int32) | np.int32(marks))[:, None]
         before = rt.take(units, axis=0)
-        if before.max() > m.base_low or (not self.shared and m.many_blocks and before.any()):
+        if before.max() > settled:
             last = ra.take(units, axis=0)
             code = self._merge(m, threads, before, last, code)
         elif nbytes > 1:
@@ -96,19 +101,19 @@ class Shadow:
         clash = stored != code
         if clash.any():
             self._several(m, units, nbytes, code, ra)
-        self._log.add(now, "read", units, nbytes, threads | int(marks), self._settled(m))
+        self._log.add(now, "read", units, nbytes, threads | int(marks), settled)
 
     def _settled(self, m: Machine) -> int:
-        """Up to when everything is ordered for everyone: never, between blocks of several clusters."""
-        if self.shared or not m.many_blocks:
+        """Up to when everything is ordered for all that may meet here: nothing, between several clusters."""
+        if not (self.across and m.many_blocks):
             return m.base_low
-        return -1 if m.many_clusters else int(m.cluster_base.min())
+        return 0 if m.many_clusters and not self.shared else int(m.cluster_base.min())
 
     def _merge(self, m: Machine, threads: Array, before: Array, last: Array, code: Array) -> Array:
         """The author to record for bytes that were read before: one thread, a warp, or several."""
         blocks = m.block_of[threads][:, None]
         fresh = before > m.base[blocks]
-        if not self.shared and m.many_blocks:
+        if self.across and m.many_blocks:
             fresh |= (before > 0) & self._elsewhere(m, before, last, blocks)
         same_warp = ((last & _NO_LANE) == (code & _NO_LANE)) & (last & MANY_WARPS == 0) & (before > m.start)
         ordered = same_warp & (before <= m.warp_sync[threads][:, None])
@@ -116,7 +121,7 @@ class Shadow:
         spread = np.where(same_warp, code | MANY_LANES, code | MANY_WARPS)
         spread = np.where(last & ATOMIC, spread, spread & ~ATOMIC)  # atomic only if all of them were
         merged = np.where(keep, code, spread)
-        if not self.shared and m.many_blocks:  # what another block did stays unordered for good
+        if self.across and m.many_blocks:  # what another block did stays unordered for good
             others = (before > 0) & self._elsewhere(m, before, last, blocks)
             merged = np.where(others, merged | MANY_BLOCKS, merged)
             if m.cluster > 1:
@@ -174,14 +179,14 @@ class Shadow:
         None.
         """
         wt, wa, rt, ra = self.rows(nbytes)
-        many = not self.shared and m.many_blocks
+        settled = self._settled(m)
         summaries = [(wt, wa, "written"), (rt, ra, "read")]
         if self._plain is not None and int(marks) & int(ATOMIC):
             covered = (a.reshape(-1, nbytes) for a in self._plain)
             summaries.append((*covered, "written"))  # type: ignore[arg-type]
         for times, people, verb in summaries:
             moments = times.take(units, axis=0)
-            if moments.max() > m.base_low or (many and moments.any()):
+            if moments.max() > settled:
                 authors = people.take(units, axis=0)
                 self._check(m, ins, threads, units, nbytes, moments, authors, marks, "written", verb, now)
         code = threads.astype(np.int32) | np.int32(marks)
@@ -239,7 +244,7 @@ class Shadow:
         blocks = m.block_of[threads][:, None]
         bad = moments > m.base[blocks]
         people = authors & THREAD
-        if not self.shared and m.many_blocks:
+        if self.across and m.many_blocks:
             bad |= (moments > 0) & self._elsewhere(m, moments, authors, blocks)
         if not bad.any():
             return
@@ -319,6 +324,8 @@ class Shadow:
             offset = byte % m.spaces.shared_stride
             kind: type[SharedRace] | type[GlobalRace] = SharedRace
             where, address = f"shared byte {offset}", offset
+            if self.across:
+                where += f" of block rank {byte // m.spaces.shared_stride % m.cluster}"
         else:
             kind = GlobalRace
             where, address = f"byte {byte} of buffer {self.name}", m.spaces.base_of(self.name) + byte

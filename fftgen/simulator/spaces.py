@@ -49,7 +49,7 @@ class Spaces:
         self.shared = Region(
             "shared", "shared", 0, np.zeros(self.shared_stride * len(m.blocks), np.uint8), True, None
         )
-        self.shared.shadow = Shadow("shared", self.shared.size, True)
+        self.shared.shadow = Shadow("shared", self.shared.size, True, False)
         self.local = Region(
             "local",
             "local",
@@ -89,7 +89,7 @@ class Spaces:
             found = Region(buffer.name, "global", buffer.base, buffer.bytes, buffer.writable, buffer.written)
             self._regions[buffer.base] = found
         if found.writable and found.shadow is None:
-            found.shadow = Shadow(buffer.name, found.size, False)
+            found.shadow = Shadow(buffer.name, found.size, False, True)
         return found
 
     def resolve(
