@@ -8,15 +8,18 @@ the registers whose initialisation is in doubt; decode and the instruction famil
 floating, half, convert, compare, memory_ops, atomics, async_copy, collectives, matrix, wmma, control)
 turn instructions into closures over arrays; scheduler and barriers run the threads of a machine; spaces,
 shadow, ordering and release check every access; counters, traffic and report count. Clusters has the
-barriers of thread block clusters. A family adds instructions with ``@handles``; bulk copies would be a
-family of their own, with their barriers beside barriers.py.
+barriers of thread block clusters, distributed what their blocks do in each other's shared memory. A family
+adds instructions with ``@handles``; bulk copies would be a family of their own, with their barriers beside
+barriers.py.
 
 What is modelled, and how far:
 
 - Blocks run in batches of some 4096 threads, in lockstep where they can. A block that waits for one of
   a later batch (a grid barrier) ends in a Deadlock.
-- Thread block clusters have barriers and special registers. They lie along x and run in one batch; the
-  shared memory of other blocks (``mapa``, ``shared::cluster``) is refused.
+- Thread block clusters have barriers and special registers. They lie along x and run in one batch. Loads
+  and stores reach the shared memory of other blocks (``mapa``, ``shared::cluster``, generic addresses),
+  atomics and asynchronous copies do not. Before the first of them a barrier of the cluster has to show that
+  the other blocks run, behind the last one has to keep them from exiting: other ways to know are not seen.
 - Threads that have exited do not count at block barriers, as on hardware. In the mask of a ``.sync``
   instruction they are a fault: the ISA lets some of them pass, the simulator does not.
 - Matrix products are exact, summed in float64 and rounded once. ``approx`` functions are rounded to

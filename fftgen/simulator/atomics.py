@@ -135,10 +135,14 @@ def _atomic(d: Decoder, ins: Instruction) -> Op:
 
 
 def meet(m: Machine, g: Group, region: Region, offsets: Array, *, reads: bool, writes: bool) -> None:
-    """Tell race detection that atomic accesses may carry order from thread to thread."""
+    """Tell race detection that atomic accesses may carry order from thread to thread.
+
+    What only a fence of the block released counts where no other block can read it.
+    """
     if region.kind in ("shared", "global"):
         places = [(region.name, int(offset)) for offset in offsets]
-        m.releases.meet(g.threads, places, region.kind == "shared", reads=reads, writes=writes)
+        inside = region.shadow is not None and not region.shadow.across
+        m.releases.meet(g.threads, places, inside, reads=reads, writes=writes)
 
 
 def _items(operand: Operand) -> list[Operand]:

@@ -107,6 +107,8 @@ class Clusters:
         arrival, moment, _ = self._together
         self._together = None
         now = m.tick(op.pc)
+        if m.far is not None:
+            m.far.met(group.warps)
         if not arrival.release:
             return True
         if arrival.pc + 1 != op.pc:
@@ -295,6 +297,8 @@ class Clusters:
         phase = state.done
         assert phase is not None
         m.releases.learn(warps, phase.learnt)
+        if m.far is not None:
+            m.far.met(warps)
         state.pending -= set(warps.tolist())
         together = len(warps) >= len(phase.arrived & self._live(cluster))
         if not together or phase.known.min() != phase.known.max():

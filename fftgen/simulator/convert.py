@@ -10,7 +10,7 @@ from fftgen.simulator.decode import Decoder
 from fftgen.simulator.half import values
 from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.ops import Modifiers, Op, handles
-from fftgen.simulator.regions import LOCAL_WINDOW, SHARED_WINDOW
+from fftgen.simulator.regions import LOCAL_WINDOW, RANK_SHIFT, SHARED_WINDOW
 from fftgen.simulator.rounding import (
     add_odd,
     bf16_bits,
@@ -227,11 +227,11 @@ def _cvta(d: Decoder, ins: Instruction) -> Op:
     mods = Modifiers(ins)
     kind = mods.type("u64", "u32")
     to = mods.flag("to")
-    space = mods.need("global", "shared", "shared::cta", "local", "const", "param")
+    space = mods.need("global", "shared", "shared::cta", "shared::cluster", "local", "const", "param")
     mods.done()
     if kind.bits != 64:
         d.refuse("addresses have 64 bits")
-    window = {"shared": SHARED_WINDOW, "shared::cta": SHARED_WINDOW, "local": LOCAL_WINDOW}.get(space, 0)
+    window = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW}.get(space.split("::")[0], 0)
     shift = np.uint64((-window if to else window) & 0xFFFFFFFFFFFFFFFF)
     return d.simple(CONVERT, kind, lambda a: a + shift, 1)
 
@@ -239,7 +239,7 @@ def _cvta(d: Decoder, ins: Instruction) -> Op:
 @handles("isspacep")
 def _isspacep(d: Decoder, ins: Instruction) -> Op:
     mods = Modifiers(ins)
-    space = mods.need("global", "shared", "shared::cta", "local", "const", "param")
+    space = mods.need("global", "shared", "shared::cta", "shared::cluster", "local", "const", "param")
     mods.done()
     get = d.get(ins.operands[1], TYPES["u64"])
     put = d.put(ins.operands[0], TYPES["pred"])
@@ -248,7 +248,9 @@ def _isspacep(d: Decoder, ins: Instruction) -> Op:
         a = get(m, g)
         shared = (a - np.uint64(SHARED_WINDOW)) < np.uint64(2**32)
         local = (a - np.uint64(LOCAL_WINDOW)) < np.uint64(2**32)
-        if space in ("shared", "shared::cta"):
+        if space in ("shared", "shared::cta"):  # what is mapped to a block lies behind
+            put(m, g, (a - np.uint64(SHARED_WINDOW)) < np.uint64(1 << RANK_SHIFT))
+        elif space == "shared::cluster":
             put(m, g, shared)
         elif space == "local":
             put(m, g, local)

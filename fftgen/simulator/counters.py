@@ -33,7 +33,8 @@ class Counts:
 
     ``issues[pc]`` counts warps that issued an instruction, predicated off or not. ``tensor[pc, name]``
     counts matrix operations of warps. ``device[pc, buffer, "load" | "store" | "atomic"]`` and
-    ``shared[pc, "load" | ...]`` are Traffic. ``barriers[pc]`` counts warps that arrived at block
+    ``shared[pc, "load" | ...]`` are Traffic. ``remote[pc, "load" | "store"]`` counts those bytes of it
+    that went to other blocks. ``barriers[pc]`` counts warps that arrived at block
     barriers.
     """
 
@@ -42,6 +43,7 @@ class Counts:
         self.tensor: Counter[tuple[int, str]] = Counter()
         self.device: dict[tuple[int, str, str], Traffic] = {}
         self.shared: dict[tuple[int, str], Traffic] = {}
+        self.remote: Counter[tuple[int, str]] = Counter()
         self.barriers: Counter[int] = Counter()
         self.block_barriers = 0
         self.patterns = Patterns()

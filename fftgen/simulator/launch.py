@@ -15,6 +15,7 @@ from fftgen.simulator import (  # noqa: F401 - the instruction families register
     compare,
     control,
     convert,
+    distributed,
     floating,
     integer,
     matrix,

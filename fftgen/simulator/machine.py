@@ -20,6 +20,7 @@ from fftgen.simulator.types import Array
 if TYPE_CHECKING:
     from fftgen.simulator.async_copy import AsyncCopies
     from fftgen.simulator.counters import Counts
+    from fftgen.simulator.distributed import Distributed
     from fftgen.simulator.spaces import Spaces
 
 WARP = 32
@@ -166,6 +167,8 @@ class Machine:
         self.spaces: Spaces
         self.counts: Counts
         self.copies: AsyncCopies
+        self.far: Distributed | None = None
+        """Set where the kernel may reach the shared memory of other blocks."""
         self.releases = Releases(self, history)
         self.cache: dict[Any, Any] = {}
 
@@ -202,6 +205,8 @@ class Machine:
         if self.cluster > 1 and self.warp_seen is not None:  # the same for other blocks of the cluster
             rows = self.warp_seen.reshape(len(self.blocks), self.block_warps, -1)
             rows[blocks] = rows[blocks].max(axis=1, keepdims=True)
+        if self.far is not None:
+            self.far.blocks_told(blocks)
 
     def clusters_synchronised(self, clusters: Array | slice, moment: int) -> None:
         """All that the blocks of these clusters did up to a moment is ordered before what they do next."""
@@ -277,6 +282,8 @@ class Machine:
             known[warp] = max(known[warp], moment)
         if self.releases.active:
             self.releases.joined(np.array(waiting, np.int64))
+        if self.far is not None:
+            self.far.told(np.array(waiting, np.int64), np.array([w for w, _, _ in arrived], np.int64))
         for warp in waiting:
             self.warp_seen[warp] = np.maximum(self.warp_seen[warp], known)
             lanes = slice(warp * WARP, warp * WARP + WARP)

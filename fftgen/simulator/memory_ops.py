@@ -26,7 +26,7 @@ _HINTS = (
     "L2::128B",
     "L2::256B",
 )
-_SPACES = ("global", "shared", "shared::cta", "local", "const", "param", "param::entry")
+_SPACES = ("global", "shared", "shared::cta", "shared::cluster", "local", "const", "param", "param::entry")
 _CALL = ", the arguments of a call: functions must be inlined (mark them __forceinline__)"
 _STRONG = ("relaxed", "acquire", "release", "volatile", "mmio")
 
@@ -34,7 +34,7 @@ _STRONG = ("relaxed", "acquire", "release", "volatile", "mmio")
 def state_space(mods: Modifiers) -> str:
     """The state space of an access; "generic" if none is named."""
     space = mods.take(*_SPACES) or "generic"
-    return space.split("::")[0]
+    return space if space == "shared::cluster" else space.split("::")[0]
 
 
 def _shape(d: Decoder, mods: Modifiers, operand: Operand) -> tuple[Type, list[Operand]]:
@@ -86,7 +86,7 @@ def _load(d: Decoder, ins: Instruction) -> Op:
     def run(m: Machine, g: Group) -> None:
         addresses = read(m, g)
         now = m.tick(pc)
-        parts = m.spaces.resolve(m, g, ins, space, addresses, nbytes)
+        parts = m.spaces.resolve(m, g, ins, space, addresses, nbytes, far=True)
         values = np.empty((g.n, count), own) if len(parts) > 1 else None
         for region, group, chosen, offsets in parts:
             m.spaces.load(m, group, ins, pc, region, offsets, nbytes, now, marks=marks, invariant=invariant)
@@ -154,7 +154,7 @@ def _store(d: Decoder, ins: Instruction) -> Op:
         values: Array = np.empty((g.n, count), dtype)
         for i, source in enumerate(sources):
             values[:, i] = source(m, g)
-        for region, group, chosen, offsets in m.spaces.resolve(m, g, ins, space, addresses, nbytes):
+        for region, group, chosen, offsets in m.spaces.resolve(m, g, ins, space, addresses, nbytes, far=True):
             part_values = values if chosen is None else values[chosen]
             if strong == "release":
                 m.releases.fence(group.threads, scope != "cta", now)

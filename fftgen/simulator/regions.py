@@ -11,6 +11,8 @@ from fftgen.simulator.types import UNSIGNED, Array
 
 SHARED_WINDOW = 0x7F01_2300_0000
 LOCAL_WINDOW = 0x7E01_3700_0000
+RANK_SHIFT = 24
+"""Shared addresses hold the rank of a block from this bit on (distributed.py)."""
 _MODULE_BASE = 0x0B00_5000_0100
 
 

@@ -60,7 +60,8 @@ class Counters:
     """Exact counts. Instructions, tensor operations and barriers count warps that execute them.
 
     ``instructions`` by class; ``opcodes`` by full opcode; ``tensor`` by shape and types; ``buffers`` by name;
-    ``block_barriers`` completed barriers of blocks (whole kernel only).
+    ``block_barriers`` completed barriers of blocks (whole kernel only); ``remote_loaded`` and
+    ``remote_stored`` bytes, of those in the accesses to shared memory, that other blocks of the cluster hold.
     """
 
     instructions: Mapping[str, int] = field(default_factory=dict)
@@ -72,6 +73,8 @@ class Counters:
     shared_atomics: Accesses = field(default_factory=Accesses)
     barriers: int = 0
     block_barriers: int = 0
+    remote_loaded: int = 0
+    remote_stored: int = 0
 
     @property
     def total_instructions(self) -> int:
@@ -113,6 +116,8 @@ class Counters:
             self.shared_atomics + other.shared_atomics,
             self.barriers + other.barriers,
             self.block_barriers + other.block_barriers,
+            self.remote_loaded + other.remote_loaded,
+            self.remote_stored + other.remote_stored,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,10 +138,16 @@ class Counters:
                 "loads": _wavefronts(self.shared_loads),
                 "stores": _wavefronts(self.shared_stores),
                 "atomics": _wavefronts(self.shared_atomics),
+                **self._remote(),
             },
             "barriers": self.barriers,
             "block_barriers": self.block_barriers,
         }
+
+    def _remote(self) -> dict[str, int]:
+        """Bytes that crossed between blocks, for the few kernels where any did."""
+        found = {"remote_loaded": self.remote_loaded, "remote_stored": self.remote_stored}
+        return found if any(found.values()) else {}
 
 
 def _sectors(a: Accesses) -> dict[str, int]:
@@ -195,6 +206,9 @@ class Report:
                 b.shared[what] = b.shared.get(what, Accesses()) + Accesses(
                     t.requests, t.bytes, t.units, t.least
                 )
+        for (pc, what), n in counts.remote.items():
+            for b in both(pc):
+                b.plus(b.remote, what, n)
         for pc, n in counts.barriers.items():
             for b in both(pc):
                 b.barriers += n
@@ -248,6 +262,7 @@ class _Builder:
         self.tensor: dict[str, int] = {}
         self.device: dict[tuple[str, str], Accesses] = {}
         self.shared: dict[str, Accesses] = {}
+        self.remote: dict[str, int] = {}
         self.barriers = 0
         self.block_barriers = 0
 
@@ -275,4 +290,6 @@ class _Builder:
             self.shared.get("atomic", none),
             self.barriers,
             self.block_barriers,
+            self.remote.get("load", 0),
+            self.remote.get("store", 0),
         )

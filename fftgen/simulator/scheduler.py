@@ -165,6 +165,8 @@ class Scheduler:
 
     def _end(self, group: Group) -> None:
         self.m.retire(group.threads)
+        if self.m.far is not None:
+            self.m.far.after_exit(group)
         self.barriers.after_exit(group)
         self.clusters.after_exit()
 

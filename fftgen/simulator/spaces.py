@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from fftgen.simulator.distributed import Distributed
 from fftgen.simulator.faults import (
     GlobalRace,
     Misaligned,
@@ -39,6 +40,7 @@ class Spaces:
         self.dynamic_bytes, self.static_bytes = dynamic_bytes, layout.static_bytes
         self.shared_bytes, self.shared_stride = layout.shared_bytes, layout.shared_stride
         self.local_bytes = layout.local_bytes
+        self._distributed = entry.distributed
         self._extra, symbols = module_regions(module, entry, params)
         self.symbols = {**symbols, **layout.symbols}
         self._regions: dict[int, Region] = {}
@@ -49,7 +51,9 @@ class Spaces:
         self.shared = Region(
             "shared", "shared", 0, np.zeros(self.shared_stride * len(m.blocks), np.uint8), True, None
         )
-        self.shared.shadow = Shadow("shared", self.shared.size, True, False)
+        m.far = Distributed(m, self.shared_bytes, self.shared_stride) if self._distributed else None
+        across = m.far is not None and m.cluster > 1
+        self.shared.shadow = Shadow("shared", self.shared.size, True, across)
         self.local = Region(
             "local",
             "local",
@@ -93,18 +97,30 @@ class Spaces:
         return found
 
     def resolve(
-        self, m: Machine, g: Group, ins: Instruction, space: str, addresses: Array, nbytes: int
+        self,
+        m: Machine,
+        g: Group,
+        ins: Instruction,
+        space: str,
+        addresses: Array,
+        nbytes: int,
+        *,
+        far: bool = False,
     ) -> list[tuple[Region, Group, Array | None, Array]]:
         """Where accesses of ``nbytes`` (a power of two) lead.
 
         Returns (region, threads, their places in the group or None for all, byte offsets in the region).
-        Raises OutOfBounds and Misaligned.
+        Generic addresses may lead to shared memory of other blocks only with ``far``. Raises OutOfBounds and
+        Misaligned.
         """
         if nbytes > 1:
             low = addresses & np.uint64(nbytes - 1)
             if low.any():
                 i = int(np.flatnonzero(low)[0])
                 self._misaligned(m, g, ins, space, int(addresses[i]), nbytes, i)
+        if space == "shared::cluster":
+            assert m.far is not None
+            return [(self.shared, g, None, m.far.offsets(m, g, ins, addresses, nbytes))]
         if space == "shared":
             return [(self.shared, g, None, self._shared_offsets(m, g, ins, addresses, nbytes))]
         if space == "local":
@@ -115,17 +131,19 @@ class Spaces:
             if int(offsets.max()) + nbytes <= region.size:
                 self._check_space(m, g, ins, space, region)
                 return [(region, g, None, offsets.view(np.int64))]
-        return self._general(m, g, ins, space, addresses, nbytes)
+        return self._general(m, g, ins, space, addresses, nbytes, far)
 
     def _shared_offsets(self, m: Machine, g: Group, ins: Instruction, addresses: Array, nbytes: int) -> Array:
         if int(addresses.max()) + nbytes > self.shared_bytes:
             i = int(np.flatnonzero(addresses + np.uint64(nbytes) > np.uint64(self.shared_bytes))[0])
+            place = m.far.place(int(addresses[i])) if m.far is not None else ""
             m.fault(
                 OutOfBounds,
                 ins,
                 f"{nbytes} bytes at shared offset {int(addresses[i]):#x}: the block has "
                 f"{self.shared_bytes} bytes of shared memory ({self.static_bytes} static, "
-                f"{self.dynamic_bytes} dynamic)",
+                f"{self.dynamic_bytes} dynamic)"
+                + (f"; this is {place}, where only ld and st of .shared::cluster may go" if place else ""),
                 int(g.threads[i]),
                 address=int(addresses[i]),
                 buffer="shared",
@@ -151,7 +169,7 @@ class Spaces:
         return offsets
 
     def _general(
-        self, m: Machine, g: Group, ins: Instruction, space: str, addresses: Array, nbytes: int
+        self, m: Machine, g: Group, ins: Instruction, space: str, addresses: Array, nbytes: int, far: bool
     ) -> list[tuple[Region, Group, Array | None, Array]]:
         """Accesses that do not all lie in the region used last."""
         parts: list[tuple[Region, Group, Array | None, Array]] = []
@@ -184,9 +202,8 @@ class Spaces:
             if window:
                 local = addresses[places] - np.uint64(window)
                 if window == SHARED_WINDOW:
-                    parts.append(
-                        (self.shared, group, chosen, self._shared_offsets(m, group, ins, local, nbytes))
-                    )
+                    find = m.far.offsets if far and m.far is not None else self._shared_offsets
+                    parts.append((self.shared, group, chosen, find(m, group, ins, local, nbytes)))
                 else:
                     parts.append(
                         (self.local, group, chosen, self._local_offsets(m, group, ins, local, nbytes))
@@ -230,13 +247,15 @@ class Spaces:
     def _misaligned(
         self, m: Machine, g: Group, ins: Instruction, space: str, address: int, nbytes: int, i: int
     ) -> NoReturn:
-        region = self._find(address) if space not in ("shared", "local") else None
+        region = self._find(address) if space not in ("shared", "shared::cluster", "local") else None
         name = region.name if region is not None else space
         offset = address - region.base if region is not None else address
+        shown = m.far.place(address) if m.far is not None and space == "shared::cluster" else ""
         m.fault(
             Misaligned,
             ins,
-            f"address {address:#x} ({name} + {offset}) is not a multiple of {nbytes}, the size of the access",
+            f"address {address:#x} ({shown or f'{name} + {offset}'}) is not a multiple of {nbytes}, "
+            "the size of the access",
             int(g.threads[i]),
             address=address,
             buffer=name,
@@ -270,7 +289,7 @@ class Spaces:
             if bad is not None:
                 self._uninitialized(m, g, ins, region, offsets, bad)
             if count:
-                m.counts.shared_access(pc, "load", offsets, nbytes, g)
+                (m.far or m.counts).shared_access(pc, "load", offsets, nbytes, g)
         else:
             if region.written is not None:
                 fine = self._written(region, units, nbytes)
@@ -362,7 +381,7 @@ class Spaces:
             if m.copies.pending:
                 m.copies.check(m, ins, g, region, offsets, nbytes, None)
             if count:
-                m.counts.shared_access(pc, "store", offsets, nbytes, g)
+                (m.far or m.counts).shared_access(pc, "store", offsets, nbytes, g)
         elif count and region.kind == "global":
             m.counts.device_access(pc, region.name, "store", region.size, offsets, nbytes, g)
         lost = None

@@ -155,6 +155,11 @@ class Entry:
 
         return frozenset(name for ins in self.instructions for o in ins.operands for name in named(o))
 
+    @cached_property
+    def distributed(self) -> bool:
+        """Whether the kernel may reach the shared memory of other blocks of its cluster."""
+        return any(i.parts[0] == "mapa" or "shared::cluster" in i.parts for i in self.instructions)
+
 
 @dataclass(frozen=True)
 class Module:

@@ -24,6 +24,9 @@ def table(report: Report) -> str:
     for what, a in (("loads", c.shared_loads), ("stores", c.shared_stores), ("atomics", c.shared_atomics)):
         if a.requests:
             lines.append(f"  {'wavefronts':14} {'shared ' + what:28} {_row(a)}")
+    for what, n in (("loaded from", c.remote_loaded), ("stored to", c.remote_stored)):
+        if n:
+            lines.append(f"  {'remote':14} {what + ' other blocks':28} {'':>10} {n:>12}")
     lines.append(f"  {'barriers':14} {'warps arrived':28} {c.barriers:>10}")
     lines.append(f"  {'':14} {'completed by blocks':28} {c.block_barriers:>10}")
     lines += _lines(report)

@@ -36,23 +36,27 @@ class Patterns:
             self._keep(key, found)
         return found
 
-    def wavefronts(self, offsets: Array, size: int, group: Group) -> tuple[int, int]:
-        """(wavefronts, least possible) of accesses of ``size`` bytes at shared byte ``offsets``."""
-        first = int(offsets[0]) & ~127
+    def wavefronts(self, offsets: Array, size: int, group: Group, part: int = 0) -> tuple[int, int]:
+        """(wavefronts, least possible) of accesses of ``size`` bytes at shared byte ``offsets``.
+
+        ``part``, if any, is the size of parts of the memory with banks of their own (a multiple of 128).
+        """
+        unit = part or 128
+        first = int(offsets[0]) // unit * unit
         relative = offsets - first
-        key = ("s", size, relative.tobytes(), _shape_key(group))
+        key = ("s", size, part, relative.tobytes(), _shape_key(group))
         found = self._memo.get(key)
         if found is None:
-            rows = _rows(relative + (1 << 40), group)
+            rows = _rows(relative + (unit << 20), group)
             least = _least(rows, size)
             if size > 4:
                 words = size // 4
                 phases = np.maximum(rows, -1).reshape(-1, WARP // words)
                 expanded = (phases[:, :, None] >> 2) + np.arange(words)
                 expanded[phases < 0] = -1
-                found = bank_passes(expanded.reshape(-1, WARP)), least
+                found = bank_passes(expanded.reshape(-1, WARP), part // 4), least
             else:
-                found = bank_passes(rows >> 2), least
+                found = bank_passes(rows >> 2, part // 4), least
             self._keep(key, found)
         return found
 
@@ -128,10 +132,19 @@ def _least(rows: Array, size: int) -> int:
     return int((-(-words // 32)).sum())
 
 
-def bank_passes(words: Array) -> int:
-    """Wavefronts of phases (rows) that touch these words; negative ones take no part."""
+def bank_passes(words: Array, part: int = 0) -> int:
+    """Wavefronts of phases (rows) that touch these words; negative ones take no part.
+
+    Every ``part`` words, if any, have banks of their own.
+    """
     ordered = np.sort(words, axis=1)
     keep = _fresh(ordered) & (ordered >= 0)
     phase, _ = np.nonzero(keep)
-    counts = np.bincount(phase * 32 + (ordered[keep] & 31), minlength=32 * len(words))
-    return int(counts.reshape(-1, 32).max(axis=1).sum())
+    touched = ordered[keep]
+    banks, sets = touched & 31, 1
+    if part:
+        owners = touched // part - touched.min() // part
+        sets = int(owners.max()) + 1
+        banks = banks + 32 * owners
+    counts = np.bincount(phase * 32 * sets + banks, minlength=32 * sets * len(words))
+    return int(counts.reshape(-1, 32 * sets).max(axis=1).sum())

@@ -791,24 +791,6 @@ def test_the_same_barriers_that_go_right() -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        "mapa.shared::cluster.u32 %r1, %sm, 0;",
-        "mapa.u64 %d1, %d0, 0;",
-        "ld.shared::cluster.u32 %r1, [%sm];",
-        "st.shared::cluster.u32 [%sm], %r1;",
-        "atom.shared::cluster.add.u32 %r1, [%sm], 1;",
-        "getctarank.shared::cluster.u32 %r1, %sm;",
-    ],
-)
-def test_shared_memory_of_other_blocks_is_refused(code: str) -> None:
-    with pytest.raises(
-        UnknownInstruction, match=code.split(" ")[0].replace(".", r"\.") + " is not implemented"
-    ):
-        launch(ptx(code, shared=64), {}, grid=2, block=32, cluster=2)
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
         "barrier.cluster.sync;",
         "barrier.cluster.arrive.acquire;",
         "barrier.cluster.wait.relaxed;",
