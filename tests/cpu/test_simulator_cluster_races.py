@@ -15,7 +15,14 @@ from simulator_races import SINGLE_LANES, WARPS, WORDS, Clocks, Event, Program, 
 from fftgen.simulator import GlobalRace, SharedRace
 
 
-def draw(rng: np.random.Generator, blocks: int, cluster: int, phases: int, sloppy: float) -> Program:
+def draw(
+    rng: np.random.Generator,
+    blocks: int,
+    cluster: int,
+    phases: int,
+    sloppy: float,
+    kinds: tuple[str, ...] = ("ld", "ld", "st", "red"),
+) -> Program:
     """A program of all blocks: in every phase each warp arrives at a drawn moment, and waits later.
 
     Events of kind "come" (``half`` 1: relaxed) and "wait" are those of a cluster's barrier, each warp's at
@@ -28,7 +35,7 @@ def draw(rng: np.random.Generator, blocks: int, cluster: int, phases: int, slopp
     races: set[tuple[int, int]] = set()
 
     def access() -> None:
-        kind = str(rng.choice(["ld", "ld", "st", "red"]))
+        kind = str(rng.choice(kinds))
         lane = int(rng.choice(SINGLE_LANES)) if kind == "st" or rng.random() < 0.6 else -1
         size = 4 if kind == "red" else int(rng.choice([1, 2, 4, 4, 8]))
         event = Event(
@@ -113,6 +120,27 @@ def rendered(program: Program, blocks: int, monkeypatch: pytest.MonkeyPatch) -> 
     return text.replace("\nEND:", "\n" + "\n".join([*shared, "END:"])), lines
 
 
+def distributed(program: Program, blocks: int, home: int, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same program on words in the shared memory of block ``home``, written before it begins.
+
+    That block names them now by their own address and now by the one that all others use.
+    """
+    text, lines = rendered(program, blocks, monkeypatch)
+    sync = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"
+    start = (
+        f".shared .align 16 .b8 words[{4 * WORDS}]; mapa.shared::cluster.u32 %r20, words, {home};"
+        f" mov.u32 %r21, words; mad.lo.u32 %r22, %tx, 4, %r21; setp.lt.u32 %p1, %tx, {WORDS};"
+        f" @%p1 st.shared.u32 [%r22], %tx; {sync} mov.u32 %r1, 1;"
+    )
+    rows = text.replace("  mov.u32 %r1, 1;", start, 1).replace("END:", f"END: {sync}").splitlines()
+    for index, (event, line) in enumerate(zip(program.events, lines, strict=True)):
+        if line:
+            own = event.warps[0] // WARPS == home and index % 2
+            space = ("shared", "[%r21+") if own else ("shared::cluster", "[%r20+")
+            rows[line - 1] = rows[line - 1].replace("global", space[0]).replace("[%z+", space[1])
+    return "\n".join(rows)
+
+
 def judge(text: str, program: Program, lines: list[int], blocks: int, cluster: int) -> str:
     """What is wrong with the simulator's verdict about ``program``; empty if nothing is."""
     pairs = {frozenset((lines[a], lines[b])) for a, b in program.races}
@@ -142,5 +170,21 @@ def test_races_are_those_of_vector_clocks(
         racy += bool(program.races)
         text, lines = rendered(program, blocks, monkeypatch)
         verdict = judge(text, program, lines, blocks, cluster)
+        assert not verdict, verdict
+    assert 0 < racy < 30, "the draw has to hold sound and faulty programs"
+
+
+@pytest.mark.parametrize("cluster", [2, 3])
+@pytest.mark.parametrize("phases", [1, 3])
+def test_races_in_distributed_shared_memory(
+    cluster: int, phases: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    racy = 0
+    for _ in range(30):
+        program = draw(rng, cluster, cluster, phases, sloppy=0.12 / phases, kinds=("ld", "ld", "st"))
+        racy += bool(program.races)
+        _, lines = rendered(program, cluster, monkeypatch)
+        text = distributed(program, cluster, int(rng.integers(cluster)), monkeypatch)
+        verdict = judge(text, program, lines, cluster, cluster)
         assert not verdict, verdict
     assert 0 < racy < 30, "the draw has to hold sound and faulty programs"
