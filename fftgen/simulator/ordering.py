@@ -88,7 +88,7 @@ class Log:
         for entry in self._entries:
             if entry.kind == kind:
                 index, authors = entry.touching(rising)
-                late = ~_ordered_pairs(m, people[index], entry.moment, authors, lane_unknown)
+                late = ~ordered_pairs(m, people[index], entry.moment, authors, lane_unknown)
                 found[index[late]] = False
         result = np.empty_like(found)
         result[order] = found
@@ -100,15 +100,19 @@ def ordered(m: Machine, thread: int, lane_unknown: bool, when: int, author: int)
     hidden = lane_unknown or bool(author & int(MANY_LANES))
     if m.releases.active and m.releases.ordered(thread, when, author & int(THREAD), hidden):
         return True
-    pairs = _ordered_pairs(m, np.array([thread]), when, np.array([author], np.int32), lane_unknown)
+    pairs = ordered_pairs(m, np.array([thread]), when, np.array([author], np.int32), lane_unknown)
     return bool(pairs[0])
 
 
-def _ordered_pairs(m: Machine, threads: Array, when: int, authors: Array, lane_unknown: bool) -> Array:
-    """``ordered`` for pairs of a thread and an author; False also where a fence may have ordered them."""
-    if when <= m.start or len(threads) == 0:
+def ordered_pairs(m: Machine, threads: Array, when: Array | int, authors: Array, lane_unknown: bool) -> Array:
+    """``ordered`` for pairs of a thread and an author; False also where a fence may have ordered them.
+
+    ``when``: a moment for each pair, or one for all.
+    """
+    now = np.asarray(when > m.start)  # else of an earlier batch of blocks
+    if len(threads) == 0 or not now.any():
         return np.zeros(len(threads), np.bool_)
-    who = authors & THREAD
+    who = np.minimum(authors & THREAD, m.size - 1)
     hidden = (authors & MANY_LANES != 0) | lane_unknown
     block = m.block_of[threads]
     same_block, same_warp = m.block_of[who] == block, who >> 5 == threads >> 5
@@ -120,7 +124,7 @@ def _ordered_pairs(m: Machine, threads: Array, when: int, authors: Array, lane_u
     result |= same_warp & (when <= synced)
     if m.warp_seen is not None:
         result |= ~same_warp & (when <= m.warp_seen[threads >> 5, who >> 5])
-    result &= m.cluster_of[who] == m.cluster_of[threads]
+    result &= now & (m.cluster_of[who] == m.cluster_of[threads])
     return result
 
 

@@ -33,6 +33,7 @@ from fftgen.simulator.ordering import (
     Log,
     ordered,
     ordered_exactly,
+    ordered_pairs,
 )
 from fftgen.simulator.syntax import Instruction
 from fftgen.simulator.types import Array
@@ -264,7 +265,11 @@ class Shadow:
         hidden = bool(int(marks) & int(MANY_LANES))
         several = authors & SEVERAL != 0
         if m.warp_seen is not None or m.releases.active or m.in_part:
-            if not hidden:
+            if hidden:
+                rows, columns = np.nonzero(bad & ~several)
+                found = ordered_pairs(m, threads[rows], moments[rows, columns], authors[rows, columns], True)
+                bad[rows, columns] = ~found
+            else:
                 bad &= several | ~ordered_exactly(m, threads, moments, people)
             if other_verb == "read" and (bad & several).any():
                 rows, columns = np.nonzero(bad & several)
@@ -280,8 +285,8 @@ class Shadow:
         i, j = (int(k) for k in np.argwhere(bad)[0])
         thread, byte = int(threads[i]), int(units[i]) * nbytes + j
         author, moment = int(authors[i, j]), int(moments[i, j])
-        found = self._unordered(m, thread, hidden, atomic, byte, moment, author, other_verb)
-        moment, author = found if found is not None else (moment, author)
+        event = self._unordered(m, thread, hidden, atomic, byte, moment, author, other_verb)
+        moment, author = event if event is not None else (moment, author)
         self._race(m, ins, thread, byte, author, moment, verb, other_verb)
 
     def _unordered(
