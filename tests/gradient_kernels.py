@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from calls import built
-from mutations import dropped_barriers
+from mutations import dropped_barriers, running
 
-from fftgen import nvrtc
+from fftgen import emulate, nvrtc
 from fftgen.errors import InternalError
 from fftgen.planner.gradient import Gradient
 from fftgen.render import render_gradient
@@ -24,13 +24,15 @@ DOUBLED = (
 def needless_barriers(found: Gradient, judge: Callable[[str], None]) -> list[str]:
     """Barriers of the gradient's own kernel without which ``judge``, given PTX, still finds nothing wrong."""
     module, ptx = built(found)
+    right = emulate._parsed(ptx, module.source.text)
     files = {path.rpartition("/")[2]: text for path, text in module.source.headers.items()}
     survivors = []
     for mutation in dropped_barriers(ptx):
         if mutation.entry != found.name:
             continue
         try:
-            judge(mutation.apply(ptx))
+            with running(mutation.module(right)):
+                judge(ptx)
         except (SimulationError, InternalError, AssertionError):
             continue
         file, line = mutation.places[0]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from mutations import Mutation
+from mutations import Mutation, running
 
 from fftgen import emulate
 from fftgen.errors import InternalError
@@ -58,11 +58,9 @@ class Laboratory(ABC):
 
     def survives(self, mutation: Mutation) -> bool:
         """Whether a mutant passes for right."""
-        mutant = mutation.module(self.ptx, self.right)
-        with self.patch.context() as patch:
-            patch.setattr(emulate, "_parsed", lambda ptx, source: mutant)
+        with running(mutation.module(self.right)):
             try:
-                self.run(mutation.apply(self.ptx))
+                self.run(self.ptx)
             except (SimulationError, InternalError, AssertionError):
                 return False
         return True

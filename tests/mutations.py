@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import PurePosixPath
 
+import pytest
+
+from fftgen import emulate
 from fftgen.simulator import Module, parse
-from fftgen.simulator.syntax import Instruction
+from fftgen.simulator.syntax import Addr, Imm, Instruction, Operand
 
 _BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
 _MATRIX_STEP = 32  # bytes that the address of a wmma tile is aligned to: a smaller shift would be Misaligned
-_ENTRY = re.compile(r"\.visible \.entry (\w+)\(")
 _BLOCK_INDEX = re.compile(r"mov\.u32\s+(%\w+),\s*%ctaid\.x;")
 
 
@@ -24,6 +28,7 @@ class Mutation:
     """One changed instruction. ``line`` counts from 1; ``text`` is what stands there instead.
 
     ``places`` are the (file, line) that the instruction comes from, the innermost inlined function first.
+    ``instead`` is what ``text`` reads as: no instruction, one, or one and another.
     """
 
     entry: str
@@ -31,23 +36,24 @@ class Mutation:
     original: str
     text: str
     places: tuple[tuple[str, int], ...]
+    instead: tuple[Instruction, ...]
 
     def apply(self, ptx: str) -> str:
         lines = ptx.split("\n")
         lines[self.line - 1] = self.text
         return "\n".join(lines)
 
-    def module(self, ptx: str, right: Module) -> Module:
-        """What ``apply`` gives, parsed; ``right`` is the module of ``ptx``, and its other entries stay."""
-        lines = self.apply(ptx).split("\n")
-        starts = [i for i, line in enumerate(lines) if _ENTRY.match(line)]
-        for start in starts:
-            if _ENTRY.match(lines[start])[1] != self.entry:  # type: ignore[index]
-                end = lines.index("}", start) + 1
-                lines[start:end] = [""] * (end - start)
-        alone = parse("\n".join(lines), source=right.source)
+    def module(self, right: Module) -> Module:
+        """What parsing the changed text gives, without parsing it: from the module of the text as it was."""
+        entry = right.entries[self.entry]
+        (at,) = (i for i, instruction in enumerate(entry.instructions) if instruction.ptx_line == self.line)
+        changed = replace(
+            entry,
+            instructions=(*entry.instructions[:at], *self.instead, *entry.instructions[at + 1 :]),
+            labels={name: i + (len(self.instead) - 1) * (i > at) for name, i in entry.labels.items()},
+        )
         others = {name: code for name, code in right.compiled.items() if name != self.entry}
-        return replace(alone, entries={**right.entries, **alone.entries}, compiled=others)
+        return replace(right, entries={**right.entries, self.entry: changed}, compiled=others)
 
     def __str__(self) -> str:
         becomes = self.text.strip() or "nothing"
@@ -55,23 +61,37 @@ class Mutation:
         return f"{self.entry}, {chain}, PTX line {self.line}: {self.original.strip()} -> {becomes}"
 
 
+@contextmanager
+def running(mutant: Module) -> Iterator[None]:
+    """Simulated calls run this module, whatever their PTX is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(emulate, "_parsed", lambda ptx, source: mutant)
+        yield
+
+
+@lru_cache(maxsize=2)
+def _parsed(ptx: str) -> Module:
+    return parse(ptx)
+
+
 def _instructions(ptx: str) -> Iterator[tuple[Mutation, Instruction]]:
     """Every instruction, with the mutation that changes nothing."""
     lines = ptx.split("\n")
-    module = parse(ptx)
+    module = _parsed(ptx)
     for name, entry in module.entries.items():
         for instruction in entry.instructions:
             text, loc, places = lines[instruction.ptx_line - 1], instruction.loc, []
             while loc is not None:
                 places.append((PurePosixPath(module.files[loc.file]).name, loc.line))
                 loc = loc.parent
-            yield Mutation(name, instruction.ptx_line, text, text, tuple(places)), instruction
+            same = Mutation(name, instruction.ptx_line, text, text, tuple(places), (instruction,))
+            yield same, instruction
 
 
 def dropped_barriers(ptx: str) -> list[Mutation]:
     """Every barrier of a block (``bar.sync``, ``barrier.sync``) or a warp (``bar.warp.sync``), left out."""
     return [
-        replace(same, text="")
+        replace(same, text="", instead=())
         for same, instruction in _instructions(ptx)
         if instruction.parts[0] in ("bar", "barrier") and "sync" in instruction.parts
     ]
@@ -88,12 +108,28 @@ def shifted_indices(ptx: str) -> list[Mutation]:
     for same, instruction in _instructions(ptx):
         index = _BLOCK_INDEX.search(same.text)
         if index is not None:
-            found.append(replace(same, text=f"{same.text} add.u32 {index[1]}, {index[1]}, 1;"))
+            added = f"add.u32 {index[1]}, {index[1]}, 1;"
+            register = instruction.operands[0]
+            one_more = Instruction(
+                "add.u32",
+                ("add", "u32"),
+                (register, register, Imm(1)),
+                None,
+                added,
+                instruction.ptx_line,
+                instruction.loc,
+            )
+            found.append(replace(same, text=f"{same.text} {added}", instead=(instruction, one_more)))
         step = _step(instruction.parts)
         for shift in (step, -step) if step else ():
-            changed, times = re.subn(r"\[([^\]]+)\]", lambda m, s=shift: _moved(m[1], s), same.text)
+            changed, times = _shifted(same.text, shift)
             assert times == 1, f"{times} addresses, not one, in PTX line {same.line}: {same.text}"
-            found.append(replace(same, text=changed))
+            moved = replace(
+                instruction,
+                text=_shifted(instruction.text, shift)[0],
+                operands=tuple(_further(operand, shift) for operand in instruction.operands),
+            )
+            found.append(replace(same, text=changed, instead=(moved,)))
     return found
 
 
@@ -107,6 +143,15 @@ def _step(parts: tuple[str, ...]) -> int:
     assert width is not None, f"no width in {'.'.join(parts)}"
     vector = next((int(p[1:]) for p in parts if re.fullmatch(r"v[248]", p)), 1)
     return vector * _BYTES[width[1]]
+
+
+def _shifted(text: str, shift: int) -> tuple[str, int]:
+    """With every address that much further, and how many there are."""
+    return re.subn(r"\[([^\]]+)\]", lambda m: _moved(m[1], shift), text)
+
+
+def _further(operand: Operand, shift: int) -> Operand:
+    return replace(operand, offset=operand.offset + shift) if isinstance(operand, Addr) else operand
 
 
 def _moved(address: str, shift: int) -> str:

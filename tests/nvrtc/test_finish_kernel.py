@@ -16,7 +16,7 @@ import pytest
 import torch
 from calls import built
 from cases import slow, usually
-from mutations import dropped_barriers
+from mutations import dropped_barriers, running
 from torch import Tensor
 
 from fftgen import emulate, launch, nvrtc
@@ -228,14 +228,15 @@ def test_what_is_not_finite_stays_in_its_channel(length: int, target: str, rng: 
 @pytest.mark.parametrize(("length", "target"), [(500, "sm_90"), (3700, "sm_80"), (100_000, "sm_80")])
 def test_no_barrier_can_be_missed(length: int, target: str, rng: np.random.Generator) -> None:
     found = gradient_for(length, target)
-    sums, ptx = draw(rng, found), ptx_of(found)[0]
+    sums, (ptx, source, _) = draw(rng, found), ptx_of(found)
+    right = emulate._parsed(ptx, source)
     entries = {found.plan.filter_entry(kernel) for kernel in found.plan.filter.kernels}
     mutants = [m for m in dropped_barriers(ptx) if m.entry in entries]
     stages = sum(len(k.stages) for k in found.plan.filter.kernels)
     assert len(mutants) >= (stages + 1 if found.plan.filter.whole else stages - 1)
     for mutant in mutants:
-        with pytest.raises(SimulationError):
-            make(found, sums, length, period=length, ptx=mutant.apply(ptx))
+        with pytest.raises(SimulationError), running(mutant.module(right)):
+            make(found, sums, length, period=length, ptx=ptx)
 
 
 @pytest.mark.parametrize(("length", "target"), usually([*ONE, *TWO], USUAL))
