@@ -22,14 +22,19 @@ SEED = int(os.environ.setdefault("FFTGEN_TEST_SEED", str(secrets.randbelow(2**31
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked ``drawn(n)`` one in n of its usual cases runs, drawn by the seed; others are slow."""
+    """Of a test marked ``drawn(n)`` one in n of its usual cases runs, drawn by the seed; others are slow.
+
+    Tests of the same cases marked ``drawn(n, together=name)`` run the same ones of them, which they may share
+    kernels for.
+    """
     sweeps = defaultdict(list)
     for item in items:
         mark = item.get_closest_marker("drawn")
         if mark is not None and item.get_closest_marker("slow") is None:
-            sweeps[item.nodeid.partition("[")[0], mark.args[0]].append(item)
-    for (name, part), cases in sweeps.items():
-        order = np.random.default_rng([SEED, zlib.crc32(name.encode())]).permutation(len(cases))
+            name = item.nodeid.partition("[")[0]
+            sweeps[name, mark.kwargs.get("together", name), mark.args[0]].append(item)
+    for (_, drawn_by, part), cases in sweeps.items():
+        order = np.random.default_rng([SEED, zlib.crc32(drawn_by.encode())]).permutation(len(cases))
         for number in order[-(-len(cases) // part) :]:
             cases[number].add_marker(pytest.mark.slow)
 

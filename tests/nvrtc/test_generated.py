@@ -164,7 +164,7 @@ def test_the_index_is_about_these_plans() -> None:
 
 
 @needs_compiler
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(5, together="portfolio")
 @pytest.mark.parametrize("number", range(len(portfolio.PROBLEMS)))
 def test_resources_are_what_the_compiler_reports(number: int, session_cache: Path) -> None:
     index = portfolio.index(Cache(session_cache), problems=portfolio.PROBLEMS[number:][:1])
@@ -193,7 +193,7 @@ def test_no_kernel_spills() -> None:
 
 @needs_compiler
 @pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5, together="portfolio")
 @pytest.mark.parametrize("target", [*slow(["sm_80"]), "sm_90"])
 @pytest.mark.parametrize("problem", portfolio.PROBLEMS, ids=str)
 def test_every_stage_runs_on_tensor_cores(problem: Problem, target: str) -> None:
