@@ -183,7 +183,11 @@ def tool(directory: Path, text: str) -> Path:
     return path
 
 
-def test_the_sanitizer_is_run_on_the_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.drawn(3)
+@pytest.mark.parametrize("call", sanitizer.CALLS)
+def test_the_sanitizer_is_run_on_the_program(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tool(
         tmp_path,
         'assert sys.argv[1:5] == ["--tool", "racecheck", "--report-api-errors", "no"], sys.argv\n'
@@ -201,11 +205,10 @@ def test_the_sanitizer_is_run_on_the_program(tmp_path: Path, monkeypatch: pytest
     assert (bad["status"], bad["reason"]) == ("wrong", "RACECHECK SUMMARY: 3 hazards displayed")
     # Its own program ends with a sentence where there is no GPU.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    for call in sanitizer.CALLS:
-        without = sanitize(problem, "racecheck", 60, call)
-        if not torch.cuda.is_available():
-            assert without["status"] == "failed"
-            assert "exit status 1" in without["reason"]
+    without = sanitize(problem, "racecheck", 60, call)
+    if not torch.cuda.is_available():
+        assert without["status"] == "failed"
+        assert "exit status 1" in without["reason"]
 
 
 def test_the_program_under_the_sanitizer_makes_one_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:

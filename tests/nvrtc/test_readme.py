@@ -18,9 +18,9 @@ TEXT = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
-def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_runs(tmp_path: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(session_cache))
     first, second = re.findall(r"```python\n(.*?)```", TEXT, re.S)
     names: dict[str, object] = {}
     exec(first, names)
