@@ -44,6 +44,7 @@ def tensors(
 # torch.library
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("handle", ["causal-64-bf16", "circular-64-bf16", "causal-*-bf16", "circular-*-bf16"])
 @pytest.mark.parametrize("options", [(), ("k_rev", "skip"), OPTIONS[-1]], ids="+".join)
 def test_opcheck_of_the_convolution(handle: str, options: tuple[str, ...], rng: np.random.Generator) -> None:
@@ -74,6 +75,7 @@ def test_opcheck_of_the_correlation(handle: str, taps: int, rng: np.random.Gener
         torch.library.opcheck(OPS.correlate_input.default, (given["u"], v, a, b, taps, handle))
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("handle", ["causal-64-bf16", "circular-*-bf16"])
 @pytest.mark.parametrize(
     "options", [(), ("in_gate",), ("k_rev", "in_gate", "out_gate", "skip")], ids="+".join

@@ -151,6 +151,7 @@ def test_preparing_a_filter_moves_its_taps_and_its_spectrum() -> None:
     assert all(s > 0 for s in (price.seconds[r] for r in costs.RESOURCES if r != "tensor cores"))
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_filter_kernel_has_a_cost(name: str) -> None:
     for problem in PROBLEMS:

@@ -47,6 +47,7 @@ def test_signals_and_their_gradients(dtype: str, factors: tuple[int, ...], rng: 
     agrees(error(found, gated), gradient_accuracy.signal(dtype, order, gated=True))
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("gates", [0, 1, 2])
 @pytest.mark.parametrize(("dtype", "factors"), CASES)
 def test_gradients_of_filters(

@@ -104,6 +104,7 @@ def test_gates_and_skip_in_every_combination(
             judge(found, inputs, run(found, inputs, rounded=True))
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [257, 512, 1000, 5003, 8192, 65536])
 @pytest.mark.parametrize("mode", cases.MODES)
 def test_shorter_signals_and_filters_are_padded(rng: np.random.Generator, mode: str, length: int) -> None:

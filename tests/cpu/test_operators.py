@@ -42,6 +42,7 @@ def test_values_are_those_of_the_definition(
         gradients.judge(gradients.composite(**given, mode=mode, length=length), ref, 1e-14)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("options", OPTIONS, ids="+".join)
 def test_gradients_of_first_and_second_order(
@@ -102,6 +103,7 @@ def test_gradients_of_the_correlation_with_the_input(mode: str, taps: int, rng: 
     assert gradgradcheck(f, inputs, fast_mode=True)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("options", [(), ("in_gate",), ("k_rev", "in_gate", "skip")], ids="+".join)
 def test_two_results_by_one_transform(mode: str, options: tuple[str, ...], rng: np.random.Generator) -> None:

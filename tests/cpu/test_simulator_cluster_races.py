@@ -159,6 +159,7 @@ def judge(text: str, program: Program, lines: list[int], blocks: int, cluster: i
     return f"missed {sorted(map(sorted, pairs))}:\n{text}" if pairs else ""
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("blocks", "cluster"), [(2, 2), (4, 2), (3, 3), (2, 1)])
 @pytest.mark.parametrize("phases", [1, 3])
 def test_races_are_those_of_vector_clocks(

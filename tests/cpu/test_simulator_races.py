@@ -31,7 +31,7 @@ def judge(program: Program, space: str, blocks: int) -> str:
     return f"missed {sorted(map(sorted, pairs))}:\n{text}" if pairs else ""
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(("space", "blocks"), [("shared", 1), ("global", 1), ("global", 2)])
 @pytest.mark.parametrize("length", [6, 14, 40])
 def test_races_are_those_of_vector_clocks(

@@ -24,6 +24,7 @@ def run(*arguments: str) -> Result:
         torch._dynamo.reset()
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("task", "name", "length"),
     [("language", "Hyena language model", "128"), ("classify", "LongConv classifier", "512")],

@@ -145,6 +145,7 @@ def test_folded_lengths_with_all_options(
     check(plan, rng, batch=2, steps=length, taps=length // 3, options=("k_rev",))
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(("steps", "taps"), [(1, 1000), (7, 9), (1000, 1), (600, 1000), (1000, 600)])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_short_inputs_and_filters(mode: str, steps: int, taps: int, rng: np.random.Generator) -> None:
@@ -168,6 +169,7 @@ def test_the_device_class(mode: str, length: int, dtype: str, target: str, rng: 
     check(plan, rng, options=("k_rev", "in_gate", "out_gate", "skip"))
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(("mode", "length"), [("causal", 512), ("circular", 512), ("circular", 1009)])
 def test_autograd_through_the_kernels(
     mode: str, length: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch

@@ -133,6 +133,7 @@ def judge(found: Gradient, made: Gradients, given: dict[str, Tensor], v: Tensor)
             )
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("length", [1024, 16_384, *slow(256, 4096, 65_536, *OTHERS)])
 @pytest.mark.parametrize("dtype", ["fp16", *slow("bf16")])
 def test_powers_of_two(length: int, dtype: str, rng: np.random.Generator) -> None:
@@ -140,6 +141,7 @@ def test_powers_of_two(length: int, dtype: str, rng: np.random.Generator) -> Non
     run(planned(length, dtype), rng, shape, ("k_rev", "in_gate", "out_gate", "skip"))
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [17, 3000, 12_000, *slow(1, 2, 257, 1000, 1025, 20_000)])
 def test_other_lengths(length: int, rng: np.random.Generator) -> None:
     """Shorter signals than the transform, in fp16, with fewer taps than steps, and with more."""
@@ -150,6 +152,7 @@ def test_other_lengths(length: int, rng: np.random.Generator) -> None:
         run(found, rng, (3, 2, steps) if length < 10_000 else (1, 1, steps), taps=taps)
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("length", [256, 4096, *slow(1024, 65_536)])
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=3))[1:])
 def test_what_is_wanted_and_no_more(

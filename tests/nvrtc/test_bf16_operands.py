@@ -85,6 +85,7 @@ def test_shapes(mode: str, shape: tuple[tuple[int, ...], int], rng: np.random.Ge
     run(shaped(mode, factors, device), rng, batch=3 if small else 1, options=OPTIONS)
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("options", COMBINATIONS, ids="+".join)
 @pytest.mark.parametrize("length", [512, 4096])
 def test_every_combination_of_options(
@@ -93,6 +94,7 @@ def test_every_combination_of_options(
     run(plan_for("causal", length), rng, batch=3, options=options)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     "plan", [plan_for("causal", 250), plan_for("causal", 4091), shaped("causal", (16, 16, 16), 1)]
 )

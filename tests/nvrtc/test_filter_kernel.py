@@ -205,6 +205,7 @@ def test_spectra_of_every_length(mode: str, length: int, rng: np.random.Generato
     check(plan, make(plan, k), k)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("factors", "mode"), usually(product(WMMA, MODES), list(zip(WMMA[1::2], cycle(MODES))))
 )
@@ -286,6 +287,7 @@ def test_one_tap_that_acts_backwards_is_one_that_acts_forwards(rng: np.random.Ge
         assert torch.equal(ahead.scale, back.scale)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("mode", "length", "target"),
     [

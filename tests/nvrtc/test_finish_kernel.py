@@ -239,6 +239,7 @@ def test_no_barrier_can_be_missed(length: int, target: str, rng: np.random.Gener
             make(found, sums, length, period=length, ptx=ptx)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(("length", "target"), usually([*ONE, *TWO], USUAL))
 def test_memory_is_touched_once(length: int, target: str, rng: np.random.Generator) -> None:
     """Sum, workspace and taps: no sector more than there are. Shared memory: the scatter alone conflicts."""

@@ -131,6 +131,7 @@ def test_other_lengths(length: int, mode: str, rng: np.random.Generator) -> None
     run(found, rng, *signals(rng, "bf16", shape, 3), mode=mode, taps=max(1, length - 3))
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [256, 4096, pytest.param(1024, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("gates", range(4))
 def test_gates_and_rows_that_start_anywhere(length: int, gates: int, rng: np.random.Generator) -> None:
@@ -236,6 +237,7 @@ def test_no_kernel_spills(target: str, length: int) -> None:
     assert_nothing_spills(planned(length, target=target), target)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [256, 1024, 4096, 16_384, 65_536])
 def test_counts(length: int, rng: np.random.Generator) -> None:
     """Matrix operations and bytes of signals are the least possible; shared memory is free of conflicts."""

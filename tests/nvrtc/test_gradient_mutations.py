@@ -75,6 +75,7 @@ def shifts(laboratory: Gradients) -> list[Mutation]:
     return [m for m in shifted_indices(laboratory.ptx) if m.entry == laboratory.found.name]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("kind", GRADIENTS)
 def test_a_shifted_index_is_noticed(
     kind: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch

@@ -132,6 +132,7 @@ def test_chunks_reuse_the_workspace(rng: np.random.Generator) -> None:
 LONG = (131_072, 262_144, 524_288, 1_048_576, 2_097_152, 4_194_304, 1_000_003, 3_000_000)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     ("length", "mode"),
     usually(itertools.product(LONG, ("causal", "circular")), [(131_072, "circular"), (1_048_576, "causal")]),

@@ -22,6 +22,7 @@ from fftgen.problem import Problem
 FAR = 2**31 + 4096  # elements; a product with a batch index needs 33 bits
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("mode", "length", "target"),
     [

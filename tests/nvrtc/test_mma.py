@@ -80,6 +80,7 @@ def test_other_shapes(mode: str, factors: tuple[int, ...], rng: np.random.Genera
     run(plan, rng, batch=3, options=OPTIONS)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     "length", [1, 257, 1000, 3000, 20_000, *slow((2, 17, 100, 2049, 5000, 5003, 12_000))]
 )
@@ -117,6 +118,7 @@ def test_circular_lengths_that_are_no_transforms(plan: Plan, rng: np.random.Gene
         run(plan, rng, batch=1 if n > 10_000 else 2, length=length, taps=taps)
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("options", COMBINATIONS, ids="+".join)
 @pytest.mark.parametrize(
     "plan", [folded(250, 16, 16, dtype="fp16"), folded(3700, 16, 16, 16)], ids=["250", "3700"]
@@ -160,6 +162,7 @@ def test_short_inputs_and_filters(mode: str, length: int, taps: int, rng: np.ran
     run(plan_for(mode, 4096), rng, batch=3, length=length, taps=taps, options=OPTIONS)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [250, 256, 4090, 4096])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("which", ["u", "in_gate", "out_gate"])
@@ -335,6 +338,7 @@ def test_a_row_is_as_exact_beside_any_other(kind: str, dtype: str, rng: np.rando
     judge_rows_alone(plan, call(plan, u, k), u, k)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("kind", PAIRS)
 def test_a_gate_may_make_rows_of_a_pair_unlike(kind: str, aligned: bool, rng: np.random.Generator) -> None:
@@ -513,6 +517,7 @@ def test_tensor_core_work_is_what_the_planner_counts(
     assert sum(tensor.values()) == 2 * items * tensor_ops(plan)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [250, 1000, 3700])
 def test_a_folded_length_takes_the_work_of_a_causal_one(length: int, rng: np.random.Generator) -> None:
     plan, causal = (plan_for(mode, length) for mode in ("circular", "causal"))
@@ -577,6 +582,7 @@ def test_the_workspace_is_moved_in_whole_sectors(
 FEW_SPILLED = {("causal", 512, "sm_90"): 8, ("causal", 1024, "sm_90"): 8}
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("length", "mode", "target"),
     usually(
