@@ -182,7 +182,7 @@ def _headers(plan: Plan) -> tuple[str, ...]:
     if plan.device_stages:
         used += ["device", "scaled_peaks"] if plan.scaled else ["device"]
     if plan.whole is not None:
-        used.append("whole")
+        used += ["cluster_rows", "whole"] if plan.whole.row else ["whole"]
     return tuple(used)
 
 

@@ -114,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal
     if (threadIdx.x % LANES == 0) atomicMax(args.peaks + (long long)args.first * ROWS_PER_ITEM + row, peak);
 }
 
-  // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
+// Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
 extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_f4724d16_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
@@ -146,7 +146,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
     }
 }
 
-    // Everything inside a row of 16384 points: a block works on one transform at a time.
+// Everything inside a row of 16384 points: a block works on one transform at a time.
 extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_f4724d16_rows(const Args<T> args) {
     constexpr int WARPS = 8, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
@@ -226,7 +226,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
     }
 }
 
-  // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
+// Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
 extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_f4724d16_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
@@ -250,7 +250,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
     }
 }
 
-  // The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
+// The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
 extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal_bf16_mma_sm90_f4724d16_whole(const Args<T> args) {
     constexpr int ALL = 16;  // warps of a block
     constexpr int V1 = 4;  // columns that a thread loads side by side in the outer stage
@@ -299,8 +299,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal
                 {  // Stage 2, columns: X[k, r] = T2(k, r) * sum_n F2[k, n] x[n M2 + r]
                     const unsigned index = thread_index();
                     const int lane = index % LANES, warp = index / LANES % WARPS;
-                    const int team = index / (WARPS * LANES);
-                    uint4* const re = shared + team * (2 * N2 * PIECES);
+                    uint4* const re = shared + index / (WARPS * LANES) * (2 * N2 * PIECES);
                     uint4* const im = re + N2 * PIECES;
                     Operands<N2, V> re_strip[STRIPS];
                     Operands<N2, V> im_strip[STRIPS];
@@ -325,8 +324,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal
                 {  // Stages 3 and 4 of each row, the filter's spectrum, and back
                     const unsigned index = thread_index();
                     const int lane = index % LANES, warp = index / LANES % WARPS;
-                    const int team = index / (WARPS * LANES);
-                    uint4* const re = shared + team * (2 * N2 * PIECES);
+                    uint4* const re = shared + index / (WARPS * LANES) * (2 * N2 * PIECES);
                     uint4* const im = re + N2 * PIECES;
                     const InnerTables inner = inner_tables(tables);
                     const uint4* const spectrum = spectrum_row(args, locate_item(args, piece).h, outer);
@@ -356,8 +354,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal
                 {  // Inverse of stage 2: x[n M2 + r] = sum_k F2*[k, n] X[k, r]
                     const unsigned index = thread_index();
                     const int lane = index % LANES, warp = index / LANES % WARPS;
-                    const int team = index / (WARPS * LANES);
-                    uint4* const re = shared + team * (2 * N2 * PIECES);
+                    uint4* const re = shared + index / (WARPS * LANES) * (2 * N2 * PIECES);
                     uint4* const im = re + N2 * PIECES;
                     const Complex row = workspace_row(args, Cluster::number(), outer);
         #pragma unroll

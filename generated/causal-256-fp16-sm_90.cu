@@ -64,7 +64,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 
 }  // namespace
 
-  // The whole convolution: each warp works on 4 transforms at a time.
+// The whole convolution: each warp works on 4 transforms at a time.
 extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_causal_fp16_mma_sm90_0884c8ee(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 4;  // transforms that a warp takes at a time

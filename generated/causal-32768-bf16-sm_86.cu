@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_b
     if (threadIdx.x % LANES == 0) atomicMax(args.peaks + (long long)args.first * ROWS_PER_ITEM + row, peak);
 }
 
-  // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
+// Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
 extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
@@ -130,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_b
     }
 }
 
-  // Everything inside a row of 512 points: each warp works on 1 transforms at a time.
+// Everything inside a row of 512 points: each warp works on 1 transforms at a time.
 extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_rows(const Args<T> args) {
     constexpr int WARPS = 12;
     constexpr int GROUP = 1;  // transforms that a warp takes at a time
@@ -194,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_b
     }
 }
 
-  // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
+// Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
 extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side

@@ -88,7 +88,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 
 }  // namespace
 
-    // The whole convolution: a block works on one transform at a time.
+// The whole convolution: a block works on one transform at a time.
 extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n4096_causal_bf16_mma_sm90_97489c72(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side

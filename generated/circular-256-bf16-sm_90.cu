@@ -64,7 +64,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 
 }  // namespace
 
-  // The whole convolution: each warp works on 2 transforms at a time.
+// The whole convolution: each warp works on 2 transforms at a time.
 extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_bf16_mma_sm90_620fd3c0(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int GROUP = 2;  // transforms that a warp takes at a time

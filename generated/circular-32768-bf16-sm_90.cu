@@ -79,7 +79,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 
 }  // namespace
 
-    // The whole convolution: a block works on one transform at a time.
+// The whole convolution: a block works on one transform at a time.
 extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular_bf16_mma_sm90_c5309f8c(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side

@@ -112,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular
     seen.report(pair_size(args, slot), row % 2, threadIdx.x % LANES);
 }
 
-  // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
+// Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
 extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
@@ -154,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular
     }
 }
 
-    // Everything inside a row of 4096 points: a block works on one transform at a time.
+// Everything inside a row of 4096 points: a block works on one transform at a time.
 extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_rows(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
@@ -234,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular
     }
 }
 
-  // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
+// Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
 extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int V = 4;  // columns that a thread loads side by side
@@ -260,7 +260,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_circular
     }
 }
 
-  // The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
+// The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
 extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_whole(const Args<T> args) {
     constexpr int ALL = 8;  // warps of a block
     constexpr int V1 = 4;  // columns that a thread loads side by side in the outer stage
@@ -316,8 +316,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
                 {  // Stage 2, columns: X[k, r] = T2(k, r) * sum_n F2[k, n] x[n M2 + r]
                     const unsigned index = thread_index();
                     const int lane = index % LANES, warp = index / LANES % WARPS;
-                    const int team = index / (WARPS * LANES);
-                    uint4* const re = shared + team * (2 * N2 * PIECES);
+                    uint4* const re = shared + index / (WARPS * LANES) * (2 * N2 * PIECES);
                     uint4* const im = re + N2 * PIECES;
                     Operands<N2, V> re_strip[STRIPS];
                     Operands<N2, V> im_strip[STRIPS];
@@ -339,8 +338,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
                 {  // Stages 3 and 4 of each row, the filter's spectrum, and back
                     const unsigned index = thread_index();
                     const int lane = index % LANES, warp = index / LANES % WARPS;
-                    const int team = index / (WARPS * LANES);
-                    uint4* const re = shared + team * (2 * N2 * PIECES);
+                    uint4* const re = shared + index / (WARPS * LANES) * (2 * N2 * PIECES);
                     uint4* const im = re + N2 * PIECES;
                     const InnerTables inner = inner_tables(tables);
                     const uint4* const spectrum = spectrum_row(args, locate_item(args, piece).h, outer);
@@ -370,8 +368,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
                 {  // Inverse of stage 2: x[n M2 + r] = sum_k F2*[k, n] X[k, r]
                     const unsigned index = thread_index();
                     const int lane = index % LANES, warp = index / LANES % WARPS;
-                    const int team = index / (WARPS * LANES);
-                    uint4* const re = shared + team * (2 * N2 * PIECES);
+                    uint4* const re = shared + index / (WARPS * LANES) * (2 * N2 * PIECES);
                     uint4* const im = re + N2 * PIECES;
                     const Complex row = workspace_row(args, Cluster::number(), outer);
         #pragma unroll

@@ -77,7 +77,7 @@ def text(found: Roofline) -> str:
         _work(found.convolution),
     ]
     if found.plan.whole is not None and not found.gradient:
-        one = in_one_launch(found.plan, found.convolution)
+        one = in_one_launch(found.plan, found.convolution, found.target)
         parts.append(
             f"with all stages by one launch: {sum(k.work.l2_bytes for k in one.kernels)} bytes of the L2, "
             f"{one.device_bytes} of device memory; {1e9 * one.time:.2f} ns"

@@ -60,7 +60,9 @@ def call_cost(plan: Plan, target: Target, price: Cost, batch: int, channels: int
     if whole is not None and plan.whole is not None:
         busy = whole.size * whole.total / (plan.whole.resident * target.multiprocessors)
         turns = items_per_channel(plan, batch) * channels / whole.total
-        return _clustered(in_one_launch(plan, price).kernels, (batch, channels), turns, whole.total, busy)
+        return _clustered(
+            in_one_launch(plan, price, target).kernels, (batch, channels), turns, whole.total, busy
+        )
     costs = {k.name: k for k in price.kernels}
     made = launches(plan, batch, channels, min(plan.problem.length, plan.transform))
     return _call([(launch, costs[launch.kernel.label]) for launch in made], target, batch, channels)

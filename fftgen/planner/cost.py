@@ -175,19 +175,33 @@ def cost(plan: Plan, target: Target, compiled: Compiled | None = None) -> Cost:
     return Cost(tuple(found))
 
 
-def in_one_launch(plan: Plan, price: Cost) -> Cost:
+def in_one_launch(plan: Plan, price: Cost, target: Target) -> Cost:
     """The same where one launch does all stages (planner/whole.py), stage by stage.
 
     Rows by themselves are read once, from device memory: their strips are scaled by peaks of their own, so no
-    kernel looks for those of rows before.
+    kernel looks for those of rows before. Where the blocks of a cluster hold the rows, no workspace passes
+    the L2.
     """
-    if not plan.real_input:
-        return price
-    peaks, columns, *others = price.kernels
-    work = replace(columns.work, device_bytes=columns.work.device_bytes + peaks.work.device_bytes)
-    memory = columns.seconds["device memory"] + peaks.seconds["device memory"]
-    columns = replace(columns, work=work, seconds={**columns.seconds, "device memory": memory})
-    return Cost((columns, *others))
+    kernels = list(price.kernels)
+    if plan.real_input:
+        peaks, columns, *others = kernels
+        work = replace(columns.work, device_bytes=columns.work.device_bytes + peaks.work.device_bytes)
+        memory = columns.seconds["device memory"] + peaks.seconds["device memory"]
+        seconds = {**columns.seconds, "device memory": memory}
+        kernels = [replace(columns, work=work, seconds=seconds), *others]
+    if plan.whole is not None and plan.whole.row:
+        blocks = plan.stages[0].radix // plan.whole.row
+        kernels = [_in_cluster(k, blocks, target) for k in kernels]
+    return Cost(tuple(kernels))
+
+
+def _in_cluster(kernel: KernelCost, blocks: int, target: Target) -> KernelCost:
+    """A stage whose workspace is the shared memory of so many blocks: columns meet rows of all of them."""
+    work = kernel.work
+    far = work.workspace_bytes * (blocks - 1) // blocks if kernel.name.startswith("columns") else 0
+    shared = work.shared_bytes + work.workspace_bytes
+    done = replace(work, workspace_loaded=0, workspace_stored=0, shared_bytes=shared, remote=far)
+    return replace(kernel, work=done, seconds=_seconds(done, target, kernel.resident))
 
 
 def _expected_registers(plan: Plan, target: Target) -> int | None:

@@ -88,7 +88,7 @@ def outer_split(stage: Stage, body: Kernel, target: Target) -> int:
     resident blocks, what a block reads beside its signals would come from the L2 again and again.
     """
     one = 2 * 4 * stage.radix * stage.rest
-    fits = 2 * one <= target.l1_beside(body.resident, body.shared_bytes)
+    fits = one + one // 2 <= target.l1_beside(body.resident, body.shared_bytes)
     return stage.rest if fits else two_levels(body)
 
 

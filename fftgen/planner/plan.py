@@ -66,7 +66,8 @@ class Kernel:
     of these.
     ``items``: transforms that a block works on at a time ("warp" placed tiles: one per warp; "whole": rows).
     ``resident`` is the number of blocks per multiprocessor that registers must leave room for.
-    ``pitch`` is the distance of tile rows in shared memory, ``row`` the distance of block rows (elements).
+    ``pitch`` is the distance of tile rows in shared memory, ``row`` the distance of block rows (elements); of
+    "whole" the rows of the workspace that a block's shared memory holds, 0 where they stand in the L2.
     Offsets are in bytes from the start of dynamic shared memory; ``matrices_at`` < 0: the DFT matrices
     stay in device memory.
 

@@ -15,9 +15,10 @@ from fftgen.planner.cost import cost
 from fftgen.planner.launch import together
 from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import Plan
-from fftgen.planner.whole import cluster_sizes, whole_kernels
+from fftgen.planner.whole import cluster_kernels, cluster_sizes, whole_kernels
 from fftgen.problem import Problem
 from fftgen.targets import Target
+from fftgen.targets import target as find_target
 
 CHOICE = "the planner's choice"
 SHAPES = 4  # of the cheapest are looked at: factors, transform, packing
@@ -42,8 +43,8 @@ class Variant:
 def variants(problem: Problem, chip: Target, batch: int, channels: int, most: int) -> tuple[Variant, ...]:
     """At most so many plans for calls on (batch, channels), of which no two come to the same launches.
 
-    The planner's choice; its kernels in a launch for each stage, where one does them all; then by expected
-    time. Raises NoPlanError where there is no plan at all.
+    The planner's choice; its kernels in a launch for each stage, where one does them all; the best of every
+    other way to launch; then the rest, both by expected time. Raises NoPlanError where there is no plan.
     """
     choice = search.plan(problem, chip)
 
@@ -68,7 +69,16 @@ def variants(problem: Problem, chip: Target, batch: int, channels: int, most: in
         for one in sorted(made, key=lambda v: v.expected):
             found.setdefault(launched(one.plan), one)
     others = [v for v in found.values() if v not in kept and v.expected <= SLOWER * first.expected]
-    return (*kept, *sorted(others, key=lambda v: v.expected))[:most]
+    others.sort(key=lambda v: v.expected)
+    ways = {_way(v.plan): v for v in (*reversed(others), *reversed(kept))}
+    best = [v for v in others if ways[_way(v.plan)] is v]
+    return (*kept, *best, *(v for v in others if v not in best))[:most]
+
+
+def _way(plan: Plan) -> tuple[int, ...]:
+    """What the launches of a plan are: one for each stage, or one in clusters of some size and place."""
+    kernel = plan.whole
+    return () if kernel is None else (kernel.warps, kernel.resident, kernel.row, plan.cluster)
 
 
 def _of_shape(found: Plan, chip: Target) -> Iterator[Plan]:
@@ -85,6 +95,7 @@ def _of_shape(found: Plan, chip: Target) -> Iterator[Plan]:
         for kernel in whole_kernels(plan, chip):
             together = replace(plan, whole=kernel)
             yield from (replace(together, cluster=size) for size in cluster_sizes(together, chip))
+        yield from (replace(plan, whole=kernel) for kernel in cluster_kernels(plan, chip))
 
 
 def _levels(found: Plan, chip: Target) -> Iterator[Plan]:
@@ -120,5 +131,9 @@ def _apart(choice: Plan, plan: Plan) -> str:
         if plan.whole is None:
             said.append("a launch for each stage")
         else:
-            said.append(f"one launch, {plan.whole.warps}w x{plan.whole.resident}, clusters of {plan.cluster}")
+            (size, *_), held = cluster_sizes(plan, find_target(plan.target)), plan.whole.row > 0
+            said.append(
+                f"one launch, {plan.whole.warps}w x{plan.whole.resident}, clusters of {plan.cluster or size}"
+                + (" that hold a transform in shared memory" if held else "")
+            )
     return ", ".join(said) or "the same kernels, other tables"

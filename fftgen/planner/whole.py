@@ -4,12 +4,19 @@ What the device class does in a launch a stage and chunk, one kernel does with b
 each cluster has a transform's place in the workspace for itself, and draws the next one when it is done. No
 launch waits for the last block of the one before, and while some clusters wait for memory others compute.
 Where blocks form no clusters (before sm_90) a block does a transform alone.
+
+The place is in the L2, or in the shared memory of the cluster's blocks, a share of the rows in each (design
+2.2, cluster class): then nothing but signals, spectra and tables passes the L2. That takes as many blocks as
+hold a transform, two with a multiprocessor each at 65 536 points: by the model what the L2 is spared (9 %) is
+what single blocks lost elsewhere (BLOCKS). No GPU has told yet: the planner takes the L2, ``fftgen tune``
+times both.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from fftgen.planner.fragments import ALIGNMENT
 from fftgen.planner.mma_rules import OPERANDS, operands
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.targets import Target
@@ -52,10 +59,26 @@ def whole_kernels(plan: Plan, chip: Target) -> tuple[Kernel, ...]:
     return tuple(k for warps, resident in BLOCKS if (k := _kernel(plan, chip, warps, resident)))
 
 
+def cluster_kernels(plan: Plan, chip: Target) -> tuple[Kernel, ...]:
+    """Every kernel that does the same with rows in the shared memory of a cluster's blocks."""
+    if not whole_kernels(plan, chip) or chip.capability < CLUSTERS:
+        return ()
+    radix = plan.stages[0].radix
+    found = (
+        _kernel(plan, chip, warps, resident, radix // size)
+        for warps, resident in BLOCKS
+        for size in SIZES[1:]
+        if radix % size == 0
+    )
+    return tuple(k for k in found if k)
+
+
 def cluster_sizes(plan: Plan, chip: Target) -> tuple[int, ...]:
     """Sizes of clusters that leave every cluster a place in the L2, and some of the chip to every one."""
     if plan.whole is None:
         return ()
+    if plan.whole.row:
+        return (_holding(plan, plan.whole),)
     blocks = chip.multiprocessors * plan.whole.resident
     sizes = SIZES if chip.capability >= CLUSTERS else SIZES[:1]
     return tuple(s for s in sizes if s * _places(plan, chip, blocks // s, 1.0) >= ENOUGH * blocks)
@@ -66,26 +89,36 @@ def _places(plan: Plan, chip: Target, total: int, room: float) -> int:
     return min(total, int(room * chip.l2_bytes) // (4 * plan.transform))
 
 
-def _kernel(plan: Plan, chip: Target, warps: int, resident: int) -> Kernel | None:
+def _holding(plan: Plan, kernel: Kernel) -> int:
+    """Blocks whose shared memory holds all rows of a transform, ``kernel.row`` each."""
+    return plan.stages[0].radix // kernel.row
+
+
+def _kernel(plan: Plan, chip: Target, warps: int, resident: int, rows: int = 0) -> Kernel | None:
     """A block of so many warps, which take rows in teams of as many as the kernel of rows has; of more where
-    that has just the registers for its strips (as compiled: here they would spill)."""
+    that has just the registers for its strips (as compiled: here they would spill). ``rows`` that its shared
+    memory holds, 0: each team's one."""
     body, stage = plan.body, plan.inner[0]
     strips, team = stage.rest // (8 * body.columns), body.warps
     while operands(strips // team, stage.radix, body.columns, False) == OPERANDS and 2 * team <= warps:
         team *= 2
     teams, rest = divmod(warps, team)
     at = teams * 4 * plan.row_length  # behind the teams' rows
+    if rows:  # which begin out of step (templates/device/cluster_rows.cuh)
+        at = -(-rows * (4 * plan.row_length + 128) // ALIGNMENT) * ALIGNMENT
     ratios = at + body.shared_bytes - body.matrices_at  # behind the tables
     shared = ratios + 2 * strip_peaks(plan)  # fp16
     if (
         not teams
         or rest
         or strips % team
+        or (rows and rows % teams)
         or shared > chip.shared_block
         or chip.resident_blocks(warps, shared) < resident
     ):
         return None
-    return Kernel("whole", 0, warps, teams, resident, 0, 0, 0, ratios if plan.real_input else -1, at, shared)
+    staging = ratios if plan.real_input else -1
+    return Kernel("whole", 0, warps, teams, resident, 0, rows, 0, staging, at, shared)
 
 
 def strip_peaks(plan: Plan) -> int:
@@ -113,6 +146,10 @@ def clusters(plan: Plan, items: int) -> Clusters | None:
         return None
     chip, resident = find_target(plan.target), plan.whole.resident
     blocks = chip.multiprocessors * resident
+    if plan.whole.row:
+        size = _holding(plan, plan.whole)
+        total = min(items, blocks // size)
+        return Clusters(size, total) if size * total >= ENOUGH * blocks else None
     if plan.cluster:
         total = min(items, _places(plan, chip, blocks // plan.cluster, 1.0))
         return Clusters(plan.cluster, total) if plan.cluster * total >= ENOUGH * blocks else None

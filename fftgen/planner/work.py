@@ -16,6 +16,9 @@ from fftgen.targets import Target
 
 STAGING_TRAFFIC = 16  # bytes per complex element: two fp32 written, two read back
 OPERAND_TRAFFIC = 8  # two 16-bit numbers written, two read
+# How much longer bytes of another block's shared memory take than one's own: about 16 a cycle and
+# multiprocessor instead of 128 (3.27 TB/s between the pairs of an H100 PCIe, arXiv 2402.13499).
+REMOTE = 8
 VECTOR = 8  # numbers of a piece of 16 bytes
 ELEMENT = 4  # bytes of a complex number of two 16-bit parts: workspace and spectrum
 WMMA_PER_ELEMENT = 1.1  # instructions per complex element, stage and direction, per lane
@@ -29,7 +32,8 @@ class Work:
     ``loaded`` and ``stored``: bytes of signals (of a filter's kernel: taps, and the stored spectrum).
     ``device_bytes``: what of these device memory has to move; a second read of a row comes from the L2.
     ``tables``: bytes of constants that no first-level cache holds. ``shared_bytes``: through the pipe of
-    shared memory and L1, signals and workspace apart. ``instructions``: of warps.
+    shared memory and L1, signals and workspace apart; ``remote`` of them to and from other blocks of a
+    cluster. ``instructions``: of warps.
     """
 
     tensor_ops: int = 0  # 16x16x16
@@ -41,6 +45,7 @@ class Work:
     spectrum: int = 0
     tables: int = 0
     shared_bytes: int = 0
+    remote: int = 0
     instructions: float = 0.0
 
     @property
@@ -54,8 +59,10 @@ class Work:
 
     @property
     def pipe_bytes(self) -> int:
-        """All that passes the pipe of shared memory and L1, 128 bytes a cycle and multiprocessor."""
-        return self.shared_bytes + self.loaded + self.stored + self.workspace_bytes
+        """All that passes the pipe of shared memory and L1, 128 bytes a cycle and multiprocessor; bytes of
+        other blocks count for as many as would take as long."""
+        signals = self.loaded + self.stored + self.workspace_bytes
+        return self.shared_bytes + (REMOTE - 1) * self.remote + signals
 
 
 def kernel_work(plan: Plan, kernel: Kernel, target: Target) -> Work:

@@ -206,7 +206,7 @@ def test_one_launch_of_all_stages_pays_for_none_of_theirs(mode: str) -> None:
     chip = target("sm_90")
     found = plan(Problem(mode, 65_536, "bf16"), chip)
     price = cost(found, chip)
-    one = in_one_launch(found, price)
+    one = in_one_launch(found, price, target("sm_90"))
     names = [k.name for k in price.kernels]
     assert [k.name for k in one.kernels] == (names[1:] if mode == "causal" else names)
     assert one.device_bytes == price.device_bytes

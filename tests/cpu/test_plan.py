@@ -298,7 +298,7 @@ def test_tables_do_not_overlap(name: str) -> None:
 def test_outer_twiddles_have_two_levels_where_one_would_not_stay_in_the_l1(
     mode: str, length: int, arch: str
 ) -> None:
-    """Beside the resident blocks, with as much again for the spectrum that passes."""
+    """Beside the resident blocks, with half as much for the spectrum that passes."""
     chip = target(arch)
     found = on_engine(Problem(mode, length, "bf16"), arch, "mma")
     (stage, *_), body = found.inner, found.body
@@ -309,10 +309,10 @@ def test_outer_twiddles_have_two_levels_where_one_would_not_stay_in_the_l1(
         assert not held
     elif stage.split == stage.rest:
         assert set(held) == {"outer", "outer_inverse"}
-        assert sum(held.values()) == single <= left / 2
+        assert 1.5 * sum(held.values()) == 1.5 * single <= left
     else:
         assert set(held) == {"outer", "outer_inverse", "outer_high", "outer_inverse_high"}
-        assert single > left / 2
+        assert 1.5 * single > left
         assert sum(held.values()) <= single / 4
         assert sum(held.values()) <= left
         assert stage.split % 32 == stage.split % (8 * body.columns) == 0

@@ -8,11 +8,11 @@ import pytest
 
 from fftgen.errors import NoPlanError
 from fftgen.planner import search
-from fftgen.planner.launch import launches, together
+from fftgen.planner.launch import launches, together, workspace_elements
 from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import Plan
 from fftgen.planner.variants import SLOWER, variants
-from fftgen.planner.whole import Clusters, cluster_sizes, clusters, whole_kernels
+from fftgen.planner.whole import Clusters, cluster_kernels, cluster_sizes, clusters, whole_kernels
 from fftgen.problem import Problem
 from fftgen.targets import target
 
@@ -46,9 +46,18 @@ def test_the_choice_comes_first_and_no_two_are_alike(length: int, mode: str, chi
         assert v.plan.filter.kernels
         assert v.exchangeable == same_spectrum(choice, v.plan)
         assert v.expected > 0
-    ranked = [v.expected for v in found[1 if choice.whole is None else 2 :]]
-    assert ranked == sorted(ranked)
-    assert all(x <= SLOWER * found[0].expected for x in ranked)
+    others = found[1 if choice.whole is None else 2 :]
+    assert all(v.expected <= SLOWER * found[0].expected for v in others)
+    seen = {way(v.plan) for v in found[: len(found) - len(others)]}
+    ahead = [way(v.plan) not in seen and (seen.add(way(v.plan)) or True) for v in others]
+    assert ahead == sorted(ahead, reverse=True), "every way to launch comes before a second plan of any"
+    for part in (True, False):
+        ranked = [v.expected for v, first in zip(others, ahead, strict=True) if first == part]
+        assert ranked == sorted(ranked)
+
+
+def way(plan: Plan) -> tuple[object, ...]:
+    return (None,) if plan.whole is None else (plan.whole.warps, plan.whole.row, plan.cluster)
 
 
 def test_long_transforms_vary_in_how_they_are_launched() -> None:
@@ -56,10 +65,12 @@ def test_long_transforms_vary_in_how_they_are_launched() -> None:
     own = [v.plan for v in found if v.plan.kernels == found[0].plan.kernels]
     assert found[1].plan == replace(found[0].plan, whole=None)
     assert found[1].about == "a launch for each stage"
-    cuts = {(p.whole.warps, together(p, *SHAPE)) for p in own if p.whole}
-    assert {(warps, c.size) for warps, c in cuts if c} == {
+    cuts = {(p.whole.warps, p.whole.row > 0, together(p, *SHAPE)) for p in own if p.whole}
+    assert {(warps, c.size) for warps, held, c in cuts if c and not held} == {
         (8, 2), (8, 4), (8, 8), (16, 1), (16, 2), (16, 4), (16, 8), (8, 1)
     }  # fmt: skip
+    assert {(warps, c.size) for warps, held, c in cuts if c and held} == {(8, 4), (8, 8), (16, 2), (16, 4)}
+    assert len({way(v.plan) for v in found[:14]}) == 14
     assert any(p.chunk_bytes < found[0].plan.chunk_bytes and p.whole is None for p in own)
 
 
@@ -112,3 +123,32 @@ def test_clusters_have_room_in_the_l2_and_chips_without_any_have_single_blocks()
         cluster_sizes(replace(search.plan(Problem("causal", 65_536, "bf16"), CHIP), whole=None), CHIP) == ()
     )
     assert whole_kernels(search.plan(Problem("causal", 4096, "bf16"), CHIP), CHIP) == ()
+
+
+@pytest.mark.parametrize("name", ["sm_80", "sm_90", "sm_120"])
+@pytest.mark.parametrize("length", [4096, 65_536, 131_072, 262_144, 524_288])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_clusters_hold_transforms_that_their_shared_memory_takes(mode: str, length: int, name: str) -> None:
+    """All rows of a transform, as many in each block; no place in the L2."""
+    chip = target(name)
+    plan = search.plan(Problem(mode, length, "bf16"), name)
+    found = cluster_kernels(plan, chip)
+    sizes = {(k.warps, k.resident, cluster_sizes(replace(plan, whole=k), chip)) for k in found}
+    expected = {
+        ("sm_90", 65_536): {(8, 2, (4,)), (8, 2, (8,)), (16, 1, (2,)), (16, 1, (4,))},
+        ("sm_90", 131_072): {(8, 2, (8,)), (16, 1, (4,)), (16, 1, (8,))},
+        ("sm_90", 262_144): {(16, 1, (8,))},
+        ("sm_120", 65_536): {(8, 2, (8,)), (16, 1, (4,)), (16, 1, (8,))},
+        ("sm_120", 131_072): {(16, 1, (8,))},
+    }
+    assert sizes == expected.get((name, length), set())
+    for kernel in found:
+        (size,) = cluster_sizes(replace(plan, whole=kernel), chip)
+        assert kernel.row * size == plan.stages[0].radix
+        assert kernel.shared_bytes >= 4 * plan.transform // size
+        assert chip.resident_blocks(kernel.warps, kernel.shared_bytes, 128) >= kernel.resident
+        held = replace(plan, whole=kernel)
+        most = clusters(held, 10_000)
+        assert most == Clusters(size, kernel.resident * chip.multiprocessors // size)
+        assert workspace_elements(held, 64, 192, most) == 0 < workspace_elements(held, 64, 192)
+        assert clusters(held, 1) is None, "one transform would leave most of the chip idle"

@@ -6,6 +6,8 @@ References come from tests/reference.py, bounds from tests/tolerance.py, as in t
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gradients
@@ -20,14 +22,19 @@ import fftgen
 from fftgen import gradient_accuracy
 from fftgen.bench.backend import CudaBackend
 from fftgen.bench.proof import check_agreement, check_portfolio
+from fftgen.cache import Cache
 from fftgen.conv import Conv
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import ToolchainError
 from fftgen.execute import Executable
-from fftgen.planner.whole import fewest
+from fftgen.loaded import Loaded
+from fftgen.pipeline import build_plan
+from fftgen.planner.launch import together
+from fftgen.planner.whole import cluster_kernels, fewest
 from fftgen.portfolio import PROBLEMS
 from fftgen.problem import Problem
 from fftgen.runtime import driver
+from fftgen.targets import target
 
 
 def no_gpu() -> str:
@@ -176,6 +183,29 @@ def test_one_launch_of_a_call_gives_what_a_launch_for_each_stage_does(
         other = apart(stream, given["u"], k.planes, k.scale, *gates)
         assert torch.equal(one, other) or mode == "causal"
         assert (one.double() - other.double()).norm() < 1e-3 * other.double().norm()
+
+
+@pytest.mark.parametrize("length", [65_536, 131_072, 262_144])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_rows_in_shared_memory_of_clusters_give_the_bits_of_those_in_the_l2(
+    mode: str, length: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    """Every variant that ``fftgen tune`` tries, with enough rows for several turns of every cluster."""
+    problem = Problem(mode, length, "bf16")
+    conv = get(problem)
+    plan = conv.plan()
+    kernels = cluster_kernels(plan, target(plan.target))
+    if not kernels:
+        pytest.skip(f"no cluster of {plan.target} holds {length} points")
+    items = 5 * 65_536 * 132 // length + 1
+    given = on_gpu(arguments(problem, rng, (items * plan.rows_per_item, 1, length), length, ("out_gate",)))
+    k = conv.prepare(given["k"])
+    expected = conv(given["u"], k, out_gate=given["out_gate"])
+    for kernel in kernels:
+        held = replace(plan, whole=kernel)
+        assert together(held, len(given["u"]), 1) is not None
+        loaded = Loaded(build_plan(held, Cache(tmp_path)), given["u"].device)
+        assert torch.equal(loaded.apply(given["u"], k.planes, k.scale, None, given["out_gate"]), expected)
 
 
 @pytest.mark.parametrize("offset", [1, 8])

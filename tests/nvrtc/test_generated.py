@@ -90,7 +90,7 @@ def carried_out(plan: Plan, reports: dict[str, Any]) -> list[tuple[Kernel, list[
     """The kernels of a call, and the work of each for a transform: of all stages where one does them."""
     chip = TARGETS[plan.target]
     if plan.whole is not None and plan.entry(plan.whole) in reports:
-        return [(plan.whole, [k.work for k in in_one_launch(plan, cost(plan, chip)).kernels])]
+        return [(plan.whole, [k.work for k in in_one_launch(plan, cost(plan, chip), chip).kernels])]
     return [(kernel, [kernel_work(plan, kernel, chip)]) for kernel in plan.kernels]
 
 
@@ -187,8 +187,15 @@ def test_no_kernel_spills() -> None:
     # Two registers, stored and loaded, for 16 warps instead of 12: 10 % of the time on an H200 (results/).
     few = ("causal 1024 bf16 sm_90 convolve", "circular 1000 fp16 sm_90 convolve")
     # Some that wait from one stage of a transform to the next, outside the loops over its strips and rows.
-    between = {"causal 1048576 bf16 sm_90 whole": 24, "causal 65536 bf16 sm_80 whole": 16}
-    assert dict.fromkeys(few, 16) | between == spilling
+    between = {"causal 1048576 bf16 sm_90 whole": 32, "causal 65536 bf16 sm_80 whole": 24}
+    # A radix of 80 with twiddles in two levels, which spare the L2 8 bytes a point: 8 to 36 bytes that other
+    # kernels spilled cost nothing that could be measured (results/).
+    tall = {
+        "circular 20480 fp16 sm_80 convolve": 40,
+        "circular 20480 fp16 sm_90 convolve": 20,
+        "causal 20480 bf16 sm_80 convolve": 36,
+    }
+    assert dict.fromkeys(few, 16) | between | tall == spilling
 
 
 @needs_compiler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
@@ -19,8 +20,9 @@ from fftgen.execute import Executable, spectrum
 from fftgen.planner import search, twins
 from fftgen.planner.cost import cost, in_one_launch
 from fftgen.planner.filter import Filter
+from fftgen.planner.launch import workspace_elements
 from fftgen.planner.plan import Plan
-from fftgen.planner.whole import Clusters, full
+from fftgen.planner.whole import Clusters, cluster_kernels, full
 from fftgen.problem import Problem
 from fftgen.simulator import SimulationError
 from fftgen.source import Source
@@ -36,6 +38,22 @@ def planned(mode: str, length: int = LENGTH, dtype: str = "bf16", arch: str = "s
     found = search.plan(Problem(mode, length, dtype), arch)
     assert found.whole is not None
     return replace(found, filter=Filter())
+
+
+def in_cluster(
+    mode: str,
+    length: int = LENGTH,
+    dtype: str = "bf16",
+    arch: str = "sm_90",
+    *,
+    warps: int = 16,
+    size: int = 2,
+) -> Plan:
+    """The same with rows in the shared memory of ``size`` blocks of so many warps."""
+    plan = planned(mode, length, dtype, arch)
+    rows = plan.stages[0].radix // size
+    found = (k for k in cluster_kernels(plan, target(arch)) if (k.warps, k.row) == (warps, rows))
+    return replace(plan, whole=next(found))
 
 
 def inputs(plan: Plan, rng: np.random.Generator, batch: int, channels: int, steps: int) -> dict[str, Tensor]:
@@ -135,10 +153,13 @@ def test_shorter_signals_in_strided_tensors(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("clustered", [False, True])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
-def test_two_results(mode: str, rng: np.random.Generator) -> None:
+def test_two_results(mode: str, clustered: bool, rng: np.random.Generator) -> None:
     plan = twins.twin(planned(mode))
     assert plan is not None
+    if clustered:
+        plan = replace(plan, whole=in_cluster(mode).whole)
     module, ptx = built(plan)
     given = inputs(plan, rng, 2 * plan.rows_per_item, 1, LENGTH)
     u, k, gate = (given.pop(name) for name in ("u", "k", "out_gate"))
@@ -166,9 +187,12 @@ def test_signals_that_are_large_in_one_strip(name: str, rng: np.random.Generator
 
 
 @pytest.mark.slow
-def test_a_row_that_is_not_finite_makes_itself_nan_and_nothing_else(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("of", [planned, in_cluster])
+def test_a_row_that_is_not_finite_makes_itself_nan_and_nothing_else(
+    of: Callable[[str], Plan], rng: np.random.Generator
+) -> None:
     """The place of a transform in the workspace is taken by the next one."""
-    plan = planned("causal")
+    plan = of("causal")
     module, ptx = built(plan)
     u = draw(rng, 2, 1, LENGTH).bfloat16()
     u[0, 0, int(rng.integers(LENGTH))] = float("inf")
@@ -176,6 +200,44 @@ def test_a_row_that_is_not_finite_makes_itself_nan_and_nothing_else(rng: np.rand
     y, _ = emulate.convolve(module, u, k, ptx=ptx, clusters=Clusters(2, 1))
     assert y[0].isnan().all()
     check(plan, y[1:], u[1:], k)
+
+
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize(
+    ("mode", "length", "dtype", "arch", "warps", "size"),
+    [
+        ("causal", LENGTH, "bf16", "sm_90", 8, 4),
+        ("causal", LENGTH, "fp16", "sm_120", 8, 8),
+        *slow(
+            [
+                ("circular", LENGTH, "fp16", "sm_90", 16, 2),
+                ("causal", LENGTH, "bf16", "sm_90", 16, 4),
+                ("circular", LENGTH, "bf16", "sm_90", 8, 8),
+                ("causal", LENGTH, "bf16", "sm_100", 16, 2),
+                ("circular", LENGTH, "bf16", "sm_120", 16, 4),
+                ("causal", 131_072, "bf16", "sm_90", 16, 4),
+                ("circular", 131_072, "fp16", "sm_90", 8, 8),
+                ("causal", 262_144, "bf16", "sm_90", 16, 8),
+                ("circular", 262_144, "bf16", "sm_90", 16, 8),
+            ]
+        ),
+    ],
+)
+def test_rows_in_shared_memory_give_the_same_bits(
+    mode: str, length: int, dtype: str, arch: str, warps: int, size: int, rng: np.random.Generator
+) -> None:
+    """As rows that go through the L2, by one launch as well; two transforms, one after the other."""
+    plan = in_cluster(mode, length, dtype, arch, warps=warps, size=size)
+    assert workspace_elements(plan, 9, 1, Clusters(size, 1)) == 0
+    given = inputs(plan, rng, 2 * plan.rows_per_item, 1, length - 8 * int(rng.integers(1, length // 32)))
+    module, ptx = built(plan)
+    y, simulated = emulate.convolve(module, **given, ptx=ptx, clusters=Clusters(size, 1))
+    (report,) = simulated.reports.values()
+    assert "workspace" not in report.counters.buffers
+    rest = {name: x for name, x in given.items() if name not in "uk"}
+    check(plan, y, given["u"], given["k"], **rest)
+    other, ptx = built(planned(mode, length, dtype, arch))
+    assert torch.equal(y, emulate.convolve(other, **given, ptx=ptx, clusters=Clusters(1, 1))[0])
 
 
 def test_rows_that_start_anywhere_take_a_launch_for_each_stage(rng: np.random.Generator) -> None:
@@ -198,11 +260,20 @@ SITES += [("circular", CLUSTER, i) for i in range(4)]
 USUAL = [("causal", CLUSTER, 1), ("causal", TEAM, 0)]
 
 
-def without(text: str, mode: str, barrier: str, number: int) -> str:
+def without(text: str, mode: str, barrier: str, number: int, sites: Sequence[tuple[str, str, int]]) -> str:
     """A source whose barrier of this number is not there."""
     parts = text.split(barrier)
-    assert len(parts) == 1 + sum(site[:2] == (mode, barrier) for site in SITES)
+    assert len(parts) == 1 + sum(site[:2] == (mode, barrier) for site in sites)
     return barrier.join(parts[: number + 1]) + barrier.join(["", *parts[number + 1 :]])[len(barrier) :]
+
+
+def runs_without(plan: Plan, text: str, size: int, rng: np.random.Generator) -> None:
+    """Two transforms by one cluster, with that source."""
+    source = built(plan)[0].source
+    changed = Source(source.name, text, source.headers, source.entries)
+    module = replace(built(plan)[0], source=changed)
+    u, k = draw(rng, 2 * plan.rows_per_item, 1, LENGTH).bfloat16(), filters(rng, 1, LENGTH)
+    emulate.convolve(module, u, k, clusters=Clusters(size, 1))
 
 
 @pytest.mark.parametrize(("mode", "barrier", "number"), usually(SITES, USUAL))
@@ -211,13 +282,26 @@ def test_no_barrier_can_be_dropped(
     size: int, mode: str, barrier: str, number: int, rng: np.random.Generator
 ) -> None:
     plan = planned(mode)
-    source = built(plan)[0].source
-    text = without(source.text, mode, barrier, number)
-    changed = Source(source.name, text, source.headers, source.entries)
-    module = replace(built(plan)[0], source=changed)
-    u, k = draw(rng, 2 * plan.rows_per_item, 1, LENGTH).bfloat16(), filters(rng, 1, LENGTH)
+    text = without(built(plan)[0].source.text, mode, barrier, number, SITES)
     with pytest.raises((SimulationError, InternalError)):
-        emulate.convolve(module, u, k, clusters=Clusters(size, 1))
+        runs_without(plan, text, size, rng)
+
+
+# One more behind the last transform: blocks whose memory others read stay.
+HELD = [*SITES, ("causal", CLUSTER, 3), ("circular", CLUSTER, 4)]
+
+
+@pytest.mark.drawn(4)
+@pytest.mark.parametrize(
+    ("mode", "barrier", "number"), usually(HELD, [site for site in HELD if site[0] == "causal"])
+)
+def test_no_barrier_of_rows_in_shared_memory_can_be_dropped(
+    mode: str, barrier: str, number: int, rng: np.random.Generator
+) -> None:
+    plan = in_cluster(mode)
+    text = without(built(plan)[0].source.text, mode, barrier, number, HELD)
+    with pytest.raises((SimulationError, InternalError)):
+        runs_without(plan, text, 2, rng)
 
 
 # What a call takes
@@ -245,15 +329,22 @@ def test_a_call_of_many_rows_is_one_launch_and_one_of_few_is_not() -> None:
             assert made == [(plan.entry(plan.whole), *expected)]
 
 
+WORKSPACE = [("workspace", "loads", "workspace_loaded"), ("workspace", "stores", "workspace_stored")]
+
+
+@pytest.mark.parametrize("of", [planned, in_cluster])
 @pytest.mark.parametrize("mode", ["causal", *slow(["circular"])])
-def test_one_launch_moves_what_the_model_says(mode: str, rng: np.random.Generator) -> None:
-    """Columns write the workspace, rows read and write it, columns read it, in whole sectors; signals move
-    once, but for those that share a transform: peaks come first. Two transforms, one after the other."""
-    plan = planned(mode)
+def test_one_launch_moves_what_the_model_says(
+    mode: str, of: Callable[[str], Plan], rng: np.random.Generator
+) -> None:
+    """Columns write the workspace, rows read and write it, columns read it, in whole sectors, or half of it
+    goes to the other block and half comes from there; signals move once, but for those that share a
+    transform: peaks come first. Two transforms, one after the other."""
+    plan = of(mode)
     chip = target(plan.target)
     simulated = run(plan, Clusters(2, 1), rng, **inputs(plan, rng, 2 * plan.rows_per_item, 1, LENGTH))
     (report,) = simulated.reports.values()
-    found = in_one_launch(plan, cost(plan, chip))
+    found = in_one_launch(plan, cost(plan, chip), chip)
     works = [kernel.work for kernel in found.kernels]
     assert sum(report.counters.tensor.values()) == 2 * 2 * found.tensor_ops
     assert found.device_bytes == sum(w.device_bytes for w in works) == 4 * LENGTH * plan.rows_per_item
@@ -262,10 +353,15 @@ def test_one_launch_moves_what_the_model_says(mode: str, rng: np.random.Generato
         ("in_gate", "loads", "loaded"),
         ("out_gate", "loads", "stored"),
         ("y", "stores", "stored"),
-        ("workspace", "loads", "workspace_loaded"),
-        ("workspace", "stores", "workspace_stored"),
         ("spectrum", "loads", "spectrum"),
+        *WORKSPACE[: 0 if of is in_cluster else 2],
     ]:
         accesses = getattr(report.counters.buffers[name], kind)
         assert accesses.bytes == 2 * sum(getattr(w, what) for w in works), name
         assert accesses.units == accesses.least == accesses.bytes // 32, name
+    passed = report.counters.remote_loaded, report.counters.remote_stored
+    remote = LENGTH * 4 // 2 if of is in_cluster else 0
+    assert passed == (2 * remote, 2 * remote)
+    assert sum(w.remote for w in works) == 2 * remote
+    wavefronts = report.counters.shared_loads + report.counters.shared_stores
+    assert wavefronts.units <= 1.05 * wavefronts.least

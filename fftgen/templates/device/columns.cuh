@@ -12,9 +12,12 @@
 namespace fftgen {
 
 // Where 16-byte piece `q` of a row in shared memory stands: pieces of one row, of one column, and those that
-// eight threads store together, fall on different banks.
+// eight threads store together, fall on different banks. V is the width of what is stored there, or ANY_WIDTH, for
+// rows that are stored in strips of several and loaded in such (cluster_rows.cuh).
+constexpr int ANY_WIDTH = 16;
 template <int V>
 __device__ __forceinline__ int place(int q, int row) {
+    if constexpr (V == ANY_WIDTH) return q ^ (q >> 3 & 7) ^ ((row ^ row << 2) & 7);
     constexpr int BITS = V == 8 ? 0 : V == 4 ? 2 : 1;  // the three bits of the row, turned by so many places
     return q ^ (q >> 3 & 7) ^ ((row << BITS & 7) | (row & 7) >> (3 - BITS));
 }
@@ -26,10 +29,30 @@ struct TwoLevels {
     const uint2* high;
 };
 
+// A high twiddle, loaded where it is used: earlier it would take registers that are missed (as compiled).
+__device__ __forceinline__ uint2 load_high(const uint2* from) {
+    uint2 x;
+    asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from));
+    return x;
+}
+
 // Planes of one transform, or of one of its rows, in the workspace.
 struct Complex {
     Operand* re;
     Operand* im;
+
+    // Neighbours of a row of REST columns, as operands hold them.
+    template <int REST, int C>
+    __device__ __forceinline__ void put(int row, int column, const Pack (&x)[C], const Pack (&y)[C]) const {
+        const long long at = row * (long long)REST + column;
+        if constexpr (C == 4) {
+            store_plane(re + at, x[0], x[1], x[2], x[3]);
+            store_plane(im + at, y[0], y[1], y[2], y[3]);
+        } else {
+            store_plane(re + at, x[0], x[1]);
+            store_plane(im + at, y[0], y[1]);
+        }
+    }
 
     template <int V>
     __device__ __forceinline__ Unheld hold(int) const {
@@ -100,7 +123,7 @@ __device__ __forceinline__ void store_rows(
         const uint4* const low = twiddle.low + (TWO ? (row * RUNS + run % RUNS) * 8 + t : (row * (A * P / 256) + m * COUNT + c) * (2 * LANES) + lane);
         const Fragment wr = fragment(low, 0, 0), wi = fragment(low, 0, TWO ? 4 : LANES);
         uint2 high;
-        if constexpr (TWO) high = twiddle.high[row * (A * P / SPLIT) + run / RUNS];
+        if constexpr (TWO) high = load_high(twiddle.high + row * (A * P / SPLIT) + run / RUNS);
         Pack a[4], b[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -140,7 +163,7 @@ __device__ __forceinline__ void sum_columns(
 }
 
 // X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for the 8 V columns of `strip`, into rows of REST / 8 pieces.
-template <int R, int V, int REST, int SPLIT, bool COMPLEX>
+template <int R, int V, int REST, int SPLIT, bool COMPLEX, int LAYOUT = V>
 __device__ __forceinline__ void columns_forward(
     const uint4* matrix, const TwoLevels& twiddle, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2],
     uint4* re, uint4* im, int strip, int tiles, int lane) {
@@ -160,7 +183,7 @@ __device__ __forceinline__ void columns_forward(
             const int row = TILE * m + 8 * i + g;
             const int tile = ((TWO ? strip % STRIPS : strip) * (R / TILE) + m) * 2 + i;
             if constexpr (TWO) {
-                const uint2 high = twiddle.high[strip / STRIPS * R + row];
+                const uint2 high = load_high(twiddle.high + strip / STRIPS * R + row);
 #pragma unroll
                 for (int j = 0; j < V; ++j) twist<false>(a[j], b[j], high.x, high.y);
             }
@@ -168,7 +191,7 @@ __device__ __forceinline__ void columns_forward(
                 const uint4 w = twiddle.low[tile * LANES + lane];
                 twist<false>(a[0], b[0], w.x, w.z);
                 twist<false>(a[1], b[1], w.y, w.w);
-                const int at = 2 * (row * pieces + place<V>(strip * V + t / 2, row)) + t % 2;
+                const int at = 2 * (row * pieces + place<LAYOUT>(strip * V + t / 2, row)) + t % 2;
                 reinterpret_cast<uint2*>(re)[at] = uint2{packed(a[0]), packed(a[1])};
                 reinterpret_cast<uint2*>(im)[at] = uint2{packed(b[0]), packed(b[1])};
             } else {
@@ -178,7 +201,7 @@ __device__ __forceinline__ void columns_forward(
                     Pair *const x = a + 4 * h, *const y = b + 4 * h;
 #pragma unroll
                     for (int j = 0; j < 4; ++j) twist<false>(x[j], y[j], w.re.r[j], w.im.r[j]);
-                    const int at = row * pieces + place<V>(strip * V + t * (V / 4) + h, row);
+                    const int at = row * pieces + place<LAYOUT>(strip * V + t * (V / 4) + h, row);
                     re[at] = uint4{packed(x[0]), packed(x[1]), packed(x[2]), packed(x[3])};
                     im[at] = uint4{packed(y[0]), packed(y[1]), packed(y[2]), packed(y[3])};
                 }
@@ -209,6 +232,10 @@ __device__ __forceinline__ void columns_inverse(
     if constexpr (KEEP) {
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k) load(k, xr[k], xi[k]);
+    }
+    if constexpr (V == ANY_WIDTH) {  // in place
+        static_assert(KEEP, "all is read before any of it is replaced");
+        __syncwarp();
     }
     const auto row_tile = [&](int m) {
         const auto at = [&](int i) { return (TILE * m + 8 * i + g) * stride + group * 32 + 8 * t; };

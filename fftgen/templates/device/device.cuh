@@ -20,10 +20,10 @@ __device__ __forceinline__ RealSource<T> staged_strip(const RealSource<T>& sourc
 
 // X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for a strip, into rows of the workspace, 2 V columns of a thread as
 // they stand: place 2 j + b of a run of 2 V is column j + V b.
-template <int R, int V, int REST, int SPLIT, bool COMPLEX>
+template <int R, int V, int REST, int SPLIT, bool COMPLEX, typename To>
 __device__ __forceinline__ void device_forward(
     const uint4* matrix, const TwoLevels& twiddle, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2],
-    const Complex& to, int strip, int tiles, int lane) {
+    const To& to, int strip, int tiles, int lane) {
     const int g = lane / 4, t = lane % 4;
     constexpr int STRIPS = SPLIT / (8 * V);
 #pragma unroll
@@ -41,13 +41,12 @@ __device__ __forceinline__ void device_forward(
                 a[j] = pair(sr[j], i), b[j] = pair(si[j], i);
                 twist<false>(a[j], b[j], high.x, high.y);
             }
-            const long long at = row * (long long)REST + strip * 8 * V + t * 2 * V;
+            const int column = strip * 8 * V + t * 2 * V;
             if constexpr (V == 2) {
                 const uint4 w = twiddle.low[tile * LANES + lane];
                 twist<false>(a[0], b[0], w.x, w.z);
                 twist<false>(a[1], b[1], w.y, w.w);
-                store_plane(to.re + at, packed(a[0]), packed(a[1]));
-                store_plane(to.im + at, packed(b[0]), packed(b[1]));
+                to.template put<REST>(row, column, {packed(a[0]), packed(a[1])}, {packed(b[0]), packed(b[1])});
             } else {
 #pragma unroll
                 for (int h = 0; h < V / 4; ++h) {
@@ -55,26 +54,33 @@ __device__ __forceinline__ void device_forward(
                     Pair *const x = a + 4 * h, *const y = b + 4 * h;
 #pragma unroll
                     for (int j = 0; j < 4; ++j) twist<false>(x[j], y[j], w.re.r[j], w.im.r[j]);
-                    store_plane(to.re + at + 8 * h, packed(x[0]), packed(x[1]), packed(x[2]), packed(x[3]));
-                    store_plane(to.im + at + 8 * h, packed(y[0]), packed(y[1]), packed(y[2]), packed(y[3]));
+                    to.template put<REST>(
+                        row, column + 8 * h, {packed(x[0]), packed(x[1]), packed(x[2]), packed(x[3])},
+                        {packed(y[0]), packed(y[1]), packed(y[2]), packed(y[3])});
                 }
             }
         }
     }
 }
 
+// A strip of the workspace, both planes.
+template <int R, int V>
+__device__ __forceinline__ void take(Operands<R, V>& re, Operands<R, V>& im, const Complex& from, int first, int stride, int lane) {
+    re.take(from.re, first, stride, lane);
+    im.take(from.im, first, stride, lane);
+}
+
 // x[n, r] = sum_k F*[n, k] T*(k, r) X[k, r] for a strip of the workspace, 2 V neighbouring columns at a time, to
 // place n * REST + r of the sink. REAL: im is not computed. Row tiles from `tiles` on are not wanted.
-template <int R, int V, int REST, int SPLIT, bool REAL, typename Sink>
+template <int R, int V, int REST, int SPLIT, bool REAL, typename From, typename Sink>
 __device__ __forceinline__ void device_inverse(
-    const uint4* matrix, const uint4* low, const uint4* high, const Complex& from, int strip, int tiles, int lane, const Sink& sink) {
+    const uint4* matrix, const uint4* low, const uint4* high, const From& from, int strip, int tiles, int lane, const Sink& sink) {
     const int t = lane % 4;
     constexpr int STRIPS = SPLIT / (8 * V);
     using Gates = decltype(sink.template hold<2 * V>(0));
     constexpr bool HOLD = sizeof(Gates) <= (R <= 32 ? 32 : 16);  // gates of a row tile are on their way meanwhile
     Operands<R, V> re, im;
-    re.take(from.re, strip * 8 * V, REST, lane);
-    im.take(from.im, strip * 8 * V, REST, lane);
+    take(re, im, from, strip * 8 * V, REST, lane);
 #pragma unroll
     for (int k = 0; k < R / TILE; ++k) {
         const uint4 h = high[(strip / STRIPS * (R / TILE) + k) * 4 + t];
