@@ -29,7 +29,8 @@ struct TwoLevels {
     const uint2* high;
 };
 
-// A high twiddle, loaded where it is used: earlier it would take registers that are missed (as compiled).
+// A high twiddle, loaded where it is used: pairs of rows in tall columns have no register for it earlier. It takes
+// four instructions more for 128 elements (as compiled).
 __device__ __forceinline__ uint2 load_high(const uint2* from) {
     uint2 x;
     asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "l"(from));
@@ -123,7 +124,7 @@ __device__ __forceinline__ void store_rows(
         const uint4* const low = twiddle.low + (TWO ? (row * RUNS + run % RUNS) * 8 + t : (row * (A * P / 256) + m * COUNT + c) * (2 * LANES) + lane);
         const Fragment wr = fragment(low, 0, 0), wi = fragment(low, 0, TWO ? 4 : LANES);
         uint2 high;
-        if constexpr (TWO) high = load_high(twiddle.high + row * (A * P / SPLIT) + run / RUNS);
+        if constexpr (TWO) high = twiddle.high[row * (A * P / SPLIT) + run / RUNS];
         Pack a[4], b[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
@@ -183,7 +184,8 @@ __device__ __forceinline__ void columns_forward(
             const int row = TILE * m + 8 * i + g;
             const int tile = ((TWO ? strip % STRIPS : strip) * (R / TILE) + m) * 2 + i;
             if constexpr (TWO) {
-                const uint2 high = load_high(twiddle.high + strip / STRIPS * R + row);
+                const uint2* const from = twiddle.high + strip / STRIPS * R + row;
+                const uint2 high = COMPLEX && R > TILE ? load_high(from) : *from;
 #pragma unroll
                 for (int j = 0; j < V; ++j) twist<false>(a[j], b[j], high.x, high.y);
             }
