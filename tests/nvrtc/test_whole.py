@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from command_line import why_not
 from torch import Tensor
 
 from fftgen import emulate
+from fftgen.cache import Cache
 from fftgen.errors import InternalError
 from fftgen.execute import Executable, spectrum
+from fftgen.pipeline import build_plan
 from fftgen.planner import search, twins
 from fftgen.planner.cost import cost, in_one_launch
 from fftgen.planner.filter import Filter
@@ -238,6 +241,17 @@ def test_rows_in_shared_memory_give_the_same_bits(
     check(plan, y, given["u"], given["k"], **rest)
     other, ptx = built(planned(mode, length, dtype, arch))
     assert torch.equal(y, emulate.convolve(other, **given, ptx=ptx, clusters=Clusters(1, 1))[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_rows_in_shared_memory_spill_nothing(mode: str, session_cache: Path) -> None:
+    plan = planned(mode)
+    for kernel in cluster_kernels(plan, target("sm_90")):
+        held = replace(plan, whole=kernel)
+        resources = build_plan(held, Cache(session_cache)).resources[held.entry(kernel)]
+        assert resources.registers <= 128
+        assert resources.spill_store_bytes == resources.spill_load_bytes == 0, kernel
 
 
 def test_rows_that_start_anywhere_take_a_launch_for_each_stage(rng: np.random.Generator) -> None:

@@ -27,7 +27,13 @@ __device__ __forceinline__ void load_peer(unsigned at, unsigned (&w)[1]) {
     asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(w[0]) : "r"(at));
 }
 
-// Rows of LENGTH points; of 16-byte pieces PIECES stand side by side in the matrix that a row is inside.
+// Where piece `q` of a plane of a row stands, of which PIECES are side by side in the matrix that a row is inside.
+template <int PIECES>
+__device__ __forceinline__ int slot(int q) {
+    return q / PIECES * PIECES + place<ANY_WIDTH>(q % PIECES, q / PIECES);
+}
+
+// Rows of LENGTH points.
 template <int ROWS, int LENGTH, int PIECES>
 struct ClusterRows {
     static constexpr int PLANE = LENGTH / 8, PITCH = 2 * PLANE + 8;  // pieces: of a plane, between rows
@@ -37,10 +43,9 @@ struct ClusterRows {
     // In pieces. Neighbouring rows begin four pieces apart, every second one two: what eight threads of the outer
     // stage store together, four pieces of two rows, or load, two pieces of four rows, falls on different banks.
     static __device__ __forceinline__ int start(int row) { return row % ROWS * PITCH + (row / 2 * 2 + row % 2 * 4) % 8; }
-    static __device__ __forceinline__ int slot(int q) { return q / PIECES * PIECES + place<ANY_WIDTH>(q % PIECES, q / PIECES); }
 
     __device__ __forceinline__ unsigned address(int row, int column) const {
-        return peer(base + 16 * (start(row) + slot(column / 8)) + column % 8 * 2, row / ROWS);
+        return peer(base + 16 * (start(row) + slot<PIECES>(column / 8)) + column % 8 * 2, row / ROWS);
     }
 
     // Numbers of the outer stage, to the block that holds their row.
@@ -94,7 +99,7 @@ struct ClusterRow {
     template <int V>
     __device__ __forceinline__ void store(int n, const float (&a)[V], const float (&b)[V], const Unheld& = {}) const {
         static_assert(V == 8, "whole pieces");
-        const int q = n / 8, at = q / PIECES * PIECES + place<ANY_WIDTH>(q % PIECES, q / PIECES);
+        const int at = slot<PIECES>(n / 8);
         re[at] = uint4{pack(a[0], a[1]), pack(a[2], a[3]), pack(a[4], a[5]), pack(a[6], a[7])};
         im[at] = uint4{pack(b[0], b[1]), pack(b[2], b[3]), pack(b[4], b[5]), pack(b[6], b[7])};
     }
