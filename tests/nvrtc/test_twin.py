@@ -118,8 +118,8 @@ def test_calls_have_as_many_gates_as_kernels_have_outputs(rng: np.random.Generat
         executable.both(emulate.Simulated("", ""), u, u, u, None, (u, u))  # type: ignore[arg-type]
 
 
-# Bytes of a thread, since two gates are held while products run: faster on an H200, not measured elsewhere. Those
-# of a radix of 80 since its twiddles have two levels, which spare the L2 8 bytes a point.
+# Bytes of a thread, since two gates are held while products run: faster on an H200, not measured elsewhere.
+# Those of a radix of 80 since its twiddles have two levels, which spare the L2 8 bytes a point.
 FEW_SPILLED = {("causal", 12_288, "sm_80"): 8, **{(m, 20_480, "sm_80"): 44 for m in MODES}}
 
 
