@@ -2,7 +2,7 @@
 //   fftgen render 20480 --dtype fp16 --circular --arch sm_90
 //
 // plan    circular 20480 fp16 sm_90 | N=20480=80b·16w·16w batch-pair block mma scaled-fp16 | convolve[16w 167424B]
-// digest  e2a50bdb38a6ea664e9669252f293b4836cbd01e447d88b2bc6d1472da3c7faf
+// digest  49b9c1b3721d05a5770b86fda453f016a0615c827011b96f738f4962c57f10fe
 // work    per pair of rows: 4480 matrix instructions 16x16x16 (36.70 MFLOP), 163840 bytes of device memory at least; 167424 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -48,17 +48,15 @@ constexpr int FIRST_INVERSE_AT = 6656;
 constexpr int COLUMNS_AT = 8192;
 constexpr int COLUMNS_INVERSE_AT = 46592;
 constexpr int OUTER_AT = 84992;
-constexpr int OUTER_INVERSE_AT = 95232;
-constexpr int OUTER_HIGH_AT = 105472;
-constexpr int OUTER_INVERSE_HIGH_AT = 110592;
+constexpr int OUTER_INVERSE_AT = 166912;
 
-constexpr int OUTER_SPLIT = 32;  // columns of their low level
+constexpr int OUTER_SPLIT = 256;  // columns: one level
 
 __device__ __forceinline__ TwoLevels outer_twiddles(const unsigned char* tables) {
-    return {reinterpret_cast<const uint4*>(tables + OUTER_AT), reinterpret_cast<const uint2*>(tables + OUTER_HIGH_AT)};
+    return {reinterpret_cast<const uint4*>(tables + OUTER_AT), nullptr};
 }
 __device__ __forceinline__ TwoLevels inverse_twiddles(const unsigned char* tables) {
-    return {reinterpret_cast<const uint4*>(tables + OUTER_INVERSE_AT), reinterpret_cast<const uint2*>(tables + OUTER_INVERSE_HIGH_AT)};
+    return {reinterpret_cast<const uint4*>(tables + OUTER_INVERSE_AT), nullptr};
 }
 
 __device__ __forceinline__ InnerTables inner_tables(const uint4* tables) {
@@ -80,7 +78,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_e2a50bdb(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_49b9c1b3(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 2;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -238,7 +236,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_e2a50bdb_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_49b9c1b3_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 512;
     constexpr int P = 20480;  // points
     extern __shared__ float2 data[];
@@ -279,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular
 #pragma unroll
         for (int j = 0; j < 16; ++j) peak = max(peak, magnitude(x[j]));
         dft<16>(x);
-        twist<16, 1280, false>(x, args.tables + 115712, r);
+        twist<16, 1280, false>(x, args.tables + 248832, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 1520] = x[j];
     }
@@ -299,7 +297,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular
 #pragma unroll
         for (int j = 0; j < 5; ++j) x[j] = data[base + j * 304];
         dft<5>(x);
-        twist<5, 256, false>(x, args.tables + 177152, r);
+        twist<5, 256, false>(x, args.tables + 310272, r);
 #pragma unroll
         for (int j = 0; j < 5; ++j) data[base + j * 304] = x[j];
     }
@@ -315,7 +313,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular
 #pragma unroll
         for (int j = 0; j < 16; ++j) x[j] = data[base + j * 19];
         dft<16>(x);
-        twist<16, 16, false>(x, args.tables + 185344, r);
+        twist<16, 16, false>(x, args.tables + 318464, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 19] = x[j];
     }

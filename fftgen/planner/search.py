@@ -228,7 +228,8 @@ def candidate(
             reason = reason or kernels
             continue
         if engine == "mma" and len(shape.inner) == 3:
-            split = mma_rules.outer_split(stages[shape.device], _body(kernels), target)
+            exact = problem.dtype == "fp16" and not right_angle
+            split = mma_rules.outer_split(stages[shape.device], _body(kernels), target, exact)
             stages = _with_outer(stages, shape.device, split)
         plan = Plan(
             problem=problem,
@@ -401,7 +402,8 @@ def levelled(found: Plan, body: Kernel, chip: Target) -> Plan:
     """A plan of the mma engine with the tables that its kernels read beside the blocks of ``body``."""
     if not found.block_stage:
         return with_outer_split(found, 0)
-    return with_outer_split(found, mma_rules.outer_split(found.inner[0], body, chip))
+    exact = found.problem.dtype == "fp16" and not found.real_input
+    return with_outer_split(found, mma_rules.outer_split(found.inner[0], body, chip, exact))
 
 
 def with_outer_split(found: Plan, split: int) -> Plan:
