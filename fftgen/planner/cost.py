@@ -14,6 +14,7 @@ from typing import Any
 from fftgen.planner import work as counts
 from fftgen.planner.filter_work import filter_work
 from fftgen.planner.plan import TILE, Plan
+from fftgen.planner.whole import holding
 from fftgen.planner.work import Work, kernel_work
 from fftgen.targets import Target
 
@@ -190,8 +191,7 @@ def in_one_launch(plan: Plan, price: Cost, target: Target) -> Cost:
         seconds = {**columns.seconds, "device memory": memory}
         kernels = [replace(columns, work=work, seconds=seconds), *others]
     if plan.whole is not None and plan.whole.row:
-        blocks = plan.stages[0].radix // plan.whole.row
-        kernels = [_in_cluster(k, blocks, target) for k in kernels]
+        kernels = [_in_cluster(k, holding(plan, plan.whole), target) for k in kernels]
     return Cost(tuple(kernels))
 
 

@@ -38,6 +38,11 @@ class Stage:
     scale: int
     split: int
 
+    @property
+    def two_levels(self) -> bool:
+        """The twiddles are a product of two tables."""
+        return self.split < self.rest
+
 
 @dataclass(frozen=True)
 class Table:

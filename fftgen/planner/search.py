@@ -228,7 +228,7 @@ def candidate(
             reason = reason or kernels
             continue
         if engine == "mma" and len(shape.inner) == 3:
-            exact = problem.dtype == "fp16" and not right_angle
+            exact = _exact(problem, right_angle)
             split = mma_rules.outer_split(stages[shape.device], _body(kernels), target, exact)
             stages = _with_outer(stages, shape.device, split)
         plan = Plan(
@@ -402,7 +402,7 @@ def levelled(found: Plan, body: Kernel, chip: Target) -> Plan:
     """A plan of the mma engine with the tables that its kernels read beside the blocks of ``body``."""
     if not found.block_stage:
         return with_outer_split(found, 0)
-    exact = found.problem.dtype == "fp16" and not found.real_input
+    exact = _exact(found.problem, found.real_input)
     return with_outer_split(found, mma_rules.outer_split(found.inner[0], body, chip, exact))
 
 
@@ -413,6 +413,11 @@ def with_outer_split(found: Plan, split: int) -> Plan:
         stages = _with_outer(stages, len(found.device_stages), split)
     tables = _tables("mma", stages, found.kernels, found.real_input, found.compute_format)
     return replace(found, stages=stages, tables=tables)
+
+
+def _exact(problem: Problem, right_angle: bool) -> bool:
+    """Twiddles must not be rounded twice: pairs of rows share their noise, and fp16 shows it."""
+    return problem.dtype == "fp16" and not right_angle
 
 
 def _with_outer(stages: tuple[Stage, ...], at: int, split: int) -> tuple[Stage, ...]:

@@ -104,8 +104,8 @@ def _levels(found: Plan, chip: Target) -> Iterator[Plan]:
         yield layout
         if layout.block_stage and layout.body == found.body:
             stage = layout.inner[0]
-            two = stage.split < stage.rest
-            yield search.with_outer_split(layout, stage.rest if two else mma_rules.two_levels(layout.body))
+            other = stage.rest if stage.two_levels else mma_rules.two_levels(layout.body)
+            yield search.with_outer_split(layout, other)
 
 
 def _apart(choice: Plan, plan: Plan) -> str:
@@ -122,7 +122,7 @@ def _apart(choice: Plan, plan: Plan) -> str:
                 f"{kernel.label} {kernel.warps}w x{kernel.resident} group {kernel.group} "
                 f"columns {kernel.columns}"
             )
-    levels = [x.block_stage and x.inner[0].split < x.inner[0].rest for x in (choice, plan)]
+    levels = [x.block_stage and x.inner[0].two_levels for x in (choice, plan)]
     if levels[0] != levels[1]:
         said.append(f"twiddles in {'two levels' if levels[1] else 'one level'}")
     if plan.chunk_bytes != choice.chunk_bytes:

@@ -78,7 +78,7 @@ def cluster_sizes(plan: Plan, chip: Target) -> tuple[int, ...]:
     if plan.whole is None:
         return ()
     if plan.whole.row:
-        return (_holding(plan, plan.whole),)
+        return (holding(plan, plan.whole),)
     blocks = chip.multiprocessors * plan.whole.resident
     sizes = SIZES if chip.capability >= CLUSTERS else SIZES[:1]
     return tuple(s for s in sizes if s * _places(plan, chip, blocks // s, 1.0) >= ENOUGH * blocks)
@@ -89,7 +89,7 @@ def _places(plan: Plan, chip: Target, total: int, room: float) -> int:
     return min(total, int(room * chip.l2_bytes) // (4 * plan.transform))
 
 
-def _holding(plan: Plan, kernel: Kernel) -> int:
+def holding(plan: Plan, kernel: Kernel) -> int:
     """Blocks whose shared memory holds all rows of a transform, ``kernel.row`` each."""
     return plan.stages[0].radix // kernel.row
 
@@ -147,7 +147,7 @@ def clusters(plan: Plan, items: int) -> Clusters | None:
     chip, resident = find_target(plan.target), plan.whole.resident
     blocks = chip.multiprocessors * resident
     if plan.whole.row:
-        size = _holding(plan, plan.whole)
+        size = holding(plan, plan.whole)
         total = min(items, blocks // size)
         return Clusters(size, total) if size * total >= ENOUGH * blocks else None
     if plan.cluster:

@@ -170,7 +170,7 @@ def outer_twiddles(plan: Plan, back: bool) -> float:
     """
     stage = plan.inner[0]
     at_once = VECTOR if back else 2 * plan.body.columns
-    return ELEMENT + (2 * ELEMENT / at_once if stage.split < stage.rest else 0)
+    return ELEMENT + (2 * ELEMENT / at_once if stage.two_levels else 0)
 
 
 def _mma_shared(plan: Plan, kernel: Kernel) -> int:
@@ -247,7 +247,7 @@ def _block_instructions(plan: Plan, kernel: Kernel) -> float:
     tiles = sum(s.radix for s in plan.inner) / TILE
     turns = plan.inner[0].radix / (kernel.warps * kernel.group)
     idle = (-(-turns // 1) / turns - 1) * (87 if turns < 1 else 13 if plan.scaled else 130)
-    levels = 16.5 * (plan.inner[0].split < plan.inner[0].rest)  # of twiddles: products by the high ones
+    levels = 16.5 * plan.inner[0].two_levels  # of twiddles: products by the high ones
     if not plan.scaled:
         return 167 + 4 * tensor + 4.5 * (tiles - 3) + idle + levels
     signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1))
