@@ -35,6 +35,7 @@ WRITTEN = (
     "filter_planes",
     "filter_scale",
     "filter_workspace",
+    "filter_peaks",
     "v_workspace",
     "sums",
     "spectra",
@@ -43,7 +44,7 @@ WRITTEN = (
     "finish_workspace",
     *RESULTS,
 )
-GROWN = ("peaks", "filter_peaks", "v_peaks")  # start as zeros, and are read and written
+GROWN = ("peaks", "v_peaks")  # start as zeros, and are read and written
 SIZES = (ARGS_BYTES, FILTER_ARGS_BYTES, GRADIENT_ARGS_BYTES, FINISH_ARGS_BYTES)
 
 

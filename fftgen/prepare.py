@@ -66,7 +66,7 @@ def transform(
     if not plan.filter.whole:
         count = chunk_channels(plan.filter, plan.transform, channels) * plan.transform
         workspace = torch.empty(count, 2, dtype=torch.float32, device=device)
-        peaks = torch.zeros(channels, dtype=torch.int32, device=device)  # grown by atomics
+        peaks = torch.empty(channels, dtype=torch.int32, device=device)
     call = FilterCall(
         NO_TAPS if ahead is None else Taps(address("filter", ahead), ahead.stride(0), ahead.shape[1]),
         NO_TAPS if back is None else Taps(address("back_filter", back), back.stride(0), back.shape[1]),

@@ -36,8 +36,8 @@ MMA_TEMPLATES = {
 FILTER_TITLES = {
     "filter": "The spectrum of a filter, a channel to a block.",
     "filter_columns": "Filters to spectra, columns: from the taps to the workspace.",
-    "filter_rows": "Filters to spectra, rows: in place, and the largest modulus of a channel.",
-    "filter_convert": "Filters to spectra, the end: scaled, rounded, in the order of the convolution.",
+    "filter_rows": "Filters to spectra, rows: each scaled by itself, in the order of the convolution.",
+    "filter_level": "Filters to spectra, the end: rows by the power of two of their channel.",
     "finish": "From the sum to taps, a channel to a block.",
     "finish_rows": "From the sum to taps, rows: of the sum, to the workspace.",
     "finish_columns": "From the sum to taps, columns: from the workspace.",

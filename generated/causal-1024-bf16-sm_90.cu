@@ -2,7 +2,7 @@
 //   fftgen render 1024 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 1024 bf16 sm_90 | N=1024=32w·32w right-angle warp mma scaled-fp16 | convolve[8w 61440B]
-// digest  129fa979b10c5121eebdcc5fe54219cc96387dbe118cb4bc208c0adf00b78c36
+// digest  5c9a733064cbce66e390ff548ed37b310506dd7f4e47164205b6b314eec15c51
 // work    per row: 96 matrix instructions 16x16x16 (0.79 MFLOP), 4096 bytes of device memory at least; 61440 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -65,7 +65,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 1 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf16_mma_sm90_129fa979(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf16_mma_sm90_5c9a7330(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 1;  // transforms that a warp takes at a time
     constexpr bool REAL = true;
@@ -142,7 +142,16 @@ namespace {
 
 using Stored = __half;  // of a spectrum
 
-// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+constexpr int PLANE = 256;  // numbers of one plane side by side
+
+// Where a channel has the real parts of a piece of eight frequencies, and where its transform leaves the first.
+__device__ __forceinline__ int piece_at(unsigned x) {
+    unsigned at = 0;
+    at += x % 32 * 8, x /= 32;
+    at += x * 512;
+    return at;
+}
+
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
     at += x % 2 * 32, x /= 2;
@@ -152,11 +161,17 @@ __device__ __forceinline__ int piece_place(unsigned x) {
     return at;
 }
 
-// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+// Eight numbers of a plane, rounded.
+__device__ __forceinline__ void store_part(Stored* to, const float (&x)[VECTOR]) {
+    const Vector<Stored> y = narrow<Stored>(x);
+    const uint4 w = *reinterpret_cast<const uint4*>(&y);
+    store_plane(to, w.x, w.y, w.z, w.w);
+}
+
+// A piece, multiplied by `up` and rounded, to its place in both planes.
 template <typename Load>
 __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
-    constexpr int PLANE = 256;  // numbers of one plane side by side
-    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    const unsigned at = piece_place(piece);
     float re[VECTOR], im[VECTOR];
     { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
     { const float2 z = load(at + 16); re[1] = z.x * up, im[1] = z.y * up; }
@@ -166,9 +181,9 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     { const float2 z = load(at + 18); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 514); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 530); re[7] = z.x * up, im[7] = z.y * up; }
-    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Stored>(re));
-    store_vector(to + PLANE, narrow<Stored>(im));
+    Stored* const to = planes + piece_at(piece);
+    store_part(to, re);
+    store_part(to + PLANE, im);
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
@@ -178,7 +193,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1024_causal_bf16_mma_sm90_129fa979_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1024_causal_bf16_mma_sm90_5c9a7330_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 64;
     constexpr int P = 1024;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 256 --dtype fp16 --causal --arch sm_90
 //
 // plan    causal 256 fp16 sm_90 | N=256=16w·16w right-angle warp mma scaled-fp16 | convolve[8w 23552B]
-// digest  0884c8ee2bf824d1962ae9c303b5e18a69be9375a169e91538a89651221ee0ac
+// digest  cc7885e4bd21426f8b464ce2b29947f1e838ad3991be66db45b66354d75371f6
 // work    per row: 12 matrix instructions 16x16x16 (0.10 MFLOP), 1024 bytes of device memory at least; 23552 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -65,7 +65,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 4 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_causal_fp16_mma_sm90_0884c8ee(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_causal_fp16_mma_sm90_cc7885e4(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 4;  // transforms that a warp takes at a time
     constexpr bool REAL = true;
@@ -142,7 +142,15 @@ namespace {
 
 using Stored = __half;  // of a spectrum
 
-// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+constexpr int PLANE = 256;  // numbers of one plane side by side
+
+// Where a channel has the real parts of a piece of eight frequencies, and where its transform leaves the first.
+__device__ __forceinline__ int piece_at(unsigned x) {
+    unsigned at = 0;
+    at += x * 8;
+    return at;
+}
+
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
     at += x % 4 * 2, x /= 4;
@@ -150,11 +158,17 @@ __device__ __forceinline__ int piece_place(unsigned x) {
     return at;
 }
 
-// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+// Eight numbers of a plane, rounded.
+__device__ __forceinline__ void store_part(Stored* to, const float (&x)[VECTOR]) {
+    const Vector<Stored> y = narrow<Stored>(x);
+    const uint4 w = *reinterpret_cast<const uint4*>(&y);
+    store_plane(to, w.x, w.y, w.z, w.w);
+}
+
+// A piece, multiplied by `up` and rounded, to its place in both planes.
 template <typename Load>
 __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
-    constexpr int PLANE = 256;  // numbers of one plane side by side
-    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    const unsigned at = piece_place(piece);
     float re[VECTOR], im[VECTOR];
     { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
     { const float2 z = load(at + 1); re[1] = z.x * up, im[1] = z.y * up; }
@@ -164,9 +178,9 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     { const float2 z = load(at + 9); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 136); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 137); re[7] = z.x * up, im[7] = z.y * up; }
-    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Stored>(re));
-    store_vector(to + PLANE, narrow<Stored>(im));
+    Stored* const to = planes + piece_at(piece);
+    store_part(to, re);
+    store_part(to + PLANE, im);
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
@@ -176,7 +190,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(32, 16) fftgen_conv_n256_causal_fp16_mma_sm90_0884c8ee_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(32, 16) fftgen_conv_n256_causal_fp16_mma_sm90_cc7885e4_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 32;
     constexpr int P = 256;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype bf16 --causal --arch sm_86
 //
 // plan    causal 32768 bf16 sm_86 | N=32768=64d·16w·32w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 65536B] rows[12w 68608B] columns_inverse1[8w 0B]
-// digest  e87bfb96b717451588a1b55c8119d118e182723dada1b7fecdb10e9d10e50f8f
+// digest  fab856ff276127182ed4e5683fc49cec1e5524229948b9c4d393cc1ae1b5a004
 // work    per row: 5120 matrix instructions 16x16x16 (41.94 MFLOP), 131072 bytes of device memory at least; 68608 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -86,7 +86,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_bf16_mma_sm86_fab856ff_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_b
 }
 
 // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_fab856ff_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_b
 }
 
 // Everything inside a row of 512 points: each warp works on 1 transforms at a time.
-extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_fab856ff_rows(const Args<T> args) {
     constexpr int WARPS = 12;
     constexpr int GROUP = 1;  // transforms that a warp takes at a time
     constexpr bool REAL = false;
@@ -195,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_b
 }
 
 // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_fab856ff_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -222,7 +222,17 @@ namespace {
 
 using Stored = __half;  // of a spectrum
 
-// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+constexpr int PLANE = 256;  // numbers of one plane side by side
+
+// Where a row has the real parts of a piece of eight frequencies, and where its transform leaves the first.
+__device__ __forceinline__ int piece_at(unsigned x) {
+    unsigned at = 0;
+    at += x % 32 * 8, x /= 32;
+    at += x % 2 * 512, x /= 2;
+    at += x * 16384;
+    return at;
+}
+
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
     at += x % 2 * 64, x /= 2;
@@ -230,16 +240,34 @@ __device__ __forceinline__ int piece_place(unsigned x) {
     at += x % 4 * 512, x /= 4;
     at += x % 2 * 8, x /= 2;
     at += x % 2 * 4, x /= 2;
-    at += x % 16 * 2048, x /= 16;
     at += x * 128;
     return at;
 }
 
-// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+// Where a channel has a row, and the place of that row among the points of a column.
+__device__ __forceinline__ int row_at(unsigned x) {
+    unsigned at = 0;
+    at += x * 1024;
+    return at;
+}
+
+__device__ __forceinline__ int row_place(unsigned x) {
+    unsigned at = 0;
+    at += x;
+    return at;
+}
+
+// Eight numbers of a plane, rounded.
+__device__ __forceinline__ void store_part(Stored* to, const float (&x)[VECTOR]) {
+    const Vector<Stored> y = narrow<Stored>(x);
+    const uint4 w = *reinterpret_cast<const uint4*>(&y);
+    store_plane(to, w.x, w.y, w.z, w.w);
+}
+
+// A piece, multiplied by `up` and rounded, to its place in both planes.
 template <typename Load>
 __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
-    constexpr int PLANE = 256;  // numbers of one plane side by side
-    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    const unsigned at = piece_place(piece);
     float re[VECTOR], im[VECTOR];
     { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
     { const float2 z = load(at + 32); re[1] = z.x * up, im[1] = z.y * up; }
@@ -249,9 +277,9 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     { const float2 z = load(at + 34); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 18); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 50); re[7] = z.x * up, im[7] = z.y * up; }
-    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Stored>(re));
-    store_vector(to + PLANE, narrow<Stored>(im));
+    Stored* const to = planes + piece_at(piece);
+    store_part(to, re);
+    store_part(to + PLANE, im);
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
@@ -261,7 +289,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_fab856ff_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -269,6 +297,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
     constexpr int STRIPS = 8;  // of a channel
     const int slot = blockIdx.x / STRIPS, channel = args.first + slot, strip = blockIdx.x % STRIPS * C;
     float2* const workspace = args.workspace + slot * (long long)N;
+    if (strip == 0 && threadIdx.x == 0) args.peaks[channel] = 0;  // grown by rows
     const float* const taps = args.filter + channel * args.stride;
     const float* const back = args.back + channel * args.back_stride + 1;
 
@@ -326,26 +355,24 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
         }
         dft<16>(x);
         const int column = strip + c, low = 0;
+        // The weights of what is below a column's digit join the twiddle.
+        twist_by_roots<4 * N, 256>(x, args.tables + 191488, args.tables + 193536, column * (4 * low - 1), column * 4);
 #pragma unroll
-        for (int j = 0; j < 16; ++j) {
-            const int k = low + j * 1;
-            int m = column * (4 * k - 1);  // the weights of what is below a column's digit join the twiddle
-            if (m < 0) m += 4 * N;
-            workspace[(b * 16 + j) * (long long)2048 + column] = x[j] * root<256>(args.tables + 191488, args.tables + 193536, m);
-        }
+        for (int j = 0; j < 16; ++j) workspace[(b * 16 + j) * (long long)2048 + column] = x[j];
     }
 }
 
-// Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_filter_rows(const FilterArgs<Stored> args) {
+// Filters to spectra, rows: each scaled by itself, in the order of the convolution.
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_bf16_mma_sm86_fab856ff_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
     const auto spread = [](unsigned i) { return i + i / 16; };  // over the banks
     unsigned* const peaks = reinterpret_cast<unsigned*>(data + 2176);
     unsigned peak = 0;
-    const int slot = blockIdx.x / 16, channel = args.first + slot;
-    float2* const row = args.workspace + blockIdx.x * (long long)P;
+    constexpr int ROWS = 16;  // of a channel
+    const int slot = blockIdx.x / ROWS, channel = args.first + slot, number = blockIdx.x % ROWS;
+    float2* const row = args.workspace + (slot * (long long)N + row_place(number) * P);
 
     // Stage 1: 128 DFTs of 16 points, 128 apart
 #pragma unroll 1
@@ -402,18 +429,45 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_causal_b
     share_peak<THREADS>(peak, peaks + LANES);
     __syncthreads();
 
-    if (threadIdx.x == 0) atomicMax(args.peaks + channel, peak_of(shared_peak<THREADS>(peaks + LANES), scaled));
-    for (int i = threadIdx.x; i < P; i += THREADS) row[i] = data[spread(i)];
+    const int found = peak_of(shared_peak<THREADS>(peaks + LANES), scaled);
+    if (threadIdx.x == 0) {
+        atomicMax(args.peaks + channel, found);
+        row[0].x = __int_as_float(found);  // what levels rows finds it there
+    }
+    Stored* const planes = args.planes + (channel * (2LL * N) + row_at(number));
+#pragma unroll 1
+    for (int piece = threadIdx.x; piece < P / VECTOR; piece += THREADS)
+        store_piece(planes, piece, power(-channel_exponent(found)), [&](unsigned i) { return data[spread(i)]; });
 }
 
-// Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_e87bfb96_filter_convert(const FilterArgs<Stored> args) {
-    constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
-    const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
-    const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;
-    if (piece >= N / VECTOR) return;
-    const int e = channel_exponent(args.peaks[channel]);
-    if (piece == 0) store_scale(args, channel, e);
-    const float2* const spectrum = args.workspace + slot * (long long)N;
-    store_piece(args.planes + channel * (2LL * N), piece, power(-e), [&](unsigned i) { return spectrum[i]; });
+// Filters to spectra, the end: rows by the power of two of their channel.
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_fab856ff_filter_level(const FilterArgs<Stored> args) {
+    constexpr int P = 2048, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
+    const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;
+    const int slot = row / ROWS, channel = args.first + slot, number = row % ROWS;
+    const int found = __float_as_int(args.workspace[slot * (long long)N + row_place(number) * P].x);
+    const int e = channel_exponent(args.peaks[channel]), rise = channel_exponent(found) - e;
+    if (number == 0 && lane == 0) store_scale(args, channel, e);
+    if (found == 0 || rise == 0) return;
+
+    const float factor = power(max(rise, -MOST));
+    Stored* const planes = args.planes + (channel * (2LL * N) + row_at(number));
+#pragma unroll 1
+    for (int first = lane; first < PIECES; first += AT_ONCE * LANES) {
+        Vector<Stored> held[AT_ONCE][2];
+#pragma unroll
+        for (int i = 0; i < 2 * AT_ONCE; ++i) {
+            const int piece = first + i / 2 * LANES;
+            if (piece < PIECES) held[i / 2][i % 2] = load_vector(planes + piece_at(piece) + i % 2 * PLANE);
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * AT_ONCE; ++i) {
+            const int piece = first + i / 2 * LANES;
+            float x[VECTOR];
+            widen(held[i / 2][i % 2], x);
+#pragma unroll
+            for (int j = 0; j < VECTOR; ++j) x[j] *= factor;
+            if (piece < PIECES) store_part(planes + piece_at(piece) + i % 2 * PLANE, x);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype bf16 --causal --arch sm_80
 //
 // plan    causal 4096 bf16 sm_80 | N=4096=16b·16w·16w right-angle block mma scaled-fp16 | convolve[4w 27136B]
-// digest  d4774997fd37746efd1b53a32a44f52e24d01928cdac540d7b352319f97d154f
+// digest  8bf098057997e3f3b2f521ff360670e9829e6cfa4309b9fe232966142e8530e7
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 27136 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -78,7 +78,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm80_d4774997(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm80_8bf09805(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -183,7 +183,16 @@ namespace {
 
 using Stored = __half;  // of a spectrum
 
-// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+constexpr int PLANE = 256;  // numbers of one plane side by side
+
+// Where a channel has the real parts of a piece of eight frequencies, and where its transform leaves the first.
+__device__ __forceinline__ int piece_at(unsigned x) {
+    unsigned at = 0;
+    at += x % 32 * 8, x /= 32;
+    at += x * 512;
+    return at;
+}
+
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
     at += x % 4 * 2, x /= 4;
@@ -191,11 +200,17 @@ __device__ __forceinline__ int piece_place(unsigned x) {
     return at;
 }
 
-// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+// Eight numbers of a plane, rounded.
+__device__ __forceinline__ void store_part(Stored* to, const float (&x)[VECTOR]) {
+    const Vector<Stored> y = narrow<Stored>(x);
+    const uint4 w = *reinterpret_cast<const uint4*>(&y);
+    store_plane(to, w.x, w.y, w.z, w.w);
+}
+
+// A piece, multiplied by `up` and rounded, to its place in both planes.
 template <typename Load>
 __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
-    constexpr int PLANE = 256;  // numbers of one plane side by side
-    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    const unsigned at = piece_place(piece);
     float re[VECTOR], im[VECTOR];
     { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
     { const float2 z = load(at + 1); re[1] = z.x * up, im[1] = z.y * up; }
@@ -205,9 +220,9 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     { const float2 z = load(at + 9); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 24); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 25); re[7] = z.x * up, im[7] = z.y * up; }
-    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Stored>(re));
-    store_vector(to + PLANE, narrow<Stored>(im));
+    Stored* const to = planes + piece_at(piece);
+    store_part(to, re);
+    store_part(to + PLANE, im);
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
@@ -217,7 +232,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm80_d4774997_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm80_8bf09805_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 4096 bf16 sm_90 | N=4096=16b·16w·16w right-angle block mma scaled-fp16 | convolve[4w 27136B]
-// digest  97489c72f123f5ec190df58a238817494dd67bd925c19db87c0a5141263d1a79
+// digest  5a4d50698d43c6a1243ff5694c384a08ecb953fd2f0c703d47813a19170b5c37
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 27136 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -89,7 +89,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n4096_causal_bf16_mma_sm90_97489c72(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n4096_causal_bf16_mma_sm90_5a4d5069(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -196,7 +196,16 @@ namespace {
 
 using Stored = __half;  // of a spectrum
 
-// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+constexpr int PLANE = 256;  // numbers of one plane side by side
+
+// Where a channel has the real parts of a piece of eight frequencies, and where its transform leaves the first.
+__device__ __forceinline__ int piece_at(unsigned x) {
+    unsigned at = 0;
+    at += x % 32 * 8, x /= 32;
+    at += x * 512;
+    return at;
+}
+
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
     at += x % 4 * 2, x /= 4;
@@ -204,11 +213,17 @@ __device__ __forceinline__ int piece_place(unsigned x) {
     return at;
 }
 
-// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+// Eight numbers of a plane, rounded.
+__device__ __forceinline__ void store_part(Stored* to, const float (&x)[VECTOR]) {
+    const Vector<Stored> y = narrow<Stored>(x);
+    const uint4 w = *reinterpret_cast<const uint4*>(&y);
+    store_plane(to, w.x, w.y, w.z, w.w);
+}
+
+// A piece, multiplied by `up` and rounded, to its place in both planes.
 template <typename Load>
 __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
-    constexpr int PLANE = 256;  // numbers of one plane side by side
-    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    const unsigned at = piece_place(piece);
     float re[VECTOR], im[VECTOR];
     { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
     { const float2 z = load(at + 1); re[1] = z.x * up, im[1] = z.y * up; }
@@ -218,9 +233,9 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     { const float2 z = load(at + 9); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 24); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 25); re[7] = z.x * up, im[7] = z.y * up; }
-    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Stored>(re));
-    store_vector(to + PLANE, narrow<Stored>(im));
+    Stored* const to = planes + piece_at(piece);
+    store_part(to, re);
+    store_part(to + PLANE, im);
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
@@ -230,7 +245,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm90_97489c72_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_causal_bf16_mma_sm90_5a4d5069_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype fp16 --causal --arch sm_75
 //
 // plan    causal 4096 fp16 sm_75 | N=4096=16b·16w·16w right-angle block wmma fp16-fp32 | convolve[4w 32768B]
-// digest  762f9af1cb4f40c51967e603c0c6168e5fcdc31135412458f8ae3637ad2df389
+// digest  33c78c6e9395a2a75b7ae0755c102db51326fd34a56a2f92089bd5b52bb2e3ee
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 32768 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -62,7 +62,7 @@ __device__ __forceinline__ Spectrum<T> channel_spectrum(const Args<T>& args, int
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 2) fftgen_conv_n4096_causal_fp16_wmma_sm75_762f9af1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 2) fftgen_conv_n4096_causal_fp16_wmma_sm75_33c78c6e(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int PITCH = 16;  // elements between rows of a warp's tile
     constexpr int ROW = 272;  // elements between rows of the block
@@ -171,18 +171,32 @@ namespace {
 
 using Stored = __half;  // of a spectrum
 
-// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+constexpr int PLANE = 4096;  // numbers of one plane side by side
+
+// Where a channel has the real parts of a piece of eight frequencies, and where its transform leaves the first.
+__device__ __forceinline__ int piece_at(unsigned x) {
+    unsigned at = 0;
+    at += x * 8;
+    return at;
+}
+
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
     at += x * 8;
     return at;
 }
 
-// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+// Eight numbers of a plane, rounded.
+__device__ __forceinline__ void store_part(Stored* to, const float (&x)[VECTOR]) {
+    const Vector<Stored> y = narrow<Stored>(x);
+    const uint4 w = *reinterpret_cast<const uint4*>(&y);
+    store_plane(to, w.x, w.y, w.z, w.w);
+}
+
+// A piece, multiplied by `up` and rounded, to its place in both planes.
 template <typename Load>
 __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
-    constexpr int PLANE = 4096;  // numbers of one plane side by side
-    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    const unsigned at = piece_place(piece);
     float re[VECTOR], im[VECTOR];
     { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
     { const float2 z = load(at + 1); re[1] = z.x * up, im[1] = z.y * up; }
@@ -192,9 +206,9 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     { const float2 z = load(at + 5); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 6); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 7); re[7] = z.x * up, im[7] = z.y * up; }
-    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Stored>(re));
-    store_vector(to + PLANE, narrow<Stored>(im));
+    Stored* const to = planes + piece_at(piece);
+    store_part(to, re);
+    store_part(to + PLANE, im);
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
@@ -204,7 +218,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n4096_causal_fp16_wmma_sm75_762f9af1_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n4096_causal_fp16_wmma_sm75_33c78c6e_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 1000 --dtype fp16 --circular --arch sm_90
 //
 // plan    circular 1000 fp16 sm_90 | N=1024=32w·32w right-angle fold 1000 warp mma scaled-fp16 | convolve[8w 61440B]
-// digest  96515d689171d7f823593b4cd142ba7070e89124cf57b9a0f3edd28e0d4a1b62
+// digest  e2bc3cd56936a747f40983b0c94aef94564ca03431fe99c3a9c52807bf090216
 // work    per row: 96 matrix instructions 16x16x16 (0.79 MFLOP), 4000 bytes of device memory at least; 61440 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -65,7 +65,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 1 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1000_circular_fp16_mma_sm90_96515d68(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1000_circular_fp16_mma_sm90_e2bc3cd5(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 1;  // transforms that a warp takes at a time
     constexpr bool REAL = true;
@@ -149,7 +149,16 @@ constexpr int PERIOD = 1000;
 // over the end of the transform comes back times i: of the second, as the real part that wraps.
 constexpr int LATE = N - PERIOD;
 
-// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+constexpr int PLANE = 256;  // numbers of one plane side by side
+
+// Where a channel has the real parts of a piece of eight frequencies, and where its transform leaves the first.
+__device__ __forceinline__ int piece_at(unsigned x) {
+    unsigned at = 0;
+    at += x % 32 * 8, x /= 32;
+    at += x * 512;
+    return at;
+}
+
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
     at += x % 2 * 32, x /= 2;
@@ -159,11 +168,17 @@ __device__ __forceinline__ int piece_place(unsigned x) {
     return at;
 }
 
-// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+// Eight numbers of a plane, rounded.
+__device__ __forceinline__ void store_part(Stored* to, const float (&x)[VECTOR]) {
+    const Vector<Stored> y = narrow<Stored>(x);
+    const uint4 w = *reinterpret_cast<const uint4*>(&y);
+    store_plane(to, w.x, w.y, w.z, w.w);
+}
+
+// A piece, multiplied by `up` and rounded, to its place in both planes.
 template <typename Load>
 __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
-    constexpr int PLANE = 256;  // numbers of one plane side by side
-    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    const unsigned at = piece_place(piece);
     float re[VECTOR], im[VECTOR];
     { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
     { const float2 z = load(at + 16); re[1] = z.x * up, im[1] = z.y * up; }
@@ -173,9 +188,9 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     { const float2 z = load(at + 18); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 514); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 530); re[7] = z.x * up, im[7] = z.y * up; }
-    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Stored>(re));
-    store_vector(to + PLANE, narrow<Stored>(im));
+    Stored* const to = planes + piece_at(piece);
+    store_part(to, re);
+    store_part(to + PLANE, im);
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
@@ -185,7 +200,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1000_circular_fp16_mma_sm90_96515d68_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1000_circular_fp16_mma_sm90_e2bc3cd5_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 64;
     constexpr int P = 1024;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 20480 --dtype fp16 --circular --arch sm_90
 //
 // plan    circular 20480 fp16 sm_90 | N=20480=80b·16w·16w batch-pair block mma scaled-fp16 | convolve[16w 167424B]
-// digest  49b9c1b3721d05a5770b86fda453f016a0615c827011b96f738f4962c57f10fe
+// digest  4db5485b9ab27e6c9cbd37ecb0046ac03dbf08d7c78392501c17f8c700148f00
 // work    per pair of rows: 4480 matrix instructions 16x16x16 (36.70 MFLOP), 163840 bytes of device memory at least; 167424 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -78,7 +78,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_49b9c1b3(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_4db5485b(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 2;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -200,7 +200,16 @@ using Stored = __half;  // of a spectrum
 // Tap m of a filter that acts backwards in time is tap PERIOD - m of one that acts forwards.
 constexpr int PERIOD = N;
 
-// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+constexpr int PLANE = 256;  // numbers of one plane side by side
+
+// Where a channel has the real parts of a piece of eight frequencies, and where its transform leaves the first.
+__device__ __forceinline__ int piece_at(unsigned x) {
+    unsigned at = 0;
+    at += x % 32 * 8, x /= 32;
+    at += x * 512;
+    return at;
+}
+
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
     at += x % 4 * 2, x /= 4;
@@ -210,11 +219,17 @@ __device__ __forceinline__ int piece_place(unsigned x) {
     return at;
 }
 
-// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+// Eight numbers of a plane, rounded.
+__device__ __forceinline__ void store_part(Stored* to, const float (&x)[VECTOR]) {
+    const Vector<Stored> y = narrow<Stored>(x);
+    const uint4 w = *reinterpret_cast<const uint4*>(&y);
+    store_plane(to, w.x, w.y, w.z, w.w);
+}
+
+// A piece, multiplied by `up` and rounded, to its place in both planes.
 template <typename Load>
 __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
-    constexpr int PLANE = 256;  // numbers of one plane side by side
-    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    const unsigned at = piece_place(piece);
     float re[VECTOR], im[VECTOR];
     { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
     { const float2 z = load(at + 1); re[1] = z.x * up, im[1] = z.y * up; }
@@ -224,9 +239,9 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     { const float2 z = load(at + 9); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 24); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 25); re[7] = z.x * up, im[7] = z.y * up; }
-    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Stored>(re));
-    store_vector(to + PLANE, narrow<Stored>(im));
+    Stored* const to = planes + piece_at(piece);
+    store_part(to, re);
+    store_part(to + PLANE, im);
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
@@ -236,7 +251,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_49b9c1b3_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_4db5485b_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 512;
     constexpr int P = 20480;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 256 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 256 bf16 sm_90 | N=256=16w·16w batch-pair warp mma scaled-fp16 | convolve[4w 16384B]
-// digest  620fd3c0d37ac06c3131f707365b82a47a3cb04d88a588f0e575195a2c36f049
+// digest  298210f0a836aba0e775e400e07ccf9d263c8fe4b6edfb79b687e63b60587185
 // work    per pair of rows: 16 matrix instructions 16x16x16 (0.13 MFLOP), 2048 bytes of device memory at least; 16384 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -65,7 +65,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 2 transforms at a time.
-extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_bf16_mma_sm90_620fd3c0(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_bf16_mma_sm90_298210f0(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int GROUP = 2;  // transforms that a warp takes at a time
     constexpr bool REAL = false;
@@ -159,7 +159,15 @@ using Stored = __half;  // of a spectrum
 // Tap m of a filter that acts backwards in time is tap PERIOD - m of one that acts forwards.
 constexpr int PERIOD = N;
 
-// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+constexpr int PLANE = 256;  // numbers of one plane side by side
+
+// Where a channel has the real parts of a piece of eight frequencies, and where its transform leaves the first.
+__device__ __forceinline__ int piece_at(unsigned x) {
+    unsigned at = 0;
+    at += x * 8;
+    return at;
+}
+
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
     at += x % 4 * 2, x /= 4;
@@ -167,11 +175,17 @@ __device__ __forceinline__ int piece_place(unsigned x) {
     return at;
 }
 
-// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+// Eight numbers of a plane, rounded.
+__device__ __forceinline__ void store_part(Stored* to, const float (&x)[VECTOR]) {
+    const Vector<Stored> y = narrow<Stored>(x);
+    const uint4 w = *reinterpret_cast<const uint4*>(&y);
+    store_plane(to, w.x, w.y, w.z, w.w);
+}
+
+// A piece, multiplied by `up` and rounded, to its place in both planes.
 template <typename Load>
 __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
-    constexpr int PLANE = 256;  // numbers of one plane side by side
-    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    const unsigned at = piece_place(piece);
     float re[VECTOR], im[VECTOR];
     { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
     { const float2 z = load(at + 1); re[1] = z.x * up, im[1] = z.y * up; }
@@ -181,9 +195,9 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     { const float2 z = load(at + 9); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 136); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 137); re[7] = z.x * up, im[7] = z.y * up; }
-    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Stored>(re));
-    store_vector(to + PLANE, narrow<Stored>(im));
+    Stored* const to = planes + piece_at(piece);
+    store_part(to, re);
+    store_part(to + PLANE, im);
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
@@ -193,7 +207,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(32, 16) fftgen_conv_n256_circular_bf16_mma_sm90_620fd3c0_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(32, 16) fftgen_conv_n256_circular_bf16_mma_sm90_298210f0_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 32;
     constexpr int P = 256;  // points
     extern __shared__ float2 data[];

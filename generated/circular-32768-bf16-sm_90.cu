@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 32768 bf16 sm_90 | N=32768=32b·32w·32w batch-pair block mma scaled-fp16 | convolve[16w 176640B]
-// digest  c5309f8c465bf973d9bf18e1805f96adb2e1a0311105de0d52a30be113afca98
+// digest  82c2df3411a32ae966a4bb8c100b615728446955b9c0c2b6470fb5758e92e113
 // work    per pair of rows: 6144 matrix instructions 16x16x16 (50.33 MFLOP), 262144 bytes of device memory at least; 176640 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -80,7 +80,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular_bf16_mma_sm90_c5309f8c(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular_bf16_mma_sm90_82c2df34(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -202,7 +202,17 @@ using Stored = __half;  // of a spectrum
 // Tap m of a filter that acts backwards in time is tap PERIOD - m of one that acts forwards.
 constexpr int PERIOD = N;
 
-// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+constexpr int PLANE = 256;  // numbers of one plane side by side
+
+// Where a row has the real parts of a piece of eight frequencies, and where its transform leaves the first.
+__device__ __forceinline__ int piece_at(unsigned x) {
+    unsigned at = 0;
+    at += x % 32 * 8, x /= 32;
+    at += x % 4 * 512, x /= 4;
+    at += x * 32768;
+    return at;
+}
+
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
     at += x % 2 * 64, x /= 2;
@@ -210,16 +220,34 @@ __device__ __forceinline__ int piece_place(unsigned x) {
     at += x % 8 * 256, x /= 8;
     at += x % 2 * 4, x /= 2;
     at += x % 2 * 16, x /= 2;
-    at += x % 16 * 2048, x /= 16;
     at += x * 128;
     return at;
 }
 
-// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+// Where a channel has a row, and the place of that row among the points of a column.
+__device__ __forceinline__ int row_at(unsigned x) {
+    unsigned at = 0;
+    at += x * 2048;
+    return at;
+}
+
+__device__ __forceinline__ int row_place(unsigned x) {
+    unsigned at = 0;
+    at += x;
+    return at;
+}
+
+// Eight numbers of a plane, rounded.
+__device__ __forceinline__ void store_part(Stored* to, const float (&x)[VECTOR]) {
+    const Vector<Stored> y = narrow<Stored>(x);
+    const uint4 w = *reinterpret_cast<const uint4*>(&y);
+    store_plane(to, w.x, w.y, w.z, w.w);
+}
+
+// A piece, multiplied by `up` and rounded, to its place in both planes.
 template <typename Load>
 __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
-    constexpr int PLANE = 256;  // numbers of one plane side by side
-    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    const unsigned at = piece_place(piece);
     float re[VECTOR], im[VECTOR];
     { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
     { const float2 z = load(at + 32); re[1] = z.x * up, im[1] = z.y * up; }
@@ -229,9 +257,9 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     { const float2 z = load(at + 34); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 10); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 42); re[7] = z.x * up, im[7] = z.y * up; }
-    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Stored>(re));
-    store_vector(to + PLANE, narrow<Stored>(im));
+    Stored* const to = planes + piece_at(piece);
+    store_part(to, re);
+    store_part(to + PLANE, im);
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
@@ -241,7 +269,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_c5309f8c_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_82c2df34_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -249,6 +277,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular
     constexpr int STRIPS = 8;  // of a channel
     const int slot = blockIdx.x / STRIPS, channel = args.first + slot, strip = blockIdx.x % STRIPS * C;
     float2* const workspace = args.workspace + slot * (long long)N;
+    if (strip == 0 && threadIdx.x == 0) args.peaks[channel] = 0;  // grown by rows
     const float* const taps = args.filter + channel * args.stride;
     const float* const back = args.back + channel * args.back_stride + 1;
 
@@ -280,25 +309,23 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular
         for (int j = 0; j < 16; ++j) x[j] = {tap[j], 0.0f};
         dft<16>(x);
         const int column = strip + c, low = 0;
+        twist_by_roots<N, 128>(x, args.tables + 76288, args.tables + 77312, column * low, column * 1);
 #pragma unroll
-        for (int j = 0; j < 16; ++j) {
-            const int k = low + j * 1;
-            const int m = column * k;
-            workspace[(b * 16 + j) * (long long)2048 + column] = x[j] * root<128>(args.tables + 76288, args.tables + 77312, m);
-        }
+        for (int j = 0; j < 16; ++j) workspace[(b * 16 + j) * (long long)2048 + column] = x[j];
     }
 }
 
-// Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular_bf16_mma_sm90_c5309f8c_filter_rows(const FilterArgs<Stored> args) {
+// Filters to spectra, rows: each scaled by itself, in the order of the convolution.
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular_bf16_mma_sm90_82c2df34_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
     const auto spread = [](unsigned i) { return i + i / 16; };  // over the banks
     unsigned* const peaks = reinterpret_cast<unsigned*>(data + 2176);
     unsigned peak = 0;
-    const int slot = blockIdx.x / 16, channel = args.first + slot;
-    float2* const row = args.workspace + blockIdx.x * (long long)P;
+    constexpr int ROWS = 16;  // of a channel
+    const int slot = blockIdx.x / ROWS, channel = args.first + slot, number = blockIdx.x % ROWS;
+    float2* const row = args.workspace + (slot * (long long)N + row_place(number) * P);
 
     // Stage 1: 128 DFTs of 16 points, 128 apart
 #pragma unroll 1
@@ -355,18 +382,45 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n32768_circular
     share_peak<THREADS>(peak, peaks + LANES);
     __syncthreads();
 
-    if (threadIdx.x == 0) atomicMax(args.peaks + channel, peak_of(shared_peak<THREADS>(peaks + LANES), scaled));
-    for (int i = threadIdx.x; i < P; i += THREADS) row[i] = data[spread(i)];
+    const int found = peak_of(shared_peak<THREADS>(peaks + LANES), scaled);
+    if (threadIdx.x == 0) {
+        atomicMax(args.peaks + channel, found);
+        row[0].x = __int_as_float(found);  // what levels rows finds it there
+    }
+    Stored* const planes = args.planes + (channel * (2LL * N) + row_at(number));
+#pragma unroll 1
+    for (int piece = threadIdx.x; piece < P / VECTOR; piece += THREADS)
+        store_piece(planes, piece, power(-channel_exponent(found)), [&](unsigned i) { return data[spread(i)]; });
 }
 
-// Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_c5309f8c_filter_convert(const FilterArgs<Stored> args) {
-    constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
-    const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
-    const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;
-    if (piece >= N / VECTOR) return;
-    const int e = channel_exponent(args.peaks[channel]);
-    if (piece == 0) store_scale(args, channel, e);
-    const float2* const spectrum = args.workspace + slot * (long long)N;
-    store_piece(args.planes + channel * (2LL * N), piece, power(-e), [&](unsigned i) { return spectrum[i]; });
+// Filters to spectra, the end: rows by the power of two of their channel.
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_circular_bf16_mma_sm90_82c2df34_filter_level(const FilterArgs<Stored> args) {
+    constexpr int P = 2048, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
+    const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;
+    const int slot = row / ROWS, channel = args.first + slot, number = row % ROWS;
+    const int found = __float_as_int(args.workspace[slot * (long long)N + row_place(number) * P].x);
+    const int e = channel_exponent(args.peaks[channel]), rise = channel_exponent(found) - e;
+    if (number == 0 && lane == 0) store_scale(args, channel, e);
+    if (found == 0 || rise == 0) return;
+
+    const float factor = power(max(rise, -MOST));
+    Stored* const planes = args.planes + (channel * (2LL * N) + row_at(number));
+#pragma unroll 1
+    for (int first = lane; first < PIECES; first += AT_ONCE * LANES) {
+        Vector<Stored> held[AT_ONCE][2];
+#pragma unroll
+        for (int i = 0; i < 2 * AT_ONCE; ++i) {
+            const int piece = first + i / 2 * LANES;
+            if (piece < PIECES) held[i / 2][i % 2] = load_vector(planes + piece_at(piece) + i % 2 * PLANE);
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * AT_ONCE; ++i) {
+            const int piece = first + i / 2 * LANES;
+            float x[VECTOR];
+            widen(held[i / 2][i % 2], x);
+#pragma unroll
+            for (int j = 0; j < VECTOR; ++j) x[j] *= factor;
+            if (piece < PIECES) store_part(planes + piece_at(piece) + i % 2 * PLANE, x);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 4096 bf16 sm_90 | N=4096=16b·16w·16w batch-pair block mma scaled-fp16 | convolve[4w 28160B]
-// digest  4aabd7aec57a56cd34f3a85ab8514caa47a8ec5e010c53d4a8a3dc621591ab6a
+// digest  2ee100bf8f38ccb815bd8c014b258695f8909aeaf23241e13454cddb9117162f
 // work    per pair of rows: 384 matrix instructions 16x16x16 (3.15 MFLOP), 32768 bytes of device memory at least; 28160 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -78,7 +78,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_bf16_mma_sm90_4aabd7ae(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_bf16_mma_sm90_2ee100bf(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -200,7 +200,16 @@ using Stored = __half;  // of a spectrum
 // Tap m of a filter that acts backwards in time is tap PERIOD - m of one that acts forwards.
 constexpr int PERIOD = N;
 
-// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+constexpr int PLANE = 256;  // numbers of one plane side by side
+
+// Where a channel has the real parts of a piece of eight frequencies, and where its transform leaves the first.
+__device__ __forceinline__ int piece_at(unsigned x) {
+    unsigned at = 0;
+    at += x % 32 * 8, x /= 32;
+    at += x * 512;
+    return at;
+}
+
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
     at += x % 4 * 2, x /= 4;
@@ -208,11 +217,17 @@ __device__ __forceinline__ int piece_place(unsigned x) {
     return at;
 }
 
-// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+// Eight numbers of a plane, rounded.
+__device__ __forceinline__ void store_part(Stored* to, const float (&x)[VECTOR]) {
+    const Vector<Stored> y = narrow<Stored>(x);
+    const uint4 w = *reinterpret_cast<const uint4*>(&y);
+    store_plane(to, w.x, w.y, w.z, w.w);
+}
+
+// A piece, multiplied by `up` and rounded, to its place in both planes.
 template <typename Load>
 __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
-    constexpr int PLANE = 256;  // numbers of one plane side by side
-    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    const unsigned at = piece_place(piece);
     float re[VECTOR], im[VECTOR];
     { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
     { const float2 z = load(at + 1); re[1] = z.x * up, im[1] = z.y * up; }
@@ -222,9 +237,9 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     { const float2 z = load(at + 9); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 24); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 25); re[7] = z.x * up, im[7] = z.y * up; }
-    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Stored>(re));
-    store_vector(to + PLANE, narrow<Stored>(im));
+    Stored* const to = planes + piece_at(piece);
+    store_part(to, re);
+    store_part(to + PLANE, im);
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
@@ -234,7 +249,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_circular_bf16_mma_sm90_4aabd7ae_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n4096_circular_bf16_mma_sm90_2ee100bf_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 65536 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 65536 bf16 sm_90 | N=65536=16d·16b·16w·16w batch-pair device mma scaled-fp16 | peaks[8w 0B] columns1[8w 16384B] rows[4w 28160B] columns_inverse1[4w 0B] whole[8w 44032B]
-// digest  281b94739bb093698b8c13aac8f71b72f051313b47c983fac0f7afe36a3102cf
+// digest  1559e3e16199c1f392b62263af8e8e50eb03b3372978d2e807f0c8999fcd7e8f
 // work    per pair of rows: 8192 matrix instructions 16x16x16 (67.11 MFLOP), 524288 bytes of device memory at least; 44032 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -100,7 +100,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks and norms: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular_bf16_mma_sm90_1559e3e1_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -113,7 +113,7 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular
 }
 
 // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_1559e3e1_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -155,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular
 }
 
 // Everything inside a row of 4096 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_1559e3e1_rows(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -235,7 +235,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular
 }
 
 // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_circular_bf16_mma_sm90_1559e3e1_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -261,7 +261,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_circular
 }
 
 // The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_whole(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_1559e3e1_whole(const Args<T> args) {
     constexpr int ALL = 8;  // warps of a block
     constexpr int V1 = 4;  // columns that a thread loads side by side in the outer stage
     constexpr int STRIPS1 = M1 / (8 * V1);  // of a transform
@@ -407,7 +407,16 @@ using Stored = __half;  // of a spectrum
 // Tap m of a filter that acts backwards in time is tap PERIOD - m of one that acts forwards.
 constexpr int PERIOD = N;
 
-// Where the transform leaves the first of the eight frequencies of a stored 16-byte piece.
+constexpr int PLANE = 256;  // numbers of one plane side by side
+
+// Where a row has the real parts of a piece of eight frequencies, and where its transform leaves the first.
+__device__ __forceinline__ int piece_at(unsigned x) {
+    unsigned at = 0;
+    at += x % 32 * 8, x /= 32;
+    at += x * 512;
+    return at;
+}
+
 __device__ __forceinline__ int piece_place(unsigned x) {
     unsigned at = 0;
     at += x % 4 * 2, x /= 4;
@@ -415,11 +424,30 @@ __device__ __forceinline__ int piece_place(unsigned x) {
     return at;
 }
 
-// Eight frequencies of a channel, multiplied by `up` and rounded, to their places in both planes.
+// Where a channel has a row, and the place of that row among the points of a column.
+__device__ __forceinline__ int row_at(unsigned x) {
+    unsigned at = 0;
+    at += x * 8192;
+    return at;
+}
+
+__device__ __forceinline__ int row_place(unsigned x) {
+    unsigned at = 0;
+    at += x;
+    return at;
+}
+
+// Eight numbers of a plane, rounded.
+__device__ __forceinline__ void store_part(Stored* to, const float (&x)[VECTOR]) {
+    const Vector<Stored> y = narrow<Stored>(x);
+    const uint4 w = *reinterpret_cast<const uint4*>(&y);
+    store_plane(to, w.x, w.y, w.z, w.w);
+}
+
+// A piece, multiplied by `up` and rounded, to its place in both planes.
 template <typename Load>
 __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, float up, Load load) {
-    constexpr int PLANE = 256;  // numbers of one plane side by side
-    const unsigned at = piece_place(piece), count = piece * VECTOR;
+    const unsigned at = piece_place(piece);
     float re[VECTOR], im[VECTOR];
     { const float2 z = load(at + 0); re[0] = z.x * up, im[0] = z.y * up; }
     { const float2 z = load(at + 1); re[1] = z.x * up, im[1] = z.y * up; }
@@ -429,9 +457,9 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     { const float2 z = load(at + 9); re[5] = z.x * up, im[5] = z.y * up; }
     { const float2 z = load(at + 24); re[6] = z.x * up, im[6] = z.y * up; }
     { const float2 z = load(at + 25); re[7] = z.x * up, im[7] = z.y * up; }
-    Stored* const to = planes + (count / PLANE * (2 * PLANE) + count % PLANE);
-    store_vector(to, narrow<Stored>(re));
-    store_vector(to + PLANE, narrow<Stored>(im));
+    Stored* const to = planes + piece_at(piece);
+    store_part(to, re);
+    store_part(to + PLANE, im);
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
@@ -441,7 +469,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_1559e3e1_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -449,6 +477,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
     constexpr int STRIPS = 16;  // of a channel
     const int slot = blockIdx.x / STRIPS, channel = args.first + slot, strip = blockIdx.x % STRIPS * C;
     float2* const workspace = args.workspace + slot * (long long)N;
+    if (strip == 0 && threadIdx.x == 0) args.peaks[channel] = 0;  // grown by rows
     const float* const taps = args.filter + channel * args.stride;
     const float* const back = args.back + channel * args.back_stride + 1;
 
@@ -480,25 +509,23 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
         for (int j = 0; j < 16; ++j) x[j] = {tap[j], 0.0f};
         dft<16>(x);
         const int column = strip + c, low = 0;
+        twist_by_roots<N, 256>(x, args.tables + 96000, args.tables + 98048, column * low, column * 1);
 #pragma unroll
-        for (int j = 0; j < 16; ++j) {
-            const int k = low + j * 1;
-            const int m = column * k;
-            workspace[(b * 16 + j) * (long long)4096 + column] = x[j] * root<256>(args.tables + 96000, args.tables + 98048, m);
-        }
+        for (int j = 0; j < 16; ++j) workspace[(b * 16 + j) * (long long)4096 + column] = x[j];
     }
 }
 
-// Filters to spectra, rows: in place, and the largest modulus of a channel.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_filter_rows(const FilterArgs<Stored> args) {
+// Filters to spectra, rows: each scaled by itself, in the order of the convolution.
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_1559e3e1_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
-    const auto spread = [](unsigned i) { return i + i / 16; };  // over the banks
-    unsigned* const peaks = reinterpret_cast<unsigned*>(data + 4352);
+    const auto spread = [](unsigned i) { return i + i / 16 * 3; };  // over the banks
+    unsigned* const peaks = reinterpret_cast<unsigned*>(data + 4862);
     unsigned peak = 0;
-    const int slot = blockIdx.x / 16, channel = args.first + slot;
-    float2* const row = args.workspace + blockIdx.x * (long long)P;
+    constexpr int ROWS = 16;  // of a channel
+    const int slot = blockIdx.x / ROWS, channel = args.first + slot, number = blockIdx.x % ROWS;
+    float2* const row = args.workspace + (slot * (long long)N + row_place(number) * P);
 
     // Stage 1: 256 DFTs of 16 points, 256 apart
 #pragma unroll 1
@@ -514,7 +541,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
         dft<16>(x);
         twist<16, 256, false>(x, args.tables + 82944, r);
 #pragma unroll
-        for (int j = 0; j < 16; ++j) data[base + j * 272] = x[j];
+        for (int j = 0; j < 16; ++j) data[base + j * 304] = x[j];
     }
     share_peak<THREADS>(peak, peaks);
     __syncthreads();
@@ -530,11 +557,11 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
         const unsigned base = spread(at);
         float2 x[16];
 #pragma unroll
-        for (int j = 0; j < 16; ++j) x[j] = data[base + j * 17];
+        for (int j = 0; j < 16; ++j) x[j] = data[base + j * 19];
         dft<16>(x);
         twist<16, 16, false>(x, args.tables + 95232, r);
 #pragma unroll
-        for (int j = 0; j < 16; ++j) data[base + j * 17] = x[j];
+        for (int j = 0; j < 16; ++j) data[base + j * 19] = x[j];
     }
     __syncthreads();
 
@@ -556,18 +583,45 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
     share_peak<THREADS>(peak, peaks + LANES);
     __syncthreads();
 
-    if (threadIdx.x == 0) atomicMax(args.peaks + channel, peak_of(shared_peak<THREADS>(peaks + LANES), scaled));
-    for (int i = threadIdx.x; i < P; i += THREADS) row[i] = data[spread(i)];
+    const int found = peak_of(shared_peak<THREADS>(peaks + LANES), scaled);
+    if (threadIdx.x == 0) {
+        atomicMax(args.peaks + channel, found);
+        row[0].x = __int_as_float(found);  // what levels rows finds it there
+    }
+    Stored* const planes = args.planes + (channel * (2LL * N) + row_at(number));
+#pragma unroll 1
+    for (int piece = threadIdx.x; piece < P / VECTOR; piece += THREADS)
+        store_piece(planes, piece, power(-channel_exponent(found)), [&](unsigned i) { return data[spread(i)]; });
 }
 
-// Filters to spectra, the end: scaled, rounded, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_281b9473_filter_convert(const FilterArgs<Stored> args) {
-    constexpr int THREADS = 256, BLOCKS = (N / VECTOR + THREADS - 1) / THREADS;  // of a channel
-    const int slot = blockIdx.x / BLOCKS, channel = args.first + slot;
-    const int piece = blockIdx.x % BLOCKS * THREADS + threadIdx.x;
-    if (piece >= N / VECTOR) return;
-    const int e = channel_exponent(args.peaks[channel]);
-    if (piece == 0) store_scale(args, channel, e);
-    const float2* const spectrum = args.workspace + slot * (long long)N;
-    store_piece(args.planes + channel * (2LL * N), piece, power(-e), [&](unsigned i) { return spectrum[i]; });
+// Filters to spectra, the end: rows by the power of two of their channel.
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_1559e3e1_filter_level(const FilterArgs<Stored> args) {
+    constexpr int P = 4096, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
+    const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;
+    const int slot = row / ROWS, channel = args.first + slot, number = row % ROWS;
+    const int found = __float_as_int(args.workspace[slot * (long long)N + row_place(number) * P].x);
+    const int e = channel_exponent(args.peaks[channel]), rise = channel_exponent(found) - e;
+    if (number == 0 && lane == 0) store_scale(args, channel, e);
+    if (found == 0 || rise == 0) return;
+
+    const float factor = power(max(rise, -MOST));
+    Stored* const planes = args.planes + (channel * (2LL * N) + row_at(number));
+#pragma unroll 1
+    for (int first = lane; first < PIECES; first += AT_ONCE * LANES) {
+        Vector<Stored> held[AT_ONCE][2];
+#pragma unroll
+        for (int i = 0; i < 2 * AT_ONCE; ++i) {
+            const int piece = first + i / 2 * LANES;
+            if (piece < PIECES) held[i / 2][i % 2] = load_vector(planes + piece_at(piece) + i % 2 * PLANE);
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * AT_ONCE; ++i) {
+            const int piece = first + i / 2 * LANES;
+            float x[VECTOR];
+            widen(held[i / 2][i % 2], x);
+#pragma unroll
+            for (int j = 0; j < VECTOR; ++j) x[j] *= factor;
+            if (piece < PIECES) store_part(planes + piece_at(piece) + i % 2 * PLANE, x);
+        }
+    }
 }

@@ -32,8 +32,9 @@ class FilterKernel:
 
     role "filter": a channel's whole spectrum in one block; "filter_columns": transforms of ``length`` points
     over ``columns`` neighbouring columns, from the taps to the workspace; "filter_rows": one of the rows that
-    these leave, in place, and the channel's peak; "filter_convert": scaling, rounding and order. The same
-    transposed (planner/finish.py): "finish", "finish_rows", "finish_columns", and "finish_wrap".
+    these leave, scaled by a power of two of its own, rounded and stored, and the channel's peak;
+    "filter_level": rows whose power is not that of the channel are brought to it, ``columns`` of them in a
+    block. The same transposed (planner/finish.py): "finish", "finish_rows", "finish_columns", "finish_wrap".
     Shared memory holds complex fp32, ``gap`` places free after every ``run`` (0: none), then two lines of
     peaks at ``peaks_at`` (bytes). ``resident``: blocks per multiprocessor that registers leave room for.
     """
@@ -73,22 +74,50 @@ class FilterTable:
 
 
 @dataclass(frozen=True)
+class Pieces:
+    """Where a stored spectrum, or a sum of spectra, has the numbers of a transform, as digits, fastest first.
+
+    A piece is 16 bytes of each plane: eight frequencies of a spectrum, four of a sum. A row is the whole
+    transform where a block holds it. ``at``: from the number of a piece in its row to where its real parts
+    begin, in stored numbers from the first of the row; its imaginary parts begin ``plane`` numbers later.
+    ``places``: from the same number to the place in the row where the transform has the first of its
+    frequencies; ``offsets``: those of all from there. ``rows``: from the number of a row to where its first
+    number is stored; ``row_places``: to its place among those that columns are made of.
+    """
+
+    at: Digits = ()
+    places: Digits = ()
+    offsets: tuple[int, ...] = ()
+    plane: int = 0
+    rows: Digits = ()
+    row_places: Digits = ()
+
+    @staticmethod
+    def of(raw: dict[str, Any]) -> Pieces:
+        """From what ``dataclasses.asdict`` made, after a trip through JSON."""
+        digits = {name: _digits(raw[name]) for name in ("at", "places", "rows", "row_places")}
+        return Pieces(**digits, offsets=tuple(raw["offsets"]), plane=raw["plane"])
+
+
+NO_PIECES = Pieces()
+
+
+def _digits(found: list[list[int]]) -> Digits:
+    return tuple((extent, stride) for extent, stride in found)
+
+
+@dataclass(frozen=True)
 class Filter:
     """The filter kernels of a plan, in the order of their launches, and what they share.
 
-    ``places``: digits, the fastest first, that take the number of a stored piece of eight frequencies to
-    the place where the transform leaves the first of them; ``offsets``: those of all eight from there.
-    ``plane``: numbers of one plane that lie side by side in the stored spectrum. Where the transform takes
-    columns and rows: ``rest``, the distance of a column's points; ``reversal``, digits from a place in a
-    column to its frequency; the two-level table of the twiddles between them, with ``split`` the length of
-    its low digit; ``chunk_bytes`` bounds the workspace.
+    Where the transform takes columns and rows: ``rest``, the distance of a column's points; ``reversal``,
+    digits from a place in a column to its frequency; the two-level table of the twiddles between them, with
+    ``split`` the length of its low digit; ``chunk_bytes`` bounds the workspace.
     """
 
     kernels: tuple[FilterKernel, ...] = ()
     tables: tuple[FilterTable, ...] = ()
-    places: Digits = ()
-    offsets: tuple[int, ...] = ()
-    plane: int = 0
+    pieces: Pieces = NO_PIECES
     rest: int = 0
     reversal: Digits = ()
     split: int = 0
@@ -104,10 +133,6 @@ class Filter:
     @staticmethod
     def of(raw: dict[str, Any]) -> Filter:
         """From what ``dataclasses.asdict`` made, after a trip through JSON."""
-
-        def digits(found: list[list[int]]) -> Digits:
-            return tuple((extent, stride) for extent, stride in found)
-
         kernels = tuple(
             FilterKernel(**{**k, "stages": tuple(FilterStage(**s) for s in k["stages"])})
             for k in raw["kernels"]
@@ -117,9 +142,8 @@ class Filter:
                 **raw,
                 "kernels": kernels,
                 "tables": tuple(FilterTable(**t) for t in raw["tables"]),
-                "places": digits(raw["places"]),
-                "offsets": tuple(raw["offsets"]),
-                "reversal": digits(raw["reversal"]),
+                "pieces": Pieces.of(raw["pieces"]),
+                "reversal": _digits(raw["reversal"]),
             }
         )
 
@@ -144,12 +168,5 @@ def filter_launches(found: Filter, transform: int, channels: int) -> tuple[Filte
     made = []
     for first in range(0, channels, chunk):
         count = min(chunk, channels - first)
-        made += [FilterLaunch(k, count * _blocks(k, transform), first) for k in found.kernels]
+        made += [FilterLaunch(k, count * (transform // (k.length * k.columns)), first) for k in found.kernels]
     return tuple(made)
-
-
-def _blocks(kernel: FilterKernel, transform: int) -> int:
-    """Blocks of one channel."""
-    if kernel.role == "filter_convert":
-        return -(-transform // (8 * kernel.threads))
-    return transform // (kernel.length * kernel.columns)

@@ -6,16 +6,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, groupby
-from math import prod
+from math import gcd, prod
 from operator import mul
 
 import numpy as np
 import numpy.typing as npt
 
 from fftgen.errors import InternalError
-from fftgen.planner.filter import Digits, Filter, FilterKernel, FilterStage, FilterTable
+from fftgen.planner.filter import NO_PIECES, Filter, FilterKernel, FilterStage, FilterTable, Pieces
 from fftgen.planner.filter_places import pieces, sum_pieces
-from fftgen.planner.finish import Gather
 from fftgen.planner.plan import Plan
 from fftgen.targets import Target
 
@@ -23,6 +22,7 @@ ALIGNMENT = 256
 MAX_TWOS = 4  # the longest radix is 16
 MAX_THREADS = 512  # of a block: leaves a radix of 16 the registers it needs (128)
 WRAP_THREADS = 256
+LEVELLED = 8  # rows that a block brings to the channel's power of two: one each of its warps
 REGISTERS = 128
 ELEMENTS = 4096  # of a block over columns: enough for a radix of 16 in every thread
 COLUMNS = (8, 256)  # columns of a block: 64 bytes of the workspace in a row, fewer only where no more fit
@@ -102,22 +102,21 @@ def _wavefronts(places: npt.NDArray[np.int64], run: int, gap: int) -> float:
     return float(np.mean(most)) if len(most) else 1.0
 
 
-def _spread(
-    kernel: FilterKernel, places: Digits, offsets: tuple[int, ...], limit: int
-) -> FilterKernel | None:
+def _spread(kernel: FilterKernel, pieces: Pieces, limit: int) -> FilterKernel | None:
     """The gaps in shared memory that leave the fewest bank conflicts; None when nothing fits."""
     count = kernel.length * kernel.columns
     if len(kernel.stages) == 1:
         return kernel  # everything stays in registers
     steps = [(2.0, touched) for touched in _accesses(kernel.stages, kernel.columns, kernel.threads)]
-    if offsets:
-        rest = np.arange(min(kernel.threads, count // len(offsets), 128))
+    if pieces.offsets:
+        size = len(pieces.offsets)
+        rest = np.arange(min(kernel.threads, count // size, 128))
         at = np.zeros_like(rest)
-        for extent, stride in places:
+        for extent, stride in pieces.places:
             at += rest % extent * stride
             rest = rest // extent
         halves = at[: len(at) // BANKS * BANKS].reshape(-1, BANKS)
-        steps += [(1 / len(offsets), halves + offset) for offset in offsets]
+        steps += [(1 / size, halves + offset) for offset in pieces.offsets]
     best: tuple[float, FilterKernel] | None = None
     for run, gap in SPREADS:
         held = 8 * (count + (count - 1) // run * gap)
@@ -156,14 +155,13 @@ def _kernel(
     chosen: Sequence[int],
     columns: int,
     target: Target,
-    places: Digits = (),
-    offsets: tuple[int, ...] = (),
+    pieces: Pieces = NO_PIECES,
 ) -> FilterKernel | None:
     """A kernel that transforms inside a block, or None where its shared memory does not fit."""
     length = prod(chosen)
     threads = _threads(length * columns // max(chosen))
     kernel = FilterKernel(role, threads, 1, length, columns, _stages(chosen))
-    found = _spread(kernel, places, offsets, target.shared_block)
+    found = _spread(kernel, pieces, target.shared_block)
     return _resident(found, target) if found else None
 
 
@@ -175,11 +173,13 @@ def _columns(rest: int, length: int) -> int:
     return columns
 
 
-def _passes(primes: tuple[int, ...], target: Target, most: int) -> tuple[FilterKernel, FilterKernel] | None:
+def _passes(plan: Plan, primes: tuple[int, ...], target: Target) -> tuple[FilterKernel, FilterKernel] | None:
     """Columns, then rows: the fewest stages, rows of some 2**ROW points; None where nothing fits.
 
-    ``most``: what the length of columns has to divide.
+    Columns are no longer than the stages before the plan's last two: so the numbers of a row stand side by
+    side in hundreds.
     """
+    most = prod(plan.factors[:-2])
 
     def price(cut: int) -> tuple[int, float]:
         stages = len(radices(primes[:cut])) + len(radices(primes[cut:]))
@@ -244,19 +244,27 @@ def design(plan: Plan, target: Target) -> Filter:
     """The filter kernels of a plan whose convolution is decided; none where two passes do not fit."""
     primes = _primes(plan.factors)
     chosen = radices(primes)
-    places, offsets, plane = pieces(plan, chosen)
+    found = pieces(plan, chosen, plan.transform)
     block = _Block(max(t.offset + t.nbytes for t in plan.tables))
-    whole = _kernel("filter", chosen, 1, target, places, offsets)
+    whole = _kernel("filter", chosen, 1, target, found)
     if whole:
         whole = block.stages(whole, plan.real_input)
-        return Filter((whole,), tuple(block.tables), places, offsets, plane)
-    passes = _passes(primes, target, plan.transform)
+        return Filter((whole,), tuple(block.tables), found)
+    passes = _passes(plan, primes, target)
     if passes is None:
         return Filter()
-    found = _two_passes(plan, target, block, *passes)
-    places, offsets, plane = pieces(plan, tuple(s.radix for k in passes for s in k.stages))
-    convert = _resident(FilterKernel("filter_convert", 256, 1), target)
-    return replace(found, kernels=(*found.kernels, convert), places=places, offsets=offsets, plane=plane)
+    columns, rows = passes
+    found = pieces(plan, _radices_of(*passes), rows.length)
+    spread = _kernel("filter_rows", [s.radix for s in rows.stages], 1, target, found)
+    assert spread is not None  # it fitted without the order of its pieces
+    made = _two_passes(plan, target, block, columns, spread)
+    together = gcd(plan.transform // rows.length, LEVELLED)  # a warp brings a row to the channel's power
+    level = _resident(FilterKernel("filter_level", 32 * together, 1, rows.length, together), target)
+    return replace(made, kernels=(*made.kernels, level), pieces=found)
+
+
+def _radices_of(*kernels: FilterKernel) -> tuple[int, ...]:
+    return tuple(s.radix for kernel in kernels for s in kernel.stages)
 
 
 def _two_passes(
@@ -282,30 +290,26 @@ def _two_passes(
     )
 
 
-def transposed(plan: Plan, target: Target) -> tuple[Filter, Gather]:
+def transposed(plan: Plan, target: Target) -> Filter:
     """The kernels that take a sum of spectra to taps (planner/finish.py) for a right-angle plan.
 
-    None where two passes do not fit. ``places`` and ``offsets`` of this Filter are of pieces inside a row,
-    as the Gather's are. Columns are no longer than the stages before the plan's last two: so the numbers of
-    a row stand side by side in the sum in hundreds.
+    None where two passes do not fit. Pieces are those of the sum.
     """
     primes = _primes(plan.factors)
     chosen = radices(primes)
     block = _Block(max(t.offset + t.nbytes for t in plan.tables))
-    places, offsets, plane, found = sum_pieces(plan, chosen, plan.transform)
-    whole = _kernel("finish", chosen, 1, target, places, offsets)
+    found = sum_pieces(plan, chosen, plan.transform)
+    whole = _kernel("finish", chosen, 1, target, found)
     if whole:
         whole = block.stages(whole, plan.real_input)
-        return Filter((whole,), tuple(block.tables), places, offsets, plane), found
-    passes = _passes(primes, target, prod(plan.factors[:-2]))
+        return Filter((whole,), tuple(block.tables), found)
+    passes = _passes(plan, primes, target)
     if passes is None:
-        return Filter(), Gather()
+        return Filter()
     columns, rows = passes
-    chosen = tuple(s.radix for k in passes for s in k.stages)
-    places, offsets, plane, found = sum_pieces(plan, chosen, rows.length)
-    spread = _kernel("finish_rows", [s.radix for s in rows.stages], 1, target, places, offsets)
+    found = sum_pieces(plan, _radices_of(*passes), rows.length)
+    spread = _kernel("finish_rows", [s.radix for s in rows.stages], 1, target, found)
     assert spread is not None  # it fitted with room for peaks
     made = _two_passes(plan, target, block, replace(columns, role="finish_columns"), spread)
     wrap = _resident(FilterKernel("finish_wrap", WRAP_THREADS, 1), target)
-    kernels = (*reversed(made.kernels), wrap)
-    return replace(made, kernels=kernels, places=places, offsets=offsets, plane=plane), found
+    return replace(made, kernels=(*reversed(made.kernels), wrap), pieces=found)

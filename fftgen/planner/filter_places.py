@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
-from math import gcd, prod
+from math import gcd
 from operator import mul
 
 import numpy as np
 
 from fftgen.errors import InternalError
-from fftgen.planner.filter import Digits
-from fftgen.planner.finish import Gather
+from fftgen.planner.filter import Digits, Pieces
 from fftgen.planner.order import spectrum_digits, sum_digits
 from fftgen.planner.plan import Plan
 
@@ -53,39 +52,25 @@ def joined(digits: Iterable[tuple[int, int]]) -> Digits:
     return tuple(found)
 
 
-def pieces(plan: Plan, chosen: Sequence[int]) -> tuple[Digits, tuple[int, ...], int]:
-    """``places``, ``offsets`` and ``plane`` of a Filter."""
-    stored = [d for d in spectrum_digits(plan) if d[0] > 1]
-    part = stored.index((2, 1))
-    plane = prod(extent for extent, _ in stored[part + 1 :])
-    complex_digits = tuple((extent, stride // 2) for extent, stride in stored if stride > 1)
-    offsets = np.zeros(1, np.int64)
-    outer: list[tuple[int, int]] = []
-    fast = 1
-    for extent, stride in reversed(transform_places(complex_digits, chosen)):
-        take = gcd(extent, PIECE // fast)
-        offsets = (stride * np.arange(take)[:, None] + offsets).reshape(-1)
-        fast *= take
-        if extent > take:
-            if fast < PIECE:
-                raise InternalError(f"the fastest digits of {plan.name}'s spectrum hold no piece of {PIECE}")
-            outer.append((extent // take, stride * take))
-    return joined(outer), tuple(int(x) for x in offsets), plane
+def pieces(plan: Plan, chosen: Sequence[int], row: int) -> Pieces:
+    """Of a spectrum; ``row``: points of a row of the transform, all of them where a block holds it."""
+    return _pieces(plan, chosen, row, spectrum_digits(plan), PIECE)
 
 
-def sum_pieces(plan: Plan, chosen: Sequence[int], row: int) -> tuple[Digits, tuple[int, ...], int, Gather]:
-    """``places``, ``offsets`` and ``plane`` of a transposed Filter, and its Gather.
+def sum_pieces(plan: Plan, chosen: Sequence[int], row: int) -> Pieces:
+    """Of a sum of spectra."""
+    return _pieces(plan, chosen, row, sum_digits(plan), SUM_PIECE)
 
-    ``row``: points of a row of the transform, all of them where a block holds it. Pieces are of SUM_PIECE
-    frequencies.
-    """
-    steps: dict[int, int] = {}  # from number to number of a digit in the sum, by its stride
+
+def _pieces(plan: Plan, chosen: Sequence[int], row: int, stored: Digits, size: int) -> Pieces:
+    """Of numbers in the order ``stored`` (the slowest digit first), in pieces of ``size``."""
+    steps: dict[int, int] = {}  # from number to number of a stored digit, by its stride
     step = 1
-    for extent, stride in reversed(sum_digits(plan)):
+    for extent, stride in reversed(stored):
         if extent > 1:
             steps[stride] = step
         step *= extent
-    # Digits (extent, stride over places, stride over the sum), the fastest first: in a row; of its number.
+    # Digits (extent, stride over places, stride over numbers), the fastest first: in a row; of its number.
     # In the order of spectra: pieces of neighbouring threads go to other banks, and come from whole sectors.
     inside: list[tuple[int, int, int]] = []
     across: list[tuple[int, int, int]] = []
@@ -95,18 +80,19 @@ def sum_pieces(plan: Plan, chosen: Sequence[int], row: int) -> tuple[Digits, tup
             (inside if place < row else across).append((part, place, at))
             at *= part
     offsets = np.zeros(1, np.int64)
-    while len(offsets) < SUM_PIECE:
+    while len(offsets) < size:
         extent, place, at = inside.pop(0)
-        if at != len(offsets) or SUM_PIECE % (at * extent):
-            raise InternalError(f"the fastest digits of {plan.name}'s sum hold no piece of {SUM_PIECE}")
-        offsets = (place * np.arange(extent)[:, None] + offsets).reshape(-1)
-    return (
-        joined((extent, place) for extent, place, _ in inside),
-        tuple(int(x) for x in offsets),
-        steps[1],
-        Gather(
-            pieces=joined((extent, at) for extent, _, at in inside),
-            rows=joined((extent, at) for extent, _, at in across),
-            row_places=joined((extent, place // row) for extent, place, _ in across),
-        ),
+        take = gcd(extent, size // len(offsets))
+        if at != len(offsets) or take == 1:
+            raise InternalError(f"the fastest digits of {plan.name} hold no piece of {size} numbers")
+        offsets = (place * np.arange(take)[:, None] + offsets).reshape(-1)
+        if extent > take:
+            inside.insert(0, (extent // take, place * take, at * take))
+    return Pieces(
+        at=joined((extent, at) for extent, _, at in inside),
+        places=joined((extent, place) for extent, place, _ in inside),
+        offsets=tuple(int(x) for x in offsets),
+        plane=steps[1],
+        rows=joined((extent, at) for extent, _, at in across),
+        row_places=joined((extent, place // row) for extent, place, _ in across),
     )

@@ -17,29 +17,39 @@ SCALE = 8  # of a channel: the power of two and what undoes it
 WARP = 32
 PIECE = 8  # frequencies that a thread stores at a time
 TWIST = 4  # instructions of a complex product
-COPY = 10  # instructions of a number of a row on its way back to the workspace
 ADDRESSES = 14  # instructions of a thread around a DFT of any radix
 GATHER = 8  # of a piece's frequency: where it lies, its load, scaling both parts
 STORE = 14  # of a piece: rounding, packing, two stores
 DIGIT = 7  # of a digit of its place
+ROOT = 18  # of a root: where its two levels lie, their loads, their product
+LEVEL = 50  # of a piece that is brought to another power of two
+PEAK = 4  # bytes that a row tells of itself
 
 
 def filter_work(plan: Plan, kernel: FilterKernel, target: Target, taps: int | None = None) -> Work:
-    """The work of one filter kernel for one channel; ``taps`` of the filter, by default all that fit."""
+    """The work of one filter kernel for one channel; ``taps`` of the filter, by default all that fit.
+
+    What levels rows has all but one of them to do, as where a tone stands out; of rows that have the
+    channel's power of two already it reads the peaks alone.
+    """
     n = plan.transform
     count = min(plan.problem.length, n) if taps is None else taps
     first = kernel.role in ("filter", "filter_columns")
-    ends = kernel.role in ("filter", "filter_convert")
     # A tap that is folded (planner/fold.py) stands in two places: its second reading is not from memory.
     again = count - 1 if plan.fold else 0
-    read, stored = 4 * count if first else 0, 4 * n + SCALE if ends else 0
-    whole = COMPLEX * n
+    lower = n - kernel.length  # numbers of all rows but the one of the channel's peak
+    read, stored, fetched, put = {
+        "filter": (4 * count, 4 * n + SCALE, 0, 0),
+        "filter_columns": (4 * count, 0, 0, COMPLEX * n),
+        "filter_rows": (0, 4 * n, COMPLEX * n, PEAK * transforms(plan, kernel)),
+        "filter_level": (0, SCALE, 4 * lower + 2 * PEAK * WARP * transforms(plan, kernel), 4 * lower),
+    }[kernel.role]
     return Work(
         loaded=read + (4 * again if first else 0),
         stored=stored,
         device_bytes=read + stored,
-        workspace_loaded=whole if kernel.role in ("filter_rows", "filter_convert") else 0,
-        workspace_stored=whole if kernel.role in ("filter_columns", "filter_rows") else 0,
+        workspace_loaded=fetched,
+        workspace_stored=put,
         tables=_tables(plan, kernel, target),
         shared_bytes=_shared(plan, kernel) + _twiddles(plan, kernel),
         instructions=_instructions(plan, kernel),
@@ -63,7 +73,14 @@ def _twiddles(plan: Plan, kernel: FilterKernel) -> int:
     for number, stage in enumerate(kernel.stages):
         per_dft = COMPLEX * _rows(plan, kernel, stage, number == 0)
         total += plan.transform // stage.radix * per_dft
-    return total + (2 * COMPLEX * plan.transform if kernel.role == "filter_columns" else 0)
+    if kernel.role == "filter_columns":
+        total += plan.transform // kernel.stages[-1].radix * 2 * COMPLEX * _roots(kernel)
+    return total
+
+
+def _roots(kernel: FilterKernel) -> int:
+    """Roots that a thread makes for the twiddles between columns and rows."""
+    return len(exponents(kernel.stages[-1].radix, True))
 
 
 def _tables(plan: Plan, kernel: FilterKernel, target: Target) -> int:
@@ -89,10 +106,8 @@ def _shared(plan: Plan, kernel: FilterKernel) -> int:
     if columns:
         return total
     warps = kernel.threads // WARP
-    # Of a row the peak after the last stage is read by one thread, which tells the channel.
-    readers = kernel.threads + (kernel.threads if kernel.role == "filter" else 1)
     pieces = 16 * -(-warps // 4)
-    return total + transforms(plan, kernel) * (2 * pieces + 4 * warps * readers)
+    return total + transforms(plan, kernel) * 2 * (pieces + 4 * warps * kernel.threads)
 
 
 def _real_operations(radix: int) -> int:
@@ -126,10 +141,12 @@ def _instructions(plan: Plan, kernel: FilterKernel) -> float:
         dfts = kernel.length // stage.radix * kernel.columns  # of a block
         blocks = n // (kernel.length * kernel.columns)
         total += blocks * -(-dfts // WARP) * _stage_instructions(plan, kernel, stage, number)
-    if kernel.role == "filter_rows":
-        total += n / WARP * COPY
-    if kernel.role in ("filter", "filter_convert"):
-        total += -(-n // (PIECE * WARP)) * (STORE + DIGIT * len(plan.filter.places) + PIECE * GATHER)
+    digits = DIGIT * (len(plan.filter.pieces.at) + len(plan.filter.pieces.places))
+    pieces = -(-n // (PIECE * WARP))  # of a warp
+    if kernel.role in ("filter", "filter_rows"):
+        total += pieces * (STORE + digits + PIECE * GATHER)
+    if kernel.role == "filter_level":
+        total += pieces * (LEVEL + DIGIT * len(plan.filter.pieces.at))
     return total
 
 
@@ -143,5 +160,8 @@ def _stage_instructions(plan: Plan, kernel: FilterKernel, stage: FilterStage, nu
     each += 3 + (2 if weighted else 0) + (6 if plan.fold else 0) if first else 0  # bounds, weights, the fold
     columns = kernel.role == "filter_columns"
     each += 3 if (first or last) and not columns else 0  # the peak
-    each += 20 if last and columns else 0  # twiddles between columns and rows, in two levels
-    return ADDRESSES + rows + _real_operations(stage.radix) + stage.radix * each
+    roots = 0
+    if last and columns:  # twiddles between columns and rows
+        each += TWIST * (2 if stage.radix > 7 else 1)
+        roots = ROOT * _roots(kernel)
+    return ADDRESSES + rows + roots + _real_operations(stage.radix) + stage.radix * each

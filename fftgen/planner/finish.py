@@ -15,29 +15,7 @@ weights come at the end. The tables are the same.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
-from fftgen.planner.filter import Digits, Filter, FilterLaunch, chunk_channels
-
-
-@dataclass(frozen=True)
-class Gather:
-    """Where a part of the sum has the numbers of a row of the transform, as digits, the fastest first.
-
-    ``pieces``: from the number of a piece of four frequencies in a row to where its real parts begin, in
-    fp32 numbers from the first of the row; ``rows``: from the number of a row to its first; ``row_places``:
-    from the number of a row to its place among those that columns are made of.
-    """
-
-    pieces: Digits = ()
-    rows: Digits = ()
-    row_places: Digits = ()
-
-    @staticmethod
-    def of(raw: dict[str, Any]) -> Gather:
-        """From what ``dataclasses.asdict`` made, after a trip through JSON."""
-        return Gather(**{name: tuple((extent, stride) for extent, stride in d) for name, d in raw.items()})
+from fftgen.planner.filter import Filter, FilterLaunch, chunk_channels
 
 
 def comes_around(found: Filter, transform: int, period: int) -> bool:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -28,7 +28,6 @@ from fftgen.errors import ArtifactError, NoPlanError
 from fftgen.planner import fragments, mma_rules, search, twins
 from fftgen.planner.cost import tensor_ops
 from fftgen.planner.filter_design import transposed
-from fftgen.planner.finish import Gather
 from fftgen.planner.launch import Launch, chunk_items, launch_of
 from fftgen.planner.mma_rules import CHAIN_POINTS, STRIPS
 from fftgen.planner.plan import SCALED, Kernel, Plan, Table
@@ -49,9 +48,9 @@ class Gradient:
     ``plan``: the causal plan whose stages and tables they use, and whose peaks and columns kernels run
     before them where there is a device stage, each signal in a workspace of its own, so that ``chunk_bytes``
     is half of the convolution's; its ``filter`` are the kernels that take the sum to taps
-    (planner/finish.py), which find it with ``gather``. ``kernel``: the kernel that makes the sum. A worker's
-    spectrum of the first signal stands at ``spectra_at`` of shared memory (bytes), its sum at ``sums_at``;
-    -1: in device memory. ``signals``: gradients of signals and gates as well as of the filter.
+    (planner/finish.py). ``kernel``: the kernel that makes the sum. A worker's spectrum of the first signal
+    stands at ``spectra_at`` of shared memory (bytes), its sum at ``sums_at``; -1: in device memory.
+    ``signals``: gradients of signals and gates as well as of the filter.
     """
 
     PREFIXES: ClassVar[tuple[str, ...]] = ("fftgen_gradient_", "fftgen_backward_")
@@ -60,7 +59,6 @@ class Gradient:
     kernel: Kernel
     spectra_at: int
     sums_at: int
-    gather: Gather = field(default_factory=Gather)
     signals: bool = False
 
     @property
@@ -100,9 +98,9 @@ class Gradient:
         try:
             raw: dict[str, Any] = json.loads(text)
             plan = Plan.from_json(json.dumps(raw["plan"]))
-            gather, kernel = Gather.of(raw["gather"]), Kernel(**raw["kernel"])
+            kernel = Kernel(**raw["kernel"])
             places = (raw["spectra_at"], raw["sums_at"])
-            return Gradient(plan, kernel, *places, gather, raw.get("signals", False))
+            return Gradient(plan, kernel, *places, raw.get("signals", False))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"not a gradient's plan: {error}: rebuild with `fftgen build --train`"
@@ -284,8 +282,7 @@ def backward(problem: Problem, target: str | Target) -> Gradient | None:
 
 def finished(found: Gradient, chip: Target) -> Gradient:
     """A chosen layout with the kernels that take its sum to taps."""
-    finish, gather = transposed(found.plan, chip)
-    return replace(found, plan=replace(found.plan, filter=finish), gather=gather)
+    return replace(found, plan=replace(found.plan, filter=transposed(found.plan, chip)))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 import pytest
+from plans import added
 
 from fftgen.errors import InternalError
 from fftgen.planner import search, tables
@@ -118,16 +119,17 @@ def left_by_stages(plan: Plan, taps: Complex) -> Complex:
     return stages(plan, rows, x, False).reshape(-1)
 
 
-def stored(plan: Plan, left: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
-    """What the end of the transform makes of it: pieces gathered into planes, (2 N,)."""
-    filters, pieces = plan.filter, np.arange(plan.transform // 8)
-    at, rest = np.zeros_like(pieces), pieces.copy()
-    for number, (extent, stride) in enumerate(filters.places, 1):
-        digit = rest if number == len(filters.places) else rest % extent
-        at += digit * stride
-        rest //= extent
-    gathered = left[at[:, None] + np.array(filters.offsets)].reshape(-1, filters.plane)
-    return np.stack([gathered.real, gathered.imag], axis=1).reshape(-1)
+def stored(plan: Plan, left: Complex) -> npt.NDArray[np.float64]:
+    """What the end of the transform makes of it: pieces of rows in planes, (2 N,); NaN: nothing."""
+    pieces, points = plan.filter.pieces, plan.filter.rest or plan.transform
+    rows, inside = plan.transform // points, points // 8
+    at = added(pieces.rows, rows)[:, None, None] + added(pieces.at, inside)[:, None] + np.arange(8)
+    place = added(pieces.row_places, rows)[:, None, None] * points + (
+        added(pieces.places, inside)[:, None] + np.array(pieces.offsets)
+    )
+    made = np.full(2 * plan.transform, np.nan)
+    made[at], made[at + pieces.plane] = left[place].real, left[place].imag
+    return made
 
 
 def test_stages_tables_and_digits_give_the_spectrum(plan: Plan, rng: np.random.Generator) -> None:
@@ -146,7 +148,7 @@ def test_stages_tables_and_digits_give_the_spectrum(plan: Plan, rng: np.random.G
 
 def test_every_stored_number_has_one_place(plan: Plan) -> None:
     """By the digits alone: an injective map would do for no table, this one has to be onto, too."""
-    places = stored(plan, np.arange(plan.transform) * (1 + 1j)).reshape(-1, 2, plan.filter.plane)
+    places = stored(plan, np.arange(plan.transform) * (1 + 1j)).reshape(-1, 2, plan.filter.pieces.plane)
     assert np.array_equal(places[:, 0], places[:, 1])
     assert np.array_equal(np.sort(places[:, 0], axis=None), np.arange(plan.transform))
 
@@ -180,7 +182,8 @@ def test_the_plan_carries_its_filter_kernels_through_json(plan: Plan) -> None:
     again = Plan.from_json(plan.to_json())
     assert again == plan
     assert again.digest == plan.digest
-    other = dataclasses.replace(plan.filter, plane=plan.filter.plane + 1)
+    pieces = dataclasses.replace(plan.filter.pieces, plane=plan.filter.pieces.plane + 1)
+    other = dataclasses.replace(plan.filter, pieces=pieces)
     assert dataclasses.replace(plan, filter=other).digest != plan.digest
 
 
@@ -197,11 +200,11 @@ def test_chunks_cover_every_channel_once(channels: int, chunk: int) -> None:
     plan = plan_for("causal", 65_536)
     bounded = dataclasses.replace(plan.filter, chunk_bytes=chunk * 8 * plan.transform)
     launches = filter_launches(bounded, plan.transform, channels)
-    columns, rows, convert = bounded.kernels
+    columns, rows, level = bounded.kernels
     blocks = {
         columns: plan.transform // (columns.length * columns.columns),
         rows: plan.transform // rows.length,
-        convert: plan.transform // (8 * convert.threads),
+        level: plan.transform // (rows.length * level.threads // 32),
     }
     for kernel, per_channel in blocks.items():
         done = [
@@ -209,7 +212,7 @@ def test_chunks_cover_every_channel_once(channels: int, chunk: int) -> None:
         ]
         assert done == list(range(channels))
     assert max(x.grid // blocks[x.kernel] for x in launches) <= chunk
-    assert [x.kernel for x in launches] == [columns, rows, convert] * -(-channels // chunk)
+    assert [x.kernel for x in launches] == [columns, rows, level] * -(-channels // chunk)
 
 
 @pytest.mark.parametrize(

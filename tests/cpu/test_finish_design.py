@@ -6,12 +6,11 @@ import dataclasses
 from itertools import pairwise
 
 import numpy as np
-import numpy.typing as npt
 import pytest
+from plans import added
 
 from fftgen.planner import search
 from fftgen.planner.factor import transforms
-from fftgen.planner.filter import Digits
 from fftgen.planner.finish import finish_launches
 from fftgen.planner.gradient import Gradient, gradient
 from fftgen.planner.order import sum_index
@@ -41,23 +40,14 @@ def found(request: pytest.FixtureRequest) -> Gradient:
     return gradient(Problem("causal", length, "bf16"), chip)
 
 
-def added(digits: Digits, count: int) -> npt.NDArray[np.int64]:
-    """What the digits make of the numbers below ``count``."""
-    rest, at = np.arange(count), np.zeros(count, np.int64)
-    for number, (extent, stride) in enumerate(digits, 1):
-        at += (rest if number == len(digits) else rest % extent) * stride
-        rest = rest // extent
-    return at
-
-
 def test_every_place_of_the_transform_gets_its_number_of_the_sum(found: Gradient) -> None:
     """The number that the sum has for a frequency goes where decimation in frequency would have left it."""
-    plan, gather = found.plan, found.gather
+    plan, pieces = found.plan, found.plan.filter.pieces
     points = plan.filter.rest or plan.transform
-    rows, offsets = plan.transform // points, np.array(plan.filter.offsets)
-    piece, within = added(gather.pieces, points // 4), added(plan.filter.places, points // 4)
-    at = added(gather.rows, rows)[:, None, None] + piece[:, None] + np.arange(4)
-    place = added(gather.row_places, rows)[:, None, None] * points + within[:, None] + offsets
+    rows, offsets = plan.transform // points, np.array(pieces.offsets)
+    piece, within = added(pieces.at, points // 4), added(pieces.places, points // 4)
+    at = added(pieces.rows, rows)[:, None, None] + piece[:, None] + np.arange(4)
+    place = added(pieces.row_places, rows)[:, None, None] * points + within[:, None] + offsets
     assert np.array_equal(np.sort(place, axis=None), np.arange(plan.transform))
     frequency, stride = np.zeros(1, np.int64), 1
     transposed = [k for k in reversed(plan.filter.kernels) if k.stages]
@@ -66,7 +56,7 @@ def test_every_place_of_the_transform_gets_its_number_of_the_sum(found: Gradient
         stride *= radix
     index = sum_index(plan)
     assert np.array_equal(index[at], 2 * frequency[place])
-    assert np.array_equal(index[at + plan.filter.plane], 2 * frequency[place] + 1)
+    assert np.array_equal(index[at + pieces.plane], 2 * frequency[place] + 1)
     if (
         not plan.filter.whole
     ):  # a warp reads two runs of 16 pieces side by side, two warps 256 numbers of a plane
@@ -90,7 +80,9 @@ def test_the_decisions_go_through_json(found: Gradient) -> None:
     again = Gradient.from_json(found.to_json())
     assert again == found
     assert again.digest == found.digest
-    other = dataclasses.replace(found, gather=dataclasses.replace(found.gather, pieces=((2, 4),)))
+    pieces = dataclasses.replace(found.plan.filter.pieces, at=((2, 4),))
+    finish = dataclasses.replace(found.plan.filter, pieces=pieces)
+    other = dataclasses.replace(found, plan=dataclasses.replace(found.plan, filter=finish))
     assert other.digest != found.digest
 
 

@@ -48,7 +48,7 @@ def test_the_table_says_that_it_predicts_and_what_it_assumes() -> None:
     text = fftgen("plan", 65536, "--roofline", "--batch", 8, "--channels", 96).stdout
     assert "predicted for H200-SXM, not measured" in text
     assert "assumed, not from a datasheet: the rate of L2" in text
-    for name in ("peaks", "columns1", "rows", "columns_inverse1", "filter_columns", "filter_convert"):
+    for name in ("peaks", "columns1", "rows", "columns_inverse1", "filter_columns", "filter_level"):
         assert re.search(rf"^{name} +[\d.]+ +[\d.]+ ", text, re.M), name
     assert re.search(r"a call of batch 8, 96 channels, spectrum prepared: [\d.]+ ms in 1 launch ", text)
     assert "us for launching" in text
@@ -58,7 +58,7 @@ def test_the_table_says_that_it_predicts_and_what_it_assumes() -> None:
 
 def test_the_plan_tells_what_preparing_a_filter_costs() -> None:
     text = fftgen("plan", 65536, "--why").stdout
-    assert "per filter, once: 524296 bytes of device memory, 2097152 bytes of workspace" in text
+    assert "per filter, once: 524296 bytes of device memory, 1544256 bytes of workspace" in text
     assert re.search(r"^filter_rows +\d+", text, re.M)
     assert answer("plan", 4096)["filter_cost"]["device_bytes"] == 8 * 4096 + 8
 

@@ -41,6 +41,8 @@ TALE = "    if (threadIdx.x == 0) store_scale(args, channel, e);\n"
 TELL = """    for (int i = threadIdx.x; i < P; i += THREADS)
         args.workspace[channel * (long long)P + i] = data[spread(i)];
 """
+TALE_OF_A_ROW = "        row[0].x = __int_as_float(found);  // what levels rows finds it there\n    }\n"
+TELL_OF_A_ROW = "    for (int i = threadIdx.x; i < P; i += THREADS) row[i] = data[spread(i)];\n"
 
 
 def plan_for(mode: str, length: int, dtype: str = "bf16", target: str = "sm_90") -> Plan:
@@ -62,9 +64,10 @@ def ptx_of(plan: Plan, telling: bool = False) -> tuple[str, str, Tensor]:
     """PTX, source text and table block. ``telling``: the fp32 spectrum goes to the workspace as well."""
     source = render(plan)
     text = source.text
-    if telling and plan.filter.whole:
-        assert text.count(TALE) == 1
-        text = text.replace(TALE, TALE + TELL)
+    if telling:  # of rows in place of what levels them would find: it does not touch the workspace
+        tale, tell = (TALE, TELL) if plan.filter.whole else (TALE_OF_A_ROW, TELL_OF_A_ROW)
+        assert text.count(tale) == 1
+        text = text.replace(tale, (tale if plan.filter.whole else "    }\n") + tell)
     source = Source(source.name, text, source.headers, source.entries)
     ptx = compiled.line_ptx(source, plan.target)
     return ptx, text, torch.frombuffer(bytearray(tables.build(plan)), dtype=torch.uint8)
@@ -393,7 +396,7 @@ def test_zeros_and_what_is_not_finite(mode: str, bad: float, target: str, rng: n
     assert torch.equal(made.scale[1:3], torch.tensor([[1.0, plan.residual]] * 2))
     assert torch.equal(made.scale, spectrum(plan, k).scale)
     assert not made.planes[1].any()
-    parts = made.planes[2].float().reshape(-1, 2, plan.filter.plane)
+    parts = made.planes[2].float().reshape(-1, 2, plan.filter.pieces.plane)
     assert not torch.isfinite(parts).all(dim=1).any()
     for channel in (0, 3):
         assert torch.equal(made.planes[channel], clean.planes[channel])
@@ -410,6 +413,41 @@ def test_the_peak_decides_exactly(rng: np.random.Generator) -> None:
         assert torch.equal(made.scale, spectrum(plan, k).scale)
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        plan_for("circular", 8192, "fp16", "sm_75"),
+        plan_for("causal", 32_768),
+        *slow([plan_for("circular", 65_536), wmma("causal", 96, 32, 32, device=1)]),
+    ],
+    ids=lambda p: f"{p.problem.mode}-{p.problem.length}-{p.engine}",
+)
+def test_rows_that_stand_apart_come_to_one_power_of_two(plan: Plan, rng: np.random.Generator) -> None:
+    """Tones beside noise, faint and loud, and one alone: every number as if rounded by the channel's power.
+
+    What that makes subnormal is rounded twice.
+    """
+    n = plan.problem.length
+    tones = np.cos(2 * np.pi * rng.integers(n, size=(4, 1)) * np.arange(n) / n)
+    k = torch.from_numpy(tones * np.array([[1], [8], [1000], [1]])).float()
+    k[:3] += draw(rng, 3, n)
+    made = make(plan, k)
+    z = np.ascontiguousarray(unrounded(plan, k)[:, np.argsort(reversed_digits(plan))])
+    e = np.frexp(np.abs(z).max(axis=1))[1]
+    assert made.scale[:, 0].log2().tolist() == (-e).tolist()
+    values = np.ldexp(z.view(np.float32)[:, spectrum_index(plan)], -e[:, None])
+    right = torch.from_numpy(values).to(made.planes.dtype)
+    found, right = made.planes.reshape(4, -1).double(), right.double()
+    least = torch.finfo(made.planes.dtype).smallest_normal
+    assert torch.equal(found[right.abs() > least], right[right.abs() > least])
+    assert (found - right).abs().max() <= least * torch.finfo(made.planes.dtype).eps
+    level = made.reports["filter_level"].counters.buffers["filter_planes"]
+    rows = 4 * plan.transform // plan.filter.rest
+    each = 4 * plan.filter.rest // 32
+    assert level.stores.units % each == 0
+    assert rows // 4 <= level.stores.units // each < rows
+
+
 def test_chunks_reuse_the_workspace(rng: np.random.Generator) -> None:
     """Five channels through a workspace of two: three chunks, each of three launches."""
     plan = plan_for("causal", 8192, "fp16", "sm_75")
@@ -419,8 +457,9 @@ def test_chunks_reuse_the_workspace(rng: np.random.Generator) -> None:
     k = draw(rng, 5, 8192)
     made = make(small, k)
     check(small, made, k)
-    convert = plan.filter.kernels[-1]
-    assert made.reports["filter_convert"].blocks == 5 * -(-plan.transform // (8 * convert.threads))
+    rows, level = plan.filter.kernels[1:]
+    assert made.reports["filter_rows"].blocks == 5 * plan.transform // rows.length
+    assert made.reports["filter_level"].blocks == 5 * plan.transform // (rows.length * level.columns)
 
 
 def test_a_missing_barrier_is_seen() -> None:
@@ -441,19 +480,25 @@ def test_a_missing_barrier_is_seen() -> None:
 @pytest.mark.parametrize("length", [256, 4096, 12_288, 20_480, 32_768, 65_536])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_memory_is_touched_once(mode: str, length: int, rng: np.random.Generator) -> None:
-    """Taps and planes: no sector more than there are. The workspace: written twice, read twice, and the
-    gather of pieces reads some sectors again. Shared memory: conflicts of the gather alone weigh much."""
+    """Taps, planes and workspace: no sector more than there are, but that rows tell their peaks there, and
+    that some of them are brought to another power of two. Shared memory: conflicts of the gather alone weigh
+    much."""
     plan = plan_for(mode, length)
     made = make(plan, draw(rng, 2, length))
-    first, last = (made.reports[plan.filter.kernels[i].role].counters for i in (0, -1))
+    whole, planes = plan.filter.whole, 2 * 2 * plan.transform * 2 // 32
+    first = made.reports[plan.filter.kernels[0].role].counters
+    last = first if whole else made.reports["filter_rows"].counters
     assert first.buffers["filter"].loads.units == 2 * length // 8
-    assert last.buffers["filter_planes"].stores.units == 2 * 2 * plan.transform * 2 // 32
-    if not plan.filter.whole:
-        once = 2 * plan.transform * 8 // 32
-        rows = made.reports["filter_rows"].counters.buffers["filter_workspace"]
+    assert last.buffers["filter_planes"].stores.units == planes
+    if not whole:
+        once, rows = 2 * plan.transform * 8 // 32, 2 * plan.transform // plan.filter.kernels[1].length
         assert first.buffers["filter_workspace"].stores.units == once
-        assert rows.loads.units == rows.stores.units == once
-        assert last.buffers["filter_workspace"].loads.units <= 4 * once
+        assert last.buffers["filter_workspace"].loads.units == once
+        assert last.buffers["filter_workspace"].stores.units == rows
+        level = made.reports["filter_level"].counters.buffers
+        assert level["filter_workspace"].loads.units == rows
+        again = level.get("filter_planes")
+        assert again is None or again.loads.units == again.stores.units < planes
     shared = [r.counters for r in made.reports.values()]
     taken, least = sum(c.shared_wavefronts for c in shared), sum(c.shared_wavefronts_least for c in shared)
     assert taken <= 1.6 * least, f"{taken} wavefronts where {least} would do"

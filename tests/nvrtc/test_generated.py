@@ -179,7 +179,7 @@ def test_no_kernel_spills() -> None:
     kernels = [(m, k) for m in committed()["modules"] for k in m["kernels"]]
     assert len(kernels) > 2 * len(portfolio.PROBLEMS)
     assert {m["target"] for m, _ in kernels} == {"sm_80", "sm_90"}
-    filters = {"filter", "filter_columns", "filter_rows", "filter_convert"}
+    filters = {"filter", "filter_columns", "filter_rows", "filter_level"}
     assert filters < {k["name"] for _, k in kernels}
     spilling = {
         f"{m['problem']} {m['target']} {k['name']}": k["spill_bytes"] for m, k in kernels if k["spill_bytes"]

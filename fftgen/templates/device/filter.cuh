@@ -19,7 +19,7 @@ struct FilterArgs {
     float2* scale;                // (channels): what the spectrum was multiplied by; what undoes it and 1/N
     const unsigned char* tables;  // the plan's constants
     float2* workspace;            // (channels of this launch, N) or nullptr
-    int* peaks;                   // (channels): exponents of the largest moduli, grown by atomics; or nullptr
+    int* peaks;                   // (channels): exponents of the largest moduli; or nullptr
     int first;                    // first channel of this launch
     int taps;                     // 0 without a filter
     int reach;                    // taps of `back` beyond the first
@@ -201,6 +201,25 @@ __device__ __forceinline__ int channel_exponent(int peak) {
 template <int SPLIT>
 __device__ __forceinline__ float2 root(const unsigned char* low, const unsigned char* high, int m) {
     return __ldg(reinterpret_cast<const float2*>(high) + m / SPLIT) * __ldg(reinterpret_cast<const float2*>(low) + m % SPLIT);
+}
+
+// x[j] exp(-2 pi i (first + j step) / COUNT), as `twist` from a few roots: those of j < A, then the steps of A b.
+template <int COUNT, int SPLIT, int R>
+__device__ __forceinline__ void twist_by_roots(float2 (&x)[R], const unsigned char* low, const unsigned char* high, int first, int step) {
+    constexpr int A = R > 7 ? 4 : R;
+#pragma unroll
+    for (int a = 0; a < A; ++a) {
+        const int m = first + a * step;  // only the first of all may be negative
+        const float2 fine = root<SPLIT>(low, high, a == 0 && m < 0 ? m + COUNT : m);
+#pragma unroll
+        for (int k = a; k < R; k += A) x[k] = x[k] * fine;
+    }
+#pragma unroll
+    for (int b = 1; b < R / A; ++b) {
+        const float2 coarse = root<SPLIT>(low, high, A * b * step);
+#pragma unroll
+        for (int a = 0; a < A; ++a) x[A * b + a] = x[A * b + a] * coarse;
+    }
 }
 
 }  // namespace fftgen
