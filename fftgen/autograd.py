@@ -2,7 +2,8 @@
 
 Shapes: u, v, gates and their gradients (B, H, L); filters (H, Lk); skip (H,). Gradients of filters and
 skip are accumulated in float32 (float64 for float64 signals) and cast to the argument's dtype at the end.
-Nothing but arguments is stored for the backward pass; intermediates are computed again.
+What is stored for the backward pass are arguments, and, where it is used again and no larger than the
+signals, the filter's spectrum (``KeepingConv``); other intermediates are computed again.
 
 ``conv`` and ``correlate_input`` are how the package calls the operators: while a graph is traced as they
 are, otherwise through the functions below, which are also the operators' Autograd kernels. At the Python
@@ -23,6 +24,7 @@ from torch.autograd.function import Function
 from fftgen.eager import wide
 
 Maybe = Tensor | None
+Kept = tuple[Tensor, Tensor] | None  # a spectrum's planes and scale
 
 
 def recorded(*inputs: Any) -> bool:
@@ -70,7 +72,9 @@ def conv(
     u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:
     """``torch.ops.fftgen.conv``: out_gate * (conv(x, k) + corr(x, k_rev) + skip * x), x = in_gate * u."""
-    y: Tensor = _call(Conv, torch.ops.fftgen.conv, (u, k, k_rev, in_gate, out_gate, skip, handle))
+    given = (u, k, k_rev, in_gate, out_gate, skip, handle)
+    rules = KeepingConv if _keeps(*given[:6]) else Conv
+    y: Tensor = _call(rules, torch.ops.fftgen.conv, given)
     return y
 
 
@@ -108,9 +112,16 @@ def conv_gradients(
     needed: Sequence[bool],
     taps: int,
     handle: str,
+    spectrum: Kept = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``torch.ops.fftgen.conv_gradients``: of u, in_gate, out_gate (empty: not ``needed``) and k, for v."""
+    """``torch.ops.fftgen.conv_gradients``: of u, in_gate, out_gate (empty: not ``needed``) and k, for v.
+
+    ``spectrum``: of k, k_rev and skip, as the call of ``conv`` on a GPU made it.
+    """
     given = (u, v, k, k_rev, in_gate, out_gate, skip, *needed, taps, handle)
+    if spectrum is not None and unobserved(*given[:7]):
+        du, d_in, d_out, dk = ON_GPU["conv_gradients"](*given, spectrum=spectrum)
+        return du, d_in, d_out, dk
     du, d_in, d_out, dk = _call(ConvGradients, torch.ops.fftgen.conv_gradients, given)
     return du, d_in, d_out, dk
 
@@ -192,6 +203,48 @@ class Conv(Function):
         own = (_rows(k), _rows(k_rev), _channels(in_gate), _channels(out_gate), _rows(skip))
         y = conv(u.transpose(0, 1).flatten(1, 2), *own, handle)
         return y.reshape(batch, size, channels, steps), 1
+
+
+def _keeps(u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe) -> bool:
+    """Whether a backward pass may ask for all gradients at once: that pass reads the spectrum again."""
+    return (
+        u.is_cuda
+        and k is not None
+        and k.requires_grad
+        and torch.is_grad_enabled()
+        and _forward_ad._current_level < 0
+        and plain(u, k, k_rev, in_gate, out_gate, skip)
+        and recorded(u, in_gate, out_gate)
+    )
+
+
+class KeepingConv(Conv):
+    """``Conv`` for a recorded call on a GPU: where ``_keeps``, its spectrum stays for the backward pass.
+
+    A filter takes as long to transform as one to two rows of signals (results/README.md).
+    """
+
+    @staticmethod
+    @_signed
+    def forward(*inputs: Any) -> Tensor:
+        y: Tensor
+        y, kept = ON_GPU["conv_keeping"](*inputs)
+        u, _, _, in_gate, out_gate, _, _ = inputs
+        signals = sum(x.nbytes for x in (u, in_gate, out_gate) if x is not None)
+        if kept is not None and kept[0].nbytes <= signals:
+            y.__dict__["_spectrum"] = kept  # for setup_context, which comes next
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        Conv.setup_context(ctx, inputs, output)
+        ctx.save_for_backward(*inputs[:6], *output.__dict__.pop("_spectrum", ()))
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Maybe, ...]:
+        saved = ctx.saved_tensors
+        kept = saved[6:] or None
+        return (*_gradients(saved[:6], v, ctx.needs_input_grad, ctx.handle, kept), None)
 
 
 class ConvBoth(Function):
@@ -400,7 +453,9 @@ def separately(
     return du, d_in, d_out
 
 
-def _gradients(given: Sequence[Any], v: Tensor, needs: Sequence[bool], handle: str) -> tuple[Maybe, ...]:
+def _gradients(
+    given: Sequence[Any], v: Tensor, needs: Sequence[bool], handle: str, spectrum: Kept = None
+) -> tuple[Maybe, ...]:
     """Of ``conv``'s arguments, those that are needed, in their order, for the cotangent v of its result."""
     u, k, k_rev, in_gate, out_gate, skip = given
     need_u, need_k, need_rev, need_in, need_out, need_skip = needs[:6]
@@ -408,7 +463,7 @@ def _gradients(given: Sequence[Any], v: Tensor, needs: Sequence[bool], handle: s
     signals = (need_u, need_in, need_out)
     if need_k and any(signals):
         taps = k.shape[-1]
-        *made, dk = conv_gradients(u, v, k, k_rev, in_gate, out_gate, skip, signals, taps, handle)
+        *made, dk = conv_gradients(u, v, k, k_rev, in_gate, out_gate, skip, signals, taps, handle, spectrum)
         du, d_in, d_out = (x if n else None for x, n in zip(made, signals, strict=True))
     else:
         du, d_in, d_out = separately((conv, conv_both), given, v, signals, handle)

@@ -378,10 +378,23 @@ class Conv:
         skip: Tensor | None,
     ) -> Tensor:
         """A whole call on a GPU, its arguments checked: spectrum, then kernels, on the current stream."""
+        return self.run_keeping(u, k, k_rev, in_gate, out_gate, skip)[0]
+
+    def run_keeping(
+        self,
+        u: Tensor,
+        k: Tensor | None,
+        k_rev: Tensor | None,
+        in_gate: Tensor | None,
+        out_gate: Tensor | None,
+        skip: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The same, and the spectrum that it made if kernels of a backward pass read it too: causal ones."""
         if u.numel() == 0:
-            return torch.empty_like(u)
+            return torch.empty_like(u), None
         problem, k, k_rev = self.meeting(u, k, k_rev)
-        return self.on(u.device, problem).convolve(u, k, k_rev, in_gate, out_gate, skip)
+        y, spectrum = self.on(u.device, problem).keeping(u, k, k_rev, in_gate, out_gate, skip)
+        return y, spectrum if problem.causal else None
 
     def route(self, u: Tensor, k: Tensor | None, k_rev: Tensor | None, handle: str) -> Route:
         """The route of calls like one, which is arranged, of this convolution under a handle."""

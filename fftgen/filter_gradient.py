@@ -13,10 +13,18 @@ from fftgen.gradient import Gradients, Needed, backward, correlate_input
 from fftgen.loaded import stream_of
 
 
-def all_on_gpu(conv: Conv, given: tuple[Any, ...], v: Tensor, needed: Needed, taps: int) -> Gradients | None:
+def all_on_gpu(
+    conv: Conv,
+    given: tuple[Any, ...],
+    v: Tensor,
+    needed: Needed,
+    taps: int,
+    spectrum: tuple[Tensor, Tensor] | None = None,
+) -> Gradients | None:
     """The gradients of a call of ``conv``, of the filter (H, taps) float32; None: no kernels for it.
 
     ``given``: u, k, k_rev, in_gate, out_gate, skip as the operator has them; v the cotangent, like u.
+    ``spectrum``: planes and scale that the call itself made; without them they are made again.
     """
     u, k, k_rev, in_gate, out_gate, skip = given
     if u.numel() == 0:
@@ -28,15 +36,16 @@ def all_on_gpu(conv: Conv, given: tuple[Any, ...], v: Tensor, needed: Needed, ta
     loaded = conv.backward_on(u.device, problem)
     if loaded is None:
         return None
-    made = conv.on(u.device, problem).spectrum(k, k_rev, skip)
+    if spectrum is None:
+        made = conv.on(u.device, problem).spectrum(k, k_rev, skip)
+        spectrum = made.planes, made.scale
     return backward(
         loaded.gradient,
         loaded.tables,
         loaded.module.on(stream_of(u.device)),
         u,
         v,
-        made.planes,
-        made.scale,
+        *spectrum,
         in_gate,
         out_gate,
         needed=needed,

@@ -42,9 +42,21 @@ class Loaded:
         skip: Tensor | None,
     ) -> Tensor:
         """A whole call: the filter's spectrum, then the kernels of the convolution."""
+        return self.keeping(u, k, k_rev, in_gate, out_gate, skip)[0]
+
+    def keeping(
+        self,
+        u: Tensor,
+        k: Tensor | None,
+        k_rev: Tensor | None,
+        in_gate: Tensor | None,
+        out_gate: Tensor | None,
+        skip: Tensor | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The same, and the spectrum: planes and scale."""
         launcher, executable = self.module.on(stream_of(u.device)), self.executable
         planes, scale = transform(executable.plan, executable.tables, launcher, k, k_rev, skip)
-        return executable(launcher, u, planes, scale, in_gate, out_gate)
+        return executable(launcher, u, planes, scale, in_gate, out_gate), (planes, scale)
 
     def apply(
         self,

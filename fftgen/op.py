@@ -14,8 +14,8 @@ alike; sums over batch, channels, time and taps):
 The correlation with the filter, dF/du, is fftgen::conv of v with k and k_rev exchanged and the gates
 exchanged; dF/d in_gate differs from it by one gate, so fftgen::conv_both gives both; dF/dk_rev is
 fftgen::correlate_input with u and v exchanged; dF/dskip is its tap 0. So they are closed under
-differentiation, to any order, and the arguments are all that is ever stored.
-autograd.py writes the formulas out.
+differentiation, to any order, and need no more than the arguments stored. autograd.py writes the formulas
+out.
 
 A convolution is named by its handle (a string), so that graphs can hold it; ``conv.registered`` finds it.
 A handle with ``*`` for the length takes the length from each call's shapes: one graph serves them all.
@@ -76,6 +76,12 @@ def _conv_cuda(
     return _checked(handle, u).run(u, k, k_rev, in_gate, out_gate, skip)
 
 
+def _conv_keeping(
+    u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
+) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    return _checked(handle, u).run_keeping(u, k, k_rev, in_gate, out_gate, skip)
+
+
 def _conv_cpu(
     u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:
@@ -124,9 +130,9 @@ def _correlate_cpu(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: 
     )
 
 
-def _gradients_cuda(u: Tensor, v: Tensor, *rest: Any) -> Four:
+def _gradients_cuda(u: Tensor, v: Tensor, *rest: Any, spectrum: tuple[Tensor, Tensor] | None = None) -> Four:
     given, needed, taps, handle = _asked(u, rest)
-    found = filter_gradient.all_on_gpu(_checked(handle, u), given, v, needed, taps)
+    found = filter_gradient.all_on_gpu(_checked(handle, u), given, v, needed, taps, spectrum)
     if found is not None:
         return _all_four(u, found[:3], found.filter)
     made = autograd.separately((_conv_cuda, _both_cuda), given, v, needed, handle)
@@ -237,6 +243,7 @@ for _name, _cpu, _cuda, _fake in (
     _LIBRARY.impl(_name, _cuda, "CUDA")
     autograd.ON_GPU[_name] = _cuda
     _torch_library.register_fake(f"fftgen::{_name}", _fake, lib=_LIBRARY)
+autograd.ON_GPU["conv_keeping"] = _conv_keeping
 
 for _name, _rules in (
     ("conv", autograd.Conv),

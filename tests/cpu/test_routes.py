@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import struct
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -240,6 +241,110 @@ def test_an_operator_on_a_gpu_is_called_past_the_dispatcher_only_where_nobody_lo
     with pytest.raises(InputError, match=r"call fftgen\.load"):  # the CPU's operator knows no handle "test"
         conv(u, k)
     assert went == ["direct"] * 2
+
+
+class Steps:
+    """Recorded calls on a GPU that is not there: which spectra they leave, and which backward passes get."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left: list[tuple[Tensor, Tensor]] = []
+        self.got: list[Any] = []
+        self.causal = True
+        plain = {"conv": self.conv, "conv_keeping": self.keeping, "conv_gradients": self.gradients}
+        for name, function in plain.items():
+            monkeypatch.setitem(fftgen.autograd.ON_GPU, name, function)
+
+    def conv(self, u: Tensor, *_: Any) -> Tensor:
+        return torch.zeros_like(u)
+
+    def keeping(self, u: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        made = torch.zeros(len(k), 2, 512, dtype=torch.half), torch.ones(len(k), 2)
+        self.left.append(made)
+        return torch.zeros_like(u), made if self.causal else None
+
+    def gradients(self, u: Tensor, v: Tensor, k: Tensor, *_: Any, spectrum: Any = None) -> tuple[Tensor, ...]:
+        self.got.append(spectrum)
+        return torch.zeros_like(u), u.new_empty(0), u.new_empty(0), torch.zeros_like(k)
+
+
+@pytest.fixture
+def steps(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> Steps:
+    return Steps(monkeypatch)
+
+
+def test_a_recorded_call_keeps_its_spectrum_for_the_backward_pass(
+    gpu: tuple[fftgen.Conv, Driver], steps: Steps, white: Any
+) -> None:
+    conv, _ = gpu
+    u, k = white(8, 3, 500).bfloat16().requires_grad_(), white(3, 50).float().requires_grad_()
+    for again in (True, False):
+        y = conv(u, k)
+        assert not y.__dict__
+        kept = steps.left[-1]
+        y.sum().backward(retain_graph=True)
+        assert steps.got[-1] is not None
+        assert [x.data_ptr() for x in steps.got[-1]] == [x.data_ptr() for x in kept]
+        if again:  # a second time through the graph
+            y.sum().backward()
+            assert steps.got[-1][0].data_ptr() == kept[0].data_ptr()
+    # It is freed with the graph, and hooks that move saved tensors see it.
+    held = weakref.ref(steps.left[-1][0])
+    steps.left.clear()
+    steps.got.clear()
+    del kept
+    assert held() is not None
+    del y
+    assert held() is None
+    moved: list[tuple[int, ...]] = []
+
+    def pack(x: Tensor) -> Tensor:
+        moved.append(tuple(x.shape))
+        return x.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        y = conv(u, k)
+    assert {(3, 2, 512), (3, 2)} <= set(moved)
+    y.sum().backward()
+    assert steps.got[-1][0].data_ptr() != steps.left[-1][0].data_ptr()
+
+
+def test_a_spectrum_is_kept_only_where_it_is_small_and_used(
+    gpu: tuple[fftgen.Conv, Driver], steps: Steps, white: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv, _ = gpu
+    wide, k = white(8, 3, 500).bfloat16(), white(3, 50).float()
+    leaf, taps = wide.clone().requires_grad_(), k.clone().requires_grad_()
+    one = white(1, 3, 500).bfloat16().requires_grad_()
+    conv(one, taps).sum().backward()  # 3000 bytes, of a spectrum 6144
+    assert steps.got[-1] is None
+    conv(one, taps, in_gate=one.detach(), out_gate=one.detach()).sum().backward()
+    assert steps.got[-1] is not None
+    made = len(steps.left)
+    with torch.no_grad():
+        assert not conv(leaf, taps).__dict__
+    conv(leaf, k)  # a filter that does not learn: u's gradient takes the adjoint's spectrum
+    conv(wide, taps)  # signals of which none is asked for: the filter's gradient takes none
+    assert len(steps.left) == made
+    # Where a gradient is recorded itself, operators have to be seen.
+    y = conv(leaf, taps)
+    monkeypatch.setattr(fftgen.autograd, "_call", lambda rules, op, given: steps.gradients(*given[:3]))
+    torch.autograd.grad(y.sum(), (leaf, taps), create_graph=True)
+    assert steps.got[-1] is None
+
+
+def test_a_filter_that_changed_since_is_refused(
+    gpu: tuple[fftgen.Conv, Driver], steps: Steps, white: Any
+) -> None:
+    conv, _ = gpu
+    u, k = white(8, 3, 500).bfloat16().requires_grad_(), white(3, 50).float().requires_grad_()
+    y = conv(u, k)
+    with torch.no_grad():
+        k.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+    steps.causal = False  # a circle: nothing of what it made is read again
+    conv(u, k).sum().backward()
+    assert steps.got == [None]
 
 
 def test_values_that_memory_does_not_hold_are_not_read_from_there(

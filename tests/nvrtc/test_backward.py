@@ -398,6 +398,13 @@ def test_a_backward_pass_takes_these_kernels(
     assert asked == [Problem("causal", 256, "bf16")]
     assert len(spectra) == 1
     judge(found, made, given, v)
+    # With the spectrum that the call itself made, nothing is transformed again.
+    simulated = emulate.Simulated(ptx, module.source.text)
+    kept = spectra[0].planes, spectra[0].scale
+    again = filter_gradient.all_on_gpu(conv, arguments, v, ALL, given["k"].shape[-1], kept)
+    assert len(spectra) == 1
+    assert again is not None
+    assert all(torch.equal(a, b) for a, b in zip(made, again, strict=True))
     # Where there are none, and where a circle is a circle, others do it.
     monkeypatch.setattr(conv, "backward_on", lambda *_: None)
     assert filter_gradient.all_on_gpu(conv, arguments, v, ALL, 100) is None
