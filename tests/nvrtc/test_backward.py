@@ -42,7 +42,8 @@ ALL = Needed(True, True, True)
 COMMON = (256, 1024, 4096, 16_384, 65_536)
 OTHERS = (512, 2048, 8192, 20_480, 32_768, 131_072)
 SPILLED = {
-    (32_768, "sm_90"): 48
+    (32_768, "sm_80"): 8,
+    (32_768, "sm_90"): 48,
 }  # sums with lanes side by side, twiddles in two levels: both move half as much
 RESULTS = {"u": "u", "in_gate": "in_gate", "out_gate": "out_gate", "k": "filter"}
 
