@@ -2,7 +2,7 @@
 //   fftgen render 1024 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 1024 bf16 sm_90 | N=1024=32w·32w right-angle warp mma scaled-fp16 | convolve[8w 61440B]
-// digest  5c9a733064cbce66e390ff548ed37b310506dd7f4e47164205b6b314eec15c51
+// digest  d72498cda779a5e008b24d18e7bdbb353ccda69285e4f106ae806574ac37b8e6
 // work    per row: 96 matrix instructions 16x16x16 (0.79 MFLOP), 4096 bytes of device memory at least; 61440 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -65,7 +65,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 1 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf16_mma_sm90_5c9a7330(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf16_mma_sm90_d72498cd(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 1;  // transforms that a warp takes at a time
     constexpr bool REAL = true;
@@ -193,7 +193,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1024_causal_bf16_mma_sm90_5c9a7330_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(64, 16) fftgen_conv_n1024_causal_bf16_mma_sm90_d72498cd_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 64;
     constexpr int P = 1024;  // points
     extern __shared__ float2 data[];

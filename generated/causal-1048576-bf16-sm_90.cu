@@ -2,7 +2,7 @@
 //   fftgen render 1048576 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 1048576 bf16 sm_90 | N=1048576=64d·16b·32w·32w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 65536B] rows[8w 101888B] columns_inverse1[8w 0B] whole[16w 102400B]
-// digest  1b249dbda6bf59e5dfce301cfaa043909e3adefadc19d707207f5adbc2bbe8f2
+// digest  33211d59309336bacc0c42800057e15097db33855d1356d27d6a899197603a6b
 // work    per row: 229376 matrix instructions 16x16x16 (1879.05 MFLOP), 4194304 bytes of device memory at least; 102400 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -102,7 +102,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal_bf16_mma_sm90_1b249dbd_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -115,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal
 }
 
 // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_1b249dbd_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -147,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // Everything inside a row of 16384 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_1b249dbd_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_rows(const Args<T> args) {
     constexpr int WARPS = 8, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -227,7 +227,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_1b249dbd_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -251,7 +251,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal_bf16_mma_sm90_1b249dbd_whole(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_whole(const Args<T> args) {
     constexpr int ALL = 16;  // warps of a block
     constexpr int V1 = 4;  // columns that a thread loads side by side in the outer stage
     constexpr int STRIPS1 = M1 / (8 * V1);  // of a transform
@@ -464,7 +464,7 @@ __device__ __forceinline__ int outer_frequency(unsigned x) {
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_1b249dbd_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 256, C = 16;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -555,7 +555,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // Filters to spectra, rows: each scaled by itself, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_1b249dbd_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -634,7 +634,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // Filters to spectra, the end: rows by the power of two of their channel.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_1b249dbd_filter_level(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_filter_level(const FilterArgs<Stored> args) {
     constexpr int P = 4096, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
     const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;
     const int slot = row / ROWS, channel = args.first + slot, number = row % ROWS;

@@ -2,7 +2,7 @@
 //   fftgen render 256 --dtype fp16 --causal --arch sm_90
 //
 // plan    causal 256 fp16 sm_90 | N=256=16w·16w right-angle warp mma scaled-fp16 | convolve[8w 23552B]
-// digest  cc7885e4bd21426f8b464ce2b29947f1e838ad3991be66db45b66354d75371f6
+// digest  9159b1a350e11e9a2452e594635a1214be1e700fba3034c16dd69ed18c7e6f7c
 // work    per row: 12 matrix instructions 16x16x16 (0.10 MFLOP), 1024 bytes of device memory at least; 23552 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -65,7 +65,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 4 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_causal_fp16_mma_sm90_cc7885e4(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_causal_fp16_mma_sm90_9159b1a3(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 4;  // transforms that a warp takes at a time
     constexpr bool REAL = true;
@@ -190,7 +190,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(32, 16) fftgen_conv_n256_causal_fp16_mma_sm90_cc7885e4_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(32, 32) fftgen_conv_n256_causal_fp16_mma_sm90_9159b1a3_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 32;
     constexpr int P = 256;  // points
     extern __shared__ float2 data[];

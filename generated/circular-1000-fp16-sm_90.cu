@@ -2,7 +2,7 @@
 //   fftgen render 1000 --dtype fp16 --circular --arch sm_90
 //
 // plan    circular 1000 fp16 sm_90 | N=1024=32w·32w right-angle fold 1000 warp mma scaled-fp16 | convolve[8w 61440B]
-// digest  e2bc3cd56936a747f40983b0c94aef94564ca03431fe99c3a9c52807bf090216
+// digest  2e4195ecfc0f37234d24b79f4357aa026c4b1a94cec2dcc15583dc5e07358a76
 // work    per row: 96 matrix instructions 16x16x16 (0.79 MFLOP), 4000 bytes of device memory at least; 61440 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -65,7 +65,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 1 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1000_circular_fp16_mma_sm90_e2bc3cd5(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1000_circular_fp16_mma_sm90_2e4195ec(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 1;  // transforms that a warp takes at a time
     constexpr bool REAL = true;
@@ -200,7 +200,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(64, 8) fftgen_conv_n1000_circular_fp16_mma_sm90_e2bc3cd5_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(64, 16) fftgen_conv_n1000_circular_fp16_mma_sm90_2e4195ec_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 64;
     constexpr int P = 1024;  // points
     extern __shared__ float2 data[];

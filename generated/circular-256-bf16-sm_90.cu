@@ -2,7 +2,7 @@
 //   fftgen render 256 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 256 bf16 sm_90 | N=256=16w·16w batch-pair warp mma scaled-fp16 | convolve[4w 16384B]
-// digest  298210f0a836aba0e775e400e07ccf9d263c8fe4b6edfb79b687e63b60587185
+// digest  24f0b80f10f90be04dc06a159d8f50846d332376aa77251b855758a00da0a1a5
 // work    per pair of rows: 16 matrix instructions 16x16x16 (0.13 MFLOP), 2048 bytes of device memory at least; 16384 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -65,7 +65,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 2 transforms at a time.
-extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_bf16_mma_sm90_298210f0(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_bf16_mma_sm90_24f0b80f(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int GROUP = 2;  // transforms that a warp takes at a time
     constexpr bool REAL = false;
@@ -207,7 +207,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(32, 16) fftgen_conv_n256_circular_bf16_mma_sm90_298210f0_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(32, 32) fftgen_conv_n256_circular_bf16_mma_sm90_24f0b80f_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 32;
     constexpr int P = 256;  // points
     extern __shared__ float2 data[];

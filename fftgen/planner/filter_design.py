@@ -20,10 +20,11 @@ from fftgen.targets import Target
 
 ALIGNMENT = 256
 MAX_TWOS = 4  # the longest radix is 16
-MAX_THREADS = 512  # of a block: leaves a radix of 16 the registers it needs (128)
+MAX_THREADS = 1024  # of a block
 WRAP_THREADS = 256
 LEVELLED = 8  # rows that a block brings to the channel's power of two: one each of its warps
-REGISTERS = 128
+REGISTERS = 64  # of a thread: a radix of 16 makes do with them, and 32 warps are resident instead of 16
+REGISTERS_COLUMNS = 80  # with the twiddles between columns and rows
 ELEMENTS = 4096  # of a block over columns: enough for a radix of 16 in every thread
 COLUMNS = (8, 256)  # columns of a block: 64 bytes of the workspace in a row, fewer only where no more fit
 ROW = 11  # log2 of the length that rows should have: a few warps, several blocks resident
@@ -146,7 +147,8 @@ def _threads(work: int) -> int:
 
 
 def _resident(kernel: FilterKernel, target: Target) -> FilterKernel:
-    blocks = target.resident_blocks(kernel.threads // 32, kernel.shared_bytes, REGISTERS)
+    registers = REGISTERS_COLUMNS if kernel.role in ("filter_columns", "finish_columns") else REGISTERS
+    blocks = target.resident_blocks(kernel.threads // 32, kernel.shared_bytes, registers)
     return replace(kernel, resident=max(1, blocks))
 
 
