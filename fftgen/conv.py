@@ -163,7 +163,7 @@ class Conv:
             self._routes.keep(kind, route)
             return route.conv(*given)
         if x.u.is_cuda and autograd.unobserved(*x[:-1]):
-            return x.back(self.run(*x[:-1]))
+            return x.back(self.run(*x[:-1])[0])
         return x.back(autograd.conv(*x[:-1], self.handle))
 
     def _with_spectrum(
@@ -376,24 +376,15 @@ class Conv:
         in_gate: Tensor | None,
         out_gate: Tensor | None,
         skip: Tensor | None,
-    ) -> Tensor:
-        """A whole call on a GPU, its arguments checked: spectrum, then kernels, on the current stream."""
-        return self.run_keeping(u, k, k_rev, in_gate, out_gate, skip)[0]
-
-    def run_keeping(
-        self,
-        u: Tensor,
-        k: Tensor | None,
-        k_rev: Tensor | None,
-        in_gate: Tensor | None,
-        out_gate: Tensor | None,
-        skip: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """The same, and the spectrum that it made if kernels of a backward pass read it too: causal ones."""
+        """A whole call on a GPU, its arguments checked: spectrum, then kernels, on the current stream.
+
+        The second result is the spectrum, if kernels of a backward pass read it, too: causal ones.
+        """
         if u.numel() == 0:
             return torch.empty_like(u), None
         problem, k, k_rev = self.meeting(u, k, k_rev)
-        y, spectrum = self.on(u.device, problem).keeping(u, k, k_rev, in_gate, out_gate, skip)
+        y, spectrum = self.on(u.device, problem).convolve(u, k, k_rev, in_gate, out_gate, skip)
         return y, spectrum if problem.causal else None
 
     def route(self, u: Tensor, k: Tensor | None, k_rev: Tensor | None, handle: str) -> Route:

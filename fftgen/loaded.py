@@ -40,20 +40,8 @@ class Loaded:
         in_gate: Tensor | None,
         out_gate: Tensor | None,
         skip: Tensor | None,
-    ) -> Tensor:
-        """A whole call: the filter's spectrum, then the kernels of the convolution."""
-        return self.keeping(u, k, k_rev, in_gate, out_gate, skip)[0]
-
-    def keeping(
-        self,
-        u: Tensor,
-        k: Tensor | None,
-        k_rev: Tensor | None,
-        in_gate: Tensor | None,
-        out_gate: Tensor | None,
-        skip: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The same, and the spectrum: planes and scale."""
+        """A whole call: the filter's spectrum (planes and scale, the second result), then the convolution."""
         launcher, executable = self.module.on(stream_of(u.device)), self.executable
         planes, scale = transform(executable.plan, executable.tables, launcher, k, k_rev, skip)
         return executable(launcher, u, planes, scale, in_gate, out_gate), (planes, scale)
@@ -134,7 +122,7 @@ class Route(NamedTuple):
             return autograd.conv(u, k, k_rev, in_gate, out_gate, skip, self.handle)
         if self.taps:
             k, k_rev = cut(k, self.taps), cut(k_rev, self.taps)
-        return loaded.convolve(u, k, k_rev, in_gate, out_gate, skip)
+        return loaded.convolve(u, k, k_rev, in_gate, out_gate, skip)[0]
 
 
 def cut(f: Tensor | None, taps: int) -> Tensor | None:

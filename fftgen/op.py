@@ -73,13 +73,12 @@ def _checked(handle: str, u: Tensor) -> Conv:
 def _conv_cuda(
     u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:
-    return _checked(handle, u).run(u, k, k_rev, in_gate, out_gate, skip)
+    return _conv_keeping(u, k, k_rev, in_gate, out_gate, skip, handle)[0]
 
 
-def _conv_keeping(
-    u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
-) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-    return _checked(handle, u).run_keeping(u, k, k_rev, in_gate, out_gate, skip)
+def _conv_keeping(u: Tensor, *given: Any) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+    *rest, handle = given
+    return _checked(handle, u).run(u, *rest)
 
 
 def _conv_cpu(

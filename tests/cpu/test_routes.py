@@ -148,7 +148,7 @@ def test_taps_that_meet_nothing_are_cut_every_time(gpu: tuple[fftgen.Conv, Drive
     met: list[Any] = []
     convolve = type(loaded).convolve
 
-    def note(*given: Any) -> Tensor:
+    def note(*given: Any) -> Any:
         met.append([None if x is None else x.shape[-1] for x in given[1:3]])
         return convolve(loaded, *given)
 
@@ -358,9 +358,9 @@ def test_values_that_memory_does_not_hold_are_not_read_from_there(
     reads: list[float] = []
     loaded = conv.on(u.device, conv.problem)
 
-    def note(_: Tensor, k: Tensor, *rest: Any) -> Tensor:
+    def note(_: Tensor, k: Tensor, *rest: Any) -> tuple[Tensor, None]:
         reads.append(float(k[0, 0]) if not k.is_neg() else np.nan)
-        return torch.empty_like(u)
+        return torch.empty_like(u), None
 
     loaded.convolve = note  # type: ignore[method-assign, assignment]
     conv(u, pairs.real)
