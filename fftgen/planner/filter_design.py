@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, groupby
@@ -244,29 +244,46 @@ def exponents(radix: int, weighted: bool) -> tuple[tuple[int, bool], ...]:
 @lru_cache(maxsize=256)
 def design(plan: Plan, target: Target) -> Filter:
     """The filter kernels of a plan whose convolution is decided; none where two passes do not fit."""
+    found = _design(plan, target, "filter", pieces)
+    if found.whole or not found.kernels:
+        return found
+    together = gcd(plan.transform // found.rest, LEVELLED)  # a warp brings a row to the channel's power
+    level = _resident(FilterKernel("filter_level", 32 * together, 1, found.rest, together), target)
+    return replace(found, kernels=(*found.kernels, level))
+
+
+def transposed(plan: Plan, target: Target) -> Filter:
+    """The kernels that take a sum of spectra to taps (planner/finish.py) for a right-angle plan.
+
+    None where two passes do not fit. Pieces are those of the sum.
+    """
+    found = _design(plan, target, "finish", sum_pieces)
+    if found.whole or not found.kernels:
+        return found
+    wrap = _resident(FilterKernel("finish_wrap", WRAP_THREADS, 1), target)
+    return replace(found, kernels=(*reversed(found.kernels), wrap))
+
+
+def _design(
+    plan: Plan, target: Target, role: str, stored: Callable[[Plan, Sequence[int], int], Pieces]
+) -> Filter:
+    """One kernel, or one over columns and one over rows, their tables, and pieces in the order ``stored``."""
     primes = _primes(plan.factors)
     chosen = radices(primes)
-    found = pieces(plan, chosen, plan.transform)
+    found = stored(plan, chosen, plan.transform)
     block = _Block(max(t.offset + t.nbytes for t in plan.tables))
-    whole = _kernel("filter", chosen, 1, target, found)
+    whole = _kernel(role, chosen, 1, target, found)
     if whole:
-        whole = block.stages(whole, plan.real_input)
-        return Filter((whole,), tuple(block.tables), found)
+        return Filter((block.stages(whole, plan.real_input),), tuple(block.tables), found)
     passes = _passes(plan, primes, target)
     if passes is None:
         return Filter()
-    columns, rows = passes
-    found = pieces(plan, _radices_of(*passes), rows.length)
-    spread = _kernel("filter_rows", [s.radix for s in rows.stages], 1, target, found)
+    columns, rows = (tuple(s.radix for s in kernel.stages) for kernel in passes)
+    found = stored(plan, columns + rows, prod(rows))
+    spread = _kernel(f"{role}_rows", rows, 1, target, found)
     assert spread is not None  # it fitted without the order of its pieces
-    made = _two_passes(plan, target, block, columns, spread)
-    together = gcd(plan.transform // rows.length, LEVELLED)  # a warp brings a row to the channel's power
-    level = _resident(FilterKernel("filter_level", 32 * together, 1, rows.length, together), target)
-    return replace(made, kernels=(*made.kernels, level), pieces=found)
-
-
-def _radices_of(*kernels: FilterKernel) -> tuple[int, ...]:
-    return tuple(s.radix for kernel in kernels for s in kernel.stages)
+    made = _two_passes(plan, target, block, replace(passes[0], role=f"{role}_columns"), spread)
+    return replace(made, pieces=found)
 
 
 def _two_passes(
@@ -290,28 +307,3 @@ def _two_passes(
         high_at=high,
         chunk_bytes=max(8 * plan.transform, min(target.l2_bytes // 2, CHUNK_LIMIT)),
     )
-
-
-def transposed(plan: Plan, target: Target) -> Filter:
-    """The kernels that take a sum of spectra to taps (planner/finish.py) for a right-angle plan.
-
-    None where two passes do not fit. Pieces are those of the sum.
-    """
-    primes = _primes(plan.factors)
-    chosen = radices(primes)
-    block = _Block(max(t.offset + t.nbytes for t in plan.tables))
-    found = sum_pieces(plan, chosen, plan.transform)
-    whole = _kernel("finish", chosen, 1, target, found)
-    if whole:
-        whole = block.stages(whole, plan.real_input)
-        return Filter((whole,), tuple(block.tables), found)
-    passes = _passes(plan, primes, target)
-    if passes is None:
-        return Filter()
-    columns, rows = passes
-    found = sum_pieces(plan, _radices_of(*passes), rows.length)
-    spread = _kernel("finish_rows", [s.radix for s in rows.stages], 1, target, found)
-    assert spread is not None  # it fitted with room for peaks
-    made = _two_passes(plan, target, block, replace(columns, role="finish_columns"), spread)
-    wrap = _resident(FilterKernel("finish_wrap", WRAP_THREADS, 1), target)
-    return replace(made, kernels=(*reversed(made.kernels), wrap), pieces=found)
