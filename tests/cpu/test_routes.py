@@ -17,6 +17,7 @@ from fake_gpu import Driver, on_fake_gpu
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import fftgen
 from fftgen import conv as conv_module
@@ -330,6 +331,16 @@ def test_a_spectrum_is_kept_only_where_it_is_small_and_used(
     monkeypatch.setattr(fftgen.autograd, "_call", lambda rules, op, given: steps.gradients(*given[:3]))
     torch.autograd.grad(y.sum(), (leaf, taps), create_graph=True)
     assert steps.got[-1] is None
+
+
+def test_a_checkpoint_makes_it_again(gpu: tuple[fftgen.Conv, Driver], steps: Steps, white: Any) -> None:
+    """What is recomputed has to save as many tensors as what it replaces."""
+    conv, _ = gpu
+    u, k = white(8, 3, 500).bfloat16().requires_grad_(), white(3, 50).float().requires_grad_()
+    y = checkpoint(lambda x, f: conv(conv(x, f), f), u, k, use_reentrant=False)
+    y.sum().backward()
+    assert len(steps.left) == 4
+    assert [x[0].data_ptr() for x in steps.got] == [x[0].data_ptr() for x in reversed(steps.left[2:])]
 
 
 def test_a_filter_that_changed_since_is_refused(
