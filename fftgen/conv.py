@@ -24,7 +24,7 @@ from fftgen.execute import TORCH, Spectrum
 from fftgen.loaded import Loaded, LoadedGradient, Route, Routes, cut
 from fftgen.pipeline import Built, build, build_gradient
 from fftgen.planner import search
-from fftgen.planner.gradient import backward, gradient
+from fftgen.planner.gradient import backward, gradient, read_backwards
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
 from fftgen.signature import Form, arrange, autocast, shapes
@@ -379,13 +379,14 @@ class Conv:
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """A whole call on a GPU, its arguments checked: spectrum, then kernels, on the current stream.
 
-        The second result is the spectrum, if kernels of a backward pass read it, too: causal ones.
+        The second result is the spectrum, if kernels of a backward pass read it, too.
         """
         if u.numel() == 0:
             return torch.empty_like(u), None
         problem, k, k_rev = self.meeting(u, k, k_rev)
-        y, spectrum = self.on(u.device, problem).convolve(u, k, k_rev, in_gate, out_gate, skip)
-        return y, spectrum if problem.causal else None
+        loaded = self.on(u.device, problem)
+        y, spectrum = loaded.convolve(u, k, k_rev, in_gate, out_gate, skip)
+        return y, spectrum if read_backwards(loaded.executable.plan) else None
 
     def route(self, u: Tensor, k: Tensor | None, k_rev: Tensor | None, handle: str) -> Route:
         """The route of calls like one, which is arranged, of this convolution under a handle."""

@@ -271,13 +271,16 @@ def backward(problem: Problem, target: str | Target) -> Gradient | None:
     """
     chip = find_target(target)
     plan = search.plan(problem, chip)
-    if not problem.causal or plan.engine != "mma" or not plan.scaled:
-        return None
-    found = _best(plan, chip, signals=True)
+    found = _best(plan, chip, signals=True) if read_backwards(plan) else None
     if found is None:
         return None
     kernels = tuple(twins.roomy(plan, k) if k.role == "columns_inverse" else k for k in found.plan.kernels)
     return replace(found, plan=replace(found.plan, kernels=kernels))
+
+
+def read_backwards(plan: Plan) -> bool:
+    """Whether spectra of a plan are what the kernels of a backward pass read."""
+    return plan.problem.causal and plan.engine == "mma" and plan.scaled
 
 
 def finished(found: Gradient, chip: Target) -> Gradient:
