@@ -93,9 +93,11 @@ def test_kernels_run_on_the_current_stream_of_the_tensors_device(
     driver = Driver()
     conv, asked = on_fake_gpu(monkeypatch, driver)
     u, *rest = arguments(white)
-    y, _ = conv.run(u, *rest)  # type: ignore[arg-type]
+    y, spectrum = conv.run(u, *rest)  # type: ignore[arg-type]
     assert u is not None
     assert y.shape == u.shape
+    assert spectrum is not None  # a backward pass reads it again
+    assert spectrum[0].shape == (3, 2, 512)
     assert asked == [u.device]  # of the filter's spectrum as well
     assert len(driver.launched) == 2
     assert all(0xABC0 in launch for launch in driver.launched)
