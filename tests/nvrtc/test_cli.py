@@ -259,7 +259,8 @@ def test_verify_runs_the_kernels_of_a_file() -> None:
 def test_verify_runs_equal_plans_once() -> None:
     api.build(256, causal=True, targets=["sm_90", "sm_100", "sm_120"], path="x.fftgen")
     modules = answer("verify", "x.fftgen", "--quick")["modules"]
-    assert [m["same_plan_not_run"] for m in modules] == [["sm_100", "sm_120"]]
+    # Fewer blocks of a filter's kernel are resident on sm_120, whose multiprocessors hold 48 warps.
+    assert [m["same_plan_not_run"] for m in modules] == [["sm_100"], []]
     one = answer("verify", "x.fftgen", "--quick", "--arch", "sm_100")["modules"]
     assert [m["name"].split("_")[-2] for m in one] == ["sm100"]
     missing = fftgen("verify", "x.fftgen", "--arch", "sm_80")
