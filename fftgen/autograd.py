@@ -209,6 +209,7 @@ def _keeps(u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, s
     """Whether a backward pass may ask for all gradients at once: that pass reads the spectrum again."""
     return (
         u.is_cuda
+        and not torch.compiler.is_compiling()  # looks no further while it traces
         and k is not None
         and k.requires_grad
         and torch.is_grad_enabled()
