@@ -73,8 +73,11 @@ def conv(
 ) -> Tensor:
     """``torch.ops.fftgen.conv``: out_gate * (conv(x, k) + corr(x, k_rev) + skip * x), x = in_gate * u."""
     given = (u, k, k_rev, in_gate, out_gate, skip, handle)
-    rules = KeepingConv if _keeps(*given[:6]) else Conv
-    y: Tensor = _call(rules, torch.ops.fftgen.conv, given)
+    y: Tensor
+    if _keeps(*given[:6]):
+        y = KeepingConv.apply(*given)  # type: ignore[no-untyped-call]
+    else:
+        y = _call(Conv, torch.ops.fftgen.conv, given)
     return y
 
 
@@ -212,10 +215,9 @@ def _keeps(u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, s
         and not torch.compiler.is_compiling()  # looks no further while it traces
         and k is not None
         and k.requires_grad
-        and torch.is_grad_enabled()
         and _forward_ad._current_level < 0
-        and plain(u, k, k_rev, in_gate, out_gate, skip)
         and recorded(u, in_gate, out_gate)
+        and plain(u, k, k_rev, in_gate, out_gate, skip)
     )
 
 

@@ -376,7 +376,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) fftgen_conv_n20480_causal_
     share_peak<THREADS>(peak, peaks + LANES);
     __syncthreads();
 
-    const int e = channel_exponent(peak_of(shared_peak<THREADS>(peaks + LANES), scaled));
+    const int found = peak_of(shared_peak<THREADS>(peaks + LANES), scaled), e = channel_exponent(found);
     if (threadIdx.x == 0) store_scale(args, channel, e);
     Stored* const planes = args.planes + channel * (2LL * N);
 #pragma unroll 1

@@ -429,7 +429,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n32768_causal_b
     share_peak<THREADS>(peak, peaks + LANES);
     __syncthreads();
 
-    const int found = peak_of(shared_peak<THREADS>(peaks + LANES), scaled);
+    const int found = peak_of(shared_peak<THREADS>(peaks + LANES), scaled), e = channel_exponent(found);
     if (threadIdx.x == 0) {
         atomicMax(args.peaks + channel, found);
         row[0].x = __int_as_float(found);  // what levels rows finds it there
@@ -437,7 +437,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n32768_causal_b
     Stored* const planes = args.planes + (channel * (2LL * N) + row_at(number));
 #pragma unroll 1
     for (int piece = threadIdx.x; piece < P / VECTOR; piece += THREADS)
-        store_piece(planes, piece, power(-channel_exponent(found)), [&](unsigned i) { return data[spread(i)]; });
+        store_piece(planes, piece, power(-e), [&](unsigned i) { return data[spread(i)]; });
 }
 
 // Filters to spectra, the end: rows by the power of two of their channel.

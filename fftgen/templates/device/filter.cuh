@@ -122,6 +122,24 @@ __device__ __forceinline__ void dft(float2 (&x)[R]) {
     }
 }
 
+// x[a + A b] fine(a) coarse(b): `fine` for a from FIRST on, `coarse` for b >= 1, where a radix is longer than A.
+template <int FIRST, int R, typename Fine, typename Coarse>
+__device__ __forceinline__ void twist_by(float2 (&x)[R], Fine fine, Coarse coarse) {
+    constexpr int A = R > 7 ? 4 : R;
+#pragma unroll
+    for (int a = FIRST; a < A; ++a) {
+        const float2 w = fine(a);
+#pragma unroll
+        for (int k = a; k < R; k += A) x[k] = x[k] * w;
+    }
+#pragma unroll
+    for (int b = 1; b < R / A; ++b) {
+        const float2 w = coarse(b);
+#pragma unroll
+        for (int a = 0; a < A; ++a) x[A * b + a] = x[A * b + a] * w;
+    }
+}
+
 // The twiddles T(k, r) after a stage. The table holds rows of M numbers: T(a, r) for a < A, then, where a
 // radix is longer than A, T(A b, r) / T(0, r) for b >= 1: T(a + A b, r) is their product. Without weights
 // T(0, r) = 1 is left out.
@@ -129,18 +147,8 @@ template <int R, int M, bool WEIGHTED>
 __device__ __forceinline__ void twist(float2 (&x)[R], const unsigned char* table, int r) {
     constexpr int A = R > 7 ? 4 : R, FIRST = WEIGHTED ? 0 : 1;
     const float2* const w = reinterpret_cast<const float2*>(table) + r;
-#pragma unroll
-    for (int a = FIRST; a < A; ++a) {
-        const float2 fine = __ldg(w + (a - FIRST) * M);
-#pragma unroll
-        for (int k = a; k < R; k += A) x[k] = x[k] * fine;
-    }
-#pragma unroll
-    for (int b = 1; b < R / A; ++b) {
-        const float2 coarse = __ldg(w + (A - FIRST + b - 1) * M);
-#pragma unroll
-        for (int a = 0; a < A; ++a) x[A * b + a] = x[A * b + a] * coarse;
-    }
+    twist_by<FIRST>(
+        x, [&](int a) { return __ldg(w + (a - FIRST) * M); }, [&](int b) { return __ldg(w + (A - FIRST + b - 1) * M); });
 }
 
 // Number n of a row of `count`; zero where there is none.
@@ -207,19 +215,14 @@ __device__ __forceinline__ float2 root(const unsigned char* low, const unsigned 
 template <int COUNT, int SPLIT, int R>
 __device__ __forceinline__ void twist_by_roots(float2 (&x)[R], const unsigned char* low, const unsigned char* high, int first, int step) {
     constexpr int A = R > 7 ? 4 : R;
-#pragma unroll
-    for (int a = 0; a < A; ++a) {
-        const int m = first + a * step;  // only the first of all may be negative
-        const float2 fine = root<SPLIT>(low, high, a == 0 && m < 0 ? m + COUNT : m);
-#pragma unroll
-        for (int k = a; k < R; k += A) x[k] = x[k] * fine;
-    }
-#pragma unroll
-    for (int b = 1; b < R / A; ++b) {
-        const float2 coarse = root<SPLIT>(low, high, A * b * step);
-#pragma unroll
-        for (int a = 0; a < A; ++a) x[A * b + a] = x[A * b + a] * coarse;
-    }
+    const auto of = [&](int m) { return root<SPLIT>(low, high, m); };
+    twist_by<0>(
+        x,
+        [&](int a) {
+            const int m = first + a * step;  // only the first of all may be negative
+            return of(a == 0 && m < 0 ? m + COUNT : m);
+        },
+        [&](int b) { return of(A * b * step); });
 }
 
 }  // namespace fftgen
