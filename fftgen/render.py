@@ -210,7 +210,7 @@ def _mma_names(plan: Plan) -> dict[str, Any]:
         "sink": twins.prefix(plan) + ("real_sink" if plan.real_input else "pair_sink"),
         "shared_tables": fragments.copied(plan.tables),
         "once": fragments.once(plan),
-        "ahead": mma_rules.ahead(plan),
+        "ahead": mma_rules.ahead(plan) and not plan.body.brought,
         "size_words": size_words(plan),
     }
 

@@ -30,7 +30,7 @@ from fftgen.planner.cost import tensor_ops
 from fftgen.planner.filter_design import transposed
 from fftgen.planner.launch import Launch, chunk_items, launch_of
 from fftgen.planner.mma_rules import CHAIN_POINTS, STRIPS
-from fftgen.planner.plan import SCALED, Kernel, Plan, Table
+from fftgen.planner.plan import SCALED, Kernel, Plan, Table, plain
 from fftgen.problem import Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -88,6 +88,8 @@ class Gradient:
         """
         raw = asdict(self)
         del raw["plan"]["whole"]  # stages have launches of their own here
+        raw["plan"]["kernels"] = [plain(kernel) for kernel in self.plan.kernels]
+        raw["kernel"] = plain(self.kernel)
         if not self.signals:
             del raw["signals"]
         return json.dumps(raw, sort_keys=True, separators=(",", ":"))
@@ -200,6 +202,8 @@ def _fitted(
         matrices_at=tables_at,
         shared_bytes=at,
         group=group,
+        brought=0,
+        brought_at=0,
     )
     return Gradient(search.levelled(plan, kernel, chip), kernel, spectra_at, sums_at, signals=signals)
 

@@ -22,6 +22,7 @@ WIDTHS = (8, 4, 2)  # columns of a thread in the outer stage: loads of 16, 8 or 
 FORMATS = (SCALED, BF16_FP32)  # the first one is the planner's choice: faster and more exact
 REGISTERS = {SCALED: 128, BF16_FP32: 168}  # of a thread: 16 or 12 warps of a multiprocessor share its 65536
 SPILLED = 1.25  # times longer than predicted, at a guess: some registers of the shapes known to spill
+BROUGHT = 0.9  # of the time, at a guess: half of what else shows beside the busiest resource (call_cost.py)
 OPERANDS = 64  # registers that the operands of a warp's strips may take
 MOST_HELD = 160  # radix times width: a thread holds a quarter of it in fp32 until the peak is known
 RUN = 32  # columns that a warp stores in one piece: the low level of twiddles holds whole ones
@@ -167,19 +168,71 @@ def _warp_kernel(
     """Each warp takes ``group`` transforms at a time through registers; shared memory turns them round."""
     real = right_angle and role == "convolve"
     points = stages[0].radix * stages[1].radix
-    group = next(g for g in (4, 2, 1) if g == 1 or g * points * (1 if real else 2) <= CHAIN_POINTS)
-    plane = group * points
-    if group == 1:
-        plane = 2 * points  # room for a copy of an unaligned row and of its gate
-    tables_at = warps * plane * (2 if real else 4)
-    shared = tables_at + fragments.shared_bytes(stages, real, 0)
+    rows = 1 if real else 2  # that make up a transform, or planes of a row of the workspace
+    group = next(g for g in (4, 2, 1) if g == 1 or g * points * rows <= CHAIN_POINTS)
+    tables = fragments.shared_bytes(stages, real, 0)
+    # Of one transform at a time room for a copy of an unaligned row and of its gate.
+    plane = 2 * points if group == 1 else group * points
+    shared = 2 * rows * warps * plane + tables
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
     registers = _warp_registers(role, points, right_angle, target, compute_format)
     if 32 * warps * registers > target.registers_sm:
         return _too_many(warps, registers, target)
     resident = max(1, target.resident_blocks(warps, shared, registers))
-    return Kernel(role, 0, warps, warps * group, resident, 0, 0, plane, -1, tables_at, shared, group=group)
+    found = Kernel(
+        role, 0, warps, warps * group, resident, 0, 0, plane, -1, shared - tables, shared, group=group
+    )
+    return found if role == "rows" else with_brought(found, rows, target)
+
+
+def with_brought(kernel: Kernel, rows: int, target: Target, outputs: int = 1) -> Kernel:
+    """A warp's kernel that has rows of tensors on their way while it computes: of as many tensors as fit.
+
+    cp.async (PTX ISA, from sm_80) writes them to shared memory beside the registers. A warp that asks for its
+    signals when it needs them waits for the memory, and so do all others that started with it: their times
+    add up (256 points on an H200, results/: 24 us of bytes and 17 of issue slots took 52). No resident warp
+    is given up for it. ``rows``: of a tensor in a transform; ``outputs``: results, each with a gate.
+    """
+    bare = without_brought(kernel, rows)
+    tables = bare.shared_bytes - bare.matrices_at
+    own = 2 * rows * kernel.items * _points(bare)  # bytes of a tensor's rows that a block takes at a time
+    at = own + tables  # an unaligned row is copied to where it would have been brought
+    for tensors in (2 + outputs, 2):
+        shared = at + own * tensors
+        if target.resident_blocks(kernel.warps, shared) >= kernel.resident:
+            return replace(
+                bare,
+                plane=kernel.group * _points(bare),
+                matrices_at=own,
+                shared_bytes=shared,
+                brought=tensors,
+                brought_at=at,
+            )
+    return bare
+
+
+def without_brought(kernel: Kernel, rows: int) -> Kernel:
+    """The same that asks for rows when it needs them."""
+    if not kernel.brought:
+        return kernel
+    tables = kernel.brought_at - kernel.matrices_at
+    plane = kernel.plane * (2 if kernel.group == 1 else 1)
+    tables_at = 2 * rows * kernel.warps * plane
+    return replace(
+        kernel, plane=plane, matrices_at=tables_at, shared_bytes=tables_at + tables, brought=0, brought_at=0
+    )
+
+
+def waiting(plan: Plan) -> Plan:
+    """The plan with a body that asks for rows when it needs them."""
+    body = without_brought(plan.body, plan.rows_per_item)
+    return replace(plan, kernels=tuple(body if k == plan.body else k for k in plan.kernels))
+
+
+def _points(bare: Kernel) -> int:
+    """Of a transform of a warp's kernel: see its ``plane``."""
+    return bare.plane // 2 if bare.group == 1 else bare.plane // bare.group
 
 
 def _warp_registers(role: str, points: int, right_angle: bool, target: Target, compute_format: str) -> int:

@@ -79,7 +79,8 @@ class Kernel:
     Engine "mma": ``columns`` that a thread loads side by side in the outer stage (V), ``group`` of rows or
     transforms that a warp takes through the inner stages at a time. ``pitch`` is then the distance of block
     rows in 16-byte pieces, ``staging_at`` where warps exchange their peaks, or of "whole" what brings
-    strips to the power of their row.
+    strips to the power of their row. ``brought``: tensors of which rows are on their way to shared memory, at
+    ``brought_at``, while a warp computes: the signal and its gate, then the gate of each result.
     """
 
     role: str
@@ -95,11 +96,19 @@ class Kernel:
     shared_bytes: int
     columns: int = 0
     group: int = 0
+    brought: int = 0
+    brought_at: int = 0
 
     @property
     def label(self) -> str:
         """What tells a kernel from the others of its plan: "convolve", "columns1"."""
         return f"{self.role}{self.stage or ''}"
+
+
+def plain(kernel: Kernel) -> dict[str, Any]:
+    """What JSON says of a kernel: that nothing is brought to it goes without saying."""
+    raw = asdict(kernel)
+    return {name: x for name, x in raw.items() if x or name not in ("brought", "brought_at")}
 
 
 @dataclass(frozen=True)
@@ -274,10 +283,13 @@ class Plan:
         older plans know no others.
         """
         raw = asdict(self)
+        raw["kernels"] = [plain(kernel) for kernel in self.kernels]
         if self.outputs == 1:
             del raw["outputs"]
         if self.whole is None:
             del raw["whole"]
+        else:
+            raw["whole"] = plain(self.whole)
         if not self.cluster:
             del raw["cluster"]
         return json.dumps(raw, sort_keys=True, separators=(",", ":"))

@@ -188,7 +188,8 @@ def _expected(plan: Plan, price: Cost) -> float:
     """
     alone = plan.block_stage and _resident(plan, price) == plan.body.warps
     spills = plan.engine == "mma" and mma_rules.spills(plan)
-    return price.time * (ALONE if alone else 1.0) * (mma_rules.SPILLED if spills else 1.0)
+    hidden = mma_rules.BROUGHT if plan.body.brought else 1.0
+    return price.time * hidden * (ALONE if alone else 1.0) * (mma_rules.SPILLED if spills else 1.0)
 
 
 def _resident(plan: Plan, price: Cost) -> int:

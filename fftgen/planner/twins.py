@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fftgen.planner import fragments
+from fftgen.planner import fragments, mma_rules
 from fftgen.planner.filter import Filter
 from fftgen.planner.plan import Kernel, Plan
+from fftgen.targets import target as find_target
 
 LONG_COLUMNS = 128  # of the device stage: two results take the registers of 12 warps, not of 16
 MOST_WARPS = 16  # resident, of the other columns of the device stage
@@ -32,17 +33,26 @@ def roomy(plan: Plan, kernel: Kernel) -> Kernel:
         return replace(kernel, warps=4, items=4, resident=3)
     if kernel.role == "columns_inverse":
         return replace(kernel, resident=min(kernel.resident, MOST_WARPS // kernel.warps))
-    if plan.memory_class == "warp" and plan.transform > SHORT_POINTS and kernel.resident * kernel.warps > 12:
-        tables_at = kernel.matrices_at // kernel.warps * 4
-        return replace(
-            kernel,
-            warps=4,
-            items=4 * kernel.group,
-            resident=3,
-            matrices_at=tables_at,
-            shared_bytes=kernel.shared_bytes - kernel.matrices_at + tables_at,
-        )
+    if plan.memory_class == "warp":
+        few = plan.transform > SHORT_POINTS and kernel.resident * kernel.warps > 12
+        return _laid_out(plan, kernel, *((4, 3) if few else (kernel.warps, kernel.resident)))
     return kernel
+
+
+def _laid_out(plan: Plan, kernel: Kernel, warps: int, resident: int) -> Kernel:
+    """A warp's kernel with so many warps, and room for the gates of both results."""
+    bare = mma_rules.without_brought(kernel, plan.rows_per_item)
+    tables_at = bare.matrices_at // bare.warps * warps
+    shared = bare.shared_bytes - bare.matrices_at + tables_at
+    bare = replace(
+        bare,
+        warps=warps,
+        items=warps * bare.group,
+        resident=resident,
+        matrices_at=tables_at,
+        shared_bytes=shared,
+    )
+    return mma_rules.with_brought(bare, plan.rows_per_item, find_target(plan.target), outputs=2)
 
 
 def prefix(plan: Plan) -> str:

@@ -99,9 +99,12 @@ def _of_shape(found: Plan, chip: Target) -> Iterator[Plan]:
 
 
 def _levels(found: Plan, chip: Target) -> Iterator[Plan]:
-    """Layouts of a shape on the mma engine; of the planner's own with the other levels of twiddles, too."""
+    """Layouts of a shape on the mma engine; of the planner's own with the other levels of twiddles, too, and
+    those that ask for their rows when they need them."""
     for layout in search.layouts(found, chip):
         yield layout
+        if layout.body.brought:
+            yield mma_rules.waiting(layout)
         if layout.block_stage and layout.body == found.body:
             stage = layout.inner[0]
             other = stage.rest if stage.two_levels else mma_rules.two_levels(layout.body)
@@ -120,7 +123,7 @@ def _apart(choice: Plan, plan: Plan) -> str:
         if kernel != before.get(kernel.label):
             said.append(
                 f"{kernel.label} {kernel.warps}w x{kernel.resident} group {kernel.group} "
-                f"columns {kernel.columns}"
+                f"columns {kernel.columns} brought {kernel.brought}"
             )
     levels = [x.block_stage and x.inner[0].two_levels for x in (choice, plan)]
     if levels[0] != levels[1]:

@@ -191,7 +191,8 @@ def _mma_shared(plan: Plan, kernel: Kernel) -> int:
     rows = n // (plan.factors[-1] * plan.factors[-2])
     total = 4 * n + chain * rows // kernel.group
     if not plan.block_stage:
-        return total + 2 * 2 * n * (1 if plan.real_input and not plan.device_stages else 2)
+        copies = 2 * n * plan.rows_per_item if kernel.brought else 0  # read; written as signals are loaded
+        return total + copies + 2 * 2 * n * (1 if plan.real_input and not plan.device_stages else 2)
     transforms = n // plan.row_length
     columns = plan.row_length // plan.inner[0].radix
     matrices = sizes["columns"] // (8 * kernel.columns) + sizes["columns_inverse"] // 32

@@ -207,8 +207,11 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
         assert kernel.columns == 0
         assert kernel.items == kernel.warps * kernel.group
         assert kernel.plane >= kernel.group * points
-        assert parts * kernel.plane >= 2 * points, "a copy of a row and its gate does not fit"
+        if not kernel.brought:
+            assert parts * kernel.plane >= 2 * points, "a copy of a row and its gate does not fit"
         regions = [(0, 2 * kernel.warps * parts * kernel.plane)]
+        if kernel.brought:
+            regions.append((kernel.brought_at, 2 * points * kernel.brought * parts * kernel.items))
     assert held * 512 == copied(found)
     return [*regions, (kernel.matrices_at, 512 * held)]
 

@@ -138,8 +138,11 @@ def _calls(plan: Plan, rng: np.random.Generator) -> list[Whole]:
 
     # Whole 16-byte vectors and an odd last row; a ragged end, with gates and without; half the rows empty.
     half = 3 * n // 7
+    group = (
+        plan.body.group if plan.body.brought else 1
+    )  # two groups: the gates of the next take the place of one's
     return [
-        one(2 * pair - pair // 2, 1, n - n % 8, gated=True, long_runs=True),
+        one(2 * pair * group - pair // 2, 1, n - n % 8, gated=True, long_runs=True),
         one(pair, 2, n - 3, gated=True, long_runs=False),
         one(2 * pair, 1, n - 5, gated=False, long_runs=True),
         one(2 * pair, 1, half - half % 8, gated=False, long_runs=True),
@@ -160,7 +163,9 @@ class Calls(Laboratory):
         for call in self.calls:
             with self.patch.context() as patch:
                 if call.long_runs:  # else a small grid spreads over the chip, a piece for each worker
-                    patch.setattr(fftgen.planner.launch, "run_of", lambda pieces, slots: min(8, pieces))
+                    patch.setattr(
+                        fftgen.planner.launch, "run_of", lambda pieces, slots: max(2, min(8, pieces))
+                    )
                 y, _ = emulate.convolve(
                     self.module,
                     call.u,

@@ -83,6 +83,17 @@ __device__ __forceinline__ void bring(const T* row, int length) {
         asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(row)), "r"(length * (int)sizeof(T)));
 }
 
+// Asynchronous copies to shared memory (PTX ISA, cp.async: sm_80 and later): sixteen bytes, past the L1. A thread
+// commits those that it asked for as a group; `wait` returns when all but its last LEFT groups have come.
+__device__ __forceinline__ void copy_async(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(__cvta_generic_to_global(from)) : "memory");
+}
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LEFT>
+__device__ __forceinline__ void wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
 __device__ __forceinline__ unsigned warp_max(unsigned x) {
     unsigned y;
     asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));

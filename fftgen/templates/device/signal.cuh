@@ -15,9 +15,8 @@ struct Signal {
     long long batch;
     long long channel;
 
-    __device__ __forceinline__ T* row(int b, int h) const {
-        return data == nullptr ? nullptr : data + b * batch + h * channel;
-    }
+    __device__ __forceinline__ T* there(int b, int h) const { return data + (unsigned)b * batch + (unsigned)h * channel; }
+    __device__ __forceinline__ T* row(int b, int h) const { return data == nullptr ? nullptr : there(b, h); }
 };
 
 // What one launch is told. The host packs the same fields in the same order (fftgen/launch.py).

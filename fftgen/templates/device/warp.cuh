@@ -18,16 +18,53 @@ __device__ __forceinline__ Place step(Place at, int steps, int count) {
     return at;
 }
 
+// Asks for an aligned row of a tensor, of which a warp will have a copy in shared memory.
+template <int N, typename T>
+__device__ __forceinline__ void ask(uint4* copy, const Signal<const T>& tensor, int b, int h, int length, int lane) {
+    const T* const row = tensor.there(b, h);
+#pragma unroll
+    for (int i = 0; i < N / (VECTOR * LANES); ++i) {
+        const int at = i * LANES + lane;
+        if (at * VECTOR < length) copy_async(copy + at, row + at * VECTOR);
+    }
+}
+
+// Gates of a result in shared memory, on 16 bytes; or none.
+template <typename T>
+struct CopiedGate {
+    const T* copy;
+    int length;
+
+    template <int V>
+    __device__ __forceinline__ Held<V> hold(int n) const {
+        Held<V> held = {};
+        if (copy != nullptr && n < length) load_words<true>(copy + n, held.g);
+        return held;
+    }
+};
+
+// Those of two results.
+template <typename Gates>
+struct TwoGates {
+    Gates first, second;
+
+    template <int V>
+    __device__ __forceinline__ auto hold(int n) const {
+        return Two<decltype(first.template hold<V>(n))>{first.template hold<V>(n), second.template hold<V>(n)};
+    }
+};
+
 // Rows 16 m .. + 15 of P columns: the planner ordered them so that a thread has neighbours (fragments.py, pi).
-template <int P, typename Sink>
+// `gates`: what holds those of the results, the sink itself or copies of them.
+template <int P, typename Sink, typename Gates>
 __device__ __forceinline__ void emit_rows(
-    const Sink& sink, int m, int lane, const Result<true>* re, const Result<true>* im) {
+    const Sink& sink, const Gates& gates, int m, int lane, const Result<true>* re, const Result<true>* im) {
     constexpr int RUN = P == TILE ? 4 : 8;  // neighbours
     const int g = lane / 4, t = lane % 4;
     const auto at = [&](int i, int c) { return (TILE * m + 8 * i + g) * P + 4 * RUN * c + RUN * t; };
 #pragma unroll
     for (int c = 0; c < P / (4 * RUN); ++c) {
-        const auto low = sink.template hold<RUN>(at(0, c)), high = sink.template hold<RUN>(at(1, c));
+        const auto low = gates.template hold<RUN>(at(0, c)), high = gates.template hold<RUN>(at(1, c));
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             float a[RUN], b[RUN];
@@ -39,6 +76,11 @@ __device__ __forceinline__ void emit_rows(
             sink.store(at(i, c), a, b, i == 0 ? low : high);
         }
     }
+}
+template <int P, typename Sink>
+__device__ __forceinline__ void emit_rows(
+    const Sink& sink, int m, int lane, const Result<true>* re, const Result<true>* im) {
+    emit_rows<P>(sink, sink, m, lane, re, im);
 }
 
 }  // namespace fftgen
