@@ -238,8 +238,8 @@ def _warp_instructions(plan: Plan, kernel: Kernel) -> float:
     narrow = 11 * (plan.inner[1].radix == TILE)
     if kernel.role == "rows":
         return 64 + narrow
-    rows = plan.rows_per_item
-    return 69 + narrow + 55 * (rows - 1) + 28 * 256 * rows / plan.transform
+    each, scale = (77, 11) if plan.rows_per_item == 1 else (121, 60)
+    return each + narrow + scale * 256 / plan.transform
 
 
 def _block_instructions(plan: Plan, kernel: Kernel) -> float:

@@ -125,6 +125,9 @@ FEW_SPILLED = {
     ("causal", 12_288, "sm_80"): 8,
     **{(m, 20_480, "sm_80"): 44 for m in MODES},
     ("circular", 256, "sm_90"): 4,
+    # Since addresses take fewer instructions.
+    ("circular", 12_288, "sm_90"): 16,
+    ("causal", 1_048_576, "sm_80"): 8,
 }
 
 
