@@ -78,17 +78,17 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf
     int piece = (blockIdx.x * WARPS + thread_index() / LANES) * args.run * GROUP;
     Place first{(args.first + piece) / args.per_channel, (args.first + piece) % args.per_channel};
     // Of row `part` of transform g a warp has the signal and its gate; then gates of results.
-    constexpr int PARTS = 1, ROW = POINTS / 8, SIGNALS = 2 * PARTS * GROUP;
-    const auto rows_of = [&](int warp) { return shared + 45056 / 16 + warp * (3 * PARTS * GROUP * ROW); };
+    constexpr int ROW = POINTS / 8, SIGNALS = 2 * ROWS_PER_ITEM * GROUP;
+    const auto rows_of = [&](int warp) { return shared + 45056 / 16 + warp * (3 * ROWS_PER_ITEM * GROUP * ROW); };
     // Calls `ask` with every row of a group of transforms.
     const auto every_row = [&](int piece, Place first, auto ask) {
         Place at = first;
 #pragma unroll
         for (int g = 0; g < GROUP; ++g) {
-            if (g > 0 && ++at.inner == args.per_channel) at.inner = 0, ++at.outer;
+            if (g > 0) at = step(at, 1, args.per_channel);
 #pragma unroll
-            for (int part = 0; part < PARTS; ++part) {
-                const int b = at.inner * PARTS + part;
+            for (int part = 0; part < ROWS_PER_ITEM; ++part) {
+                const int b = at.inner * ROWS_PER_ITEM + part;
                 if (piece + g < pieces && (part == 0 || b < args.batch)) ask(g, part, b, at.outer);
             }
         }
@@ -98,11 +98,11 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf
         const int lane = index % LANES;
         uint4* const rows = rows_of(index / LANES);
         every_row(piece, first, [&](int g, int part, int b, int h) {
-            ask<POINTS>(rows + (g * PARTS + part) * 2 * ROW, args.u, b, h, args.length, lane);
+            ask<POINTS>(rows + (g * ROWS_PER_ITEM + part) * 2 * ROW, args.u, b, h, args.length, lane);
         });
         if (args.in_gate.data == nullptr) return;
         every_row(piece, first, [&](int g, int part, int b, int h) {
-            ask<POINTS>(rows + ((g * PARTS + part) * 2 + 1) * ROW, args.in_gate, b, h, args.length, lane);
+            ask<POINTS>(rows + ((g * ROWS_PER_ITEM + part) * 2 + 1) * ROW, args.in_gate, b, h, args.length, lane);
         });
     };
     // The same at once, for rows that start anywhere.
@@ -111,9 +111,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf
 #pragma unroll 1
         for (int g = 0; g < GROUP; ++g) {
             const Place item = step(first, g, args.per_channel);
-            auto source = real_source(args, item.inner * PARTS, item.outer);
+            auto source = real_source(args, item.inner * ROWS_PER_ITEM, item.outer);
             if (piece + g >= pieces) source.close();  // reads nothing
-            source.template staged<POINTS>(rows_of(index / LANES) + (g * PARTS + 0) * 2 * ROW, index % LANES, LANES);
+            source.template staged<POINTS>(rows_of(index / LANES) + (g * ROWS_PER_ITEM + 0) * 2 * ROW, index % LANES, LANES);
         }
     };
     const auto ask_gates = [&](int piece, Place first) {
@@ -122,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf
         uint4* const rows = rows_of(index / LANES) + SIGNALS * ROW;
         if (args.out_gate.data != nullptr)
             every_row(piece, first, [&](int g, int part, int b, int h) {
-                ask<POINTS>(rows + ((g * PARTS + part) * 1 + 0) * ROW, args.out_gate, b, h, args.length, lane);
+                ask<POINTS>(rows + ((g * ROWS_PER_ITEM + part) * 1 + 0) * ROW, args.out_gate, b, h, args.length, lane);
             });
         commit();
     };
@@ -164,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf
             Block<POINTS, T> re_block[GROUP];
 #pragma unroll
             for (int g = 0; g < GROUP; ++g) {
-                const T* const re_row = reinterpret_cast<const T*>(rows_of(warp) + (g * PARTS + 0) * 2 * ROW);
+                const T* const re_row = reinterpret_cast<const T*>(rows_of(warp) + (g * ROWS_PER_ITEM + 0) * 2 * ROW);
                 RealSource<T> re_copy{re_row, args.in_gate.data == nullptr ? nullptr : re_row + POINTS, POINTS, true};
                 re_block[g].template fetch<true>(re_copy, lane);
             }
@@ -205,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf
                 const Place item = locate(g);
                 auto sink = real_sink(args, item.inner * ROWS_PER_ITEM, item.outer);
                 sink.scale *= re_scale[g];
-                const uint4* const rows = rows_of(warp) + (SIGNALS + g * PARTS * 1) * ROW;
+                const uint4* const rows = rows_of(warp) + (SIGNALS + g * ROWS_PER_ITEM * 1) * ROW;
                 emit_rows<N2>(sink, row_gates(rows, args.length), m, lane, r, i);
             });
         first = after, piece += GROUP;

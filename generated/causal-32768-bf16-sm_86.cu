@@ -145,10 +145,10 @@ extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_b
     for (int run = 0; run < args.run; ++run) {
         const int piece = ((blockIdx.x * WARPS + thread_index() / LANES) * args.run + run) * GROUP;
         if (piece >= pieces) break;
-        const int first_slot = piece % args.items, first_outer = piece / args.items;
+        const Place first{piece / args.items, piece % args.items};
         // Transform g of the group; the first one stands in for those beyond the end.
         const auto locate = [&](int g) {
-            const Place first{first_outer, first_slot}, there = step(first, g, args.items);
+            const Place there = step(first, g, args.items);
             return piece + g < pieces ? there : first;
         };
         {  // The rows into shared memory

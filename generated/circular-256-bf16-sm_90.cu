@@ -78,17 +78,17 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_b
     int piece = (blockIdx.x * WARPS + thread_index() / LANES) * args.run * GROUP;
     Place first{(args.first + piece) / args.per_channel, (args.first + piece) % args.per_channel};
     // Of row `part` of transform g a warp has the signal and its gate; then gates of results.
-    constexpr int PARTS = 2, ROW = POINTS / 8, SIGNALS = 2 * PARTS * GROUP;
-    const auto rows_of = [&](int warp) { return shared + 16384 / 16 + warp * (3 * PARTS * GROUP * ROW); };
+    constexpr int ROW = POINTS / 8, SIGNALS = 2 * ROWS_PER_ITEM * GROUP;
+    const auto rows_of = [&](int warp) { return shared + 16384 / 16 + warp * (3 * ROWS_PER_ITEM * GROUP * ROW); };
     // Calls `ask` with every row of a group of transforms.
     const auto every_row = [&](int piece, Place first, auto ask) {
         Place at = first;
 #pragma unroll
         for (int g = 0; g < GROUP; ++g) {
-            if (g > 0 && ++at.inner == args.per_channel) at.inner = 0, ++at.outer;
+            if (g > 0) at = step(at, 1, args.per_channel);
 #pragma unroll
-            for (int part = 0; part < PARTS; ++part) {
-                const int b = at.inner * PARTS + part;
+            for (int part = 0; part < ROWS_PER_ITEM; ++part) {
+                const int b = at.inner * ROWS_PER_ITEM + part;
                 if (piece + g < pieces && (part == 0 || b < args.batch)) ask(g, part, b, at.outer);
             }
         }
@@ -98,11 +98,11 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_b
         const int lane = index % LANES;
         uint4* const rows = rows_of(index / LANES);
         every_row(piece, first, [&](int g, int part, int b, int h) {
-            ask<POINTS>(rows + (g * PARTS + part) * 2 * ROW, args.u, b, h, args.length, lane);
+            ask<POINTS>(rows + (g * ROWS_PER_ITEM + part) * 2 * ROW, args.u, b, h, args.length, lane);
         });
         if (args.in_gate.data == nullptr) return;
         every_row(piece, first, [&](int g, int part, int b, int h) {
-            ask<POINTS>(rows + ((g * PARTS + part) * 2 + 1) * ROW, args.in_gate, b, h, args.length, lane);
+            ask<POINTS>(rows + ((g * ROWS_PER_ITEM + part) * 2 + 1) * ROW, args.in_gate, b, h, args.length, lane);
         });
     };
     // The same at once, for rows that start anywhere.
@@ -111,10 +111,10 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_b
 #pragma unroll 1
         for (int g = 0; g < GROUP; ++g) {
             const Place item = step(first, g, args.per_channel);
-            auto source = pair_source(args, item.inner * PARTS, item.outer);
+            auto source = pair_source(args, item.inner * ROWS_PER_ITEM, item.outer);
             if (piece + g >= pieces) source.close();  // reads nothing
-            source.even.template staged<POINTS>(rows_of(index / LANES) + (g * PARTS + 0) * 2 * ROW, index % LANES, LANES);
-            source.odd.template staged<POINTS>(rows_of(index / LANES) + (g * PARTS + 1) * 2 * ROW, index % LANES, LANES);
+            source.even.template staged<POINTS>(rows_of(index / LANES) + (g * ROWS_PER_ITEM + 0) * 2 * ROW, index % LANES, LANES);
+            source.odd.template staged<POINTS>(rows_of(index / LANES) + (g * ROWS_PER_ITEM + 1) * 2 * ROW, index % LANES, LANES);
         }
     };
     const auto ask_gates = [&](int piece, Place first) {
@@ -123,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_b
         uint4* const rows = rows_of(index / LANES) + SIGNALS * ROW;
         if (args.out_gate.data != nullptr)
             every_row(piece, first, [&](int g, int part, int b, int h) {
-                ask<POINTS>(rows + ((g * PARTS + part) * 1 + 0) * ROW, args.out_gate, b, h, args.length, lane);
+                ask<POINTS>(rows + ((g * ROWS_PER_ITEM + part) * 1 + 0) * ROW, args.out_gate, b, h, args.length, lane);
             });
         commit();
     };
@@ -167,12 +167,12 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_b
             Block<POINTS, T> im_block[GROUP];
 #pragma unroll
             for (int g = 0; g < GROUP; ++g) {
-                const T* const re_row = reinterpret_cast<const T*>(rows_of(warp) + (g * PARTS + 0) * 2 * ROW);
+                const T* const re_row = reinterpret_cast<const T*>(rows_of(warp) + (g * ROWS_PER_ITEM + 0) * 2 * ROW);
                 RealSource<T> re_copy{re_row, args.in_gate.data == nullptr ? nullptr : re_row + POINTS, POINTS, true};
                 re_block[g].template fetch<true>(re_copy, lane);
-                const T* const im_row = reinterpret_cast<const T*>(rows_of(warp) + (g * PARTS + 1) * 2 * ROW);
+                const T* const im_row = reinterpret_cast<const T*>(rows_of(warp) + (g * ROWS_PER_ITEM + 1) * 2 * ROW);
                 RealSource<T> im_copy{im_row, args.in_gate.data == nullptr ? nullptr : im_row + POINTS, POINTS, true};
-                if (locate(g).inner * PARTS + 1 >= args.batch) im_copy.close();  // the partner of an odd last row
+                if (locate(g).inner * ROWS_PER_ITEM + 1 >= args.batch) im_copy.close();  // the partner of an odd last row
                 im_block[g].template fetch<true>(im_copy, lane);
             }
             if (args.vector) {
@@ -216,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_b
                 auto sink = pair_sink(args, item.inner * ROWS_PER_ITEM, item.outer);
                 sink.even.scale *= re_scale[g];
                 sink.odd.scale *= im_scale[g];
-                const uint4* const rows = rows_of(warp) + (SIGNALS + g * PARTS * 1) * ROW;
+                const uint4* const rows = rows_of(warp) + (SIGNALS + g * ROWS_PER_ITEM * 1) * ROW;
                 const auto even = row_gates(rows, args.length), odd = row_gates(rows + 1 * ROW, sink.odd.there() ? args.length : 0);
                 emit_rows<N2>(sink, TwoGates<decltype(even)>{even, odd}, m, lane, r, i);
             });

@@ -192,24 +192,25 @@ def with_brought(kernel: Kernel, rows: int, target: Target, outputs: int = 1) ->
     cp.async (PTX ISA, from sm_80) writes them to shared memory beside the registers. A warp that asks for its
     signals when it needs them waits for the memory, and so do all others that started with it: their times
     add up (256 points on an H200, results/: 24 us of bytes and 17 of issue slots took 52). No resident warp
-    is given up for it. ``rows``: of a tensor in a transform; ``outputs``: results, each with a gate.
+    is given up for it. ``kernel``: without any; ``rows``: of a tensor in a transform; ``outputs``: results,
+    each with a gate.
     """
-    bare = without_brought(kernel, rows)
-    tables = bare.shared_bytes - bare.matrices_at
-    own = 2 * rows * kernel.items * _points(bare)  # bytes of a tensor's rows that a block takes at a time
+    tables = kernel.shared_bytes - kernel.matrices_at
+    plane = kernel.plane // (2 if kernel.group == 1 else 1)
+    own = 2 * rows * kernel.warps * plane  # bytes of a tensor's rows that a block takes at a time
     at = own + tables  # an unaligned row is copied to where it would have been brought
     for tensors in (2 + outputs, 2):
         shared = at + own * tensors
         if target.resident_blocks(kernel.warps, shared) >= kernel.resident:
             return replace(
-                bare,
-                plane=kernel.group * _points(bare),
+                kernel,
+                plane=plane,
                 matrices_at=own,
                 shared_bytes=shared,
                 brought=tensors,
                 brought_at=at,
             )
-    return bare
+    return kernel
 
 
 def without_brought(kernel: Kernel, rows: int) -> Kernel:
@@ -228,11 +229,6 @@ def waiting(plan: Plan) -> Plan:
     """The plan with a body that asks for rows when it needs them."""
     body = without_brought(plan.body, plan.rows_per_item)
     return replace(plan, kernels=tuple(body if k == plan.body else k for k in plan.kernels))
-
-
-def _points(bare: Kernel) -> int:
-    """Of a transform of a warp's kernel: see its ``plane``."""
-    return bare.plane // 2 if bare.group == 1 else bare.plane // bare.group
 
 
 def _warp_registers(role: str, points: int, right_angle: bool, target: Target, compute_format: str) -> int:

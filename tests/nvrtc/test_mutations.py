@@ -138,9 +138,8 @@ def _calls(plan: Plan, rng: np.random.Generator) -> list[Whole]:
 
     # Whole 16-byte vectors and an odd last row; a ragged end, with gates and without; half the rows empty.
     half = 3 * n // 7
-    group = (
-        plan.body.group if plan.body.brought else 1
-    )  # two groups: the gates of the next take the place of one's
+    # Two groups, where the gates of the next take the place of one's.
+    group = plan.body.group if plan.body.brought else 1
     return [
         one(2 * pair * group - pair // 2, 1, n - n % 8, gated=True, long_runs=True),
         one(pair, 2, n - 3, gated=True, long_runs=False),

@@ -15,8 +15,9 @@ struct Signal {
     long long batch;
     long long channel;
 
-    __device__ __forceinline__ T* there(int b, int h) const { return data + (unsigned)b * batch + (unsigned)h * channel; }
-    __device__ __forceinline__ T* row(int b, int h) const { return data == nullptr ? nullptr : there(b, h); }
+    // Of a tensor that is given. Unsigned numbers take no sign extension.
+    __device__ __forceinline__ T* given(int b, int h) const { return data + (unsigned)b * batch + (unsigned)h * channel; }
+    __device__ __forceinline__ T* row(int b, int h) const { return data == nullptr ? nullptr : given(b, h); }
 };
 
 // What one launch is told. The host packs the same fields in the same order (fftgen/launch.py).

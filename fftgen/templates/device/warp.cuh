@@ -21,7 +21,7 @@ __device__ __forceinline__ Place step(Place at, int steps, int count) {
 // Asks for an aligned row of a tensor, of which a warp will have a copy in shared memory.
 template <int N, typename T>
 __device__ __forceinline__ void ask(uint4* copy, const Signal<const T>& tensor, int b, int h, int length, int lane) {
-    const T* const row = tensor.there(b, h);
+    const T* const row = tensor.given(b, h);
 #pragma unroll
     for (int i = 0; i < N / (VECTOR * LANES); ++i) {
         const int at = i * LANES + lane;
