@@ -20,6 +20,7 @@ from fftgen.simulator.syntax import Addr, Imm, Instruction, Operand
 
 _BYTES = {"8": 1, "16": 2, "32": 4, "64": 8}
 _MATRIX_STEP = 32  # bytes that the address of a wmma tile is aligned to: a smaller shift would be Misaligned
+_COPIED = 16  # bytes of an asynchronous copy
 _BLOCK_INDEX = re.compile(r"mov\.u32\s+(%\w+),\s*%ctaid\.x;")
 
 
@@ -100,9 +101,9 @@ def dropped_barriers(ptx: str) -> list[Mutation]:
 def shifted_indices(ptx: str) -> list[Mutation]:
     """Every access to shared or device memory one element further and one before; the block index + 1.
 
-    Not the thread index: lanes that all move on by one share out the same work. An element is what the
-    instruction moves (for a matrix tile, the least step that alignment allows), so no shift is found by its
-    alignment alone.
+    Of an asynchronous copy where it reads from. Not the thread index: lanes that all move on by one share out
+    the same work. An element is what the instruction moves (for a matrix tile, the least step that alignment
+    allows), so no shift is found by its alignment alone.
     """
     found = []
     for same, instruction in _instructions(ptx):
@@ -122,14 +123,13 @@ def shifted_indices(ptx: str) -> list[Mutation]:
             found.append(replace(same, text=f"{same.text} {added}", instead=(instruction, one_more)))
         step = _step(instruction.parts)
         for shift in (step, -step) if step else ():
-            changed, times = _shifted(same.text, shift)
-            assert times == 1, f"{times} addresses, not one, in PTX line {same.line}: {same.text}"
-            moved = replace(
-                instruction,
-                text=_shifted(instruction.text, shift)[0],
-                operands=tuple(_further(operand, shift) for operand in instruction.operands),
-            )
-            found.append(replace(same, text=changed, instead=(moved,)))
+            # An asynchronous copy names first where it writes to.
+            *kept, last = (i for i, operand in enumerate(instruction.operands) if isinstance(operand, Addr))
+            assert len(kept) == (instruction.parts[0] == "cp"), f"PTX line {same.line}: {same.text}"
+            operands = list(instruction.operands)
+            operands[last] = _further(operands[last], shift)
+            moved = replace(instruction, text=_shifted(instruction.text, shift), operands=tuple(operands))
+            found.append(replace(same, text=_shifted(same.text, shift), instead=(moved,)))
     return found
 
 
@@ -137,6 +137,8 @@ def _step(parts: tuple[str, ...]) -> int:
     """Bytes of one element of an access to shared or device memory; 0 for anything else."""
     if parts[:2] in (("wmma", "load"), ("wmma", "store")):
         return _MATRIX_STEP
+    if parts[:3] == ("cp", "async", "cg"):
+        return _COPIED
     if parts[0] not in ("ld", "st", "red", "atom") or {"param", "local", "const"} & set(parts):
         return 0
     width = re.fullmatch(r"[busf](\d+)", parts[-1])
@@ -145,13 +147,14 @@ def _step(parts: tuple[str, ...]) -> int:
     return vector * _BYTES[width[1]]
 
 
-def _shifted(text: str, shift: int) -> tuple[str, int]:
-    """With every address that much further, and how many there are."""
-    return re.subn(r"\[([^\]]+)\]", lambda m: _moved(m[1], shift), text)
+def _shifted(text: str, shift: int) -> str:
+    """With its last address that much further."""
+    return re.sub(r"\[([^\]]+)\](?!.*\[)", lambda m: _moved(m[1], shift), text)
 
 
 def _further(operand: Operand, shift: int) -> Operand:
-    return replace(operand, offset=operand.offset + shift) if isinstance(operand, Addr) else operand
+    assert isinstance(operand, Addr)
+    return replace(operand, offset=operand.offset + shift)
 
 
 def _moved(address: str, shift: int) -> str:
