@@ -186,10 +186,8 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_f
             const Item item = locate_item(args, piece);
             auto sink = real_sink(args, item.b, item.h);
             sink.scale *= down[0];
-#pragma unroll
-            for (int group = warp; group < M1 / 32; group += WARPS)
-                columns_inverse<N1, V, true>(
-                    tables + COLUMNS_INVERSE_AT / 16, re, im, PIECES, group, tiles, lane, sink, M1);
+            columns_inverse_by<N1, V, M1, WARPS, true>(
+                tables + COLUMNS_INVERSE_AT / 16, re, im, warp, tiles, lane, sink);
         }
     }
 }

@@ -215,10 +215,8 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_b
             const unsigned index = thread_index();
             const int lane = index % LANES, warp = index / LANES;
             const Complex row = workspace_row(args, slot, outer);
-#pragma unroll
-            for (int group = warp; group < M2 / 32; group += WARPS)
-                columns_inverse<N2, V, false>(
-                    tables + COLUMNS_INVERSE_AT / 16, re, im, PIECES, group, tiles, lane, row, M2);
+            columns_inverse_by<N2, V, M2, WARPS, false>(
+                tables + COLUMNS_INVERSE_AT / 16, re, im, warp, tiles, lane, row);
         }
         if (++slot == args.items) slot = 0, ++outer;
     }
@@ -355,10 +353,8 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_b
                     uint4* const re = shared + index / (WARPS * LANES) * (2 * N2 * PIECES);
                     uint4* const im = re + N2 * PIECES;
                     const Complex row = workspace_row(args, Cluster::number(), outer);
-        #pragma unroll
-                    for (int group = warp; group < M2 / 32; group += WARPS)
-                        columns_inverse<N2, V, false>(
-                            tables + COLUMNS_INVERSE_AT / 16, re, im, PIECES, group, tiles, lane, row, M2);
+                    columns_inverse_by<N2, V, M2, WARPS, false>(
+                        tables + COLUMNS_INVERSE_AT / 16, re, im, warp, tiles, lane, row);
                 }
             }
         }

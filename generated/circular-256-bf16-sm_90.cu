@@ -89,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_b
 #pragma unroll
             for (int part = 0; part < ROWS_PER_ITEM; ++part) {
                 const int b = at.inner * ROWS_PER_ITEM + part;
-                if (piece + g < pieces && (part == 0 || b < args.batch)) ask(g, part, b, at.outer);
+                if ((g == 0 || piece + g < pieces) && (part == 0 || b < args.batch)) ask(g, part, b, at.outer);
             }
         }
     };

@@ -187,10 +187,8 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular
             auto sink = pair_sink(args, item.b, item.h);
             sink.even.scale *= down[0];
             sink.odd.scale *= down[1];
-#pragma unroll
-            for (int group = warp; group < M1 / 32; group += WARPS)
-                columns_inverse<N1, V, false>(
-                    tables + COLUMNS_INVERSE_AT / 16, re, im, PIECES, group, tiles, lane, sink, M1);
+            columns_inverse_by<N1, V, M1, WARPS, false>(
+                tables + COLUMNS_INVERSE_AT / 16, re, im, warp, tiles, lane, sink);
         }
     }
 }

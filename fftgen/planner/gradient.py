@@ -22,6 +22,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import product
 from typing import Any, ClassVar, Literal
 
 from fftgen.errors import ArtifactError, NoPlanError
@@ -49,7 +50,9 @@ class Gradient:
     before them where there is a device stage, each signal in a workspace of its own, so that ``chunk_bytes``
     is half of the convolution's; its ``filter`` are the kernels that take the sum to taps
     (planner/finish.py). ``kernel``: the kernel that makes the sum. A worker's spectrum of the first signal
-    stands at ``spectra_at`` of shared memory (bytes), its sum at ``sums_at``; -1: in device memory.
+    stands at ``spectra_at`` of shared memory (bytes), its sum at ``sums_at``; -1: in device memory. A warp's
+    rows of tensors are on their way while it computes (``kernel.brought``): the signal and its gate that come
+    next, in whose place operands stand when they have come, and where there is room gates of V's results.
     ``signals``: gradients of signals and gates as well as of the filter.
     """
 
@@ -171,20 +174,21 @@ def columns_bytes(plan: Plan) -> int:
 
 
 def _fitted(
-    plan: Plan, chip: Target, group: int, warps: int, spectra: bool, sums: bool, signals: bool
+    plan: Plan, chip: Target, group: int, warps: int, brought: int, spectra: bool, sums: bool, signals: bool
 ) -> Gradient | None:
-    """One layout, or None where it does not fit: what workers keep in shared memory is said by the flags."""
+    """One layout, or None where it does not fit: what workers keep in shared memory is said by the flags.
+
+    ``brought``: tensors of which a warp has rows there.
+    """
     body, points = plan.body, plan.row_length
     if plan.block_stage:
         workers, kept, plane, registers = 1, 1, points, REGISTERS
         peaks_at = 4 * points
         at = peaks_at + (2 if signals else 1) * 2 * 4 * STRIPS
     else:
-        workers, kept, registers = warps, group, _warp_registers(group, points, signals)
-        # One row at a time: room for a copy of an unaligned one and of its gate.
-        plane = group * points if group > 1 or plan.device_stages else 2 * points
-        peaks_at = -1
-        at = warps * plane * (4 if plan.device_stages else 2)
+        workers, kept, registers = warps, group, _warp_registers(group, points)
+        plane, peaks_at = group * points, -1
+        at = warps * plane * 2 * (brought or 2)  # or both planes of rows of the workspace
     tables_at, at = at, at + copied(plan, signals) + (0 if signals else columns_bytes(plan))
     spectra_at, at = (at, at + workers * kept * 4 * points) if spectra else (-1, at)
     sums_at, at = (at, at + workers * 8 * points) if sums else (-1, at)
@@ -202,41 +206,44 @@ def _fitted(
         matrices_at=tables_at,
         shared_bytes=at,
         group=group,
-        brought=0,
+        brought=brought,
         brought_at=0,
     )
     return Gradient(search.levelled(plan, kernel, chip), kernel, spectra_at, sums_at, signals=signals)
 
 
-def _warp_registers(group: int, points: int, signals: bool) -> int:
+def _warp_registers(group: int, points: int) -> int:
     """Registers of a thread whose warp holds a group of transforms without spilling (as compiled)."""
     if group * points > CHAIN_POINTS:
         return 255
-    return 160 if 2 * group * points > CHAIN_POINTS or (signals and group > 1) else REGISTERS
+    return 160 if 2 * group * points > CHAIN_POINTS else REGISTERS
 
 
 def _fitting(plan: Plan, chip: Target, signals: bool) -> Iterator[Gradient]:
     """Every layout that fits: columns of a thread, warps of a block, transforms of a warp, places."""
     places = ((True, True), (True, False), (False, False))
+    # The signal that comes next and its gate; and gates of two results.
+    brought = (0,) if plan.block_stage or plan.device_stages else (4, 2) if signals else (2,)
     for layout in search.layouts(plan, chip):
         body = layout.body
         if plan.block_stage:  # no warp idle in the chain
             group = min(body.group, max(1, layout.inner[0].radix // body.warps), 2 if signals else body.group)
         else:  # of several transforms at a time one half: the other half's registers go to the sum
             group = max(1, body.group // 2)
-        for spectra, sums in places:
-            found = _fitted(layout, chip, group, body.warps, spectra, sums, signals)
+        for tensors, (spectra, sums) in product(brought, places):
+            found = _fitted(layout, chip, group, body.warps, tensors, spectra, sums, signals)
             if found is not None:
                 yield found
 
 
 def _rank(found: Gradient) -> tuple[bool | int, ...]:
-    """Enough warps first, then what stays on the multiprocessor, then what a thread does at a time."""
+    """Enough warps first, then what stays on the multiprocessor, or is brought there ahead, then what a
+    thread does at a time."""
     kernel = found.kernel
     warps = min(kernel.resident * kernel.warps, ENOUGH_WARPS)
     # Complex columns from the workspace, eight to a thread, may spill.
     columns = -abs(kernel.columns - 4) if found.plan.device_stages else kernel.columns
-    return warps, found.sums_at >= 0, found.spectra_at >= 0, columns, kernel.warps
+    return warps, found.sums_at >= 0, found.spectra_at >= 0, kernel.brought, columns, kernel.warps
 
 
 @lru_cache(maxsize=256)

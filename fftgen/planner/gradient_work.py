@@ -78,7 +78,8 @@ def _shared(found: Gradient) -> int:
     total += 2 * ELEMENT * n * (found.spectra_at >= 0) + 2 * SUM * n * (found.sums_at >= 0)
     if not plan.block_stage:
         planes = 2 if plan.device_stages else 1
-        return total + 2 * 2 * 2 * n * planes
+        copies = 2 * 2 * n if kernel.brought else 0  # read; written as signals are loaded
+        return total + copies + 2 * 2 * 2 * n * planes
     transforms, columns = n // plan.row_length, plan.row_length // plan.inner[0].radix
     matrices = 2 * (sizes["columns"] // (8 * kernel.columns)) + back * (sizes["columns_inverse"] // 32)
     twiddles = 2 * work.outer_twiddles(plan, False) + back * work.outer_twiddles(plan, True)

@@ -16,7 +16,9 @@ from torch import Tensor
 import fftgen.planner.launch
 from fftgen import emulate
 from fftgen.errors import InternalError
+from fftgen.gradient import Gradients, Needed
 from fftgen.planner import mma_rules, search
+from fftgen.planner.gradient import backward
 from fftgen.planner.plan import Plan
 from fftgen.planner.twins import twin
 from fftgen.problem import Problem
@@ -176,6 +178,51 @@ def test_nothing_of_it_can_be_left_out(mode: str, what: str, rng: np.random.Gene
     def judged() -> None:
         y, _ = emulate.convolve(replace(module, source=changed), **given)
         check(plan, y, given["u"], given["k"], **{name: given[name] for name in OPTIONS})
+
+    with pytest.raises((SimulationError, InternalError, AssertionError)):
+        judged()
+
+
+# The same of a backward pass: the next signal and its gate are on their way, and gates of V's results.
+OF_BACKWARD = {
+    "the wait for signals": ("wait<0>();", ""),
+    "the wait for gates": ("wait<1>();", ""),
+    "the group of the first signals": (
+        "ask_side(share.begin, 0);\n        commit();",
+        "ask_side(share.begin, 0);",
+    ),
+    "the group of gates": ("commit();  // what results need", "// what results need"),
+    "the step to the next": ("ask_side(item + GROUP, 0)", "ask_side(item, 0)"),
+    "the other side": ("ask_side(item, 1)", "ask_side(item, 0)"),
+}
+
+
+@pytest.mark.parametrize("what", OF_BACKWARD)
+@pytest.mark.parametrize("length", [256, 1024])
+def test_nothing_of_it_can_be_left_out_of_a_backward_pass(
+    length: int, what: str, rng: np.random.Generator
+) -> None:
+    found = backward(Problem("causal", length, "bf16"), "sm_90")
+    assert found is not None
+    assert found.kernel.brought == (4 if length == 256 else 2)  # shared memory has no room for gates at 1024
+    module, _ = built(found)
+    u, v, *gates = (draw(rng, 9, 1, length - 8).bfloat16() for _ in range(4))
+    k = filters(rng, 1, length, length - 8)
+    before, after = OF_BACKWARD[what]
+    source = module.source
+    assert source.text.count(before) == 1
+    changed = Source(source.name, source.text.replace(before, after), source.headers, source.entries)
+
+    def made(source: Source) -> Gradients:
+        needed = Needed(True, True, True)
+        given = {"needed": needed, "taps": length - 8, "in_gate": gates[0], "out_gate": gates[1]}
+        return emulate.backward(replace(module, source=source), u, v, k, **given)[0]
+
+    right = made(source)
+
+    def judged() -> None:
+        for one, other in zip(made(changed), right, strict=True):
+            assert torch.equal(one, other)
 
     with pytest.raises((SimulationError, InternalError, AssertionError)):
         judged()

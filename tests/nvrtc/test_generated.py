@@ -188,8 +188,13 @@ def test_no_kernel_spills() -> None:
     few = ("causal 1024 bf16 sm_90 convolve", "circular 1000 fp16 sm_90 convolve")
     # Some that wait from one stage of a transform to the next, outside the loops over its strips and rows.
     between = {"causal 1048576 bf16 sm_90 whole": 24, "causal 65536 bf16 sm_80 whole": 16}
-    # A radix of 80 with twiddles in two levels, which spare the L2 8 bytes a point.
-    tall = {"causal 20480 bf16 sm_80 convolve": 76}
+    # A radix of 80 with twiddles in two levels, which spare the L2 8 bytes a point, and row tiles for warps
+    # that outnumber the groups of columns; rows that take 3 % fewer instructions.
+    tall = {
+        "causal 20480 bf16 sm_80 convolve": 48,
+        "circular 20480 fp16 sm_90 convolve": 20,
+        "circular 32768 bf16 sm_80 convolve": 20,
+    }
     assert dict.fromkeys(few, 8) | between | tall == spilling
 
 

@@ -35,12 +35,13 @@ struct Strip : Operands<R, V> {
 
     template <bool SHARED, bool GATED>
     __device__ __forceinline__ void load(const RealSource<Operand>& source, int at, int stride) {
+        const RealSource<Operand> near = source.template from<SHARED, GATED>(at);
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k) {
             unsigned w[4][V / 2];
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                operand_words<V, SHARED, GATED>(source, at + (TILE * k + i % 2 + i / 2 * 8) * stride, w[i]);
+                operand_words<V, SHARED, GATED>(near, (TILE * k + i % 2 + i / 2 * 8) * stride, w[i]);
             this->interleave(k, w);
         }
     }

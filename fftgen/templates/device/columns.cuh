@@ -213,8 +213,9 @@ __device__ __forceinline__ void columns_forward(
 }
 
 // x[n, r] = sum_k F*[n, k] X[k, r] for 32 columns from 32 `group` on, eight neighbours at a time, to place
-// n * stride + r of the sink. REAL: im is not computed. Row tiles from `tiles` on are not wanted.
-template <int R, int V, bool REAL, typename Sink>
+// n * stride + r of the sink. REAL: im is not computed. Row tiles from `tiles` on are not wanted; ONE: nor are those
+// before the last one that is.
+template <int R, int V, bool REAL, bool ONE = false, typename Sink>
 __device__ __forceinline__ void columns_inverse(
     const uint4* matrix, const uint4* re, const uint4* im, int pieces, int group, int tiles, int lane, const Sink& sink, int stride) {
     constexpr bool KEEP = R <= 64;  // operands of all rows stay in registers
@@ -271,13 +272,34 @@ __device__ __forceinline__ void columns_inverse(
                 sink.store(at(i), a, b);
         }
     };
-    if constexpr (REAL && R > 64) {  // rolled, as above
+    if constexpr (ONE) {
+        row_tile(tiles - 1);
+    } else if constexpr (REAL && R > 64) {  // rolled, as above
 #pragma unroll 1
         for (int m = 0; m < tiles; ++m) row_tile(m);
     } else {
 #pragma unroll
         for (int m = 0; m < R / TILE; ++m)
             if (m < tiles) row_tile(m);
+    }
+}
+
+// The same for all REST columns, by WARPS warps: each takes groups of columns, or, of groups that are fewer, row tiles.
+template <int R, int V, int REST, int WARPS, bool REAL, typename Sink>
+__device__ __forceinline__ void columns_inverse_by(
+    const uint4* matrix, const uint4* re, const uint4* im, int warp, int tiles, int lane, const Sink& sink) {
+    constexpr int GROUPS = REST / 32, pieces = REST / 8;
+    if constexpr (GROUPS < WARPS && V != ANY_WIDTH) {
+#pragma unroll
+        for (int i = 0; i < GROUPS * R / TILE; i += WARPS) {
+            const int task = i + warp;
+            if (task < GROUPS * tiles)
+                columns_inverse<R, V, REAL, true>(matrix, re, im, pieces, task % GROUPS, task / GROUPS + 1, lane, sink, REST);
+        }
+    } else {
+#pragma unroll
+        for (int group = warp; group < GROUPS; group += WARPS)
+            columns_inverse<R, V, REAL>(matrix, re, im, pieces, group, tiles, lane, sink, REST);
     }
 }
 

@@ -124,6 +124,19 @@ __device__ __forceinline__ TwinSink<T, true> result_sink(const GradientArgs<T>& 
         side == 0 ? nullptr : twin, args.v.twin_gate.row(b, h)};
 }
 
+// Gates of one side's results: a copy in shared memory of the first, or, where there is none, what the sink holds.
+template <typename Copied, typename Sink>
+struct CopiedOrHeld {
+    Copied first;
+    const Sink& sink;
+
+    template <int V>
+    __device__ __forceinline__ Two<Held<V>> hold(int n) const {
+        if (first.copy != nullptr) return {first.template hold<V>(n), {}};
+        return sink.template hold<V>(n);
+    }
+};
+
 // The spectrum of the filter that one side meets: conjugate for V.
 __device__ __forceinline__ Fragment turned(Fragment imaginary, int side) {
     const Pack sign = side == 0 ? 0u : 0x80008000u;

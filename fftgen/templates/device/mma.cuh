@@ -85,8 +85,9 @@ __device__ __forceinline__ void bring(const T* row, int length) {
 
 // Asynchronous copies to shared memory (PTX ISA, cp.async: sm_80 and later): sixteen bytes, past the L1. A thread
 // commits those that it asked for as a group; `wait` returns when all but its last LEFT groups have come.
-__device__ __forceinline__ void copy_async(void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(__cvta_generic_to_global(from)) : "memory");
+// Addresses are those of the state spaces: whole runs of copies then differ by a constant.
+__device__ __forceinline__ void copy_async(unsigned to, size_t from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT>

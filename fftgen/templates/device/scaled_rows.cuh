@@ -51,11 +51,12 @@ struct Strip : Operands<R, V> {
     template <bool SHARED, bool GATED, typename Source, typename Most>
     static __device__ __forceinline__ void wide(
         const Source& source, int at, int stride, float (&x)[R / TILE][4][V], Most& most) {
+        const Source near = source.template from<SHARED, GATED>(at);
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                source.template wide<V, SHARED, GATED>(at + (TILE * k + i % 2 + i / 2 * 8) * stride, x[k][i], most);
+                near.template wide<V, SHARED, GATED>((TILE * k + i % 2 + i / 2 * 8) * stride, x[k][i], most);
     }
 
     __device__ __forceinline__ void scale(const float (&x)[R / TILE][4][V], const Power& power) {

@@ -44,6 +44,13 @@ struct Args {
     int reserved;
 };
 
+// An address as it stands: what lies a constant further on than it then takes no arithmetic.
+template <typename T>
+__device__ __forceinline__ T* settled(T* address) {
+    asm("" : "+l"(address));
+    return address;
+}
+
 // One real row, gated on the way in.
 template <typename T>
 struct RealSource {
@@ -76,6 +83,13 @@ struct RealSource {
 
     __device__ __forceinline__ void load(int n, Vector<T>& re, Vector<T>&) const { re = real(n); }
     __device__ __forceinline__ void close() { length = 0; }
+
+    // The row from n on.
+    template <bool SHARED, bool GATED>
+    __device__ __forceinline__ RealSource from(int n) const {
+        if constexpr (SHARED) return {u + n, GATED ? gate + n : nullptr, length - n, vector};
+        return {settled(u + n), GATED ? settled(gate + n) : nullptr, length - n, vector};
+    }
 
     // V consecutive numbers as they stand. SHARED: the row is a copy in shared memory. Rows are aligned, their
     // length is a multiple of V.
@@ -235,23 +249,24 @@ struct TwinSink : RealSink<T> {
     T* twin;
     const T* twin_gate;
 
-    __device__ __forceinline__ RealSink<T> second() const {
-        return {twin, twin_gate, this->scale, MAYBE && twin == nullptr ? 0 : this->length, this->vector};
-    }
+    __device__ __forceinline__ bool both() const { return !MAYBE || twin != nullptr; }
+    __device__ __forceinline__ RealSink<T> second() const { return {twin, twin_gate, this->scale, this->length, this->vector}; }
 
     template <int V>
     __device__ __forceinline__ Two<Held<V>> hold(int n) const {
-        return {RealSink<T>::template hold<V>(n), second().template hold<V>(n)};
+        Two<Held<V>> held{RealSink<T>::template hold<V>(n), {}};
+        if (both()) held.second = second().template hold<V>(n);
+        return held;
     }
     template <int V>
     __device__ __forceinline__ void real(int n, const float (&x)[V]) const {
         RealSink<T>::real(n, x);
-        second().real(n, x);
+        if (both()) second().real(n, x);
     }
     template <int V>
     __device__ __forceinline__ void real(int n, const float (&x)[V], const Two<Held<V>>& held) const {
         RealSink<T>::real(n, x, held.first);
-        second().real(n, x, held.second);
+        if (both()) second().real(n, x, held.second);
     }
     template <int V, typename... Gates>
     __device__ __forceinline__ void store(int n, const float (&re)[V], const float (&)[V], const Gates&... held) const {

@@ -21,12 +21,11 @@ __device__ __forceinline__ Place step(Place at, int steps, int count) {
 // Asks for an aligned row of a tensor, of which a warp will have a copy in shared memory.
 template <int N, typename T>
 __device__ __forceinline__ void ask(uint4* copy, const Signal<const T>& tensor, int b, int h, int length, int lane) {
-    const T* const row = tensor.given(b, h);
+    const size_t from = __cvta_generic_to_global(tensor.given(b, h) + lane * VECTOR);
+    const unsigned to = shared_address(copy + lane);
 #pragma unroll
-    for (int i = 0; i < N / (VECTOR * LANES); ++i) {
-        const int at = i * LANES + lane;
-        if (at * VECTOR < length) copy_async(copy + at, row + at * VECTOR);
-    }
+    for (int i = 0; i < N / (VECTOR * LANES); ++i)
+        if ((i * LANES + lane) * VECTOR < length) copy_async(to + i * LANES * 16, from + i * LANES * 16);
 }
 
 // Gates of a result in shared memory, on 16 bytes; or none.
