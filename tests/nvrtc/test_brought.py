@@ -17,6 +17,7 @@ import fftgen.planner.launch
 from fftgen import emulate
 from fftgen.errors import InternalError
 from fftgen.gradient import Gradients, Needed
+from fftgen.pipeline import Built
 from fftgen.planner import mma_rules, search
 from fftgen.planner.gradient import backward
 from fftgen.planner.plan import Plan
@@ -164,19 +165,24 @@ NEEDED = {
 }
 
 
+def changed(module: Built, before: str, after: str) -> Built:
+    """A module whose source says ``after`` instead."""
+    source = module.source
+    assert source.text.count(before) == 1
+    text = source.text.replace(before, after)
+    return replace(module, source=Source(source.name, text, source.headers, source.entries))
+
+
 @pytest.mark.parametrize("what", NEEDED)
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_nothing_of_it_can_be_left_out(mode: str, what: str, rng: np.random.Generator) -> None:
     plan = planned(mode, 256)
     module, _ = built(plan)
     given = inputs(plan, rng, 248, OPTIONS)
-    before, after = NEEDED[what]
-    source = module.source
-    assert source.text.count(before) == 1
-    changed = Source(source.name, source.text.replace(before, after), source.headers, source.entries)
+    mutant = changed(module, *NEEDED[what])
 
     def judged() -> None:
-        y, _ = emulate.convolve(replace(module, source=changed), **given)
+        y, _ = emulate.convolve(mutant, **given)
         check(plan, y, given["u"], given["k"], **{name: given[name] for name in OPTIONS})
 
     with pytest.raises((SimulationError, InternalError, AssertionError)):
@@ -208,20 +214,16 @@ def test_nothing_of_it_can_be_left_out_of_a_backward_pass(
     module, _ = built(found)
     u, v, *gates = (draw(rng, 9, 1, length - 8).bfloat16() for _ in range(4))
     k = filters(rng, 1, length, length - 8)
-    before, after = OF_BACKWARD[what]
-    source = module.source
-    assert source.text.count(before) == 1
-    changed = Source(source.name, source.text.replace(before, after), source.headers, source.entries)
+    mutant = changed(module, *OF_BACKWARD[what])
+    given = {"taps": length - 8, "in_gate": gates[0], "out_gate": gates[1]}
 
-    def made(source: Source) -> Gradients:
-        needed = Needed(True, True, True)
-        given = {"needed": needed, "taps": length - 8, "in_gate": gates[0], "out_gate": gates[1]}
-        return emulate.backward(replace(module, source=source), u, v, k, **given)[0]
+    def made(module: Built) -> Gradients:
+        return emulate.backward(module, u, v, k, needed=Needed(True, True, True), **given)[0]
 
-    right = made(source)
+    right = made(module)
 
     def judged() -> None:
-        for one, other in zip(made(changed), right, strict=True):
+        for one, other in zip(made(mutant), right, strict=True):
             assert torch.equal(one, other)
 
     with pytest.raises((SimulationError, InternalError, AssertionError)):
