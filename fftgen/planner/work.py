@@ -243,7 +243,10 @@ def _warp_instructions(plan: Plan, kernel: Kernel) -> float:
 
 
 def _block_instructions(plan: Plan, kernel: Kernel) -> float:
-    """Columns, rows, columns by a block. Warps that get no row, or one less than others, wait: slots pass."""
+    """Columns, rows, columns by a block. Warps that get no row, or one less than others, wait: slots pass.
+
+    Operands of tall real columns are loaded anew for every row tile on the way out.
+    """
     tensor = kernel.role == "convolve"
     tiles = sum(s.radix for s in plan.inner) / TILE
     turns = plan.inner[0].radix / (kernel.warps * kernel.group)
@@ -251,5 +254,6 @@ def _block_instructions(plan: Plan, kernel: Kernel) -> float:
     levels = 16.5 * plan.inner[0].two_levels  # of twiddles: products by the high ones
     if not plan.scaled:
         return 167 + 4 * tensor + 4.5 * (tiles - 3) + idle + levels
-    signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1))
+    tall = 33 * (plan.rows_per_item == 1 and plan.inner[0].radix > 64)
+    signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1) + tall)
     return 70 + signals + 4.5 * (tiles - 3) + 73 / kernel.columns + idle + levels
