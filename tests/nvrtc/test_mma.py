@@ -315,7 +315,8 @@ def judge_rows_alone(plan: Plan, y: Tensor, u: Tensor, k: Tensor, **given: Tenso
             assert not y[b, h].any()
         else:
             one = np.s_[b : b + 1, h : h + 1]
-            tolerance.check(y[one].double(), ref[one], plan.problem.dtype, plan.order, plan.compute_format)
+            kind = plan.problem.dtype, plan.order, plan.compute_format
+            tolerance.check(y[one].double(), ref[one], *kind, alone=True)
 
 
 @pytest.mark.drawn(2)
