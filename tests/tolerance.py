@@ -60,16 +60,13 @@ def check(
     dtype: str,
     order: int,
     compute_format: str = "",
-    *,
-    alone: bool = False,
 ) -> Errors:
     """Assert that ``out`` is ``ref`` to the expected accuracy; both (B, H, L). Returns the errors.
 
     ``compute_format`` is the plan's; all but "scaled-fp16" are judged by dtype and order. Fails on another
     shape, on any value that is not finite (a poisoned output that was not written), and on a reference of
     zeros, which could prove nothing. A row whose reference is zero, or shorter than SHORT_ROW, is measured
-    against the root mean square of its channel's rows if that is larger. ``alone``: what is shown is a row of
-    a call, and held to the bound of one (fftgen/accuracy.py), not to that of all rows together.
+    against the root mean square of its channel's rows if that is larger.
     """
     result, exact = np.asarray(out, np.float64), np.asarray(ref, np.float64)
     assert result.shape == exact.shape, f"output has shape {result.shape}, reference {exact.shape}"
@@ -97,9 +94,7 @@ def check(
     worst = tuple(int(i) for i in np.unravel_index((rows / limits).argmax(), rows.shape))
     at, limit = rows[worst], limits[worst]
     assert at <= limit, f"row {worst}: relative error {at:.3e} exceeds {limit:.3e}"
-    assert alone or errors.overall <= overall, (
-        f"overall: relative error {errors.overall:.3e} exceeds {overall:.3e}"
-    )
+    assert errors.overall <= overall, f"overall: relative error {errors.overall:.3e} exceeds {overall:.3e}"
     return errors
 
 

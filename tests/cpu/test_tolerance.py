@@ -266,15 +266,3 @@ def test_a_row_of_a_pair_is_held_to_what_its_transform_makes(rng: np.random.Gene
     assert np.array_equal(accuracy.shared(norm)[4], norm[4])  # the last one is alone
     out[1] *= 1 + 4e-3
     assert not verdict(out, pairs=True).passed
-
-
-def test_a_row_alone_is_held_to_the_bound_of_a_row() -> None:
-    """Between that and the bound of a call's rows together, which is closer to the figure."""
-    exact = np.random.default_rng(3).standard_normal((1, 1, 1024))
-    overall, row = (tolerance.SCALED * (1 + n / np.sqrt(exact.size)) for n in (4, 8))
-    out = exact * (1 + (overall + row) / 2)
-    with pytest.raises(AssertionError, match="overall"):
-        tolerance.check(out, exact, "fp16", 2, "scaled-fp16")
-    tolerance.check(out, exact, "fp16", 2, "scaled-fp16", alone=True)
-    with pytest.raises(AssertionError, match="row"):
-        tolerance.check(exact * (1 + 1.1 * row), exact, "fp16", 2, "scaled-fp16", alone=True)

@@ -315,8 +315,7 @@ def judge_rows_alone(plan: Plan, y: Tensor, u: Tensor, k: Tensor, **given: Tenso
             assert not y[b, h].any()
         else:
             one = np.s_[b : b + 1, h : h + 1]
-            kind = plan.problem.dtype, plan.order, plan.compute_format
-            tolerance.check(y[one].double(), ref[one], *kind, alone=True)
+            tolerance.check(y[one].double(), ref[one], plan.problem.dtype, plan.order, plan.compute_format)
 
 
 @pytest.mark.drawn(2)
