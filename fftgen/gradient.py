@@ -307,9 +307,8 @@ def finish(found: Gradient, sums: Tensor, length: int, taps: int, period: int = 
     n = plan.transform
     total = sums.sum(dim=1)
     natural = torch.view_as_complex(natural_order(total, sum_digits(plan)))
-    # Both transforms came with the stages' powers of two and without 1/N.
-    scale = 4.0 ** sum(s.scale for s in plan.stages)
-    z = torch.fft.ifft(natural) * filters.weights(n, sums.device).conj() * scale
+    # Both transforms came with the stages' scales and without 1/N, which is in ifft.
+    z = torch.fft.ifft(natural) * filters.weights(n, sums.device).conj() * (plan.residual * n)
     reach = min(taps, period or length)
     lags = z.real[:, :reach]
     if period:

@@ -85,7 +85,7 @@ def check_launches(
     scaled = plan.scaled  # rows enter divided by the power of two of their peak
     powers = 2.0 ** np.floor(np.log2(largest)) if scaled else np.ones(rows)
     if scaled and rows == 2:  # and the smaller one raised to the norm of its partner
-        powers /= 2.0 ** interpret.raises(gated / powers[:, None, None])[:, 0, 0]
+        powers /= interpret.raises(gated / powers[:, None, None])[:, 0, 0]
     states = interpret.workspace_states(plan, gated / powers[:, None, None], taps, skip=skip)
     held = dtype(plan.operand)  # what the workspace holds
     exact = {

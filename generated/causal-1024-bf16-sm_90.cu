@@ -2,7 +2,7 @@
 //   fftgen render 1024 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 1024 bf16 sm_90 | N=1024=32w·32w right-angle warp mma scaled-fp16 | convolve[8w 94208B]
-// digest  ed9ec70314fdd67be54476a4c080201e7cfba8fdc1de68f5e2b07dec4c6dcb1c
+// digest  56f72240cbe7fc567b2f63fa97b78cd725ab0371e30a8210c46831f20b7d62af
 // work    per row: 96 matrix instructions 16x16x16 (0.79 MFLOP), 4096 bytes of device memory at least; 94208 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -65,7 +65,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 1 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf16_mma_sm90_ed9ec703(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf16_mma_sm90_56f72240(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 1;  // transforms that a warp takes at a time
     constexpr bool REAL = true;
@@ -261,13 +261,13 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
-    args.scale[channel] = {power(-exponent), power(exponent) * 1.0f};
+    args.scale[channel] = {power(-exponent), power(exponent) * 0.5259570357808382f};
 }
 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(64, 16) fftgen_conv_n1024_causal_bf16_mma_sm90_ed9ec703_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(64, 16) fftgen_conv_n1024_causal_bf16_mma_sm90_56f72240_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 64;
     constexpr int P = 1024;  // points
     extern __shared__ float2 data[];

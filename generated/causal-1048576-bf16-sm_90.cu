@@ -2,7 +2,7 @@
 //   fftgen render 1048576 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 1048576 bf16 sm_90 | N=1048576=64d·16b·32w·32w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 65536B] rows[8w 101888B] columns_inverse1[8w 0B] whole[16w 102400B]
-// digest  33211d59309336bacc0c42800057e15097db33855d1356d27d6a899197603a6b
+// digest  21498229ffd2035de809b605a4984fb07d397e1e856c95186fd89eeae4768443
 // work    per row: 229376 matrix instructions 16x16x16 (1879.05 MFLOP), 4194304 bytes of device memory at least; 102400 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -102,7 +102,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal_bf16_mma_sm90_21498229_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -115,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n1048576_causal
 }
 
 // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_21498229_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -147,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // Everything inside a row of 16384 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_21498229_rows(const Args<T> args) {
     constexpr int WARPS = 8, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -225,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_21498229_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -249,7 +249,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_whole(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal_bf16_mma_sm90_21498229_whole(const Args<T> args) {
     constexpr int ALL = 16;  // warps of a block
     constexpr int V1 = 4;  // columns that a thread loads side by side in the outer stage
     constexpr int STRIPS1 = M1 / (8 * V1);  // of a transform
@@ -447,7 +447,7 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
-    args.scale[channel] = {power(-exponent), power(exponent) * 1.0f};
+    args.scale[channel] = {power(-exponent), power(exponent) * 0.6121664519488302f};
 }
 
 // The frequency of the first place of a column's last DFT.
@@ -460,7 +460,7 @@ __device__ __forceinline__ int outer_frequency(unsigned x) {
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n1048576_causal_bf16_mma_sm90_21498229_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 256, C = 16;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -551,7 +551,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n1048576_causal
 }
 
 // Filters to spectra, rows: each scaled by itself, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal_bf16_mma_sm90_21498229_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -630,7 +630,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal
 }
 
 // Filters to spectra, the end: rows by the power of two of their channel.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal_bf16_mma_sm90_33211d59_filter_level(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal_bf16_mma_sm90_21498229_filter_level(const FilterArgs<Stored> args) {
     constexpr int P = 4096, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
     const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;
     const int slot = row / ROWS, channel = args.first + slot, number = row % ROWS;

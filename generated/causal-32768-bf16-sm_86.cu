@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype bf16 --causal --arch sm_86
 //
 // plan    causal 32768 bf16 sm_86 | N=32768=64d·16w·32w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 65536B] rows[12w 68608B] columns_inverse1[8w 0B]
-// digest  30b8115782196f949a6a511dfe17ddb7fee27a47c3d9a4013e89040604068c1e
+// digest  13fbf2f0d1a905969f8fd196424874f20e38e0295926f5caa12a4a23fb6a3d00
 // work    per row: 5120 matrix instructions 16x16x16 (41.94 MFLOP), 131072 bytes of device memory at least; 68608 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -86,7 +86,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_bf16_mma_sm86_30b81157_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_bf16_mma_sm86_13fbf2f0_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(256, 6) fftgen_conv_n32768_causal_b
 }
 
 // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_30b81157_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_13fbf2f0_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n32768_causal_b
 }
 
 // Everything inside a row of 512 points: each warp works on 1 transforms at a time.
-extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_30b81157_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_bf16_mma_sm86_13fbf2f0_rows(const Args<T> args) {
     constexpr int WARPS = 12;
     constexpr int GROUP = 1;  // transforms that a warp takes at a time
     constexpr bool REAL = false;
@@ -195,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(384, 1) fftgen_conv_n32768_causal_b
 }
 
 // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_30b81157_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_bf16_mma_sm86_13fbf2f0_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -283,13 +283,13 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
-    args.scale[channel] = {power(-exponent), power(exponent) * 2.0f};
+    args.scale[channel] = {power(-exponent), power(exponent) * 0.8645723801644207f};
 }
 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n32768_causal_bf16_mma_sm86_30b81157_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n32768_causal_bf16_mma_sm86_13fbf2f0_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -363,7 +363,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n32768_causal_b
 }
 
 // Filters to spectra, rows: each scaled by itself, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n32768_causal_bf16_mma_sm86_30b81157_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n32768_causal_bf16_mma_sm86_13fbf2f0_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
@@ -441,7 +441,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n32768_causal_b
 }
 
 // Filters to spectra, the end: rows by the power of two of their channel.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n32768_causal_bf16_mma_sm86_30b81157_filter_level(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n32768_causal_bf16_mma_sm86_13fbf2f0_filter_level(const FilterArgs<Stored> args) {
     constexpr int P = 2048, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
     const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;
     const int slot = row / ROWS, channel = args.first + slot, number = row % ROWS;

@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype fp16 --causal --arch sm_90
 //
 // plan    causal 32768 fp16 sm_90 | N=32768=32b·32w·32w right-angle block mma scaled-fp16 | convolve[16w 172544B]
-// digest  4b783630731ed0e4b22a0da089bb73e0bacebf317ee9d0402c8cfd3ad558c288
+// digest  31619dd168825ff47711f36da2717723b006eceeceb94e2e452fbcfab8e76d9a
 // work    per row: 5120 matrix instructions 16x16x16 (41.94 MFLOP), 131072 bytes of device memory at least; 172544 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -91,7 +91,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_fp16_mma_sm90_4b783630(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_causal_fp16_mma_sm90_31619dd1(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -257,13 +257,13 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
-    args.scale[channel] = {power(-exponent), power(exponent) * 2.0f};
+    args.scale[channel] = {power(-exponent), power(exponent) * 0.3724075159678917f};
 }
 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n32768_causal_fp16_mma_sm90_4b783630_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n32768_causal_fp16_mma_sm90_31619dd1_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -337,7 +337,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n32768_causal_f
 }
 
 // Filters to spectra, rows: each scaled by itself, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(128, 8) fftgen_conv_n32768_causal_fp16_mma_sm90_4b783630_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(128, 8) fftgen_conv_n32768_causal_fp16_mma_sm90_31619dd1_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
@@ -415,7 +415,7 @@ extern "C" __global__ void __launch_bounds__(128, 8) fftgen_conv_n32768_causal_f
 }
 
 // Filters to spectra, the end: rows by the power of two of their channel.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n32768_causal_fp16_mma_sm90_4b783630_filter_level(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n32768_causal_fp16_mma_sm90_31619dd1_filter_level(const FilterArgs<Stored> args) {
     constexpr int P = 2048, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
     const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;
     const int slot = row / ROWS, channel = args.first + slot, number = row % ROWS;

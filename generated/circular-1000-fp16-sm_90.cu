@@ -2,7 +2,7 @@
 //   fftgen render 1000 --dtype fp16 --circular --arch sm_90
 //
 // plan    circular 1000 fp16 sm_90 | N=1024=32w·32w right-angle fold 1000 warp mma scaled-fp16 | convolve[8w 94208B]
-// digest  50090deee769e7ea585172bfb34a84302c99f296dd11702ba6eca442597067e8
+// digest  9d0d03e398c6945d57a2116c770ca45eb3a3309ea8667a29065024f1bfb1426b
 // work    per row: 96 matrix instructions 16x16x16 (0.79 MFLOP), 4000 bytes of device memory at least; 94208 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -65,7 +65,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 1 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1000_circular_fp16_mma_sm90_50090dee(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1000_circular_fp16_mma_sm90_9d0d03e3(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 1;  // transforms that a warp takes at a time
     constexpr bool REAL = true;
@@ -268,13 +268,13 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
-    args.scale[channel] = {power(-exponent), power(exponent) * 1.0f};
+    args.scale[channel] = {power(-exponent), power(exponent) * 0.5259570357808382f};
 }
 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(64, 16) fftgen_conv_n1000_circular_fp16_mma_sm90_50090dee_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(64, 16) fftgen_conv_n1000_circular_fp16_mma_sm90_9d0d03e3_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 64;
     constexpr int P = 1024;  // points
     extern __shared__ float2 data[];

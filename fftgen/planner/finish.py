@@ -3,10 +3,11 @@
 A spectrum is S = F W k: weights w_n = exp(i pi n / 2N), then the DFT. With C the sum over the batch of
 conj(X) V, the gradient of tap j is that of the transposed map (F and W are their own transposes),
 
-    q = W F conj(C) 4^s / N,   dk_j = Re q_j,
+    q = W F conj(C) / (s^2 N),   dk_j = Re q_j,
 
-s the powers of two that the stages of both signals left out. On a circle of P steps lag j - P is the same as
-lag j, and the transform's numbers, polynomials in x with x^N = i, have it in Im q at N - P + j.
+s the product of the scales of the stages, which both signals came through. On a circle of P steps lag
+j - P is the same as lag j, and the transform's numbers, polynomials in x with x^N = i, have it in Im q at
+N - P + j.
 
 So the kernels are those of the filter (planner/filter.py) with everything the other way around: they read
 where those write, their stages run from the last to the first, each with twiddles before its DFTs, and the

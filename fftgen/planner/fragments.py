@@ -125,7 +125,7 @@ def matrix(plan: Plan, number: int, k: Indices, n: Indices) -> Complex:
     from fftgen.planner import twiddle  # SymPy loads slowly: where numbers are made only
 
     turns = twiddle.dft_turns(plan.factors, number, plan.real_input)
-    return twiddle.evaluate(turns, k, n) * 2.0 ** -plan.stages[number - 1].scale
+    return twiddle.evaluate(turns, k, n) * plan.stages[number - 1].scale
 
 
 def twiddles(plan: Plan, number: int, k: Indices, r: Indices) -> Complex:

@@ -9,11 +9,11 @@ the kernels of the plan's engine and compute format round:
 - *Mixed* ("bf16-fp32" of the "mma" engine) does the same with twiddles and a spectrum in fp16.
 - *Scaled* ("scaled-fp16", design 1.8) brings every gated row to [1, 2) by a power of two, 2**-q below, and
   keeps everything in fp16 until the last stage, the products with twiddles and spectrum included. Of a pair
-  of rows, the one with the smaller norm then is raised by another power, to within sqrt(2) of the other:
-  their transform's noise falls on both alike.
+  of rows, the one with the smaller norm then is raised to within a sixteenth of the other: their transform's
+  noise falls on both alike.
 
     z = pack(2**-q * in_gate * u)                      right-angle: real rows; batch-pair: two rows
-    for s = 1..p:   z = T_s * (F_s z)                  F_s along digit s, scaled by 2**-scale
+    for s = 1..p:   z = T_s * (F_s z)                  F_s along digit s, scaled
     z = z * K                                          Monarch order, K scaled by 2**e, skip term inside
     for s = p..1:   z = F_s^H (conj(T_s) * z)
     y = out_gate * (residual * 2**(q-e)) * unpack(z)
@@ -193,7 +193,7 @@ class Scaled(Exact):
         if self.plan.real_input:
             return scaled, down
         raised = raises(scaled)
-        return _fp16(np.ldexp(scaled, raised)), np.ldexp(down, -raised)
+        return _fp16(scaled * raised), down / raised
 
     def twist(self, z: Complex, table: Complex) -> Complex:
         """One product rounded, the other inside an FMA: twist in templates/device/scaled.cuh."""
@@ -209,12 +209,13 @@ class Scaled(Exact):
         return self.store(super().twiddle(number))
 
 
-def raises(scaled: Real) -> npt.NDArray[np.int32]:
-    """By which powers of two rows of pairs are raised: (B, H, L) scaled to their peaks -> (B, H, 1).
+def raises(scaled: Real) -> npt.NDArray[np.float32]:
+    """By what rows of pairs are multiplied: (B, H, L) scaled to their peaks -> (B, H, 1).
 
-    The row of a pair (2 b, 2 b + 1) with the smaller norm takes the power nearest to the ratio of the norms;
-    its partner, an odd last row, and rows beside or of zeros take none. The kernels' sums of squares are off
-    by some hundredths, so near the middle between two powers they may choose the other one.
+    The row of a pair (2 b, 2 b + 1) with the smaller norm takes what is nearest to the ratio of the norms
+    among numbers of four binary places (1, 1.125 to 1.875, 2, 2.25 ...); its partner, an odd last row, and
+    rows beside or of zeros take 1. The kernels' sums of squares are off by some hundredths, so near the
+    middle between two numbers they may choose the other one.
     """
     norm = np.linalg.norm(_float64(scaled), axis=-1, keepdims=True)
     partner = np.zeros_like(norm)
@@ -222,7 +223,8 @@ def raises(scaled: Real) -> npt.NDArray[np.int32]:
     partner[0:even:2], partner[1:even:2] = norm[1:even:2], norm[0:even:2]
     known = (norm > 0) & (partner > 0)
     ratio = np.where(known, partner, 1) / np.where(known, norm, 1)
-    return np.maximum(np.rint(np.log2(ratio)), 0).astype(np.int32)
+    significand, exponent = np.frexp(np.maximum(ratio, 1))
+    return np.ldexp(np.floor(16 * significand + 0.5) / 16, exponent).astype(np.float32)
 
 
 def arithmetic(plan: Plan, rounded: bool) -> Exact:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from fftgen.errors import ArtifactError, InternalError
 from fftgen.planner.filter import Filter, FilterKernel
 from fftgen.problem import Problem
 
-SCHEMA = 4
+SCHEMA = 5
 SCALED, BF16_FP32 = "scaled-fp16", "bf16-fp32"  # compute formats of the "mma" engine
 TILE = 16  # rows and columns of a matrix instruction's tile
 
@@ -27,7 +28,7 @@ class Stage:
 
     ``radix`` is N_s, ``rest`` is M_s. ``place`` says where the stage's data lives: "device" (columns of
     the workspace), "block" (columns of shared memory) or "warp" (a tile owned by one warp).
-    The entries of the DFT matrix carry the factor ``2**-scale``, forward and inverse alike.
+    The entries of the DFT matrix carry the factor ``scale`` (planner/matrix_scale.py), forward and inverse.
     ``split`` is the length of the low digit of the two-level twiddle table: T(k, r) =
     high(k, r // split) * low(k, r % split); ``split == rest`` is a single table, 0 none (last stage).
     """
@@ -35,7 +36,7 @@ class Stage:
     radix: int
     rest: int
     place: str
-    scale: int
+    scale: float
     split: int
 
     @property
@@ -213,9 +214,8 @@ class Plan:
 
     @property
     def residual(self) -> float:
-        """What the powers of two in the stages leave of 1/N, applied once at the output (fp32)."""
-        scale = sum(s.scale for s in self.stages)
-        return 4.0**scale / self.transform
+        """What the scales of the stages leave of 1/N, applied once at the output (fp32)."""
+        return math.prod(s.scale for s in self.stages) ** -2 / self.transform
 
     @cached_property
     def digest(self) -> str:

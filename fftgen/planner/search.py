@@ -16,6 +16,7 @@ from fftgen.planner.cost import Cost, cost
 from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
 from fftgen.planner.filter import Filter
 from fftgen.planner.filter_design import design
+from fftgen.planner.matrix_scale import matrix_scale
 from fftgen.planner.plan import SCALED, Kernel, Plan, Stage, Table
 from fftgen.planner.rules import WARPS, Shape, columns_kernel, inner_kernel, shape_is_legal, supports_dtype
 from fftgen.planner.tables import layout, twiddle_split
@@ -91,18 +92,15 @@ def has_shape(transform: int) -> bool:
     return any(shape_is_legal(shape) is None for shape in shapes(transform))
 
 
-def _stages(shape: Shape) -> tuple[Stage, ...]:
+def _stages(shape: Shape, weighted: bool, operand: str) -> tuple[Stage, ...]:
     stages = []
     rest = math.prod(shape.factors)
-    done = scaled = 0.0
     for i, radix in enumerate(shape.factors):
         rest //= radix
         inner = len(shape.factors) - i
         place = "device" if i < shape.device else "block" if inner > 2 else "warp"
-        done += math.log2(radix) / 2
-        scale = math.floor(done - scaled + 0.5)
-        scaled += scale
-        stages.append(Stage(radix, rest, place, int(scale), twiddle_split(radix, rest)))
+        scale = matrix_scale(radix, weighted and i == 0, operand)
+        stages.append(Stage(radix, rest, place, scale, twiddle_split(radix, rest)))
     return tuple(stages)
 
 
@@ -156,11 +154,10 @@ def _tables(
     stages: tuple[Stage, ...],
     kernels: tuple[Kernel, ...],
     right_angle: bool,
-    compute_format: str,
+    operand: str,
 ) -> tuple[Table, ...]:
     if engine == "wmma":
         return layout(stages, right_angle)
-    operand = "fp16" if compute_format == SCALED else "bf16"
     body = _body(kernels)
     device = next((k.columns for k in kernels if k.role == "columns"), 0)
     tables = fragments.layout(stages, right_angle, body.columns, device, operand)
@@ -219,7 +216,8 @@ def candidate(
         reason = f"a transform of {transform} does not serve {problem.mode} length {problem.length}"
     if reason:
         return Candidate(transform, shape, engine, packing, None, None, reason)
-    stages = _stages(shape)
+    operand = "fp16" if compute_format == SCALED else problem.dtype
+    stages = _stages(shape, right_angle, operand)
     if engine == "mma":
         stages = mma_rules.with_splits(stages, shape.device)
     best: Candidate | None = None
@@ -243,7 +241,7 @@ def candidate(
             fold=fold,
             stages=stages,
             kernels=kernels,
-            tables=_tables(engine, stages, kernels, right_angle, compute_format),
+            tables=_tables(engine, stages, kernels, right_angle, operand),
             chunk_bytes=max(4 * transform, min(target.l2_bytes, CHUNK_LIMIT)) if shape.device else 0,
         )
         price = cost(plan, target)
@@ -412,7 +410,7 @@ def with_outer_split(found: Plan, split: int) -> Plan:
     stages = found.stages
     if found.block_stage:
         stages = _with_outer(stages, len(found.device_stages), split)
-    tables = _tables("mma", stages, found.kernels, found.real_input, found.compute_format)
+    tables = _tables("mma", stages, found.kernels, found.real_input, found.operand)
     return replace(found, stages=stages, tables=tables)
 
 

@@ -50,7 +50,7 @@ def layout(stages: tuple[Stage, ...], weighted: bool) -> tuple[Table, ...]:
     """Where each table lies. Stages of equal radix and weight share one DFT matrix."""
     tables: list[Table] = []
     offset = 0
-    seen: dict[tuple[int, int, bool], Table] = {}
+    seen: dict[tuple[int, bool], Table] = {}
 
     def add(name: str, stage: int, kind: str, shape: tuple[int, ...], element: str, nbytes: int) -> Table:
         nonlocal offset
@@ -60,7 +60,7 @@ def layout(stages: tuple[Stage, ...], weighted: bool) -> tuple[Table, ...]:
         return table
 
     for number, stage in enumerate(stages, 1):
-        key = (stage.radix, stage.scale, weighted and number == 1)
+        key = (stage.radix, weighted and number == 1)
         if key in seen:
             first = seen[key]
             tables.append(
@@ -81,7 +81,7 @@ def layout(stages: tuple[Stage, ...], weighted: bool) -> tuple[Table, ...]:
 
 
 def dft_matrix(plan: Plan, stage: int) -> npt.NDArray[np.complex128]:
-    """The DFT matrix of a stage (radix, radix), scaled by its power of two, in float64."""
+    """The DFT matrix of a stage (radix, radix), scaled, in float64."""
     digits = np.arange(plan.stages[stage - 1].radix)
     return fragments.matrix(plan, stage, digits[:, None], digits[None, :])
 

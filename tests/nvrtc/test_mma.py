@@ -354,6 +354,23 @@ def test_a_gate_may_make_rows_of_a_pair_unlike(kind: str, aligned: bool, rng: np
     judge_rows_alone(plan, call(plan, u, k, in_gate=gate), u, k, in_gate=gate)
 
 
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize("kind", PAIRS)
+def test_rows_of_a_pair_are_as_exact_as_beside_their_like(kind: str, rng: np.random.Generator) -> None:
+    """Rows of one size, and the same but for a factor that is half way to the next power of two."""
+    factors = PAIRS[kind]
+    length = int(np.prod(factors))
+    plan = with_shape(Problem("circular", length, "fp16"), "sm_90", factors, int(kind == "device"), "mma")
+    u = draw(rng, 2, 8, length).repeat(1, 2, 1)
+    u[1, 8:] *= 1.41
+    k = filters(rng, 8, length).repeat(2, 1) / 8
+    u = u.half()
+    ref = exact(plan, u, k)
+    rows = np.linalg.norm(call(plan, u, k).double().numpy() - ref, axis=-1) / np.linalg.norm(ref, axis=-1)
+    like, unlike = (np.sqrt(np.mean(r**2, axis=1)) for r in (rows[:, :8], rows[:, 8:]))
+    assert (unlike < 1.12 * like).all(), (like, unlike)
+
+
 @pytest.mark.drawn(4)
 @pytest.mark.parametrize("options", [(), ("in_gate",)], ids=["plain", "gated"])
 @pytest.mark.parametrize("length", [4096, 4091])

@@ -73,25 +73,36 @@ __device__ __forceinline__ void twist(Pair& re, Pair& im, Pack wr, Pack wi) {
     im = fma2(im, wr, CONJUGATE ? neg2(b) : b);
 }
 
+__device__ __forceinline__ float root(float x) {
+    float y;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+__device__ __forceinline__ float inverse(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // The power of two that brings numbers up to a peak (bits of fp32) into [1, 2), and what undoes it (design
 // 1.8). What is not finite comes out as NaN and zeros as zeros, whatever became of them in between: the noise
 // of the row that shares their transform.
 struct Power {
     unsigned exponent;  // of the peak, biased, where both powers exist
     bool finite, zero;
-    unsigned raise = 0;  // so many powers of two more on packed numbers: see balance
+    float raise = 1.0f, lower = 1.0f;  // what packed numbers are multiplied by, too, and its inverse: see balance
 
     __device__ __forceinline__ explicit Power(unsigned peak)
         : exponent(min(max(peak >> 23, 1u), 253u)), finite(peak < 0x7f800000u), zero(peak == 0) {}
 
     __device__ __forceinline__ float up() const { return __uint_as_float((254u - exponent) << 23); }
     __device__ __forceinline__ float down() const {
-        return __uint_as_float(!finite ? 0x7fc00000u : zero ? 0u : exponent << 23) * __uint_as_float((127u - raise) << 23);
+        return __uint_as_float(!finite ? 0x7fc00000u : zero ? 0u : exponent << 23) * lower;
     }
-    // Twice what takes numbers from this power to that of a larger peak, raised: at most 2^raise.
+    // Twice what takes numbers from this power to that of a larger peak, raised: at most its raise.
     __device__ __forceinline__ Pack to(const Power& larger) const {
         const unsigned less = larger.exponent - exponent;
-        const float ratio = __uint_as_float((127u - min(less, 127u) + larger.raise) << 23);
+        const float ratio = __uint_as_float((127u - min(less, 127u)) << 23) * larger.raise;
         return pack(ratio, ratio);
     }
     __device__ __forceinline__ Pack raised() const { return to(*this); }
@@ -114,20 +125,26 @@ struct Squares {
 };
 
 // Two rows share a transform, and its rounding noise by their norms: the row that is smaller after scaling to
-// its peak is raised by the power of two, 2^raise, that brings the norms within about sqrt(2) of each other.
-// Then neither bears more than 1.25 times the noise that it would beside a row like itself. `a2`, `b2`: sums
-// of scaled squares, in one unit.
+// its peak is raised to the norm of the other, to within a sixteenth: by 1, 1.125 and so on to 1.875, 2, 2.25
+// ..., few enough places for fp16 to hold, and mostly a power of two where both rows are of one kind. Then
+// neither bears more than 1.04 times the noise that it would beside a row like itself (powers of two alone,
+// within a factor of sqrt(2), make that 1.22), and what is raised by another number is rounded once more.
+// `a2`, `b2`: sums of scaled squares, in one unit.
 //
 // Nothing overflows (design 1.8): a row scaled to its peak has a norm of at most 2 sqrt(N), a raised one at
-// most sqrt(2) times its partner's, so a pair has 2 sqrt(3 N). Matrices are unitary up to a power of two that
-// keeps a chain of stages within 2^1.5, |K| <= 1, and a partial sum is at most the norm (Cauchy-Schwarz):
-// below 2^15 for every N up to 2^22, with room to 65504 for what the sums of squares are off.
+// most 17/16 times its partner's, so a pair has less than 2 sqrt(2.2 N). Matrices are unitary up to a factor of
+// 2^0.25 (planner/matrix_scale.py), so eight stages keep to 2^2, |K| <= 1, and a partial sum is at most the norm
+// (Cauchy-Schwarz): below 2^15 for every N up to 2^22, with room to 65504 for what the sums of squares are off.
 __device__ __forceinline__ void balance(Power& a, float a2, Power& b, float b2) {
-    // The bits of a float are 2^23 log2 of it, up to 0.09 and a constant. A row that is not finite takes part
-    // as zeros and changes nothing for its partner; what becomes of zeros does not matter.
-    const int apart = (int)((b.finite ? __float_as_uint(b2) : 0u) - (a.finite ? __float_as_uint(a2) : 0u));
-    a.raise = min(max((apart + (1 << 23)) >> 24, 0), 15);  // half of it, to nearest
-    b.raise = min(max(((1 << 23) - apart) >> 24, 0), 15);
+    // A row that is not finite takes part as zeros and changes nothing for its partner; what becomes of zeros
+    // does not matter.
+    if (!a.finite) a2 = 0.0f;
+    if (!b.finite) b2 = 0.0f;
+    const float apart = fminf(root(fmaxf(a2, b2) * inverse(fminf(a2, b2))), 32768.0f);
+    const float raise = __uint_as_float((__float_as_uint(apart) + (1u << 19)) & ~((1u << 20) - 1));  // four places
+    const float near = inverse(raise), lower = fmaf(near, fmaf(-raise, near, 1.0f), near);  // that of 2^n exactly
+    if (a2 < b2) a.raise = raise, a.lower = lower;
+    if (b2 < a2) b.raise = raise, b.lower = lower;
 }
 
 }  // namespace fftgen

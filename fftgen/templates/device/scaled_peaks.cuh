@@ -94,7 +94,7 @@ struct Seen {
 
     // Adds a warp's share to its row. It is cut to 8 bits: the sum in double is then exact, in whatever order
     // the warps come, as long as their shares lie within a factor of 2^34 (2^11 of them in the longest row);
-    // beyond, the order shows in the last place of a sum of which only the power of two matters.
+    // beyond, the order shows in the last place of a sum of which only the first four of the root matter.
     __device__ __forceinline__ void report(PairSize& size, int row, int lane) {
         const unsigned most = warp_max(peak.bits());
         bring(Power(most));

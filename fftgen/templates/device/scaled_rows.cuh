@@ -35,7 +35,7 @@ struct Strip : Operands<R, V> {
         scale(x, power);
         if (!power.finite)
             clear();
-        else if (power.raise != 0)
+        else if (power.raise != 1.0f)
             times(power.raised());
     }
 
@@ -76,7 +76,7 @@ struct Strip : Operands<R, V> {
         const Power mine(peak);
         if (!row.finite)
             clear();
-        else if (mine.exponent != row.exponent || row.raise != 0)
+        else if (mine.exponent != row.exponent || row.raise != 1.0f)
             times(mine.to(row));
     }
 
@@ -192,7 +192,7 @@ __device__ __forceinline__ void store_pair(
         if (!power[p].finite) {
 #pragma unroll
             for (int i = 0; i < STEPS; ++i) y[p][i][0] = y[p][i][1] = y[p][i][2] = y[p][i][3] = 0;
-        } else if (power[p].raise != 0) {
+        } else if (power[p].raise != 1.0f) {
             const Pack more = power[p].raised();
 #pragma unroll
             for (int i = 0; i < STEPS; ++i)

@@ -1,0 +1,51 @@
+"""Factors of DFT matrices: how far rounding to 16 bits leaves the entries."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fftgen.dtypes import decode, dtype, encode
+from fftgen.planner import twiddle
+from fftgen.planner.matrix_scale import matrix_scale
+
+OFF = {  # relative Frobenius norms, with the factor and with a power of two
+    ("fp16", 16, False): (1.5e-5, 8.3e-5),
+    ("fp16", 16, True): (9.2e-5, 1.14e-4),
+    ("fp16", 32, False): (5.1e-5, 1.08e-4),
+    ("fp16", 32, True): (1.29e-4, 1.53e-4),
+    ("fp16", 64, False): (8.4e-5, 1.11e-4),
+    ("bf16", 16, False): (2.0e-4, 9.6e-4),
+    ("bf16", 32, False): (4.4e-4, 1.03e-3),
+    ("bf16", 16, True): (8.1e-4, 1.13e-3),
+}
+
+
+def off(radix: int, weighted: bool, operand: str, factor: float) -> float:
+    k = np.arange(radix)
+    exact = factor * twiddle.evaluate(twiddle.dft_turns((radix, 16), 1, weighted), k[:, None], k)
+    kind = dtype(operand)
+    parts = np.ascontiguousarray(exact).view(np.float64)
+    return float(np.linalg.norm(decode(encode(parts, kind), kind) - parts) / np.linalg.norm(parts))
+
+
+@pytest.mark.parametrize("operand", ["fp16", "bf16"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("radix", [16, 32, 48, 64, 80, 96, 112, 128])
+def test_near_unitary_there_is_no_better_factor(
+    radix: int, weighted: bool, operand: str, rng: np.random.Generator
+) -> None:
+    """Of some drawn ones. The least entries are normal numbers of fp16: a power of two changes nothing."""
+    kept = matrix_scale(radix, weighted, operand)
+    drawn = 2 ** rng.uniform(-0.25, 0.25, 30) / np.sqrt(radix)
+    assert 2**-0.25 <= kept * np.sqrt(radix) <= 2**0.25
+    found = off(radix, weighted, operand, kept)
+    assert found < 1.05 * min(off(radix, weighted, operand, f) for f in drawn)
+    assert off(radix, weighted, operand, kept / 4) == pytest.approx(found)
+
+
+@pytest.mark.parametrize(("case", "figures"), OFF.items(), ids=str)
+def test_what_it_brings(case: tuple[str, int, bool], figures: tuple[float, float]) -> None:
+    operand, radix, weighted = case
+    factors = matrix_scale(radix, weighted, operand), 0.125
+    assert [off(radix, weighted, operand, f) for f in factors] == pytest.approx(figures, rel=0.04)
