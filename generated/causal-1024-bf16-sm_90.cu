@@ -4,6 +4,11 @@
 // plan    causal 1024 bf16 sm_90 | N=1024=32w·32w right-angle warp mma scaled-fp16 | convolve[8w 94208B]
 // digest  56f72240cbe7fc567b2f63fa97b78cd725ab0371e30a8210c46831f20b7d62af
 // work    per row: 96 matrix instructions 16x16x16 (0.79 MFLOP), 4096 bytes of device memory at least; 94208 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

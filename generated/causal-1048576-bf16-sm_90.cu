@@ -4,6 +4,11 @@
 // plan    causal 1048576 bf16 sm_90 | N=1048576=64d·16b·32w·32w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 65536B] rows[8w 101888B] columns_inverse1[8w 0B] whole[16w 102400B]
 // digest  21498229ffd2035de809b605a4984fb07d397e1e856c95186fd89eeae4768443
 // work    per row: 229376 matrix instructions 16x16x16 (1879.05 MFLOP), 4194304 bytes of device memory at least; 102400 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

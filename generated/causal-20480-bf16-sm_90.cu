@@ -4,6 +4,11 @@
 // plan    causal 20480 bf16 sm_90 | N=20480=80b·16w·16w right-angle block mma scaled-fp16 | convolve[16w 141824B]
 // digest  b951119080747fcf1dcad766399a4ea3fef420ce84c3ed236c0f853245ae447d
 // work    per row: 2880 matrix instructions 16x16x16 (23.59 MFLOP), 81920 bytes of device memory at least; 141824 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

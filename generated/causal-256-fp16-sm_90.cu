@@ -4,6 +4,11 @@
 // plan    causal 256 fp16 sm_90 | N=256=16w·16w right-angle warp mma scaled-fp16 | convolve[8w 72704B]
 // digest  20da4b62ffa12b3c06c6d330fa9c8e41e8856b9f34e1f4b192f1c7728c404038
 // work    per row: 12 matrix instructions 16x16x16 (0.10 MFLOP), 1024 bytes of device memory at least; 72704 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

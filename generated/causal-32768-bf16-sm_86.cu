@@ -4,6 +4,11 @@
 // plan    causal 32768 bf16 sm_86 | N=32768=64d·16w·32w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 65536B] rows[12w 68608B] columns_inverse1[8w 0B]
 // digest  13fbf2f0d1a905969f8fd196424874f20e38e0295926f5caa12a4a23fb6a3d00
 // work    per row: 5120 matrix instructions 16x16x16 (41.94 MFLOP), 131072 bytes of device memory at least; 68608 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

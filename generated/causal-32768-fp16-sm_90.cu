@@ -4,6 +4,11 @@
 // plan    causal 32768 fp16 sm_90 | N=32768=32b·32w·32w right-angle block mma scaled-fp16 | convolve[16w 172544B]
 // digest  31619dd168825ff47711f36da2717723b006eceeceb94e2e452fbcfab8e76d9a
 // work    per row: 5120 matrix instructions 16x16x16 (41.94 MFLOP), 131072 bytes of device memory at least; 172544 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

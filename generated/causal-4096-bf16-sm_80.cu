@@ -4,6 +4,11 @@
 // plan    causal 4096 bf16 sm_80 | N=4096=16b·16w·16w right-angle block mma scaled-fp16 | convolve[4w 27136B]
 // digest  a94e2680487406c2e898a2a0de58305fc61b348e7431b592ee41205b36afcf73
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 27136 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

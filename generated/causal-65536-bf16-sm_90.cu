@@ -4,6 +4,11 @@
 // plan    causal 65536 bf16 sm_90 | N=65536=16d·16b·16w·16w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 16384B] rows[4w 28160B] columns_inverse1[4w 0B] whole[8w 44288B]
 // digest  959edc89873179fcac42317386ecb93fb0e81d688f145669479a3d5cd6d9a6fb
 // work    per row: 7168 matrix instructions 16x16x16 (58.72 MFLOP), 262144 bytes of device memory at least; 44288 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

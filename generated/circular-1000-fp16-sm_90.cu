@@ -4,6 +4,11 @@
 // plan    circular 1000 fp16 sm_90 | N=1024=32w·32w right-angle fold 1000 warp mma scaled-fp16 | convolve[8w 94208B]
 // digest  9d0d03e398c6945d57a2116c770ca45eb3a3309ea8667a29065024f1bfb1426b
 // work    per row: 96 matrix instructions 16x16x16 (0.79 MFLOP), 4000 bytes of device memory at least; 94208 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

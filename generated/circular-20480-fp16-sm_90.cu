@@ -4,6 +4,11 @@
 // plan    circular 20480 fp16 sm_90 | N=20480=80b·16w·16w batch-pair block mma scaled-fp16 | convolve[16w 167424B]
 // digest  ac9342318c10baff12a78ef574a766d11346fb716f19c48b94c15fa13946e55c
 // work    per pair of rows: 4480 matrix instructions 16x16x16 (36.70 MFLOP), 163840 bytes of device memory at least; 167424 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = true;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

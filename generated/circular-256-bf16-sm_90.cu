@@ -4,6 +4,11 @@
 // plan    circular 256 bf16 sm_90 | N=256=16w·16w batch-pair warp mma scaled-fp16 | convolve[4w 40960B]
 // digest  33b6fbc371366b96737c5023b870e70bd411832effb227e4ced078285865003d
 // work    per pair of rows: 16 matrix instructions 16x16x16 (0.13 MFLOP), 2048 bytes of device memory at least; 40960 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

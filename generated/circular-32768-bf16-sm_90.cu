@@ -4,6 +4,11 @@
 // plan    circular 32768 bf16 sm_90 | N=32768=32b·32w·32w batch-pair block mma scaled-fp16 | convolve[16w 176640B]
 // digest  7706040b4768a5eb2bba0d1a66873e480f835d00c41d721b288b76300b27b9ab
 // work    per pair of rows: 6144 matrix instructions 16x16x16 (50.33 MFLOP), 262144 bytes of device memory at least; 176640 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = true;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

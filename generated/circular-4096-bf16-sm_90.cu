@@ -4,6 +4,11 @@
 // plan    circular 4096 bf16 sm_90 | N=4096=16b·16w·16w batch-pair block mma scaled-fp16 | convolve[4w 28160B]
 // digest  1f0e80958ff48a6532b6412dce4b5dac8a7651df3f5e9fb6db15f76cc823e539
 // work    per pair of rows: 384 matrix instructions 16x16x16 (3.15 MFLOP), 32768 bytes of device memory at least; 28160 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = true;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

@@ -4,6 +4,11 @@
 // plan    circular 65536 bf16 sm_90 | N=65536=16d·16b·16w·16w batch-pair device mma scaled-fp16 | peaks[8w 0B] columns1[8w 16384B] rows[4w 28160B] columns_inverse1[4w 0B] whole[8w 44032B]
 // digest  bce45bc45d802978bef5e8e6f0c72edb5d5ad52159a5dc65e1c37126804091ea
 // work    per pair of rows: 8192 matrix instructions 16x16x16 (67.11 MFLOP), 524288 bytes of device memory at least; 44032 bytes of shared memory a block
+
+namespace fftgen {
+constexpr bool WIDE_SUMS = true;  // between stages, of radices above 16: in fp32
+}
+
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

@@ -176,6 +176,16 @@ class Plan:
         return "fp16" if self.scaled else self.problem.dtype
 
     @property
+    def wide_sums(self) -> bool:
+        """Results between stages of radices above 16, sums of more than 16 products, come in fp32.
+
+        That costs conversions and registers and spares scaled fp16 a twentieth of its error: worth it in
+        three stages and more where more noise falls on a result than its own, that of a partner in a batch
+        pair or of what a fold throws away.
+        """
+        return not self.problem.causal and self.order > 2
+
+    @property
     def spectrum_type(self) -> str:
         """The type of a filter's spectrum, which the "mma" engine never takes as an operand."""
         return "fp16" if self.engine == "mma" else self.problem.dtype

@@ -23,6 +23,7 @@ VECTOR = 8  # numbers of a piece of 16 bytes
 ELEMENT = 4  # bytes of a complex number of two 16-bit parts: workspace and spectrum
 WMMA_PER_ELEMENT = 1.1  # instructions per complex element, stage and direction, per lane
 WMMA_PER_PRODUCT = 12
+CONVERTED = 4  # instructions that 128 elements of a result in fp32 take to become operands
 
 
 @dataclass(frozen=True)
@@ -218,14 +219,26 @@ def mma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
         each = _block_instructions(plan, kernel)
     else:
         each = _warp_instructions(plan, kernel)
-    return 2 * ops + plan.transform / 128 * each
+    return 2 * ops + plan.transform / 128 * (each + CONVERTED * _wide_sums(plan, kernel))
+
+
+def _wide_sums(plan: Plan, kernel: Kernel) -> int:
+    """Results between stages that come in fp32 (Plan.wide_sums); where nothing is scaled, all do."""
+    if not plan.wide_sums or not plan.scaled:
+        return 0
+    if kernel.role in ("columns", "columns_inverse"):
+        radices = [plan.stages[0].radix] * (kernel.role == "columns")
+    else:  # the last stages of all, in a warp by itself, end in fp32 anyway
+        *outer, first = (s.radix for s in plan.inner[:-1])
+        radices = [*outer, first, first] if plan.block_stage else [first]
+    return sum(radix > TILE for radix in radices)
 
 
 def _device_instructions(plan: Plan, kernel: Kernel) -> float:
     """A strip of columns: what is the same for all its rows weighs less where there are many."""
     pair, tiles, wide = not plan.real_input, plan.stages[0].radix / TILE, not plan.scaled
     if kernel.role == "columns":
-        return 30 + 36 * pair + 46 / kernel.columns + 18 / tiles + 16 * wide
+        return 26 + 36 * pair + 46 / kernel.columns + 18 / tiles + 16 * wide
     return 13 + 17 * pair + 74 / kernel.columns + 32 / tiles + 37 * wide
 
 
@@ -238,7 +251,7 @@ def _warp_instructions(plan: Plan, kernel: Kernel) -> float:
     narrow = 11 * (plan.inner[1].radix == TILE)
     if kernel.role == "rows":
         return 64 + narrow
-    each, scale = (77, 11) if plan.rows_per_item == 1 else (121, 60)
+    each, scale = (73, 11) if plan.rows_per_item == 1 else (117, 60)
     return each + narrow + scale * 256 / plan.transform
 
 
@@ -256,4 +269,4 @@ def _block_instructions(plan: Plan, kernel: Kernel) -> float:
         return 167 + 4 * tensor + 4.5 * (tiles - 3) + idle + levels
     tall = 33 * (plan.rows_per_item == 1 and plan.inner[0].radix > 64)
     signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1) + tall)
-    return 70 + signals + 4.5 * (tiles - 3) + 73 / kernel.columns + idle + levels
+    return 70 + signals + 0.5 * (tiles - 3) + 73 / kernel.columns + idle + levels

@@ -10,14 +10,14 @@
 // place stands for: the planner orders them so that loads and stores are 16 bytes wide.
 #pragma once
 
-// After a compute format: scaled.cuh or bf16.cuh.
+// After a compute format, scaled.cuh or bf16.cuh, and WIDE_SUMS (sums.j2).
 #include "fftgen/mma.cuh"
 
 namespace fftgen {
 
-// Sums of more than two products lose less when they are rounded once: fp32 for radices above 16.
+// Sums of more than 16 products lose less when they are rounded once.
 template <int RADIX>
-using Sum = Result<(RADIX > TILE)>;
+using Sum = Result<(WIDE_SUMS && RADIX > TILE)>;
 
 struct InnerTables {
     const uint4 *first, *twiddle, *last, *last_inverse, *twiddle_inverse, *first_inverse;
@@ -109,14 +109,14 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
     }
 }
 
-// The last two steps, from Z filtered to x. REAL: no imaginary part of x is wanted. WIDE: results come in fp32, as
-// they do for A above 16. ONCE: first and first_inverse are one table.
+// The last two steps, from Z filtered to x. REAL: no imaginary part of x is wanted. WIDE: results come in fp32,
+// else as Sum<A>. ONCE: first and first_inverse are one table.
 //   emit(g, m, re, im)  rows 16 m .. + 15 of the result, as P / 8 results of eight columns
 template <int A, int P, int G, bool REAL, bool WIDE, bool ONCE, typename Emit>
 __device__ __forceinline__ void chain_back(
     const InnerTables& tables, int lane, const Tile (&zr)[G][A / TILE][P / 8], const Tile (&zi)[G][A / TILE][P / 8], Emit emit) {
     constexpr int ROWS = A / TILE, COLUMNS = P / TILE;  // tiles
-    using Out = Result<WIDE || (A > TILE)>;
+    using Out = Result<WIDE || (WIDE_SUMS && A > TILE)>;
     Tile wr[G][COLUMNS][2 * ROWS], wi[G][COLUMNS][2 * ROWS];
 #pragma unroll
     for (int m = 0; m < COLUMNS; ++m) {
