@@ -41,10 +41,6 @@ ALL = Needed(True, True, True)
 # spectrum outside too; the device stage.
 COMMON = (256, 1024, 4096, 16_384, 65_536)
 OTHERS = (512, 2048, 8192, 20_480, 32_768, 131_072)
-SPILLED = {
-    (32_768, "sm_80"): 8,
-    (32_768, "sm_90"): 48,
-}  # sums with lanes side by side, twiddles in two levels: both move half as much
 RESULTS = {"u": "u", "in_gate": "in_gate", "out_gate": "out_gate", "k": "filter"}
 
 
@@ -305,7 +301,7 @@ def test_a_name_a_digest_and_a_text_of_its_own() -> None:
     [4096, 32_768, 1_048_576, *slow(256, 512, 1024, 2048, 8192, 12_000, 16_384, 20_000, 65_536, 2_097_152)],
 )
 def test_no_kernel_spills(target: str, length: int) -> None:
-    assert_nothing_spills(planned(length, target=target), target, SPILLED.get((length, target), 0))
+    assert_nothing_spills(planned(length, target=target), target)
 
 
 @pytest.mark.drawn(4)

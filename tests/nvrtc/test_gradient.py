@@ -234,9 +234,7 @@ def test_targets_without_the_instructions() -> None:
     ],
 )
 def test_no_kernel_spills(target: str, length: int) -> None:
-    # For twiddles in two levels; on sm_90 since addresses take fewer instructions.
-    few = {(32_768, "sm_80"): 8, (32_768, "sm_90"): 12}.get((length, target), 0)
-    assert_nothing_spills(planned(length, target=target), target, few)
+    assert_nothing_spills(planned(length, target=target), target)
 
 
 @pytest.mark.drawn(3)

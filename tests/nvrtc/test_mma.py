@@ -534,6 +534,29 @@ def test_tensor_core_work_is_what_the_planner_counts(
     assert sum(tensor.values()) == 2 * items * tensor_ops(plan)
 
 
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize(
+    ("mode", "factors", "stages"),
+    [
+        ("causal", (32, 16, 16), (0.5,)),
+        ("causal", (16, 32, 16), (0.5,)),
+        ("circular", (32, 16, 16), (1, 1)),
+        ("circular", (16, 32, 16), (2, 2, 1)),
+        ("circular", (32, 32), (1,)),
+    ],
+    ids=str,
+)
+def test_sums_in_fp32_are_the_last_and_where_planned_those_above_16(
+    mode: str, factors: tuple[int, ...], stages: tuple[float, ...], rng: np.random.Generator
+) -> None:
+    """``stages``: radices of theirs, as multiples of the first one's, half a radix for real results."""
+    plan = with_shape(Problem(mode, int(np.prod(factors)), "fp16"), "sm_90", factors, 0, engine="mma")
+    items = 4 if plan.memory_class == "warp" else 1
+    tensor = report(run(plan, rng, batch=items * plan.rows_per_item).reports).counters.tensor
+    wide = sum(count for name, count in tensor.items() if name.startswith("mma.m16n8k16.f32"))
+    assert wide == items * 4 * plan.transform * factors[0] * sum(stages) / (16 * 8 * 16)
+
+
 @pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [250, 1000, 3700])
 def test_a_folded_length_takes_the_work_of_a_causal_one(length: int, rng: np.random.Generator) -> None:

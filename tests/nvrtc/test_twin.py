@@ -122,7 +122,6 @@ def test_calls_have_as_many_gates_as_kernels_have_outputs(rng: np.random.Generat
 # Those of a radix of 80 since its twiddles have two levels, which spare the L2 8 bytes a point.
 # That of 256 points in 96 registers, for 20 warps, since rows come to it through shared memory.
 FEW_SPILLED = {
-    ("causal", 12_288, "sm_80"): 8,
     **{(m, 20_480, "sm_80"): 44 for m in MODES},
     ("circular", 256, "sm_90"): 4,
     # Since addresses take fewer instructions.
