@@ -12,9 +12,10 @@ stored and transformed back: three transforms where a convolution has two. Their
 squares. All three have the same rounded DFT matrices, whose errors are of one kind in all of them (a scale
 that is off by 1e-3 in bf16, to begin with), and such errors add as they are: 3/2 e_p, the spectrum's and
 the result's rounding, which are not there, being small change. Rounded transforms of orders 2 to 4
-(tests/rounding_model.py) give 1.1 to 1.6 e_p. Gated inputs are rounded independently: (1.5 e_p)^2 + g r^2
-for g gates. Over the batch the error grows like the sum's norm, so the relative error does not depend on B;
-it is smaller where terms agree.
+(tests/rounding_model.py) give 1.1 to 1.6 e_p. Kernels do better than this model, which has unitary
+matrices: theirs are scaled so that rounding changes them least (planner/matrix_scale.py). Gated inputs are
+rounded independently: (1.5 e_p)^2 + g r^2 for g gates. Over the batch the error grows like the sum's norm,
+so the relative error does not depend on B; it is smaller where terms agree.
 
 In scaled fp16 two of these transforms are in fp16, as in a convolution, and the way back is in fp32; gated
 inputs and the result stay in fp32. That is the arithmetic of a convolution without its result's rounding:
