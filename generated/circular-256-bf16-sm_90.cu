@@ -2,7 +2,7 @@
 //   fftgen render 256 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 256 bf16 sm_90 | N=256=16w·16w batch-pair warp mma scaled-fp16 | convolve[4w 40960B]
-// digest  33b6fbc371366b96737c5023b870e70bd411832effb227e4ced078285865003d
+// digest  943df76eab67c14b54f93dfa057b107801086cf02faaf35daf3879ef4032a14f
 // work    per pair of rows: 16 matrix instructions 16x16x16 (0.13 MFLOP), 2048 bytes of device memory at least; 40960 bytes of shared memory a block
 
 namespace fftgen {
@@ -70,7 +70,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 2 transforms at a time.
-extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_bf16_mma_sm90_33b6fbc3(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n256_circular_bf16_mma_sm90_943df76e(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int GROUP = 2;  // transforms that a warp takes at a time
     constexpr bool REAL = false;
@@ -278,13 +278,13 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
-    args.scale[channel] = {power(-exponent), power(exponent) * 1.3357952326518363f};
+    args.scale[channel] = {power(-exponent), power(exponent) * 1.0f};
 }
 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(32, 32) fftgen_conv_n256_circular_bf16_mma_sm90_33b6fbc3_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(32, 32) fftgen_conv_n256_circular_bf16_mma_sm90_943df76e_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 32;
     constexpr int P = 256;  // points
     extern __shared__ float2 data[];

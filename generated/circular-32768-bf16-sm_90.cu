@@ -2,7 +2,7 @@
 //   fftgen render 32768 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 32768 bf16 sm_90 | N=32768=32b·32w·32w batch-pair block mma scaled-fp16 | convolve[16w 176640B]
-// digest  7706040b4768a5eb2bba0d1a66873e480f835d00c41d721b288b76300b27b9ab
+// digest  e67fafede2c3cced49d886f31af9457caea1d9790128ec293979bfbb52c1339e
 // work    per pair of rows: 6144 matrix instructions 16x16x16 (50.33 MFLOP), 262144 bytes of device memory at least; 176640 bytes of shared memory a block
 
 namespace fftgen {
@@ -85,7 +85,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular_bf16_mma_sm90_7706040b(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n32768_circular_bf16_mma_sm90_e67fafed(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -266,13 +266,13 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
-    args.scale[channel] = {power(-exponent), power(exponent) * 0.3549805066027043f};
+    args.scale[channel] = {power(-exponent), power(exponent) * 2.0f};
 }
 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n32768_circular_bf16_mma_sm90_7706040b_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n32768_circular_bf16_mma_sm90_e67fafed_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -319,7 +319,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n32768_circular
 }
 
 // Filters to spectra, rows: each scaled by itself, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(128, 8) fftgen_conv_n32768_circular_bf16_mma_sm90_7706040b_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(128, 8) fftgen_conv_n32768_circular_bf16_mma_sm90_e67fafed_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 128;
     constexpr int P = 2048;  // points
     extern __shared__ float2 data[];
@@ -397,7 +397,7 @@ extern "C" __global__ void __launch_bounds__(128, 8) fftgen_conv_n32768_circular
 }
 
 // Filters to spectra, the end: rows by the power of two of their channel.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n32768_circular_bf16_mma_sm90_7706040b_filter_level(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n32768_circular_bf16_mma_sm90_e67fafed_filter_level(const FilterArgs<Stored> args) {
     constexpr int P = 2048, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
     const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;
     const int slot = row / ROWS, channel = args.first + slot, number = row % ROWS;

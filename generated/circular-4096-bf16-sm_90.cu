@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 4096 bf16 sm_90 | N=4096=16b·16w·16w batch-pair block mma scaled-fp16 | convolve[4w 28160B]
-// digest  1f0e80958ff48a6532b6412dce4b5dac8a7651df3f5e9fb6db15f76cc823e539
+// digest  1bbde6e994b06e357464bd8e4f5b306df48b0620510f97429a2cbd96b587f206
 // work    per pair of rows: 384 matrix instructions 16x16x16 (3.15 MFLOP), 32768 bytes of device memory at least; 28160 bytes of shared memory a block
 
 namespace fftgen {
@@ -83,7 +83,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_bf16_mma_sm90_1f0e8095(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_circular_bf16_mma_sm90_1bbde6e9(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -246,13 +246,13 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
-    args.scale[channel] = {power(-exponent), power(exponent) * 1.5438668202871373f};
+    args.scale[channel] = {power(-exponent), power(exponent) * 1.0f};
 }
 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n4096_circular_bf16_mma_sm90_1f0e8095_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n4096_circular_bf16_mma_sm90_1bbde6e9_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

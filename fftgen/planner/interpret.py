@@ -213,18 +213,19 @@ def raises(scaled: Real) -> npt.NDArray[np.float32]:
     """By what rows of pairs are multiplied: (B, H, L) scaled to their peaks -> (B, H, 1).
 
     The row of a pair (2 b, 2 b + 1) with the smaller norm takes what is nearest to the ratio of the norms
-    among numbers of four binary places (1, 1.125 to 1.875, 2, 2.25 ...); its partner, an odd last row, and
-    rows beside or of zeros take 1. The kernels' sums of squares are off by some hundredths, so near the
-    middle between two numbers they may choose the other one.
+    among numbers of four binary places (1, 1.125 to 1.875, 2, 2.25 ...), or among powers of two where its
+    norm is below 4; its partner, an odd last row, and rows beside or of zeros take 1. The kernels' sums of
+    squares are off by some hundredths, so near the middle between two numbers they may choose the other one.
     """
     norm = np.linalg.norm(_float64(scaled), axis=-1, keepdims=True)
     partner = np.zeros_like(norm)
     even = len(norm) // 2 * 2
     partner[0:even:2], partner[1:even:2] = norm[1:even:2], norm[0:even:2]
     known = (norm > 0) & (partner > 0)
-    ratio = np.where(known, partner, 1) / np.where(known, norm, 1)
-    significand, exponent = np.frexp(np.maximum(ratio, 1))
-    return np.ldexp(np.floor(16 * significand + 0.5) / 16, exponent).astype(np.float32)
+    ratio = np.maximum(np.where(known, partner, 1) / np.where(known, norm, 1), 1)
+    significand, exponent = np.frexp(ratio)
+    many = np.ldexp(np.floor(16 * significand + 0.5) / 16, exponent)
+    return np.where(norm < 4, 2.0 ** np.rint(np.log2(ratio)), many).astype(np.float32)
 
 
 def arithmetic(plan: Plan, rounded: bool) -> Exact:

@@ -7,11 +7,17 @@ that fp16 holds: the matrix of radix 16 then is off by 1.5e-5 (relative, Frobeni
 of two it is by 8.3e-5, and that of radix 32 by 5.1e-5, not 1.1e-4. In bf16 that makes a whole convolution a
 fifth more exact. Matrices with the weights of a right-angle transform have four times the entries and gain
 the less: 9.2e-5 for 1.14e-4 at radix 16.
+
+Batch pairs keep to powers of two. A mean is one number of their spectrum, which every stage on the way back
+hands out in equal parts: a power of two leaves these exact, anything else rounds all of them alike, and
+signals with a mean of 100 lose what white noise gains. The weights of a right-angle transform spread a
+mean.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -20,6 +26,20 @@ from fftgen.dtypes import dtype
 
 WINDOW = 2.0**0.25  # a stage may let white noise grow or shrink by 1.5 dB, so four of them by 6
 EFFORT = 1 << 17  # entries rounded in a search: a millisecond
+
+
+def matrix_scales(radices: Sequence[int], right_angle: bool, operand: str) -> tuple[float, ...]:
+    """The factor of each stage's matrix, whose entries are rounded to ``operand``."""
+    if right_angle:
+        return tuple(matrix_scale(radix, n == 0, operand) for n, radix in enumerate(radices))
+    scales: list[float] = []
+    grown = 0.0  # log2 of the norm of white noise: kept within 3 dB
+    for radix in radices:
+        grown += math.log2(radix) / 2
+        less = math.floor(grown + 0.5)
+        grown -= less
+        scales.append(math.ldexp(1.0, -less))
+    return tuple(scales)
 
 
 @lru_cache(maxsize=256)

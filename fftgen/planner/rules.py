@@ -56,8 +56,8 @@ def shape_is_legal(shape: Shape) -> str | None:
     return None
 
 
-def _matrices(radices: tuple[tuple[int, bool], ...]) -> int:
-    return sum(matrix_bytes(radix) for radix, _ in sorted(set(radices)))
+def _matrices(radices: tuple[tuple[int, float, bool], ...]) -> int:
+    return sum(matrix_bytes(radix) for radix, _, _ in sorted(set(radices)))
 
 
 def inner_kernel(
@@ -67,7 +67,7 @@ def inner_kernel(
     rows, columns = stages[-2].radix, stages[-1].radix
     block = stages[0].radix if len(stages) == 3 else 1
     first_weighted = weighted and role == "convolve"
-    matrices = _matrices(tuple((s.radix, first_weighted and i == 0) for i, s in enumerate(stages)))
+    matrices = _matrices(tuple((s.radix, s.scale, first_weighted and i == 0) for i, s in enumerate(stages)))
     needed = 0
     for matrices_shared in (True, False):
         for spread in (True, False):

@@ -16,7 +16,7 @@ from fftgen.planner.cost import Cost, cost
 from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
 from fftgen.planner.filter import Filter
 from fftgen.planner.filter_design import design
-from fftgen.planner.matrix_scale import matrix_scale
+from fftgen.planner.matrix_scale import matrix_scales
 from fftgen.planner.plan import SCALED, Kernel, Plan, Stage, Table
 from fftgen.planner.rules import WARPS, Shape, columns_kernel, inner_kernel, shape_is_legal, supports_dtype
 from fftgen.planner.tables import layout, twiddle_split
@@ -92,14 +92,14 @@ def has_shape(transform: int) -> bool:
     return any(shape_is_legal(shape) is None for shape in shapes(transform))
 
 
-def _stages(shape: Shape, weighted: bool, operand: str) -> tuple[Stage, ...]:
+def _stages(shape: Shape, right_angle: bool, operand: str) -> tuple[Stage, ...]:
     stages = []
     rest = math.prod(shape.factors)
-    for i, radix in enumerate(shape.factors):
+    scales = matrix_scales(shape.factors, right_angle, operand)
+    for i, (radix, scale) in enumerate(zip(shape.factors, scales, strict=True)):
         rest //= radix
         inner = len(shape.factors) - i
         place = "device" if i < shape.device else "block" if inner > 2 else "warp"
-        scale = matrix_scale(radix, weighted and i == 0, operand)
         stages.append(Stage(radix, rest, place, scale, twiddle_split(radix, rest)))
     return tuple(stages)
 

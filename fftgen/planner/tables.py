@@ -50,7 +50,7 @@ def layout(stages: tuple[Stage, ...], weighted: bool) -> tuple[Table, ...]:
     """Where each table lies. Stages of equal radix and weight share one DFT matrix."""
     tables: list[Table] = []
     offset = 0
-    seen: dict[tuple[int, bool], Table] = {}
+    seen: dict[tuple[int, float, bool], Table] = {}
 
     def add(name: str, stage: int, kind: str, shape: tuple[int, ...], element: str, nbytes: int) -> Table:
         nonlocal offset
@@ -60,7 +60,7 @@ def layout(stages: tuple[Stage, ...], weighted: bool) -> tuple[Table, ...]:
         return table
 
     for number, stage in enumerate(stages, 1):
-        key = (stage.radix, weighted and number == 1)
+        key = (stage.radix, stage.scale, weighted and number == 1)
         if key in seen:
             first = seen[key]
             tables.append(

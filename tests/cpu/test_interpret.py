@@ -161,8 +161,15 @@ def test_rows_of_a_pair_are_as_exact_as_beside_their_like(rng: np.random.Generat
 def test_the_smaller_row_of_a_pair_is_raised_to_the_norm_of_the_other() -> None:
     """To within a sixteenth; never the larger row, one without a partner, one beside zeros."""
     norms = np.array([64, 1, 1, 2.8, 1, 2.1, 1, 1.06, 1.07, 1, 1, 1.95, 0, 5, 5, 0, 3])
-    raised = raises(norms[:, None, None].astype(np.float32))[:, 0, 0]
+    raised = raises(4 * norms[:, None, None].astype(np.float32))[:, 0, 0]
     assert raised.tolist() == [1, 64, 2.75, 1, 2, 1, 1, 1, 1, 1.125, 2, 1, 1, 1, 1, 1, 1]
+
+
+def test_a_spike_is_raised_by_powers_of_two() -> None:
+    """Another number would round it, and it is all that the row has."""
+    norms = np.array([1.7, 64, 1, 1.4, 1.5, 1, 3.9, 5.4])
+    raised = raises(norms[:, None, None].astype(np.float32))[:, 0, 0]
+    assert raised.tolist() == [32, 1, 1, 1, 1, 2, 1, 1]
 
 
 @pytest.mark.parametrize("length", [3, 31, 127, 257, 509, 521, 1009, 2003, 5003, 9973])

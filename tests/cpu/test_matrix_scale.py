@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from fftgen.dtypes import decode, dtype, encode
-from fftgen.planner import twiddle
-from fftgen.planner.matrix_scale import matrix_scale
+from fftgen.planner import interpret, twiddle
+from fftgen.planner.matrix_scale import matrix_scale, matrix_scales
+from fftgen.planner.search import with_shape
+from fftgen.problem import Problem
 
 OFF = {  # relative Frobenius norms, with the factor and with a power of two
     ("fp16", 16, False): (1.5e-5, 8.3e-5),
@@ -49,3 +51,27 @@ def test_what_it_brings(case: tuple[str, int, bool], figures: tuple[float, float
     operand, radix, weighted = case
     factors = matrix_scale(radix, weighted, operand), 0.125
     assert [off(radix, weighted, operand, f) for f in factors] == pytest.approx(figures, rel=0.04)
+
+
+def test_only_the_first_matrix_has_weights() -> None:
+    scales = matrix_scales((32, 16, 32), True, "fp16")
+    assert scales == tuple(matrix_scale(r, w, "fp16") for r, w in ((32, True), (16, False), (32, False)))
+
+
+@pytest.mark.parametrize("factors", [(16, 16), (32, 32, 32), (48, 16, 80, 128)], ids=str)
+def test_batch_pairs_keep_to_powers_of_two(factors: tuple[int, ...]) -> None:
+    """And to what came in, within 3 dB after every stage."""
+    grown = 1.0
+    for radix, scale in zip(factors, matrix_scales(factors, False, "bf16"), strict=True):
+        assert np.frexp(scale)[0] == 0.5
+        grown *= radix * scale**2
+        assert 0.5 <= grown <= 2
+
+
+def test_a_constant_row_of_a_pair_comes_back_in_equal_parts(rng: np.random.Generator) -> None:
+    """Exactly, through any number of stages back: a mean of 100 is not rounded by all of them alike."""
+    found = with_shape(Problem("circular", 4096, "fp16"), "sm_90", (16, 16, 16), 0, "mma")
+    u = np.full((2, 1, 4096), np.float64(np.float16(rng.uniform(1, 2))))
+    taps = np.zeros((1, 4096))
+    taps[0, 0] = 1
+    assert (interpret.convolve(found, u, taps) == u).all()

@@ -156,9 +156,9 @@ def shared_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
         if kernel.matrices_at >= 0:
             stages = found.inner
             weighted = [found.real_input and kernel.role == "convolve" and i == 0 for i in range(len(stages))]
-            distinct = {(s.radix, w) for s, w in zip(stages, weighted, strict=True)}
+            distinct = {(s.radix, s.scale, w) for s, w in zip(stages, weighted, strict=True)}
             # Three planes (real, imaginary, minus imaginary) with padded rows.
-            size = sum(3 * radix * tables.matrix_pitch(radix) * 2 for radix, _ in distinct)
+            size = sum(3 * radix * tables.matrix_pitch(radix) * 2 for radix, _, _ in distinct)
             regions.append((kernel.matrices_at, size))
     else:
         stage = found.stages[kernel.stage - 1]

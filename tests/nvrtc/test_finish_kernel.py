@@ -296,7 +296,8 @@ def test_the_argument_block_is_the_structure_the_kernels_read(
 ) -> None:
     """Every field stands where the host packs it, as NVRTC sees the header; a byte further it does not."""
     headers = ("types", "signal", "mma", "scaled", "chain", "filter", "gradient", "finish")
-    start = f'#include "fftgen/{name}.cuh"\nusing Kind = fftgen::{kind};\n'
+    sums = "namespace fftgen { constexpr bool WIDE_SUMS = false; }\n"  # the chain's, as of a plan (sums.j2)
+    start = f'{sums}#include "fftgen/{name}.cuh"\nusing Kind = fftgen::{kind};\n'
     formats = [code for _, code in fields]
     at = {field: struct.calcsize("<" + "".join(formats[:i])) for i, (field, _) in enumerate(fields)}
     claims = {f"__builtin_offsetof(Kind, {field})": offset for field, offset in at.items()}

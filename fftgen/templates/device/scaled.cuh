@@ -111,6 +111,7 @@ struct Power {
 // A sum of squares of a thread's numbers, scaled by a power of their peak. Good enough to choose a power of
 // two: what fp16 loses beside the largest square is a few hundredths of the sum.
 struct Squares {
+    static constexpr float UNIT = 256.0f;  // of totals: 2^-8
     Pack sum = 0;
 
     __device__ __forceinline__ void add(Pack x) { sum = fma2(x, x, sum); }
@@ -127,21 +128,24 @@ struct Squares {
 // Two rows share a transform, and its rounding noise by their norms: the row that is smaller after scaling to
 // its peak is raised to the norm of the other, to within a sixteenth: by 1, 1.125 and so on to 1.875, 2, 2.25
 // ..., few enough places for fp16 to hold, and mostly a power of two where both rows are of one kind. Then
-// neither bears more than 1.04 times the noise that it would beside a row like itself (powers of two alone,
-// within a factor of sqrt(2), make that 1.22), and what is raised by another number is rounded once more.
-// `a2`, `b2`: sums of scaled squares, in one unit.
+// neither bears more than 1.04 times the noise that it would beside a row like itself. What is raised by another
+// number than a power of two is rounded once more. Of many numbers that is next to nothing, but a spike and little
+// else would come out as much too large or small: such a row takes the power of two nearest, within a factor of
+// sqrt(2), which makes 1.22 times the noise. `a2`, `b2`: sums of scaled squares, in units of 1 / `unit`.
 //
 // Nothing overflows (design 1.8): a row scaled to its peak has a norm of at most 2 sqrt(N), a raised one at
-// most 17/16 times its partner's, so a pair has less than 2 sqrt(2.2 N). Matrices are unitary up to a factor of
-// 2^0.25 (planner/matrix_scale.py), so eight stages keep to 2^2, |K| <= 1, and a partial sum is at most the norm
-// (Cauchy-Schwarz): below 2^15 for every N up to 2^22, with room to 65504 for what the sums of squares are off.
-__device__ __forceinline__ void balance(Power& a, float a2, Power& b, float b2) {
+// most sqrt(2) times its partner's, so a pair has 2 sqrt(3 N). Matrices are unitary up to factors that
+// keep a chain of stages there and back within 2^2 (planner/matrix_scale.py), |K| <= 1, and a partial sum is at most
+// the norm (Cauchy-Schwarz): below 2^15 for every N up to 2^22, with room to 65504 for what sums of squares are off.
+__device__ __forceinline__ void balance(Power& a, float a2, Power& b, float b2, float unit) {
     // A row that is not finite takes part as zeros and changes nothing for its partner; what becomes of zeros
     // does not matter.
     if (!a.finite) a2 = 0.0f;
     if (!b.finite) b2 = 0.0f;
     const float apart = fminf(root(fmaxf(a2, b2) * inverse(fminf(a2, b2))), 32768.0f);
-    const float raise = __uint_as_float((__float_as_uint(apart) + (1u << 19)) & ~((1u << 20) - 1));  // four places
+    const bool many = fminf(a2, b2) >= 16 * unit;
+    const unsigned up = many ? 1u << 19 : 0x4afb0eu, left = many ? ~0u << 20 : ~0u << 23;  // to four places or one
+    const float raise = __uint_as_float((__float_as_uint(apart) + up) & left);
     const float near = inverse(raise), lower = fmaf(near, fmaf(-raise, near, 1.0f), near);  // that of 2^n exactly
     if (a2 < b2) a.raise = raise, a.lower = lower;
     if (b2 < a2) b.raise = raise, b.lower = lower;

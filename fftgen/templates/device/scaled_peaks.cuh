@@ -53,7 +53,7 @@ struct PairSize {
 
     __device__ __forceinline__ void powers(Power& re, Power& im) const {
         re = Power(peak[0]), im = Power(peak[1]);
-        balance(re, scaled(squares[0], re), im, scaled(squares[1], im));
+        balance(re, scaled(squares[0], re), im, scaled(squares[1], im), 1.0f);
     }
 
     static __device__ __forceinline__ double power_of_four(int n) {
