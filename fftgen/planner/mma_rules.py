@@ -87,8 +87,7 @@ def outer_split(stage: Stage, body: Kernel, target: Target, exact: bool) -> int:
     One level comes to 8 bytes a point of the transform, there and back, and passes the L1 for every transform
     together with a spectrum of half that size. Where both find no room beside the shared memory of the
     resident blocks, what a block reads beside its signals would come from the L2 again and again. ``exact``:
-    the second rounding of two levels is not to be had (pairs of fp16 rows, one of them a spike and little
-    else: of 200 one has 1.29e-3 where 1.25e-3 is allowed).
+    the second rounding of two levels is not to be had (pairs of fp16 rows: 1.27e-3 where 1.24e-3 is allowed).
     """
     one = 2 * 4 * stage.radix * stage.rest
     fits = one + one // 2 <= target.l1_beside(body.resident, body.shared_bytes)

@@ -238,7 +238,7 @@ def _device_instructions(plan: Plan, kernel: Kernel) -> float:
     """A strip of columns: what is the same for all its rows weighs less where there are many."""
     pair, tiles, wide = not plan.real_input, plan.stages[0].radix / TILE, not plan.scaled
     if kernel.role == "columns":
-        return 26 + 36 * pair + 46 / kernel.columns + 18 / tiles + 16 * wide
+        return 26 + 36 * pair + 46 / kernel.columns + 18 / tiles + 20 * wide
     return 13 + 17 * pair + 74 / kernel.columns + 32 / tiles + 37 * wide
 
 
