@@ -22,7 +22,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from fftgen.dtypes import dtype
+from fftgen.dtypes import decode, dtype, encode
 
 WINDOW = 2.0**0.25  # a stage may let white noise grow or shrink by 1.5 dB, so four of them by 6
 EFFORT = 1 << 17  # entries rounded in a search: a millisecond
@@ -61,8 +61,7 @@ def matrix_scale(radix: int, weighted: bool, operand: str) -> float:
     step = math.ldexp(1.0, math.ceil(math.log2((high - low) * len(values) / EFFORT)))
     candidates = step * np.arange(math.ceil(low / step), math.floor(high / step) + 1)
     exact = candidates[:, None] * values
-    _, exponent = np.frexp(exact)
-    places = dtype(operand).significand - exponent
-    off = np.ldexp(np.rint(np.ldexp(exact, places)), -places) - exact
+    kind = dtype(operand)
+    off = decode(encode(exact, kind), kind) - exact
     worth = (off**2 @ counts) / candidates**2
     return float(candidates[np.argmin(worth)])

@@ -131,19 +131,19 @@ struct Squares {
 // neither bears more than 1.04 times the noise that it would beside a row like itself. What is raised by another
 // number than a power of two is rounded once more. Of many numbers that is next to nothing, but a spike and little
 // else would come out as much too large or small: such a row takes the power of two nearest, within a factor of
-// sqrt(2), which makes 1.22 times the noise. `a2`, `b2`: sums of scaled squares, in units of 1 / `unit`.
+// sqrt(2), which makes 1.22 times the noise. `a2`, `b2`: sums of scaled squares, in units of Squares.
 //
 // Nothing overflows (design 1.8): a row scaled to its peak has a norm of at most 2 sqrt(N), a raised one at
 // most sqrt(2) times its partner's, so a pair has 2 sqrt(3 N). Matrices are unitary up to factors that
 // keep a chain of stages there and back within 2^2 (planner/matrix_scale.py), |K| <= 1, and a partial sum is at most
 // the norm (Cauchy-Schwarz): below 2^15 for every N up to 2^22, with room to 65504 for what sums of squares are off.
-__device__ __forceinline__ void balance(Power& a, float a2, Power& b, float b2, float unit) {
+__device__ __forceinline__ void balance(Power& a, float a2, Power& b, float b2) {
     // A row that is not finite takes part as zeros and changes nothing for its partner; what becomes of zeros
     // does not matter.
     if (!a.finite) a2 = 0.0f;
     if (!b.finite) b2 = 0.0f;
     const float apart = fminf(root(fmaxf(a2, b2) * inverse(fminf(a2, b2))), 32768.0f);
-    const bool many = fminf(a2, b2) >= 16 * unit;
+    const bool many = fminf(a2, b2) >= 16 * Squares::UNIT;
     const unsigned up = many ? 1u << 19 : 0x4afb0eu, left = many ? ~0u << 20 : ~0u << 23;  // to four places or one
     const float raise = __uint_as_float((__float_as_uint(apart) + up) & left);
     const float near = inverse(raise), lower = fmaf(near, fmaf(-raise, near, 1.0f), near);  // that of 2^n exactly

@@ -50,18 +50,19 @@ __device__ __forceinline__ unsigned row_peak(const RealSource<T>& source, bool v
 struct PairSize {
     unsigned peak[2];
     double squares[2];
+    static constexpr int UNITS = 4;  // 4^4 units of Squares to one
 
     __device__ __forceinline__ void powers(Power& re, Power& im) const {
         re = Power(peak[0]), im = Power(peak[1]);
-        balance(re, scaled(squares[0], re), im, scaled(squares[1], im), 1.0f);
+        balance(re, scaled(squares[0], re), im, scaled(squares[1], im));
     }
 
     static __device__ __forceinline__ double power_of_four(int n) {
         return __hiloint2double((1023 + 2 * n) << 20, 0);
     }
-    // Of numbers that the power has brought to [1, 2).
+    // Of numbers that the power has brought to [1, 2), in units of Squares.
     static __device__ __forceinline__ float scaled(double sum, const Power& power) {
-        return (float)(sum * power_of_four(127 - (int)power.exponent));
+        return (float)(sum * power_of_four(127 + UNITS - (int)power.exponent));
     }
 };
 
@@ -102,8 +103,7 @@ struct Seen {
         if (lane != 0 || most == 0) return;
         atomicMax(&size.peak[row], most);
         const float cut = __uint_as_float(__float_as_uint((float)sum) & 0xffff0000u);
-        const int units = -4;  // 4^-4, of Squares
-        atomicAdd(&size.squares[row], cut * PairSize::power_of_four((int)power.exponent - 127 + units));
+        atomicAdd(&size.squares[row], cut * PairSize::power_of_four((int)power.exponent - 127 - PairSize::UNITS));
     }
 };
 

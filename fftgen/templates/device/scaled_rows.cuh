@@ -127,7 +127,7 @@ __device__ __forceinline__ void pair_powers(const unsigned* slots, int lane, Pow
     };
     static_assert(STRIPS <= LANES, "a lane reads the size of a strip");
     const float re2 = row(slots, re), im2 = row(slots + LANES, im);
-    balance(re, re2, im, im2, Squares::UNIT);
+    balance(re, re2, im, im2);
 }
 
 // N numbers of one row, gated: eight neighbours to a lane.
@@ -186,7 +186,7 @@ __device__ __forceinline__ void store_pair(
     Pack y[2][STEPS][4];
     Squares squares[2];
     re.scale(power[0], y[0], squares[0]), im.scale(power[1], y[1], squares[1]);
-    balance(power[0], squares[0].total(), power[1], squares[1].total(), Squares::UNIT);
+    balance(power[0], squares[0].total(), power[1], squares[1].total());
 #pragma unroll
     for (int p = 0; p < 2; ++p) {
         if (!power[p].finite) {
