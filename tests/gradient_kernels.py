@@ -42,13 +42,16 @@ def needless_barriers(found: Gradient, judge: Callable[[str], None]) -> list[str
     return survivors
 
 
-def assert_nothing_spills(found: Gradient, target: str) -> None:
-    """Every kernel of the source comes out, as many blocks reside as planned, and no register spills."""
+def assert_nothing_spills(found: Gradient, target: str, few: int = 0) -> None:
+    """Every kernel of the source comes out, as many blocks reside as planned, and no register spills.
+
+    ``few``: bytes that the gradient's own kernel may spill.
+    """
     source = render_gradient(found)
     resources = nvrtc.compile_cubin(source, target).resources
     assert set(resources) == set(source.entries)
     kernel = found.kernel
     assert resources[found.name].registers * kernel.warps * 32 * kernel.resident <= 65_536
     for name, one in resources.items():
-        assert not one.spill_store_bytes, name
-        assert not one.spill_load_bytes, name
+        allowed = few if name == found.name else 0
+        assert max(one.spill_store_bytes, one.spill_load_bytes) <= allowed, name

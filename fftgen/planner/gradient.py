@@ -186,7 +186,7 @@ def _fitted(
         peaks_at = 4 * points
         at = peaks_at + (2 if signals else 1) * 2 * 4 * STRIPS
     else:
-        workers, kept, registers = warps, group, _warp_registers(group, points)
+        workers, kept, registers = warps, group, _warp_registers(group * points, signals)
         plane, peaks_at = group * points, -1
         at = warps * plane * 2 * (brought or 2)  # or both planes of rows of the workspace
     tables_at, at = at, at + copied(plan, signals) + (0 if signals else columns_bytes(plan))
@@ -212,11 +212,15 @@ def _fitted(
     return Gradient(search.levelled(plan, kernel, chip), kernel, spectra_at, sums_at, signals=signals)
 
 
-def _warp_registers(group: int, points: int) -> int:
-    """Registers of a thread whose warp holds a group of transforms without spilling (as compiled)."""
-    if group * points > CHAIN_POINTS:
-        return 255
-    return 160 if 2 * group * points > CHAIN_POINTS else REGISTERS
+def _warp_registers(points: int, signals: bool) -> int:
+    """Registers of a thread whose warp holds so many points of transforms: it hardly spills (as compiled).
+
+    Above 1024 points the warps whose registers would do for all gradients find no room for their spectra in
+    shared memory: 12 of them would move 84 bytes a point through the L2, which bounds them, 8 move 68.
+    """
+    if points > CHAIN_POINTS:
+        return 255 if signals else 168
+    return 160 if 2 * points > CHAIN_POINTS else REGISTERS
 
 
 def _fitting(plan: Plan, chip: Target, signals: bool) -> Iterator[Gradient]:

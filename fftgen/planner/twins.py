@@ -16,7 +16,8 @@ from fftgen.targets import target as find_target
 
 LONG_COLUMNS = 128  # of the device stage: two results take the registers of 12 warps, not of 16
 MOST_WARPS = 16  # resident, of the other columns of the device stage
-SHORT_POINTS = 512  # in a warp: above, two results take the registers of 12 warps
+SHORT_POINTS = 512  # in a warp: up to there and above, two results take the registers of so many warps
+SHORT_WARPS, LONG_WARPS = 20, 12
 LATE_POINTS = 16_384  # above, pairs find no registers for the addresses of four results (as compiled)
 
 
@@ -34,8 +35,9 @@ def roomy(plan: Plan, kernel: Kernel) -> Kernel:
     if kernel.role == "columns_inverse":
         return replace(kernel, resident=min(kernel.resident, MOST_WARPS // kernel.warps))
     if plan.memory_class == "warp":
-        few = plan.transform > SHORT_POINTS and kernel.resident * kernel.warps > 12
-        return _laid_out(plan, kernel, *((4, 3) if few else (kernel.warps, kernel.resident)))
+        most = LONG_WARPS if plan.transform > SHORT_POINTS else SHORT_WARPS
+        many = kernel.resident * kernel.warps > most
+        return _laid_out(plan, kernel, *((4, most // 4) if many else (kernel.warps, kernel.resident)))
     return kernel
 
 

@@ -77,6 +77,8 @@ def parts(row: Row) -> tuple[float, np.ndarray]:
     plan = replace(search.plan(Problem("causal", row.length, "bf16"), CHIP), whole=None)
     if plan.block_stage:  # twiddles had one level then
         plan = search.with_outer_split(plan, plan.inner[0].rest)
+    if plan.memory_class == "warp" and plan.transform > 1024:  # eight warps, of 255 registers a thread
+        plan = replace(plan, kernels=(replace(plan.body, warps=8, items=8),))
     if row.chunk:
         plan = replace(plan, chunk_bytes=row.chunk)
     price = Cost(tuple(as_measured(plan, k, row.gated) for k in cost(plan, CHIP).kernels))

@@ -620,6 +620,7 @@ def test_the_workspace_is_moved_in_whole_sectors(
 # Bytes of a thread. Measured on an H200: with the registers of 12 warps, where these spill nothing, they take
 # 10 % longer than with those of 16 (results/). On sm_89 the kernel of peaks puts one register by, of 40.
 FEW_SPILLED = {
+    **{(mode, 2048, target): few for mode in MODES for target, few in (("sm_80", 4), ("sm_90", 36))},
     ("circular", 32_768, "sm_80"): 12,
     ("circular", 32_768, "sm_90"): 12,
     ("circular", 32_768, "sm_89"): 4,
