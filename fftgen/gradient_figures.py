@@ -127,7 +127,7 @@ def gradient_figures(found: Gradient, gated: bool, seed: int = 1) -> GradientFig
         found,
         gated,
         operations,
-        2 * found.tensor_ops * (3 if signals and not gated else 4) // 4,
+        2 * found.operations(0 if not signals else 2 if gated else 1),
         sectors,
         wavefronts,
         {k: v.per_128 for k, v in gradient_hot_paths(found, gated).items()},

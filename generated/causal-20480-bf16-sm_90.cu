@@ -2,11 +2,14 @@
 //   fftgen render 20480 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 20480 bf16 sm_90 | N=20480=80b·16w·16w right-angle block mma scaled-fp16 | convolve[16w 141824B]
-// digest  b951119080747fcf1dcad766399a4ea3fef420ce84c3ed236c0f853245ae447d
+// digest  ccf30ef3e317812c973187e977c22c73efdaf38d59ff84041802150a2f6c4db1
 // work    per row: 2880 matrix instructions 16x16x16 (23.59 MFLOP), 81920 bytes of device memory at least; 141824 bytes of shared memory a block
 
 namespace fftgen {
 constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+// Stages of the chain by halves, there and back.
+constexpr bool FIRST_HALVES = false, LAST_HALVES = false;
+constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 }
 
 #include "fftgen/signal.cuh"
@@ -96,7 +99,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_b9511190(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_ccf30ef3(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 2;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -252,7 +255,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(1024, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_b9511190_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(1024, 1) fftgen_conv_n20480_causal_bf16_mma_sm90_ccf30ef3_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 1024;
     constexpr int P = 20480;  // points
     extern __shared__ float2 data[];

@@ -2,11 +2,14 @@
 //   fftgen render 256 --dtype fp16 --causal --arch sm_90
 //
 // plan    causal 256 fp16 sm_90 | N=256=16w·16w right-angle warp mma scaled-fp16 | convolve[8w 72704B]
-// digest  20da4b62ffa12b3c06c6d330fa9c8e41e8856b9f34e1f4b192f1c7728c404038
+// digest  7f3865fdc79023a1db1671b0a4dd3bad0e7fa50056447c245a16976c11f9f8a1
 // work    per row: 12 matrix instructions 16x16x16 (0.10 MFLOP), 1024 bytes of device memory at least; 72704 bytes of shared memory a block
 
 namespace fftgen {
 constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+// Stages of the chain by halves, there and back.
+constexpr bool FIRST_HALVES = false, LAST_HALVES = false;
+constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 }
 
 #include "fftgen/signal.cuh"
@@ -70,7 +73,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 4 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_causal_fp16_mma_sm90_20da4b62(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n256_causal_fp16_mma_sm90_7f3865fd(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 4;  // transforms that a warp takes at a time
     constexpr bool REAL = true;
@@ -269,7 +272,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(32, 32) fftgen_conv_n256_causal_fp16_mma_sm90_20da4b62_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(32, 32) fftgen_conv_n256_causal_fp16_mma_sm90_7f3865fd_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 32;
     constexpr int P = 256;  // points
     extern __shared__ float2 data[];

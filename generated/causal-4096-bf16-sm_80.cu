@@ -2,11 +2,14 @@
 //   fftgen render 4096 --dtype bf16 --causal --arch sm_80
 //
 // plan    causal 4096 bf16 sm_80 | N=4096=16b·16w·16w right-angle block mma scaled-fp16 | convolve[4w 27136B]
-// digest  a94e2680487406c2e898a2a0de58305fc61b348e7431b592ee41205b36afcf73
+// digest  b7b86230cb5680b74eee28af988e0c186b0f267decf91029815ab7638efa9949
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 27136 bytes of shared memory a block
 
 namespace fftgen {
 constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+// Stages of the chain by halves, there and back.
+constexpr bool FIRST_HALVES = false, LAST_HALVES = false;
+constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 }
 
 #include "fftgen/signal.cuh"
@@ -83,7 +86,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm80_a94e2680(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n4096_causal_bf16_mma_sm80_b7b86230(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -235,7 +238,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n4096_causal_bf16_mma_sm80_a94e2680_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n4096_causal_bf16_mma_sm80_b7b86230_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

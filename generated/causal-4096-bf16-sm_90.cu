@@ -2,11 +2,14 @@
 //   fftgen render 4096 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 4096 bf16 sm_90 | N=4096=16b·16w·16w right-angle block mma scaled-fp16 | convolve[4w 27136B]
-// digest  296d1c2bfaf19fbecccd13eec0872b1c4907fe7b7e14153ccdb23f3aa1953102
+// digest  1b55772727aff5f01446c2ccff681ae1ac7be24d82af06331d28e1f6160d1633
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 27136 bytes of shared memory a block
 
 namespace fftgen {
 constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+// Stages of the chain by halves, there and back.
+constexpr bool FIRST_HALVES = false, LAST_HALVES = false;
+constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 }
 
 #include "fftgen/signal.cuh"
@@ -94,7 +97,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n4096_causal_bf16_mma_sm90_296d1c2b(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n4096_causal_bf16_mma_sm90_1b557727(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -248,7 +251,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n4096_causal_bf16_mma_sm90_296d1c2b_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n4096_causal_bf16_mma_sm90_1b557727_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

@@ -2,7 +2,7 @@
 //   fftgen render 4096 --dtype fp16 --causal --arch sm_75
 //
 // plan    causal 4096 fp16 sm_75 | N=4096=16b·16w·16w right-angle block wmma fp16-fp32 | convolve[4w 32768B]
-// digest  975c9a07e2da282c7541ce79f9ebe728b25e39292c13f4f2340c3b68495ae401
+// digest  d70d90253e4d68dd0cc6a1648b1ba82cb42a5a54a699a3e04967883dd5ad8df6
 // work    per row: 320 matrix instructions 16x16x16 (2.62 MFLOP), 16384 bytes of device memory at least; 32768 bytes of shared memory a block
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -62,7 +62,7 @@ __device__ __forceinline__ Spectrum<T> channel_spectrum(const Args<T>& args, int
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 2) fftgen_conv_n4096_causal_fp16_wmma_sm75_975c9a07(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 2) fftgen_conv_n4096_causal_fp16_wmma_sm75_d70d9025(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int PITCH = 16;  // elements between rows of a warp's tile
     constexpr int ROW = 272;  // elements between rows of the block
@@ -218,7 +218,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n4096_causal_fp16_wmma_sm75_975c9a07_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 1) fftgen_conv_n4096_causal_fp16_wmma_sm75_d70d9025_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];

@@ -2,11 +2,14 @@
 //   fftgen render 65536 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 65536 bf16 sm_90 | N=65536=16d·16b·16w·16w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 16384B] rows[4w 28160B] columns_inverse1[4w 0B] whole[8w 44288B]
-// digest  959edc89873179fcac42317386ecb93fb0e81d688f145669479a3d5cd6d9a6fb
+// digest  99db0b1c38cc1d93509b6fd3f4c740aef541bad7e3a8f123b36173c7585a0817
 // work    per row: 7168 matrix instructions 16x16x16 (58.72 MFLOP), 262144 bytes of device memory at least; 44288 bytes of shared memory a block
 
 namespace fftgen {
 constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+// Stages of the chain by halves, there and back.
+constexpr bool FIRST_HALVES = false, LAST_HALVES = false;
+constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 }
 
 #include "fftgen/signal.cuh"
@@ -105,7 +108,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_causal_bf16_mma_sm90_959edc89_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -118,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_causal_b
 }
 
 // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_959edc89_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -150,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_b
 }
 
 // Everything inside a row of 4096 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_959edc89_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_rows(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -228,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_b
 }
 
 // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_causal_bf16_mma_sm90_959edc89_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -252,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_causal_b
 }
 
 // The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_959edc89_whole(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_whole(const Args<T> args) {
     constexpr int ALL = 8;  // warps of a block
     constexpr int V1 = 4;  // columns that a thread loads side by side in the outer stage
     constexpr int STRIPS1 = M1 / (8 * V1);  // of a transform
@@ -449,7 +452,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n65536_causal_bf16_mma_sm90_959edc89_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -523,7 +526,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n65536_causal_b
 }
 
 // Filters to spectra, rows: each scaled by itself, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_959edc89_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -602,7 +605,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_b
 }
 
 // Filters to spectra, the end: rows by the power of two of their channel.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_959edc89_filter_level(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_filter_level(const FilterArgs<Stored> args) {
     constexpr int P = 4096, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
     const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;
     const int slot = row / ROWS, channel = args.first + slot, number = row % ROWS;

@@ -2,11 +2,14 @@
 //   fftgen render 20480 --dtype fp16 --circular --arch sm_90
 //
 // plan    circular 20480 fp16 sm_90 | N=20480=80b·16w·16w batch-pair block mma scaled-fp16 | convolve[16w 167424B]
-// digest  69d69cd4d7ed336fb871403335c1895be2b939cf2664becfa6d362288f1d4020
+// digest  04b7090debd55e77c5aa13b7cbd3c0827d77415e40856ad703f28d6504f47815
 // work    per pair of rows: 4480 matrix instructions 16x16x16 (36.70 MFLOP), 163840 bytes of device memory at least; 167424 bytes of shared memory a block
 
 namespace fftgen {
 constexpr bool WIDE_SUMS = true;  // between stages, of radices above 16: in fp32
+// Stages of the chain by halves, there and back.
+constexpr bool FIRST_HALVES = false, LAST_HALVES = false;
+constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 }
 
 #include "fftgen/signal.cuh"
@@ -83,7 +86,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_69d69cd4(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_04b7090d(const Args<T> args) {
     constexpr int WARPS = 16, THREADS = WARPS * LANES;
     constexpr int V = 2;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V * WARPS);  // strips of columns of a warp
@@ -254,7 +257,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(1024, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_69d69cd4_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(1024, 1) fftgen_conv_n20480_circular_fp16_mma_sm90_04b7090d_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 1024;
     constexpr int P = 20480;  // points
     extern __shared__ float2 data[];

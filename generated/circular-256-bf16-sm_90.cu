@@ -2,11 +2,14 @@
 //   fftgen render 256 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 256 bf16 sm_90 | N=256=16w·16w batch-pair warp mma scaled-fp16 | convolve[8w 73728B]
-// digest  8f68ec6ad2fa572e6f52031ee520d395f5fb5fcd190587a5ca07090ffedeeae1
+// digest  4584ee34355abf550c4ebee39c5f8b41c71d64345c6df6fb1b321984259afb47
 // work    per pair of rows: 16 matrix instructions 16x16x16 (0.13 MFLOP), 2048 bytes of device memory at least; 73728 bytes of shared memory a block
 
 namespace fftgen {
 constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
+// Stages of the chain by halves, there and back.
+constexpr bool FIRST_HALVES = false, LAST_HALVES = false;
+constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 }
 
 #include "fftgen/signal.cuh"
@@ -70,7 +73,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // The whole convolution: each warp works on 2 transforms at a time.
-extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n256_circular_bf16_mma_sm90_8f68ec6a(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n256_circular_bf16_mma_sm90_4584ee34(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int GROUP = 2;  // transforms that a warp takes at a time
     constexpr bool REAL = false;
@@ -284,7 +287,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // The spectrum of a filter, a channel to a block.
-extern "C" __global__ void __launch_bounds__(32, 32) fftgen_conv_n256_circular_bf16_mma_sm90_8f68ec6a_filter(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(32, 32) fftgen_conv_n256_circular_bf16_mma_sm90_4584ee34_filter(const FilterArgs<Stored> args) {
     constexpr int THREADS = 32;
     constexpr int P = 256;  // points
     extern __shared__ float2 data[];

@@ -2,11 +2,14 @@
 //   fftgen render 65536 --dtype bf16 --circular --arch sm_90
 //
 // plan    circular 65536 bf16 sm_90 | N=65536=16d·16b·16w·16w batch-pair device mma scaled-fp16 | peaks[8w 0B] columns1[8w 16384B] rows[4w 28160B] columns_inverse1[4w 0B] whole[8w 44032B]
-// digest  da17b266cb9f8c8535d1d02f75537082d0eac2ccec1ce013603ff9cf602c1588
+// digest  517dd95e63fba54f9f2392ad03039a947611f027e5342031da1ad34dd93c3214
 // work    per pair of rows: 8192 matrix instructions 16x16x16 (67.11 MFLOP), 524288 bytes of device memory at least; 44032 bytes of shared memory a block
 
 namespace fftgen {
 constexpr bool WIDE_SUMS = true;  // between stages, of radices above 16: in fp32
+// Stages of the chain by halves, there and back.
+constexpr bool FIRST_HALVES = false, LAST_HALVES = false;
+constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 }
 
 #include "fftgen/signal.cuh"
@@ -105,7 +108,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks and norms: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular_bf16_mma_sm90_da17b266_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular_bf16_mma_sm90_517dd95e_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -118,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_circular
 }
 
 // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_da17b266_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_517dd95e_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -160,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular
 }
 
 // Everything inside a row of 4096 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_da17b266_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_517dd95e_rows(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -238,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_circular
 }
 
 // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_circular_bf16_mma_sm90_da17b266_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_circular_bf16_mma_sm90_517dd95e_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -264,7 +267,7 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_circular
 }
 
 // The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_da17b266_whole(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular_bf16_mma_sm90_517dd95e_whole(const Args<T> args) {
     constexpr int ALL = 8;  // warps of a block
     constexpr int V1 = 4;  // columns that a thread loads side by side in the outer stage
     constexpr int STRIPS1 = M1 / (8 * V1);  // of a transform
@@ -470,7 +473,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n65536_circular_bf16_mma_sm90_da17b266_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n65536_circular_bf16_mma_sm90_517dd95e_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -517,7 +520,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n65536_circular
 }
 
 // Filters to spectra, rows: each scaled by itself, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_da17b266_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_517dd95e_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -596,7 +599,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular
 }
 
 // Filters to spectra, the end: rows by the power of two of their channel.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_da17b266_filter_level(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular_bf16_mma_sm90_517dd95e_filter_level(const FilterArgs<Stored> args) {
     constexpr int P = 4096, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
     const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;
     const int slot = row / ROWS, channel = args.first + slot, number = row % ROWS;

@@ -129,9 +129,9 @@ class Cost:
         }
 
 
-def tensor_ops(plan: Plan) -> int:
-    """16x16x16 matrix instructions of a transform of full length: exact."""
-    return sum(counts.tensor_ops(plan, kernel) for kernel in plan.kernels)
+def tensor_ops(plan: Plan, ways: tuple[str, ...] = (counts.THERE, counts.BACK)) -> int:
+    """16x16x16 matrix instructions of a transform of full length, or of one way of it: exact."""
+    return sum(counts.tensor_ops(plan, kernel, ways) for kernel in plan.kernels)
 
 
 def matrix_operations(plan: Plan) -> int:

@@ -8,6 +8,8 @@ stores of the kernels 16 bytes wide (templates/device/columns.cuh, chain.cuh):
     rho    rows of an inner matrix with 16 columns: places g, g + 8 are rows 2g, 2g + 1
     pi     columns of the result that a warp writes straight to the tensor: eight or four in a row a thread
 
+Frequencies of a stage by halves (Stage.halves) stand with the even ones before the odd ones.
+
 Source of the register layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 """
 
@@ -82,6 +84,14 @@ def row_order(plan: Plan) -> Indices:
     if plan.block_stage and columns == TILE:
         return np.asarray(place // TILE * TILE + 2 * (place % 8) + place % TILE // 8, np.int64)
     return place
+
+
+def frequency_order(stage: Stage, order: Indices) -> Indices:
+    """The frequency at each place of a chain's stage whose numbers stand in an order themselves."""
+    if not stage.halves:
+        return order
+    half = len(order) // 2
+    return np.concatenate([2 * order[:half], 2 * order[:half] + 1])
 
 
 def result_order(plan: Plan) -> Indices:
@@ -183,13 +193,17 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
     a, p = len(stages) - 1, len(stages)
     rows, columns = stages[-2].radix // TILE, stages[-1].radix // TILE
     planes = 2 if real and a == 1 else 3
+    few_rows = rows // 2 if stages[-2].halves else rows
+    few_columns = columns // 2 if stages[-1].halves else columns
+    back_rows, back_columns = (few_rows, few_columns) if width else (rows, columns)  # Plan.halves_back
+    like = "first" if planes == 3 and few_rows == rows else ""
     found = [
-        _Spec("first", a, (rows, rows, planes, *_LANES)),
+        _Spec("first", a, (rows, few_rows, planes, *_LANES)),
         _Spec("twiddle", a, (rows, columns, 2, *_LANES)),
-        _Spec("last", p, (columns, columns, 3, *_LANES)),
-        _Spec("last_inverse", p, (columns, columns, 3, *_LANES)),
+        _Spec("last", p, (few_columns, columns, 3, *_LANES)),
+        _Spec("last_inverse", p, (back_columns, columns, 3, *_LANES)),
         _Spec("twiddle_inverse", a, (columns, rows, 2, *_LANES)),
-        _Spec("first_inverse", a, (rows, rows, planes, *_LANES), "first" if planes == 3 else ""),
+        _Spec("first_inverse", a, (back_rows, rows, planes, *_LANES), like),
     ]
     if width:
         number = device + 1
@@ -274,28 +288,32 @@ def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
     radix = np.arange(plan.stages[stage - 1].radix)
     weighted = plan.real_input and stage == 1  # real numbers go in and come out
     rho, pi, tau = row_order(plan), result_order(plan), column_order(plan, plan.factors[-1])
-    last = np.arange(plan.factors[-1])
-    left = {"first": rho, "columns": radix, "device": radix}
+    rows = frequency_order(plan.stages[-2], rho)
+    columns = frequency_order(plan.stages[-1], np.arange(plan.factors[-1]))
+    left = {"first": (rows, rho), "columns": (radix, radix), "device": (radix, radix)}
     name = table.name.removesuffix("_inverse")
     inverse = name != table.name
+    few = TILE * table.shape[0 if inverse or name == "last" else 1]  # places of numbers, or half of them
     if name in left:
-        row, column = _tiles(_LEFT, left[name], left[name])
-        if inverse and weighted:
-            return _planes(matrix(plan, stage, column, row).conj(), 2, -2, kind)
-        # Without weights a matrix is symmetric and its inverse its conjugate: the same planes, of which
-        # inverse_planes (templates/device/mma.cuh) takes one for the other.
-        return _planes(matrix(plan, stage, row, column), 2, 2 if weighted else 3, kind)
-    if name == "last":
+        frequencies, numbers = left[name]
         if inverse:
-            n, k = _tiles(_LEFT, pi, last)
-            return _planes(matrix(plan, stage, k, n).conj(), 2, 3, kind)
-        n, k = _tiles(_RIGHT, tau, last)
-        return _planes(matrix(plan, stage, k, n), 2, 3, kind)
+            n, k = _tiles(_LEFT, numbers[:few], frequencies)
+        else:
+            k, n = _tiles(_LEFT, frequencies, numbers[:few])
+        if inverse and weighted:
+            return _planes(matrix(plan, stage, k, n).conj(), 2, -2, kind)
+        # Of the inverse the same planes without weights: inverse_planes (templates/device/mma.cuh) takes one
+        # for the other.
+        return _planes(matrix(plan, stage, k, n), 2, 2 if weighted else 3, kind)
+    if name == "last":
+        n, k = _tiles(_LEFT if inverse else _RIGHT, (pi if inverse else tau)[:few], columns)
+        values = matrix(plan, stage, k, n)
+        return _planes(values.conj() if inverse else values, 2, 3, kind)
     if name == "twiddle":
         if inverse:
-            r, k = _tiles(_LEFT, pi, rho)
+            r, k = _tiles(_LEFT, pi, rows)
         else:
-            k, r = _tiles(_LEFT, rho, tau)
+            k, r = _tiles(_LEFT, rows, tau)
         return _planes(twiddles(plan, stage, k, r), 2, 2)
     if table.name == "outer_inverse":
         columns = piece_columns(plan)
@@ -376,10 +394,19 @@ def spectrum_digits(plan: Plan) -> tuple[tuple[int, int], ...]:
     before = plan.transform // (rows * columns)
     row, column = 2 * before, 2 * before * rows  # strides of the digits k2 and k3
     paired = plan.block_stage and columns == TILE
+    row_tiles, column_tiles = rows // TILE, columns // TILE
+    row_half: tuple[tuple[int, int], ...] = ()
+    column_half: tuple[tuple[int, int], ...] = ()
+    if plan.stages[-2].halves:  # even frequencies, then odd ones
+        row_half, row_tiles, row = ((2, row),), row_tiles // 2, 2 * row
+    if plan.stages[-1].halves:
+        column_half, column_tiles, column = ((2, column),), column_tiles // 2, 2 * column
     return (
         *outer_digits(plan),
-        (rows // TILE, TILE * row),
-        (columns // TILE, TILE * column),
+        *row_half,
+        (row_tiles, TILE * row),
+        *column_half,
+        (column_tiles, TILE * column),
         (2, 1),
         (8, 2 * row if paired else row),
         (4, 2 * column),

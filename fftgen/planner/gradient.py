@@ -32,6 +32,7 @@ from fftgen.planner.filter_design import transposed
 from fftgen.planner.launch import Launch, chunk_items, launch_of
 from fftgen.planner.mma_rules import CHAIN_POINTS, STRIPS
 from fftgen.planner.plan import SCALED, Kernel, Plan, Table, plain
+from fftgen.planner.work import BACK, THERE
 from fftgen.problem import Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -137,11 +138,12 @@ class Gradient:
 
     @property
     def tensor_ops(self) -> int:
-        """16x16x16 matrix instructions for a row and its cotangent: two forward transforms, exact.
+        """16x16x16 matrix instructions for a row and its cotangent, with every gradient there is: exact."""
+        return self.operations(2 if self.signals else 0)
 
-        With ``signals`` two back as well, where all gradients are wanted.
-        """
-        return (2 if self.signals else 1) * tensor_ops(self.plan)
+    def operations(self, back: int) -> int:
+        """The same for two forward transforms and so many on the way back."""
+        return 2 * tensor_ops(self.plan, (THERE,)) + back * tensor_ops(self.plan, (BACK,))
 
     def __str__(self) -> str:
         p, k = self.plan, self.kernel

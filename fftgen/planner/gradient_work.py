@@ -40,7 +40,8 @@ def gradient_work(found: Gradient, target: Target) -> Work:
     workspace_stored = 0 if whole else back * ELEMENT * n
     kept = (0 if found.spectra_at >= 0 else ELEMENT * n) + (0 if found.sums_at >= 0 else SUM * n)
     halves = 2 + back  # of transforms: two there, and one back
-    ops = halves * work.tensor_ops(plan, plan.body) // 2
+    there, way_back = (work.tensor_ops(plan, plan.body, (way,)) for way in (work.THERE, work.BACK))
+    ops = 2 * there + back * way_back
     shared = 1 if plan.block_stage else found.kernel.group  # rows of a channel that a warp takes together
     body = replace(plan.body, warps=found.kernel.warps, group=found.kernel.group)
     both_ways = work.mma_instructions(plan, body, 0)

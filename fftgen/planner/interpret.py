@@ -8,7 +8,8 @@ the kernels of the plan's engine and compute format round:
   and scales in fp32.
 - *Mixed* ("bf16-fp32" of the "mma" engine) does the same with twiddles and a spectrum in fp16.
 - *Scaled* ("scaled-fp16", design 1.8) brings every gated row to [1, 2) by a power of two, 2**-q below, and
-  keeps everything in fp16 until the last stage, the products with twiddles and spectrum included. Of a pair
+  keeps everything in fp16 until the last stage, products with twiddles and spectrum and the sums before a
+  stage by halves included. Of a pair
   of rows, the one with the smaller norm then is raised to within a sixteenth of the other: their transform's
   noise falls on both alike.
 
@@ -70,6 +71,10 @@ class Exact:
     def matrix(self, number: int) -> Complex:
         """The scaled and weighted DFT matrix of a stage, (radix, radix)."""
         return tables.dft_matrix(self.plan, number)
+
+    def forward(self, number: int, z: Real | Complex) -> Complex:
+        """The product of a stage's matrix with its digit: (anything, radix, rest), rest the fastest."""
+        return _along_digit(self.matrix(number), z, self.plan.stages[number - 1])
 
     def adjoint(self, number: int) -> Complex:
         """Its conjugate transpose, for the inverse."""
@@ -204,6 +209,20 @@ class Scaled(Exact):
 
     def matrix(self, number: int) -> Complex:
         return self.store(super().matrix(number))
+
+    def forward(self, number: int, z: Real | Complex) -> Complex:
+        """By halves (Stage.halves) sums and differences are rounded before the product."""
+        stage = self.plan.stages[number - 1]
+        if not stage.halves:
+            return super().forward(number, z)
+        half = stage.radix // 2
+        stored = self.store(np.asarray(z, np.complex64)).reshape(-1, stage.radix, stage.rest)
+        one, other = stored[:, :half], stored[:, half:]
+        matrix = self.matrix(number)[:, :half]
+        product = np.empty(stored.shape, np.result_type(matrix, stored))
+        product[:, 0::2] = matrix[0::2] @ self.store(one + other)
+        product[:, 1::2] = matrix[1::2] @ self.store(one - other)
+        return product
 
     def twiddle(self, number: int) -> Complex:
         return self.store(super().twiddle(number))
@@ -390,10 +409,10 @@ def _pack(plan: Plan, x: Real) -> Real | Complex:
 def _forward(machine: Exact, z: Real | Complex, trace: list[Complex] | None = None) -> Complex:
     """All forward stages; the last result stays in the accumulators. ``trace`` collects every result."""
     shape = z.shape
-    stages = machine.plan.stages
-    for number, stage in enumerate(stages, 1):
-        product = _along_digit(machine.matrix(number), z, stage)
-        if number < len(stages):
+    order = machine.plan.order
+    for number in range(1, order + 1):
+        product = machine.forward(number, z)
+        if number < order:
             product = machine.twist(product, machine.twiddle(number))
         z = product
         if trace is not None:

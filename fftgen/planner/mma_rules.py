@@ -81,6 +81,18 @@ def with_splits(stages: tuple[Stage, ...], device: int) -> tuple[Stage, ...]:
     return tuple(found)
 
 
+def with_halves(stages: tuple[Stage, ...], right_angle: bool) -> tuple[Stage, ...]:
+    """The stages in scaled fp16, those of the chain by halves where they may be.
+
+    A complex DFT of 32 points then takes 32 matrix instructions and as many sums for 1024 numbers instead of
+    64, and half of the tables; on the way back, where both halves of the result share what even frequencies
+    bring, 48. What it costs is a rounding more. The first stage of a right-angle transform has weights that
+    no sum of real numbers can carry.
+    """
+    chain = max(int(right_angle), len(stages) - 2)
+    return tuple(replace(s, halves=i >= chain and s.radix % (2 * TILE) == 0) for i, s in enumerate(stages))
+
+
 def outer_split(stage: Stage, body: Kernel, target: Target, exact: bool) -> int:
     """Columns of the low level of a block stage's twiddles: two levels where one would not stay in the L1.
 
@@ -115,9 +127,7 @@ def kernels(
     inner = stages[device:]
     role = "rows" if device else "convolve"
     if len(inner) == 2:
-        bodies = (
-            _warp_kernel(role, inner, real, warps, target, compute_format) for warps in (8, 12, 4, 2, 1)
-        )
+        bodies = _warp_kernels(role, inner, real, target, compute_format)
     else:
         bodies = (
             _block_kernel(role, inner, real, width, warps, target, compute_format)
@@ -162,6 +172,20 @@ def _device_kernels(
     return inward, outward
 
 
+def _warp_kernels(
+    role: str, stages: tuple[Stage, ...], right_angle: bool, target: Target, compute_format: str
+) -> Iterator[Kernel | str]:
+    """Every number of warps; with rows on their way where as many are resident as anywhere."""
+    warps = (8, 12, 4, 2, 1)
+    found = [_warp_kernel(role, stages, right_angle, count, target, compute_format) for count in warps]
+    most = max((k.warps * k.resident for k in found if isinstance(k, Kernel)), default=0)
+    for kernel in found:
+        if isinstance(kernel, str) or role == "rows" or kernel.warps * kernel.resident < most:
+            yield kernel
+        else:
+            yield with_brought(kernel, 1 if right_angle else 2, target)
+
+
 def _warp_kernel(
     role: str, stages: tuple[Stage, ...], right_angle: bool, warps: int, target: Target, compute_format: str
 ) -> Kernel | str:
@@ -171,8 +195,7 @@ def _warp_kernel(
     rows = 1 if real else 2  # that make up a transform, or planes of a row of the workspace
     group = next(g for g in (4, 2, 1) if g == 1 or g * points * rows <= CHAIN_POINTS)
     tables = fragments.shared_bytes(stages, real, 0)
-    # Of one transform at a time room for a copy of an unaligned row and of its gate.
-    plane = 2 * points if group == 1 else group * points
+    plane = group * points * _copies(rows, group)
     shared = 2 * rows * warps * plane + tables
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
@@ -180,10 +203,14 @@ def _warp_kernel(
     if 32 * warps * registers > target.registers_sm:
         return _too_many(warps, registers, target)
     resident = max(1, target.resident_blocks(warps, shared, registers))
-    found = Kernel(
+    return Kernel(
         role, 0, warps, warps * group, resident, 0, 0, plane, -1, shared - tables, shared, group=group
     )
-    return found if role == "rows" else with_brought(found, rows, target)
+
+
+def _copies(rows: int, group: int) -> int:
+    """How many of its places a warp has where no rows are brought: an unaligned one and its gate fit two."""
+    return 2 if rows * group == 1 else 1
 
 
 def with_brought(kernel: Kernel, rows: int, target: Target, outputs: int = 1) -> Kernel:
@@ -196,7 +223,7 @@ def with_brought(kernel: Kernel, rows: int, target: Target, outputs: int = 1) ->
     each with a gate.
     """
     tables = kernel.shared_bytes - kernel.matrices_at
-    plane = kernel.plane // (2 if kernel.group == 1 else 1)
+    plane = kernel.plane // _copies(rows, kernel.group)
     own = 2 * rows * kernel.warps * plane  # bytes of a tensor's rows that a block takes at a time
     at = own + tables  # an unaligned row is copied to where it would have been brought
     for tensors in (2 + outputs, 2):
@@ -218,7 +245,7 @@ def without_brought(kernel: Kernel, rows: int) -> Kernel:
     if not kernel.brought:
         return kernel
     tables = kernel.brought_at - kernel.matrices_at
-    plane = kernel.plane * (2 if kernel.group == 1 else 1)
+    plane = kernel.plane * _copies(rows, kernel.group)
     tables_at = 2 * rows * kernel.warps * plane
     return replace(
         kernel, plane=plane, matrices_at=tables_at, shared_bytes=tables_at + tables, brought=0, brought_at=0
@@ -255,6 +282,8 @@ def spills(plan: Plan) -> bool:
         return True
     real = plan.real_input and body.role == "convolve"
     if not plan.block_stage or real or body.warps > 8 or (radices[0] < 32 and body.columns < 8):
+        return False
+    if body.role == "convolve" and radices[0] >= 32 and any(s.halves for s in plan.inner):
         return False
     strips = math.prod(radices[1:]) // (8 * body.columns * body.warps)
     return operands(strips, radices[0], body.columns, real) == OPERANDS

@@ -17,7 +17,7 @@ from fftgen.errors import ArtifactError, InternalError
 from fftgen.planner.filter import Filter, FilterKernel
 from fftgen.problem import Problem
 
-SCHEMA = 5
+SCHEMA = 6
 SCALED, BF16_FP32 = "scaled-fp16", "bf16-fp32"  # compute formats of the "mma" engine
 TILE = 16  # rows and columns of a matrix instruction's tile
 
@@ -29,6 +29,8 @@ class Stage:
     ``radix`` is N_s, ``rest`` is M_s. ``place`` says where the stage's data lives: "device" (columns of
     the workspace), "block" (columns of shared memory) or "warp" (a tile owned by one warp).
     The entries of the DFT matrix carry the factor ``scale`` (planner/matrix_scale.py), forward and inverse.
+    ``halves``: sums and differences of the two halves of the input come before the DFT, which then takes half
+    of the matrix (decimation in frequency); its frequencies stand with the even ones before the odd ones.
     ``split`` is the length of the low digit of the two-level twiddle table: T(k, r) =
     high(k, r // split) * low(k, r % split); ``split == rest`` is a single table, 0 none (last stage).
     """
@@ -38,6 +40,7 @@ class Stage:
     place: str
     scale: float
     split: int
+    halves: bool = False
 
     @property
     def two_levels(self) -> bool:
@@ -184,6 +187,14 @@ class Plan:
         pair or of what a fold throws away.
         """
         return not self.problem.causal and self.order > 2
+
+    def halves_back(self, stage: Stage) -> bool:
+        """A stage is taken by halves on the way back as well.
+
+        Not by a warp by itself: results of the last stage have both halves in one tile there
+        (fragments.result_order), and those of the stage before come in fp32, too many for its registers.
+        """
+        return stage.halves and self.block_stage
 
     @property
     def spectrum_type(self) -> str:

@@ -220,6 +220,8 @@ def candidate(
     stages = _stages(shape, right_angle, operand)
     if engine == "mma":
         stages = mma_rules.with_splits(stages, shape.device)
+        if compute_format == SCALED and not _exact(problem, right_angle):
+            stages = mma_rules.with_halves(stages, right_angle)
     best: Candidate | None = None
     least: tuple[float, ...] = ()
     for kernels in _layouts(engine, shape, stages, right_angle, target, compute_format):
@@ -415,7 +417,7 @@ def with_outer_split(found: Plan, split: int) -> Plan:
 
 
 def _exact(problem: Problem, right_angle: bool) -> bool:
-    """Twiddles must not be rounded twice: pairs of rows share their noise, and fp16 shows it."""
+    """Nothing is to be rounded that need not be: pairs of rows share their noise, and fp16 shows it."""
     return problem.dtype == "fp16" and not right_angle
 
 

@@ -16,8 +16,8 @@ from fftgen.targets import target as find_target
 
 LONG_COLUMNS = 128  # of the device stage: two results take the registers of 12 warps, not of 16
 MOST_WARPS = 16  # resident, of the other columns of the device stage
-SHORT_POINTS = 512  # in a warp: up to there and above, two results take the registers of so many warps
-SHORT_WARPS, LONG_WARPS = 20, 12
+# Up to so many points in a warp two results take the registers of so many warps: of one row, of a pair.
+WARPS = ((512, (20, 20)), (1024, (12, 12)), (2048, (12, 8)))
 LATE_POINTS = 16_384  # above, pairs find no registers for the addresses of four results (as compiled)
 
 
@@ -35,7 +35,7 @@ def roomy(plan: Plan, kernel: Kernel) -> Kernel:
     if kernel.role == "columns_inverse":
         return replace(kernel, resident=min(kernel.resident, MOST_WARPS // kernel.warps))
     if plan.memory_class == "warp":
-        most = LONG_WARPS if plan.transform > SHORT_POINTS else SHORT_WARPS
+        most = next(warps[plan.rows_per_item - 1] for points, warps in WARPS if plan.transform <= points)
         many = kernel.resident * kernel.warps > most
         return _laid_out(plan, kernel, *((4, most // 4) if many else (kernel.warps, kernel.resident)))
     return kernel

@@ -20,10 +20,12 @@ OPERAND_TRAFFIC = 8  # two 16-bit numbers written, two read
 # multiprocessor instead of 128 (3.27 TB/s between the pairs of an H100 PCIe, arXiv 2402.13499).
 REMOTE = 8
 VECTOR = 8  # numbers of a piece of 16 bytes
+THERE, BACK = "forward", "inverse"
 ELEMENT = 4  # bytes of a complex number of two 16-bit parts: workspace and spectrum
 WMMA_PER_ELEMENT = 1.1  # instructions per complex element, stage and direction, per lane
 WMMA_PER_PRODUCT = 12
 CONVERTED = 4  # instructions that 128 elements of a result in fp32 take to become operands
+HALVED = 3  # and a stage by halves: four sums, less what it spares in loads of its matrices
 
 
 @dataclass(frozen=True)
@@ -91,28 +93,37 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target) -> Work:
 def _directions(plan: Plan, kernel: Kernel) -> dict[int, tuple[str, ...]]:
     """The stages (1-based) that a kernel carries out, and in which directions."""
     if kernel.role == "columns":
-        return {kernel.stage: ("forward",)}
+        return {kernel.stage: (THERE,)}
     if kernel.role == "columns_inverse":
-        return {kernel.stage: ("inverse",)}
+        return {kernel.stage: (BACK,)}
     if kernel.role in ("convolve", "rows"):
         first = len(plan.device_stages) + 1
-        return dict.fromkeys(range(first, plan.order + 1), ("forward", "inverse"))
+        return dict.fromkeys(range(first, plan.order + 1), (THERE, BACK))
     return {}
 
 
-def tensor_ops(plan: Plan, kernel: Kernel) -> int:
+def tensor_ops(plan: Plan, kernel: Kernel, ways: tuple[str, ...] = (THERE, BACK)) -> int:
     """16x16x16 matrix instructions of a kernel for one transform of full length: exact.
 
     Every stage multiplies N/256 output tiles by radix/16 operand tiles, with four real products per
     complex one, forward and inverse; the first stage reads and the last writes real numbers in
-    right-angle mode (two products).
+    right-angle mode (two products). By halves it takes half of them there, three quarters of them back.
     """
-    tiles = plan.transform // (TILE * TILE)
-    total = 0
-    for number, directions in _directions(plan, kernel).items():
-        products = 2 if plan.real_input and number == 1 else 4
-        total += tiles * (plan.stages[number - 1].radix // TILE) * len(directions) * products
-    return total
+    return sum(
+        _stage_ops(plan, number, way)
+        for number, directions in _directions(plan, kernel).items()
+        for way in directions
+        if way in ways
+    )
+
+
+def _stage_ops(plan: Plan, number: int, way: str) -> int:
+    stage = plan.stages[number - 1]
+    products = 2 if plan.real_input and number == 1 else 4
+    every = plan.transform // (TILE * TILE) * (stage.radix // TILE) * products
+    if way == THERE:
+        return every // 2 if stage.halves else every
+    return every * 3 // 4 if plan.halves_back(stage) else every
 
 
 def _signals(plan: Plan, kernel: Kernel) -> tuple[int, int]:
@@ -219,7 +230,9 @@ def mma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
         each = _block_instructions(plan, kernel)
     else:
         each = _warp_instructions(plan, kernel)
-    return 2 * ops + plan.transform / 128 * (each + CONVERTED * _wide_sums(plan, kernel))
+    halved = sum(plan.stages[number - 1].halves for number in _directions(plan, kernel))
+    each += CONVERTED * _wide_sums(plan, kernel) + HALVED * halved
+    return 2 * ops + plan.transform / 128 * each
 
 
 def _wide_sums(plan: Plan, kernel: Kernel) -> int:

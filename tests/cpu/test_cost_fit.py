@@ -72,13 +72,21 @@ def as_measured(plan: Plan, kernel: KernelCost, gated: bool) -> KernelCost:
     return replace(kernel, seconds=seconds)
 
 
-def parts(row: Row) -> tuple[float, np.ndarray]:
-    """Seconds of the busiest resources, and what each of the four figures is a factor of."""
-    plan = replace(search.plan(Problem("causal", row.length, "bf16"), CHIP), whole=None)
-    if plan.block_stage:  # twiddles had one level then
-        plan = search.with_outer_split(plan, plan.inner[0].rest)
+def as_planned(problem: Problem) -> Plan:
+    """The plan as it was then: no stage by halves, twiddles of a block in one level, and stage by stage."""
+    plan = search.plan(problem, CHIP)
+    if problem.length == 8192:
+        plan = search.with_shape(problem, CHIP, (32, 16, 16), 0, "mma")
+    plan = replace(plan, whole=None, stages=tuple(replace(s, halves=False) for s in plan.stages))
+    plan = search.with_outer_split(plan, plan.inner[0].rest)
     if plan.memory_class == "warp" and plan.transform > 1024:  # eight warps, of 255 registers a thread
         plan = replace(plan, kernels=(replace(plan.body, warps=8, items=8),))
+    return plan
+
+
+def parts(row: Row) -> tuple[float, np.ndarray]:
+    """Seconds of the busiest resources, and what each of the four figures is a factor of."""
+    plan = as_planned(Problem("causal", row.length, "bf16"))
     if row.chunk:
         plan = replace(plan, chunk_bytes=row.chunk)
     price = Cost(tuple(as_measured(plan, k, row.gated) for k in cost(plan, CHIP).kernels))

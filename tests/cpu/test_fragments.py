@@ -77,6 +77,24 @@ def product(matrix: list[Array], data: list[Array]) -> Array:
     return np.asarray(sum(mma(f, x) for f, x in zip(matrix, data, strict=True)))
 
 
+def there(data: list[Array], m: int, halves: bool) -> list[Array]:
+    """What tile m of frequencies is made of: by halves of sums for even ones, of differences for odd ones."""
+    if not halves:
+        return data
+    half = len(data) // 2
+    sign = 1 if m < half else -1
+    return [one + sign * other for one, other in zip(data[:half], data[half:], strict=True)]
+
+
+def back(matrix: Array, data: list[Array], m: int, halves: bool) -> Array:
+    """Tile m of numbers: by halves what odd frequencies bring is added to the first half of them only."""
+    if not halves:
+        return product(list(matrix[m]), data)
+    half = len(data) // 2
+    even, odd = (product(list(matrix[m % half][i]), data[i]) for i in (slice(half), slice(half, None)))
+    return even + odd if m < half else even - odd
+
+
 class Tables:
     """A plan's tables as complex registers, with what the planes say about each other."""
 
@@ -127,6 +145,7 @@ def chain(plan: Plan, t: Tables, rows: Array, spectrum: Array) -> list[list[Arra
     ``spectrum`` (..., row tile, column tile, 32, 4, 2).
     """
     tall, wide = (radix // 16 for radix in plan.factors[-2:])
+    rows_halved, columns_halved = (stage.halves for stage in plan.stages[-2:])
     x = [
         [operands(rows[..., 16 * k : 16 * k + 16, 16 * n : 16 * n + 16]) for n in range(wide)]
         for k in range(tall)
@@ -142,21 +161,22 @@ def chain(plan: Plan, t: Tables, rows: Array, spectrum: Array) -> list[list[Arra
         columns = [
             [x[k][c // 2][..., c % 2 * 2 : c % 2 * 2 + 2, :] for k in range(tall)] for c in range(2 * wide)
         ]
-        results = pair([product(list(first[m]), column) for column in columns])
+        results = pair([product(list(first[m]), there(column, m, rows_halved)) for column in columns])
         y.append([tile * t["twiddle"][m, n] for n, tile in enumerate(results)])
     for m in range(tall):
         found = []
         for n in range(wide):
-            right = [[last[k, n][:, 2 * j : 2 * j + 2] for k in range(wide)] for j in (0, 1)]
-            (tile,) = pair([product(y[m], r) for r in right])
+            right = [[tile[:, 2 * j : 2 * j + 2] for tile in last[:, n]] for j in (0, 1)]
+            (tile,) = pair([product(there(y[m], n, columns_halved), r) for r in right])
             found.append(tile * spectrum[..., m, n, :, :, :])
         z.append(found)
     for m in range(wide):
-        results = pair([product(list(last_inverse[m]), transposed(z[n // 2], n)) for n in range(2 * tall)])
+        halves = columns_halved and plan.block_stage
+        results = pair([back(last_inverse, transposed(z[n // 2], n), m, halves) for n in range(2 * tall)])
         w.append([tile * np.conj(t["twiddle_inverse"][m, n]) for n, tile in enumerate(results)])
     return [
         [
-            product(list(first_inverse[m]), transposed([w[n // 2][k] for k in range(tall)], n))
+            back(first_inverse, transposed([w[n // 2][k] for k in range(tall)], n), m, rows_halved)
             for n in range(2 * wide)
         ]
         for m in range(tall)
@@ -205,7 +225,7 @@ def block(plan: Plan, t: Tables, x: Array, spectrum: Array) -> Array:
     place = np.arange(inner)
     order = place // 16 * 16 + 2 * (place % 8) + place % 16 // 8 if columns == 16 else place
     results = chain(plan, t, shared.reshape(radix, inner, columns)[:, order], spectrum)
-    back = np.full((radix, rest), np.nan, complex)
+    stored = np.full((radix, rest), np.nan, complex)
     runs = np.array(
         [
             [_run(m, c, g, columns) for _, g, _ in LANES]
@@ -225,11 +245,11 @@ def block(plan: Plan, t: Tables, x: Array, spectrum: Array) -> Array:
                         twiddle[:, m * (columns // 16) + c, lane, j]
                     )
                     place_ = 8 * (4 * run + q) + 2 * j
-                    back[:, place_ : place_ + 2] = value
+                    stored[:, place_ : place_ + 2] = value
     out = np.full((radix, rest), np.nan, complex)
     for group in range(rest // 32):
         left = [
-            operands(back[:, 32 * group + 16 * j : 32 * group + 16 * j + 16].reshape(tiles, 16, 16))
+            operands(stored[:, 32 * group + 16 * j : 32 * group + 16 * j + 16].reshape(tiles, 16, 16))
             for j in (0, 1)
         ]
         for m in range(tiles):
@@ -279,6 +299,8 @@ WIDTHS = {
     (16, 16, 32): {8, 4, 2},
     (80, 16, 16): {2},
     (16, 16, 64): {8, 4},
+    (16, 32, 16): {8, 4, 2},
+    (16, 32, 32): {8, 4},
 }
 
 

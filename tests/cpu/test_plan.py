@@ -189,10 +189,14 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
     rows, columns = (radix // 16 for radix in radices[-2:])
     real = parts == 1 and not found.block_stage
     twice = 1 if fragments.once(found) else 2  # a matrix in three planes is its own inverse's
-    held = twice * rows * rows * 3 if not real else 2 * rows * rows * 2
-    held += 2 * (columns * columns * 3 + rows * columns * 2)
+    # By halves a matrix is half of one; results of a warp by itself take all of the last one on the way back.
+    first, last = (2 if s.halves else 1 for s in found.stages[-2:])
+    twice = 2 if first == 2 else twice
+    held = twice * rows * rows * 3 // first if not real else 2 * rows * rows * 2
+    held += columns * columns * 3 // last + columns * columns * 3 // (last if found.block_stage else 1)
+    held += 2 * rows * columns * 2
     if found.block_stage:
-        held += (radices[0] // 16) ** 2 * (2 * 2 if parts == 1 else twice * 3)
+        held += (radices[0] // 16) ** 2 * (2 * 2 if parts == 1 else (1 if fragments.once(found) else 2) * 3)
         strips = points // radices[0] // (8 * kernel.columns)
         assert kernel.columns in (2, 4, 8)
         assert strips % kernel.warps == 0
@@ -222,16 +226,15 @@ def copied(found: Plan) -> int:
 
 
 def test_matrices_share_a_place_with_their_inverses_where_shared_memory_asks_for_it() -> None:
-    """32768 points in a block of sm_80, and nowhere that leaves room for both: it costs registers."""
-    for name, shared in (("sm_80", True), ("sm_90", False)):
-        for mode in cases.MODES:
-            found = on_engine(Problem(mode, 32_768, "bf16"), name, "mma")
-            at = {t.name: t.offset for t in found.tables}
-            assert found.memory_class == "block"
-            assert (at["first"] == at["first_inverse"]) == fragments.once(found) == shared
-            # Weighted ones of a causal transform are not symmetric.
-            assert (at["columns"] == at["columns_inverse"]) == (shared and mode == "circular")
-            assert at["last"] != at["last_inverse"]
+    """Pairs of 32768 points in a block of sm_80, and nowhere that has room for both: it costs registers."""
+    for name, mode in product(("sm_80", "sm_90"), cases.MODES):
+        found = on_engine(Problem(mode, 32_768, "fp16"), name, "mma")
+        at = {t.name: t.offset for t in found.tables}
+        assert found.memory_class == "block"
+        shared = (name, mode) == ("sm_80", "circular")
+        assert (at["first"] == at["first_inverse"]) == fragments.once(found) == shared
+        assert (at["columns"] == at["columns_inverse"]) == shared
+        assert at["last"] != at["last_inverse"]
     assert not any(fragments.once(found) for found in plans_of("sm_86") if found.engine == "mma")
 
 
@@ -638,10 +641,18 @@ def counted_tensor_ops(found: Plan) -> int:
             else:
                 products = [("re", "re"), ("im", "im"), ("re", "im"), ("im", "re")]
             columns = found.transform // stage.radix
+            depth = range(0, stage.radix, 16)
+            one_half = range(0, stage.radix // 2, 16)
+            # Not of a warp by itself: its results have both halves of the last stage in one tile.
+            together = found.block_stage
             for _ in products:
-                for _row in range(0, stage.radix, 16):
-                    for _column in range(0, columns, 16):
-                        total += len(range(0, stage.radix, 16))
+                for _column in range(0, columns, 16):
+                    if stage.halves and not inverse:  # even frequencies of sums, odd ones of differences
+                        total += sum(len(one_half) for _row in depth)
+                    elif stage.halves and together:  # even frequencies once for two tiles of numbers
+                        total += sum(3 * len(one_half) for _row in one_half)
+                    else:
+                        total += sum(len(depth) for _row in depth)
     return total
 
 

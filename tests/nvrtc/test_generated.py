@@ -193,7 +193,9 @@ def test_no_kernel_spills() -> None:
         "circular 20480 fp16 sm_90 convolve": 20,
         "circular 32768 bf16 sm_80 convolve": 20,
     }
-    assert between | tall == spilling
+    # On the way back by halves two tiles of results are made together.
+    halves = {"causal 1048576 bf16 sm_80 rows": 16}
+    assert between | tall | halves == spilling
 
 
 @needs_compiler

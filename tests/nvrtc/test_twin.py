@@ -123,11 +123,14 @@ def test_calls_have_as_many_gates_as_kernels_have_outputs(rng: np.random.Generat
 # That of 256 points in 96 registers, for 20 warps, since rows come to it through shared memory.
 FEW_SPILLED = {
     **{(m, 20_480, "sm_80"): 44 for m in MODES},
-    **{(m, 2048, target): few for m in MODES for target, few in (("sm_80", 8), ("sm_90", 36))},
+    # Twelve warps, of 168 registers, instead of eight.
+    ("causal", 2048, "sm_80"): 28,
+    ("causal", 2048, "sm_90"): 100,
     ("circular", 256, "sm_90"): 4,
     # Since addresses take fewer instructions.
     ("circular", 12_288, "sm_90"): 16,
     ("causal", 1_048_576, "sm_80"): 8,
+    ("causal", 2_097_152, "sm_80"): 8,
 }
 
 

@@ -8,9 +8,13 @@
 //
 // Results read as their own transpose, so that no step moves a number. Tables say which row or column a
 // place stands for: the planner orders them so that loads and stores are 16 bytes wide.
+//
+// By halves a DFT of R points is two matrices of half the size (decimation in frequency): even frequencies are
+// those of x[n] + x[n + R/2], odd ones of x[n] - x[n + R/2], with n below R/2. On the way back both halves of the
+// numbers share what even frequencies bring, and what odd ones bring is added to one and taken from the other.
 #pragma once
 
-// After a compute format, scaled.cuh or bf16.cuh, and WIDE_SUMS (sums.j2).
+// After a compute format, scaled.cuh or bf16.cuh, and what sums.j2 says.
 #include "fftgen/mma.cuh"
 
 namespace fftgen {
@@ -50,21 +54,36 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
             for (int n = 0; n < COLUMNS; ++n) load(g, k, n, xr[g][k][n], xi[g][k][n]);
     __syncwarp();  // every lane has read before any writes in place
 
+    constexpr int SOME = FIRST_HALVES ? ROWS / 2 : ROWS;  // row tiles of x that one of X is made of
+    if constexpr (FIRST_HALVES) {
+#pragma unroll
+        for (int g = 0; g < G; ++g)
+#pragma unroll
+            for (int k = 0; k < SOME; ++k)
+#pragma unroll
+                for (int i = 0; i < COLUMNS * 4; ++i) {
+                    butterfly(xr[g][k][i / 4][i % 4], xr[g][k + SOME][i / 4][i % 4]);
+                    butterfly(xi[g][k][i / 4][i % 4], xi[g][k + SOME][i / 4][i % 4]);
+                }
+    }
+
+    constexpr int FEW = LAST_HALVES ? COLUMNS / 2 : COLUMNS;  // column tiles of X that one of Z is made of
     Tile yr[G][ROWS][2 * COLUMNS], yi[G][ROWS][2 * COLUMNS];
 #pragma unroll
     for (int m = 0; m < ROWS; ++m) {
         Sum<A> re[G][2 * COLUMNS], im[G][2 * COLUMNS];
+        const int from = m / SOME * SOME;
 #pragma unroll
-        for (int k = 0; k < ROWS; ++k) {
-            const Planes3<!REAL> f(tables.first, m * ROWS + k, lane);
+        for (int k = 0; k < SOME; ++k) {
+            const Planes3<!REAL> f(tables.first, m * SOME + k, lane);
 #pragma unroll
             for (int g = 0; g < G; ++g)
 #pragma unroll
                 for (int n = 0; n < 2 * COLUMNS; ++n) {
                     Sum<A> &dr = re[g][n], &di = im[g][n];
                     if (k == 0) dr.clear(), di.clear();
-                    const Pack* const r = &xr[g][k][n / 2][n % 2 * 2];
-                    const Pack* const i = &xi[g][k][n / 2][n % 2 * 2];
+                    const Pack* const r = &xr[g][from + k][n / 2][n % 2 * 2];
+                    const Pack* const i = &xi[g][from + k][n / 2][n % 2 * 2];
                     if constexpr (REAL)
                         dr.add(f.re, r[0], r[1]), di.add(f.im, r[0], r[1]);
                     else
@@ -78,20 +97,30 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
             for (int g = 0; g < G; ++g)
                 twist_tile<false>(&yr[g][m][2 * n], &yi[g][m][2 * n], &re[g][2 * n], &im[g][2 * n], w.re, w.im);
         }
+        if constexpr (LAST_HALVES) {
+#pragma unroll
+            for (int g = 0; g < G; ++g)
+#pragma unroll
+                for (int i = 0; i < FEW * 4; ++i) {
+                    butterfly(yr[g][m][i / 2].v[i % 2], yr[g][m][i / 2 + COLUMNS].v[i % 2]);
+                    butterfly(yi[g][m][i / 2].v[i % 2], yi[g][m][i / 2 + COLUMNS].v[i % 2]);
+                }
+        }
     }
 
 #pragma unroll
     for (int n = 0; n < COLUMNS; ++n) {
         Result<false> re[G][ROWS][2], im[G][ROWS][2];  // registers are scarcest in the middle
+        const int from = n / FEW * FEW;
 #pragma unroll
-        for (int k = 0; k < COLUMNS; ++k) {
+        for (int k = 0; k < FEW; ++k) {
             const Planes3<true> f(tables.last, k * COLUMNS + n, lane);
 #pragma unroll
             for (int g = 0; g < G; ++g)
 #pragma unroll
                 for (int m = 0; m < ROWS; ++m) {
-                    const Tile* const r = &yr[g][m][2 * k];
-                    const Tile* const i = &yi[g][m][2 * k];
+                    const Tile* const r = &yr[g][m][2 * (from + k)];
+                    const Tile* const i = &yi[g][m][2 * (from + k)];
                     const Fragment ar{r[0].v[0], r[0].v[1], r[1].v[0], r[1].v[1]};
                     const Fragment ai{i[0].v[0], i[0].v[1], i[1].v[0], i[1].v[1]};
 #pragma unroll
@@ -118,23 +147,8 @@ __device__ __forceinline__ void chain_back(
     constexpr int ROWS = A / TILE, COLUMNS = P / TILE;  // tiles
     using Out = Result<WIDE || (WIDE_SUMS && A > TILE)>;
     Tile wr[G][COLUMNS][2 * ROWS], wi[G][COLUMNS][2 * ROWS];
-#pragma unroll
-    for (int m = 0; m < COLUMNS; ++m) {
-        Result<false> re[G][2 * ROWS], im[G][2 * ROWS];
-#pragma unroll
-        for (int k = 0; k < COLUMNS; ++k) {
-            const Planes3<true> f(tables.last_inverse, m * COLUMNS + k, lane);
-#pragma unroll
-            for (int g = 0; g < G; ++g)
-#pragma unroll
-                for (int n = 0; n < 2 * ROWS; ++n) {
-                    Result<false> &dr = re[g][n], &di = im[g][n];
-                    if (k == 0) dr.clear(), di.clear();
-                    const Tile* const r = &zr[g][n / 2][2 * k];
-                    const Tile* const i = &zi[g][n / 2][2 * k];
-                    multiply(dr, di, f, r[0].v[n % 2], r[1].v[n % 2], i[0].v[n % 2], i[1].v[n % 2]);
-                }
-        }
+    constexpr int FEW = LAST_HALVES_BACK ? COLUMNS / 2 : COLUMNS;  // row tiles of W that are made together with others
+    const auto twisted = [&](int m, const Result<false>(&re)[G][2 * ROWS], const Result<false>(&im)[G][2 * ROWS]) {
 #pragma unroll
         for (int n = 0; n < ROWS; ++n) {
             const Planes3<false> w(tables.twiddle_inverse, m * ROWS + n, lane);
@@ -142,22 +156,55 @@ __device__ __forceinline__ void chain_back(
             for (int g = 0; g < G; ++g)
                 twist_tile<true>(&wr[g][m][2 * n], &wi[g][m][2 * n], &re[g][2 * n], &im[g][2 * n], w.re, w.im);
         }
+    };
+#pragma unroll
+    for (int m = 0; m < FEW; ++m) {
+        Result<false> re[G][2 * ROWS], im[G][2 * ROWS];
+        const auto sum = [&](const Planes3<true>& f, int k, Result<false>(&to_re)[G][2 * ROWS], Result<false>(&to_im)[G][2 * ROWS]) {
+#pragma unroll
+            for (int g = 0; g < G; ++g)
+#pragma unroll
+                for (int n = 0; n < 2 * ROWS; ++n) {
+                    const Tile* const r = &zr[g][n / 2][2 * k];
+                    const Tile* const i = &zi[g][n / 2][2 * k];
+                    multiply(to_re[g][n], to_im[g][n], f, r[0].v[n % 2], r[1].v[n % 2], i[0].v[n % 2], i[1].v[n % 2]);
+                }
+        };
+#pragma unroll
+        for (int g = 0; g < G; ++g)
+#pragma unroll
+            for (int n = 0; n < 2 * ROWS; ++n) re[g][n].clear(), im[g][n].clear();
+#pragma unroll
+        for (int k = 0; k < FEW; ++k) sum(Planes3<true>(tables.last_inverse, m * COLUMNS + k, lane), k, re, im);
+        if constexpr (LAST_HALVES_BACK) {
+            Result<false> less_re[G][2 * ROWS], less_im[G][2 * ROWS];
+#pragma unroll
+            for (int g = 0; g < G; ++g)
+#pragma unroll
+                for (int n = 0; n < 2 * ROWS; ++n) less_re[g][n] = re[g][n], less_im[g][n] = im[g][n];
+#pragma unroll
+            for (int k = FEW; k < COLUMNS; ++k) {
+                const Planes3<true> f(tables.last_inverse, m * COLUMNS + k, lane);
+                sum(f, k, re, im);
+                sum(minus(f), k, less_re, less_im);
+            }
+            twisted(m + FEW, less_re, less_im);
+        }
+        twisted(m, re, im);
     }
 
     // The same matrix as in the first step, asked for anew: it would fill registers from there to here.
     const int last_lane = ONCE || REAL ? thread_index() % LANES : lane;
+    constexpr int SOME = FIRST_HALVES_BACK ? ROWS / 2 : ROWS;
 #pragma unroll
-    for (int m = 0; m < ROWS; ++m) {
+    for (int m = 0; m < SOME; ++m) {
         Out vr[G][2 * COLUMNS], vi[G][2 * COLUMNS];
-#pragma unroll
-        for (int k = 0; k < ROWS; ++k) {
-            const Planes3<!REAL> f = inverse_planes<!REAL>(tables.first_inverse, m * ROWS + k, last_lane);
+        const auto sum = [&](const auto& f, int k, Out(&to_re)[G][2 * COLUMNS], Out(&to_im)[G][2 * COLUMNS]) {
 #pragma unroll
             for (int g = 0; g < G; ++g)
 #pragma unroll
                 for (int n = 0; n < 2 * COLUMNS; ++n) {
-                    Out &dr = vr[g][n], &di = vi[g][n];
-                    if (k == 0) dr.clear(), di.clear();
+                    Out &dr = to_re[g][n], &di = to_im[g][n];
                     const Tile* const r = &wr[g][n / 2][2 * k];
                     const Tile* const i = &wi[g][n / 2][2 * k];
                     if constexpr (REAL)  // the planes are (re, -im)
@@ -165,6 +212,27 @@ __device__ __forceinline__ void chain_back(
                     else
                         multiply(dr, di, f, r[0].v[n % 2], r[1].v[n % 2], i[0].v[n % 2], i[1].v[n % 2]);
                 }
+        };
+#pragma unroll
+        for (int g = 0; g < G; ++g)
+#pragma unroll
+            for (int n = 0; n < 2 * COLUMNS; ++n) vr[g][n].clear(), vi[g][n].clear();
+#pragma unroll
+        for (int k = 0; k < SOME; ++k) sum(inverse_planes<!REAL>(tables.first_inverse, m * ROWS + k, last_lane), k, vr, vi);
+        if constexpr (FIRST_HALVES_BACK) {
+            Out less_re[G][2 * COLUMNS], less_im[G][2 * COLUMNS];
+#pragma unroll
+            for (int g = 0; g < G; ++g)
+#pragma unroll
+                for (int n = 0; n < 2 * COLUMNS; ++n) less_re[g][n] = vr[g][n], less_im[g][n] = vi[g][n];
+#pragma unroll
+            for (int k = SOME; k < ROWS; ++k) {
+                const auto f = inverse_planes<true>(tables.first_inverse, m * ROWS + k, last_lane);
+                sum(f, k, vr, vi);
+                sum(minus(f), k, less_re, less_im);
+            }
+#pragma unroll
+            for (int g = 0; g < G; ++g) emit(g, m + SOME, less_re[g], less_im[g]);
         }
 #pragma unroll
         for (int g = 0; g < G; ++g) emit(g, m, vr[g], vi[g]);

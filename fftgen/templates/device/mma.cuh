@@ -56,6 +56,22 @@ __device__ __forceinline__ void multiply(R& zr, R& zi, const Planes3<true>& f, P
     zi.add(f.im, r0, r1);
 }
 
+// What an odd frequency adds to one half of the numbers it takes from the other: -F.
+__device__ __forceinline__ Planes3<true> minus(const Planes3<true>& f) {
+    Planes3<true> m = f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) m.re.r[i] ^= 0x80008000u;
+    m.im = f.neg, m.neg = f.im;
+    return m;
+}
+
+// Sum and difference of packed fp16 numbers, in their places.
+__device__ __forceinline__ void butterfly(Pack& a, Pack& b) {
+    const Pack x = a, y = b;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(a) : "r"(x), "r"(y));
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(b) : "r"(x), "r"(y));
+}
+
 // threadIdx.x, asked anew: addresses that depend on it are then computed where they are used, and do not wait
 // in registers through the other phases of a loop.
 __device__ __forceinline__ unsigned thread_index() {
