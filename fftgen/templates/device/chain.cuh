@@ -138,6 +138,59 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
     }
 }
 
+// Real and imaginary sums of G transforms, N results side by side.
+template <typename R, int G, int N>
+struct ResultRow {
+    R re[G][N], im[G][N];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < G * N; ++i) re[i / N][i % N].clear(), im[i / N][i % N].clear();
+    }
+};
+
+// A step on the way back: a matrix times the transpose of X, of T tiles and E / 2 tiles that are contracted. REAL: no
+// imaginary part is wanted. HALVES: by halves.
+//   planes(i)            tile i of the matrix
+//   done(m, re, im)      row tile m of the result, [transform][eight columns]
+template <typename R, bool REAL, bool HALVES, int G, int T, int E, typename Planes, typename Done>
+__device__ __forceinline__ void step_back(const Tile (&xr)[G][T][E], const Tile (&xi)[G][T][E], Planes planes, Done done) {
+    constexpr int DEPTH = E / 2, SOME = HALVES ? DEPTH / 2 : DEPTH;
+    using Row = ResultRow<R, G, 2 * T>;
+    const auto add = [&](Row& to, const Planes3<!REAL>& f, int k) {
+#pragma unroll
+        for (int g = 0; g < G; ++g)
+#pragma unroll
+            for (int n = 0; n < 2 * T; ++n) {
+                R &dr = to.re[g][n], &di = to.im[g][n];
+                const Tile* const r = &xr[g][n / 2][2 * k];
+                const Tile* const i = &xi[g][n / 2][2 * k];
+                if constexpr (REAL)  // the planes are (re, -im)
+                    dr.add(f.re, r[0].v[n % 2], r[1].v[n % 2]), dr.add(f.im, i[0].v[n % 2], i[1].v[n % 2]);
+                else
+                    multiply(dr, di, f, r[0].v[n % 2], r[1].v[n % 2], i[0].v[n % 2], i[1].v[n % 2]);
+            }
+    };
+#pragma unroll
+    for (int m = 0; m < SOME; ++m) {
+        Row row;
+        row.clear();
+#pragma unroll
+        for (int k = 0; k < SOME; ++k) add(row, planes(m * DEPTH + k), k);
+        if constexpr (HALVES) {
+            Row other = row;
+#pragma unroll
+            for (int k = SOME; k < DEPTH; ++k) {
+                const Planes3<!REAL> f = planes(m * DEPTH + k);
+                add(row, f, k);
+                add(other, minus(f), k);
+            }
+            done(m + SOME, other.re, other.im);
+        }
+        done(m, row.re, row.im);
+    }
+}
+
 // The last two steps, from Z filtered to x. REAL: no imaginary part of x is wanted. WIDE: results come in fp32,
 // else as Sum<A>. ONCE: first and first_inverse are one table.
 //   emit(g, m, re, im)  rows 16 m .. + 15 of the result, as P / 8 results of eight columns
@@ -147,96 +200,26 @@ __device__ __forceinline__ void chain_back(
     constexpr int ROWS = A / TILE, COLUMNS = P / TILE;  // tiles
     using Out = Result<WIDE || (WIDE_SUMS && A > TILE)>;
     Tile wr[G][COLUMNS][2 * ROWS], wi[G][COLUMNS][2 * ROWS];
-    constexpr int FEW = LAST_HALVES_BACK ? COLUMNS / 2 : COLUMNS;  // row tiles of W that are made together with others
-    const auto twisted = [&](int m, const Result<false>(&re)[G][2 * ROWS], const Result<false>(&im)[G][2 * ROWS]) {
+    step_back<Result<false>, false, LAST_HALVES_BACK>(
+        zr, zi, [&](int i) { return Planes3<true>(tables.last_inverse, i, lane); },
+        [&](int m, const Result<false>(&re)[G][2 * ROWS], const Result<false>(&im)[G][2 * ROWS]) {
 #pragma unroll
-        for (int n = 0; n < ROWS; ++n) {
-            const Planes3<false> w(tables.twiddle_inverse, m * ROWS + n, lane);
+            for (int n = 0; n < ROWS; ++n) {
+                const Planes3<false> w(tables.twiddle_inverse, m * ROWS + n, lane);
 #pragma unroll
-            for (int g = 0; g < G; ++g)
-                twist_tile<true>(&wr[g][m][2 * n], &wi[g][m][2 * n], &re[g][2 * n], &im[g][2 * n], w.re, w.im);
-        }
-    };
-#pragma unroll
-    for (int m = 0; m < FEW; ++m) {
-        Result<false> re[G][2 * ROWS], im[G][2 * ROWS];
-        const auto sum = [&](const Planes3<true>& f, int k, Result<false>(&to_re)[G][2 * ROWS], Result<false>(&to_im)[G][2 * ROWS]) {
-#pragma unroll
-            for (int g = 0; g < G; ++g)
-#pragma unroll
-                for (int n = 0; n < 2 * ROWS; ++n) {
-                    const Tile* const r = &zr[g][n / 2][2 * k];
-                    const Tile* const i = &zi[g][n / 2][2 * k];
-                    multiply(to_re[g][n], to_im[g][n], f, r[0].v[n % 2], r[1].v[n % 2], i[0].v[n % 2], i[1].v[n % 2]);
-                }
-        };
-#pragma unroll
-        for (int g = 0; g < G; ++g)
-#pragma unroll
-            for (int n = 0; n < 2 * ROWS; ++n) re[g][n].clear(), im[g][n].clear();
-#pragma unroll
-        for (int k = 0; k < FEW; ++k) sum(Planes3<true>(tables.last_inverse, m * COLUMNS + k, lane), k, re, im);
-        if constexpr (LAST_HALVES_BACK) {
-            Result<false> less_re[G][2 * ROWS], less_im[G][2 * ROWS];
-#pragma unroll
-            for (int g = 0; g < G; ++g)
-#pragma unroll
-                for (int n = 0; n < 2 * ROWS; ++n) less_re[g][n] = re[g][n], less_im[g][n] = im[g][n];
-#pragma unroll
-            for (int k = FEW; k < COLUMNS; ++k) {
-                const Planes3<true> f(tables.last_inverse, m * COLUMNS + k, lane);
-                sum(f, k, re, im);
-                sum(minus(f), k, less_re, less_im);
+                for (int g = 0; g < G; ++g)
+                    twist_tile<true>(&wr[g][m][2 * n], &wi[g][m][2 * n], &re[g][2 * n], &im[g][2 * n], w.re, w.im);
             }
-            twisted(m + FEW, less_re, less_im);
-        }
-        twisted(m, re, im);
-    }
+        });
 
     // The same matrix as in the first step, asked for anew: it would fill registers from there to here.
     const int last_lane = ONCE || REAL ? thread_index() % LANES : lane;
-    constexpr int SOME = FIRST_HALVES_BACK ? ROWS / 2 : ROWS;
+    step_back<Out, REAL, FIRST_HALVES_BACK>(
+        wr, wi, [&](int i) { return inverse_planes<!REAL>(tables.first_inverse, i, last_lane); },
+        [&](int m, const Out(&re)[G][2 * COLUMNS], const Out(&im)[G][2 * COLUMNS]) {
 #pragma unroll
-    for (int m = 0; m < SOME; ++m) {
-        Out vr[G][2 * COLUMNS], vi[G][2 * COLUMNS];
-        const auto sum = [&](const auto& f, int k, Out(&to_re)[G][2 * COLUMNS], Out(&to_im)[G][2 * COLUMNS]) {
-#pragma unroll
-            for (int g = 0; g < G; ++g)
-#pragma unroll
-                for (int n = 0; n < 2 * COLUMNS; ++n) {
-                    Out &dr = to_re[g][n], &di = to_im[g][n];
-                    const Tile* const r = &wr[g][n / 2][2 * k];
-                    const Tile* const i = &wi[g][n / 2][2 * k];
-                    if constexpr (REAL)  // the planes are (re, -im)
-                        dr.add(f.re, r[0].v[n % 2], r[1].v[n % 2]), dr.add(f.im, i[0].v[n % 2], i[1].v[n % 2]);
-                    else
-                        multiply(dr, di, f, r[0].v[n % 2], r[1].v[n % 2], i[0].v[n % 2], i[1].v[n % 2]);
-                }
-        };
-#pragma unroll
-        for (int g = 0; g < G; ++g)
-#pragma unroll
-            for (int n = 0; n < 2 * COLUMNS; ++n) vr[g][n].clear(), vi[g][n].clear();
-#pragma unroll
-        for (int k = 0; k < SOME; ++k) sum(inverse_planes<!REAL>(tables.first_inverse, m * ROWS + k, last_lane), k, vr, vi);
-        if constexpr (FIRST_HALVES_BACK) {
-            Out less_re[G][2 * COLUMNS], less_im[G][2 * COLUMNS];
-#pragma unroll
-            for (int g = 0; g < G; ++g)
-#pragma unroll
-                for (int n = 0; n < 2 * COLUMNS; ++n) less_re[g][n] = vr[g][n], less_im[g][n] = vi[g][n];
-#pragma unroll
-            for (int k = SOME; k < ROWS; ++k) {
-                const auto f = inverse_planes<true>(tables.first_inverse, m * ROWS + k, last_lane);
-                sum(f, k, vr, vi);
-                sum(minus(f), k, less_re, less_im);
-            }
-#pragma unroll
-            for (int g = 0; g < G; ++g) emit(g, m + SOME, less_re[g], less_im[g]);
-        }
-#pragma unroll
-        for (int g = 0; g < G; ++g) emit(g, m, vr[g], vi[g]);
-    }
+            for (int g = 0; g < G; ++g) emit(g, m, re[g], im[g]);
+        });
 }
 
 // The whole chain. REAL, WIDE, ONCE and emit as in its parts.
