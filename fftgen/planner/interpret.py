@@ -9,9 +9,8 @@ the kernels of the plan's engine and compute format round:
 - *Mixed* ("bf16-fp32" of the "mma" engine) does the same with twiddles and a spectrum in fp16.
 - *Scaled* ("scaled-fp16", design 1.8) brings every gated row to [1, 2) by a power of two, 2**-q below, and
   keeps everything in fp16 until the last stage, products with twiddles and spectrum and the sums before a
-  stage by halves included. Of a pair
-  of rows, the one with the smaller norm then is raised to within a sixteenth of the other: their transform's
-  noise falls on both alike.
+  stage by halves included. Of a pair of rows, the one with the smaller norm then is raised to within a
+  sixteenth of the other: their transform's noise falls on both alike.
 
     z = pack(2**-q * in_gate * u)                      right-angle: real rows; batch-pair: two rows
     for s = 1..p:   z = T_s * (F_s z)                  F_s along digit s, scaled

@@ -86,8 +86,9 @@ def with_halves(stages: tuple[Stage, ...], right_angle: bool) -> tuple[Stage, ..
 
     A complex DFT of 32 points then takes 32 matrix instructions and as many sums for 1024 numbers instead of
     64, and half of the tables; on the way back, where both halves of the result share what even frequencies
-    bring, 48. What it costs is a rounding more. The first stage of a right-angle transform has weights that
-    no sum of real numbers can carry.
+    bring, 48 (in a block: Plan.halves_back). What it costs is a rounding more. Sums of two numbers are at
+    most sqrt(2) times the norm of all: fp16 holds them where it holds products (scaled.cuh). The first stage
+    of a right-angle transform has weights that no sum of real numbers can carry.
     """
     chain = max(int(right_angle), len(stages) - 2)
     return tuple(replace(s, halves=i >= chain and s.radix % (2 * TILE) == 0) for i, s in enumerate(stages))
