@@ -175,7 +175,9 @@ __device__ __forceinline__ void columns_forward(
 #pragma unroll (COMPLEX && R > 64 ? 1 : 1024)
     for (int m = 0; m < R / TILE; ++m) {
         Sum<R> sr[V], si[V];
-        sum_columns<R, V, COMPLEX>(matrix, m, xr, xi, sr, si, tiles, lane);
+        // The lane anew: of a matrix that it keeps from strip to strip the compiler loads what is left in pieces,
+        // each at the distance of 16 bytes, which meet in banks.
+        sum_columns<R, V, COMPLEX>(matrix, m, xr, xi, sr, si, tiles, thread_index() % LANES);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             Pair a[V], b[V];
