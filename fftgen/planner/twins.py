@@ -17,7 +17,7 @@ from fftgen.targets import target as find_target
 LONG_COLUMNS = 128  # of the device stage: two results take the registers of 12 warps, not of 16
 MOST_WARPS = 16  # resident, of the other columns of the device stage
 # Up to so many points in a warp two results take the registers of so many warps: of one row, of a pair.
-WARPS = ((512, (20, 20)), (1024, (12, 12)), (2048, (12, 8)))
+WARPS = ((512, (20, 20)), (1024, (16, 12)), (2048, (12, 8)))
 LATE_POINTS = 16_384  # above, pairs find no registers for the addresses of four results (as compiled)
 
 
