@@ -189,14 +189,16 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
     rows, columns = (radix // 16 for radix in radices[-2:])
     real = parts == 1 and not found.block_stage
     twice = 1 if fragments.once(found) else 2  # a matrix in three planes is its own inverse's
-    # By halves a matrix is half of one; results of a warp by itself take all of the last one on the way back.
-    first, last = (2 if s.halves else 1 for s in found.stages[-2:])
-    twice = 2 if first == 2 else twice
-    held = twice * rows * rows * 3 // first if not real else 2 * rows * rows * 2
-    held += columns * columns * 3 // last + columns * columns * 3 // (last if found.block_stage else 1)
-    held += 2 * rows * columns * 2
+    # By halves a matrix is half of one, and not its own inverse's; a warp by itself takes whole ones back.
+    held = 2 * rows * columns * 2
+    for stage, tiles in zip(found.stages[-2:], (rows, columns), strict=True):
+        there = 2 if stage.halves else 1
+        planes = 2 if real and stage is found.stages[-2] else 3
+        shared = twice == 1 and stage is found.stages[-2] and not stage.halves
+        back = 0 if shared else tiles * tiles * planes // (there if found.block_stage else 1)
+        held += tiles * tiles * planes // there + back
     if found.block_stage:
-        held += (radices[0] // 16) ** 2 * (2 * 2 if parts == 1 else (1 if fragments.once(found) else 2) * 3)
+        held += (radices[0] // 16) ** 2 * (2 * 2 if parts == 1 else twice * 3)
         strips = points // radices[0] // (8 * kernel.columns)
         assert kernel.columns in (2, 4, 8)
         assert strips % kernel.warps == 0
