@@ -39,7 +39,7 @@ def gradient_work(found: Gradient, target: Target) -> Work:
     workspace_loaded = 0 if whole else 2 * ELEMENT * n
     workspace_stored = 0 if whole else back * ELEMENT * n
     kept = (0 if found.spectra_at >= 0 else ELEMENT * n) + (0 if found.sums_at >= 0 else SUM * n)
-    halves = 2 + back  # of transforms: two there, and one back
+    one_way = 2 + back  # transforms: two there, and one back
     there, way_back = (work.tensor_ops(plan, plan.body, (way,)) for way in (work.THERE, work.BACK))
     ops = 2 * there + back * way_back
     shared = 1 if plan.block_stage else found.kernel.group  # rows of a channel that a warp takes together
@@ -55,7 +55,7 @@ def gradient_work(found: Gradient, target: Target) -> Work:
         spectrum=back * 2 * ELEMENT * n // shared,
         tables=_tables(found, target),
         shared_bytes=_shared(found),
-        instructions=2 * ops + halves / 2 * both_ways + n / 128 * PRODUCT[plan.memory_class],
+        instructions=2 * ops + one_way / 2 * both_ways + n / 128 * PRODUCT[plan.memory_class],
     )
 
 

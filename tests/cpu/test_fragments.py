@@ -146,6 +146,7 @@ def chain(plan: Plan, t: Tables, rows: Array, spectrum: Array) -> list[list[Arra
     """
     tall, wide = (radix // 16 for radix in plan.factors[-2:])
     rows_halved, columns_halved = (stage.halves for stage in plan.stages[-2:])
+    rows_back, columns_back = (plan.halves_back(stage) for stage in plan.stages[-2:])
     x = [
         [operands(rows[..., 16 * k : 16 * k + 16, 16 * n : 16 * n + 16]) for n in range(wide)]
         for k in range(tall)
@@ -171,12 +172,13 @@ def chain(plan: Plan, t: Tables, rows: Array, spectrum: Array) -> list[list[Arra
             found.append(tile * spectrum[..., m, n, :, :, :])
         z.append(found)
     for m in range(wide):
-        halves = columns_halved and plan.block_stage
-        results = pair([back(last_inverse, transposed(z[n // 2], n), m, halves) for n in range(2 * tall)])
+        results = pair(
+            [back(last_inverse, transposed(z[n // 2], n), m, columns_back) for n in range(2 * tall)]
+        )
         w.append([tile * np.conj(t["twiddle_inverse"][m, n]) for n, tile in enumerate(results)])
     return [
         [
-            back(first_inverse, transposed([w[n // 2][k] for k in range(tall)], n), m, rows_halved)
+            back(first_inverse, transposed([w[n // 2][k] for k in range(tall)], n), m, rows_back)
             for n in range(2 * wide)
         ]
         for m in range(tall)
