@@ -22,7 +22,6 @@ RESOURCES = ("device memory", "L2", "shared memory", "tensor cores", "issue slot
 PIPE_BYTES = 128  # of shared memory and L1, a cycle and multiprocessor
 SCHEDULERS = 4  # of a multiprocessor, an instruction of a warp a cycle each
 FILL_WARPS = 16  # resident warps from which on latencies are hidden
-SMALL_POINTS, PAIR_REGISTERS = 512, 104  # batch pairs in a warp's registers, and what they take of those
 
 
 @dataclass(frozen=True)
@@ -171,8 +170,7 @@ def cost(plan: Plan, target: Target, compiled: Compiled | None = None) -> Cost:
     for kernel in plan.kernels:
         done = kernel_work(plan, kernel, target)
         size = (kernel.shared_bytes, kernel.warps, kernel.resident)
-        registers = known.registers.get(kernel.label, _expected_registers(plan, target))
-        found.append(kernel_cost(kernel.label, done, size, target, registers, known))
+        found.append(kernel_cost(kernel.label, done, size, target, known.registers.get(kernel.label), known))
     return Cost(tuple(found))
 
 
@@ -202,12 +200,6 @@ def _in_cluster(kernel: KernelCost, blocks: int, target: Target) -> KernelCost:
     shared = work.shared_bytes + work.workspace_bytes
     done = replace(work, workspace_loaded=0, workspace_stored=0, shared_bytes=shared, remote=far)
     return replace(kernel, work=done, seconds=_seconds(done, target, kernel.resident))
-
-
-def _expected_registers(plan: Plan, target: Target) -> int | None:
-    """Where the compiler takes far fewer registers than the plan leaves room for (88 to 102 of 160)."""
-    small = plan.memory_class == "warp" and plan.transform <= SMALL_POINTS and target.capability < 90
-    return PAIR_REGISTERS if small and plan.engine == "mma" and not plan.real_input else None
 
 
 def filter_cost(

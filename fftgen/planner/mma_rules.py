@@ -267,7 +267,7 @@ def _warp_registers(role: str, points: int, right_angle: bool, target: Target, c
     """
     if points > CHAIN_POINTS:
         return 168 if compute_format == SCALED else 255
-    if role == "rows" or compute_format != SCALED or target.capability < 90:
+    if role == "rows" or compute_format != SCALED:
         scarce = target.capability < 90 or 2 * points > CHAIN_POINTS
         return max(REGISTERS[compute_format], 160 if scarce else 0)
     return 80 if 4 * points <= CHAIN_POINTS and not right_angle else REGISTERS[SCALED]

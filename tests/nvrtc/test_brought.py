@@ -73,7 +73,7 @@ CASES = [
     ("circular", 512, "fp16", "sm_90", "mma"),
     ("circular", 768, "bf16", "sm_90", "mma"),  # the gates of results are not brought
     ("circular", 1000, "bf16", "sm_90", "mma"),  # folds
-    ("causal", 256, "bf16", "sm_86", "mma"),  # nor here
+    ("causal", 1024, "bf16", "sm_86", "mma"),  # nor here
     ("causal", 1024, "fp16", "sm_80", "mma"),
     ("causal", 256, "bf16", "sm_90", "mma:bf16-fp32"),
 ]
