@@ -4,10 +4,11 @@ A kernel is not done when its busiest resource is: what the others do is hidden 
 far, what a launch costs beside its work, and what a call does beside its launches, was fitted to 54 rows
 that were measured on an H200 (results/): a call of each length, gated and not, with its filter's kernels,
 and gated calls of long transforms in chunks of 12 to 60 MB, which tell launches from all else. The four
-figures below give those with a root mean square of 10 %, the worst (2048 points) 25 % too long
-(test_cost_fit.py). Kernels around the inner stages hide next to nothing of one resource behind another. The
-rows do not tell the rates themselves: with the clock that was seen there (1.75 GHz) or the rate of the L2
-left open a fit comes to the same 10 %, so those of targets.py stay as documents have them.
+figures (two below, two of kernels in cost.py) give those with a root mean square of 10 %, the worst (2048
+points) 25 % too long (test_cost_fit.py). Kernels around the inner stages hide next to nothing of one
+resource behind another. The rows do not tell the rates themselves: with the clock that was seen there (1.75
+GHz) or the rate of the L2 left open a fit comes to the same 10 %, so those of targets.py stay as documents
+have them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from fftgen.targets import Target
 
 CALL_SECONDS = 17.5e-6  # beside its launches: until the first kernel runs, and after the last
 LAUNCH_SECONDS = 1.13e-6  # what the chip idles between a kernel and the next
-SHOWING, SHOWING_OUTSIDE = 0.254, 0.964  # of the other resources' time: of inner stages, of those around
 CHIP_WIDE = ("device memory", "L2")  # shared by all multiprocessors: a few busy ones can use them up
 
 
@@ -85,7 +85,7 @@ def _call(made: Sequence[tuple[Launch, KernelCost]], target: Target, batch: int,
     total = even = showing = 0.0
     for launch, kernel in made:
         even += launch.items * kernel.time
-        showing += launch.items * _share(launch.kernel.label) * (sum(kernel.seconds.values()) - kernel.time)
+        showing += launch.items * kernel.showing
         total += launch.items * _time(kernel, waves(launch.grid, kernel, launch.kernel.warps, target))
     fixed = CALL_SECONDS + len(made) * LAUNCH_SECONDS
     return CallCost(batch, channels, len(made), fixed, total - even, showing, total + showing + fixed)
@@ -101,15 +101,10 @@ def _clustered(
     stretch = -(-turns // 1) / turns / busy
     items = turns * at_once
     total = items * sum(_stretched(k, stretch) for k in stages)
-    showing = items * sum(_share(k.name) * (sum(k.seconds.values()) - k.time) for k in stages)
+    showing = items * sum(k.showing for k in stages)
     last = total - items * sum(k.time for k in stages)
     fixed = CALL_SECONDS + LAUNCH_SECONDS
     return CallCost(*shape, 1, fixed, last, showing, total + showing + fixed)
-
-
-def _share(name: str) -> float:
-    """Of what a kernel's busiest resource does not hide, by the kernel's label."""
-    return SHOWING_OUTSIDE if name.startswith(("peaks", "columns")) else SHOWING
 
 
 def waves(grid: int, kernel: KernelCost, warps: int, target: Target) -> float:

@@ -22,6 +22,7 @@ RESOURCES = ("device memory", "L2", "shared memory", "tensor cores", "issue slot
 PIPE_BYTES = 128  # of shared memory and L1, a cycle and multiprocessor
 SCHEDULERS = 4  # of a multiprocessor, an instruction of a warp a cycle each
 FILL_WARPS = 16  # resident warps from which on latencies are hidden
+SHOWING, SHOWING_OUTSIDE = 0.254, 0.964  # of the other resources' time: of inner stages, of those around
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class KernelCost:
     def bound(self) -> str:
         """The resource that takes longest."""
         return max(self.seconds, key=lambda name: self.seconds[name])
+
+    @property
+    def showing(self) -> float:
+        """Seconds that the busiest resource does not hide of the others (as fitted: call_cost.py)."""
+        share = SHOWING_OUTSIDE if self.name.startswith(("peaks", "columns")) else SHOWING
+        return share * (sum(self.seconds.values()) - self.time)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers: bytes, operations, seconds."""
@@ -107,6 +114,10 @@ class Cost:
     @property
     def time(self) -> float:
         return sum(k.time for k in self.kernels)
+
+    @property
+    def showing(self) -> float:
+        return sum(k.showing for k in self.kernels)
 
     @property
     def bound(self) -> str:

@@ -22,7 +22,6 @@ WIDTHS = (8, 4, 2)  # columns of a thread in the outer stage: loads of 16, 8 or 
 FORMATS = (SCALED, BF16_FP32)  # the first one is the planner's choice: faster and more exact
 REGISTERS = {SCALED: 128, BF16_FP32: 168}  # of a thread: 16 or 12 warps of a multiprocessor share its 65536
 SPILLED = 1.25  # times longer than predicted, at a guess: some registers of the shapes known to spill
-BROUGHT = 0.9  # of the time, at a guess: half of what else shows beside the busiest resource (call_cost.py)
 OPERANDS = 64  # registers that the operands of a warp's strips may take
 MOST_HELD = 160  # radix times width: a thread holds a quarter of it in fp32 until the peak is known
 RUN = 32  # columns that a warp stores in one piece: the low level of twiddles holds whole ones

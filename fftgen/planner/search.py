@@ -29,6 +29,8 @@ ENGINES = ("mma", "wmma")
 AND_FORMAT = ":"  # between an engine and a compute format that is not its first
 LENGTHS_TRIED = 12
 ALONE = 1.1  # times longer than predicted takes a block that has a multiprocessor for itself
+BROUGHT = 0.9  # of the time, at a guess, where rows are on their way: it decides between layouts, not shapes
+CLOSE = 1.02  # times longer than the shortest: instructions alone are known no better
 ENOUGH_WARPS = 20  # resident on a multiprocessor
 CHUNK_LIMIT = 64 * 1024 * 1024
 
@@ -50,6 +52,11 @@ class Candidate:
         """Predicted seconds of one batch row, of which a transform may hold two; 0 without a plan."""
         return self.cost.time / self.plan.rows_per_item if self.cost and self.plan else 0.0
 
+    @property
+    def row_expected(self) -> float:
+        """The same with all that makes a plan dearer than its busiest resources (``expected``)."""
+        return expected(self.plan, self.cost) / self.plan.rows_per_item if self.cost and self.plan else 0.0
+
     def __str__(self) -> str:
         factors = "·".join(map(str, self.shape.factors))
         kind = f"{self.packing}, {self.engine}"
@@ -57,7 +64,8 @@ class Candidate:
         if self.plan is None or self.cost is None:
             return f"{head}: no: {self.reason}"
         times = ", ".join(f"{name} {1e9 * s:.2f}" for name, s in self.cost.seconds.items())
-        return f"{head}: {1e9 * self.cost.time:.2f} ns per transform, bound by {self.cost.bound} ({times})"
+        time = f"{1e9 * self.cost.time:.2f} ns per transform, bound by {self.cost.bound}"
+        return f"{head}: {time}, {1e9 * self.cost.showing:.2f} ns more that it does not hide ({times})"
 
 
 def lengths(problem: Problem) -> tuple[int, ...]:
@@ -177,16 +185,15 @@ def _memory_class(engine: str, shape: Shape) -> str:
     return "warp" if engine == "mma" and len(shape.inner) == 2 else "block"
 
 
-def _expected(plan: Plan, price: Cost) -> float:
-    """Predicted seconds, weighed by what the model does not know.
+def expected(plan: Plan, price: Cost) -> float:
+    """Predicted seconds, with those that busiest resources do not hide, weighed by what no model knows.
 
     Two blocks of 16 384 points on a multiprocessor take 10 % less time than one of twice the warps, which all
     stop at the same barrier (measured on an H200, results/).
     """
     alone = plan.block_stage and _resident(plan, price) == plan.body.warps
     spills = plan.engine == "mma" and mma_rules.spills(plan)
-    hidden = mma_rules.BROUGHT if plan.body.brought else 1.0
-    return price.time * hidden * (ALONE if alone else 1.0) * (mma_rules.SPILLED if spills else 1.0)
+    return (price.time + price.showing) * (ALONE if alone else 1.0) * (mma_rules.SPILLED if spills else 1.0)
 
 
 def _resident(plan: Plan, price: Cost) -> int:
@@ -247,9 +254,10 @@ def candidate(
             chunk_bytes=max(4 * transform, min(target.l2_bytes, CHUNK_LIMIT)) if shape.device else 0,
         )
         price = cost(plan, target)
+        hidden = BROUGHT if plan.body.brought else 1.0
         # Of equals, more warps that hide latencies: 20 of 4096 points take 3 % less time than 16, and more
         # gain nothing (H200, results/).
-        key = _expected(plan, price), -min(_resident(plan, price), ENOUGH_WARPS)
+        key = hidden * expected(plan, price), -min(_resident(plan, price), ENOUGH_WARPS)
         if best is None or key < least:
             best, least = Candidate(transform, shape, engine, packing, plan, price), key
     return best or Candidate(
@@ -305,19 +313,31 @@ def search(
         for fold in folds(problem, n)
         for name in (ENGINES if engine is None else (engine,))
     ]
-    return tuple(sorted(found, key=_rank))
+    ranked = sorted(found, key=_rank)
+    near = [c for c in ranked if _close(c, ranked[0])]
+    return (*sorted(near, key=_busiest), *(c for c in ranked if not _close(c, ranked[0])))
 
 
-def _rank(found: Candidate) -> tuple[bool, bool, float, bool, float, tuple[int, ...], int]:
+def _rank(found: Candidate) -> tuple[bool, bool, float, tuple[int, ...], int]:
     device = found.shape.device > 0 and found.engine == "wmma"
-    fold = found.plan is not None and found.plan.fold > 0  # as fast as batch pairs, with more matrix work
-    # Of equals, what issues least: where memory bounds two shapes, the rest is room for its latency.
-    issue = 0.0 if found.cost is None else found.cost.seconds["issue slots"]
-    seconds = 0.0
-    if found.plan is not None and found.cost is not None:
-        seconds = _expected(found.plan, found.cost) / found.plan.rows_per_item
-    shape = found.shape.factors, found.shape.device
-    return found.cost is None, device, seconds, fold, issue, *shape
+    return found.cost is None, device, found.row_expected, found.shape.factors, found.shape.device
+
+
+def _close(found: Candidate, first: Candidate) -> bool:
+    """Whether it is as good as the first for all that the model can tell, on the same engine.
+
+    Named or not, an engine's choice is the same.
+    """
+    if found.cost is None or found.engine != first.engine or _rank(found)[:2] != _rank(first)[:2]:
+        return False
+    return found.row_expected <= CLOSE * first.row_expected
+
+
+def _busiest(found: Candidate) -> tuple[float, bool, float]:
+    """Of equals the least by its busiest resources; then batch pairs before folds, which do more matrix work;
+    then what issues least: where memory bounds two shapes, the rest is room for its latency."""
+    fold = found.plan is not None and found.plan.fold > 0
+    return found.row_seconds, fold, 0.0 if found.cost is None else found.cost.seconds["issue slots"]
 
 
 def finished(found: Plan, chip: Target) -> Plan:

@@ -84,7 +84,7 @@ def _way(plan: Plan) -> tuple[int, ...]:
 def _of_shape(found: Plan, chip: Target) -> Iterator[Plan]:
     """Layouts of a shape, and of each the ways to launch it."""
     layouts = [found] if found.engine != "mma" else [*_levels(found, chip)]
-    for layout in sorted(layouts, key=lambda plan: cost(plan, chip).time)[:LAYOUTS]:
+    for layout in sorted(layouts, key=lambda plan: search.expected(plan, cost(plan, chip)))[:LAYOUTS]:
         plan = search.finished(layout, chip)
         if not plan.chunk_bytes:
             yield plan

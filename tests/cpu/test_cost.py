@@ -233,6 +233,6 @@ def test_what_the_busiest_resource_hides_is_shared_out() -> None:
     hidden = {k.name: sum(k.seconds.values()) - k.time for k in price.kernels}
     inner = hidden.pop("rows")
     assert whole.showing == pytest.approx(
-        64 * (calls.SHOWING * inner + calls.SHOWING_OUTSIDE * sum(hidden.values()))
+        64 * (costs.SHOWING * inner + costs.SHOWING_OUTSIDE * sum(hidden.values()))
     )
-    assert 0 < calls.SHOWING < calls.SHOWING_OUTSIDE <= 1
+    assert 0 < costs.SHOWING < costs.SHOWING_OUTSIDE <= 1

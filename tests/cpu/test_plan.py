@@ -444,6 +444,30 @@ def test_predicted_times_are_compared_by_the_row() -> None:
     assert first.row_seconds == first.cost.time / 2 < second.row_seconds == second.cost.time < first.cost.time
 
 
+@pytest.mark.parametrize("name", ["sm_75", "sm_80", "sm_86", "sm_90"])
+@pytest.mark.parametrize("mode", cases.MODES)
+def test_no_shape_is_predicted_to_be_faster_than_the_choice(mode: str, name: str) -> None:
+    """But for differences that the model cannot tell: there the least by busiest resources goes first."""
+    for length in (1024, 20_480, 131_072, 262_144):
+        problem, engine = Problem(mode, length, "fp16"), "wmma" if name == "sm_75" else "mma"
+        first, *others = (c for c in search(problem, target(name), engine=engine) if c.cost is not None)
+        assert others
+        least = min(c.row_expected for c in (first, *others))
+        assert 0 < first.row_expected <= searching.CLOSE * least
+        close = [c.row_seconds for c in others if c.row_expected <= searching.CLOSE * least]
+        assert first.row_seconds <= min(close, default=np.inf)
+
+
+def test_what_busiest_resources_do_not_hide_decides_between_shapes() -> None:
+    """Columns of radix 64 take less time by their busiest resource than 32, and more by all."""
+    first, *others = search(Problem("circular", 524_288, "bf16"), target("sm_90"), engine="mma")
+    tall = next(c for c in others if c.plan and c.plan.factors[0] == 64)
+    assert first.plan is not None
+    assert first.plan.factors[0] == 32
+    assert tall.row_seconds < first.row_seconds
+    assert tall.row_expected > searching.CLOSE * first.row_expected
+
+
 def test_factorisations_are_all_products_and_nothing_else() -> None:
     for length in (256, 4096, 20480, 12288, 1000, 4097 * 16):
         for order in (1, 2, 3):
