@@ -199,7 +199,7 @@ def _warp_kernel(
     shared = 2 * rows * warps * plane + tables
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
-    registers = _warp_registers(role, points, right_angle, target, compute_format)
+    registers = _warp_registers(role, points, right_angle, compute_format)
     if 32 * warps * registers > target.registers_sm:
         return _too_many(warps, registers, target)
     resident = max(1, target.resident_blocks(warps, shared, registers))
@@ -258,7 +258,7 @@ def waiting(plan: Plan) -> Plan:
     return replace(plan, kernels=tuple(body if k == plan.body else k for k in plan.kernels))
 
 
-def _warp_registers(role: str, points: int, right_angle: bool, target: Target, compute_format: str) -> int:
+def _warp_registers(role: str, points: int, right_angle: bool, compute_format: str) -> int:
     """Registers of a thread whose warp holds a transform: with those it hardly spills (as compiled).
 
     A few spilled registers cost nothing that could be measured, and more warps take less time (H200,
@@ -266,10 +266,8 @@ def _warp_registers(role: str, points: int, right_angle: bool, target: Target, c
     """
     if points > CHAIN_POINTS:
         return 168 if compute_format == SCALED else 255
-    if role == "rows" or compute_format != SCALED:
-        scarce = target.capability < 90 or 2 * points > CHAIN_POINTS
-        return max(REGISTERS[compute_format], 160 if scarce else 0)
-    return 80 if 4 * points <= CHAIN_POINTS and not right_angle else REGISTERS[SCALED]
+    small = 4 * points <= CHAIN_POINTS and not right_angle and role == "convolve"
+    return 80 if small and compute_format == SCALED else REGISTERS[compute_format]
 
 
 def spills(plan: Plan) -> bool:
