@@ -314,8 +314,7 @@ def search(
         for name in (ENGINES if engine is None else (engine,))
     ]
     ranked = sorted(found, key=_rank)
-    near = [c for c in ranked if _close(c, ranked[0])]
-    return (*sorted(near, key=_busiest), *(c for c in ranked if not _close(c, ranked[0])))
+    return tuple(sorted(ranked, key=lambda c: _busiest(c) if _close(c, ranked[0]) else (math.inf, True, 0.0)))
 
 
 def _rank(found: Candidate) -> tuple[bool, bool, float, tuple[int, ...], int]:
