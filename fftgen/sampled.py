@@ -84,8 +84,8 @@ def check_launches(
     largest = np.abs(gated).max(axis=(1, 2))
     scaled = plan.scaled  # rows enter divided by the power of two of their peak
     powers = 2.0 ** np.floor(np.log2(largest)) if scaled else np.ones(rows)
-    if scaled and rows == 2:  # and the smaller one raised to the norm of its partner
-        powers /= interpret.raises(gated / powers[:, None, None])[:, 0, 0]
+    if scaled and rows == 2:  # and brought to like norms
+        powers /= interpret.balance(gated / powers[:, None, None])[:, 0, 0]
     states = interpret.workspace_states(plan, gated / powers[:, None, None], taps, skip=skip)
     held = dtype(plan.operand)  # what the workspace holds
     exact = {

@@ -9,8 +9,8 @@ the kernels of the plan's engine and compute format round:
 - *Mixed* ("bf16-fp32" of the "mma" engine) does the same with twiddles and a spectrum in fp16.
 - *Scaled* ("scaled-fp16", design 1.8) brings every gated row to [1, 2) by a power of two, 2**-q below, and
   keeps everything in fp16 until the last stage, products with twiddles and spectrum and the sums before a
-  stage by halves included. Of a pair of rows, the one with the smaller norm then is raised to within a
-  sixteenth of the other: their transform's noise falls on both alike.
+  stage by halves included. Of a pair of rows, the one with the smaller norm then is raised and the other
+  lowered to within a sixteenth of each other: their transform's noise falls on both alike.
 
     z = pack(2**-q * in_gate * u)                      right-angle: real rows; batch-pair: two rows
     for s = 1..p:   z = T_s * (F_s z)                  F_s along digit s, scaled
@@ -196,8 +196,8 @@ class Scaled(Exact):
         scaled = _fp16(np.ldexp(x, -power))
         if self.plan.real_input:
             return scaled, down
-        raised = raises(scaled)
-        return _fp16(scaled * raised), down / raised
+        factor = balance(scaled)
+        return _fp16(scaled * factor), down / factor
 
     def twist(self, z: Complex, table: Complex) -> Complex:
         """One product rounded, the other inside an FMA: twist in templates/device/scaled.cuh."""
@@ -227,23 +227,26 @@ class Scaled(Exact):
         return self.store(super().twiddle(number))
 
 
-def raises(scaled: Real) -> npt.NDArray[np.float32]:
+def balance(scaled: Real) -> npt.NDArray[np.float32]:
     """By what rows of pairs are multiplied: (B, H, L) scaled to their peaks -> (B, H, 1).
 
-    The row of a pair (2 b, 2 b + 1) with the smaller norm takes what is nearest to the ratio of the norms
-    among numbers of four binary places (1, 1.125 to 1.875, 2, 2.25 ...), or among powers of two where its
-    norm is below 4; its partner, an odd last row, and rows beside or of zeros take 1. The kernels' sums of
-    squares are off by some hundredths, so near the middle between two numbers they may choose the other one.
+    Of the norms of a pair (2 b, 2 b + 1) the smaller one is raised by a power of two, to at most the larger
+    one, and that one is lowered to it, by the nearest number of four binary places in [1/2, 1]. If both are
+    below 4, the smaller one takes the power of two nearest to their ratio, and the other 1, as do an odd last
+    row and rows beside zeros. The kernels' sums of squares are off by some hundredths, so near the middle
+    between two numbers they may choose the other one.
     """
     norm = np.linalg.norm(_float64(scaled), axis=-1, keepdims=True)
     partner = np.zeros_like(norm)
     even = len(norm) // 2 * 2
     partner[0:even:2], partner[1:even:2] = norm[1:even:2], norm[0:even:2]
     known = (norm > 0) & (partner > 0)
-    ratio = np.maximum(np.where(known, partner, 1) / np.where(known, norm, 1), 1)
-    significand, exponent = np.frexp(ratio)
-    many = np.ldexp(np.floor(16 * significand + 0.5) / 16, exponent)
-    return np.where(norm < 4, 2.0 ** np.rint(np.log2(ratio)), many).astype(np.float32)
+    ratio = np.where(known, partner, 1) / np.where(known, norm, 1)
+    apart = np.maximum(ratio, 1 / ratio)
+    many = np.maximum(norm, partner) >= 4
+    power = np.exp2(np.where(many, np.floor(np.log2(apart)), np.rint(np.log2(apart))))
+    lower = np.where(many, np.floor(16 * power / apart + 0.5) / 16, 1)
+    return np.where(ratio > 1, power, lower).astype(np.float32)
 
 
 def arithmetic(plan: Plan, rounded: bool) -> Exact:

@@ -14,7 +14,7 @@ import tolerance
 from plans import engines, on_engine
 
 from fftgen.errors import InputError, NoPlanError
-from fftgen.planner.interpret import convolve, raises, spectrum, workspace_states
+from fftgen.planner.interpret import balance, convolve, spectrum, workspace_states
 from fftgen.planner.order import monarch_permutation, spectrum_index
 from fftgen.planner.plan import Plan
 from fftgen.planner.search import ENGINES, plan, with_shape
@@ -158,18 +158,18 @@ def test_rows_of_a_pair_are_as_exact_as_beside_their_like(rng: np.random.Generat
     assert (np.array(errors[1]) < 1.1 * np.array(errors[0])).all()
 
 
-def test_the_smaller_row_of_a_pair_is_raised_to_the_norm_of_the_other() -> None:
-    """To within a sixteenth; never the larger row, one without a partner, one beside zeros."""
+def test_rows_of_a_pair_are_brought_to_like_norms() -> None:
+    """The smaller by a power of two, the larger to within a sixteenth of that; neither beside zeros."""
     norms = np.array([64, 1, 1, 2.8, 1, 2.1, 1, 1.06, 1.07, 1, 1, 1.95, 0, 5, 5, 0, 3])
-    raised = raises(4 * norms[:, None, None].astype(np.float32))[:, 0, 0]
-    assert raised.tolist() == [1, 64, 2.75, 1, 2, 1, 1, 1, 1, 1.125, 2, 1, 1, 1, 1, 1, 1]
+    factors = balance(4 * norms[:, None, None].astype(np.float32))[:, 0, 0]
+    assert factors.tolist() == [1, 64, 2, 0.6875, 2, 0.9375, 1, 0.9375, 0.9375, 1, 1, 0.5, 1, 1, 1, 1, 1]
 
 
-def test_a_spike_is_raised_by_powers_of_two() -> None:
-    """Another number would round it, and it is all that the row has."""
-    norms = np.array([1.7, 64, 1, 1.4, 1.5, 1, 3.9, 5.4])
-    raised = raises(norms[:, None, None].astype(np.float32))[:, 0, 0]
-    assert raised.tolist() == [32, 1, 1, 1, 1, 2, 1, 1]
+def test_a_spike_is_multiplied_by_powers_of_two() -> None:
+    """Another number would round it, and it is all that the row has; so it is of two spikes."""
+    norms = np.array([1.7, 100, 1, 1.4, 1.5, 1, 3.9, 5.4])
+    factors = balance(norms[:, None, None].astype(np.float32))[:, 0, 0]
+    assert factors.tolist() == [32, 0.5625, 1, 1, 1, 2, 1, 0.75]
 
 
 @pytest.mark.parametrize("length", [3, 31, 127, 257, 509, 521, 1009, 2003, 5003, 9973])

@@ -35,8 +35,8 @@ struct Strip : Operands<R, V> {
         scale(x, power);
         if (!power.finite)
             clear();
-        else if (power.raise != 1.0f)
-            times(power.raised());
+        else if (power.factor != 1.0f)
+            times(power.packed_factor());
     }
 
     template <bool SHARED, bool GATED, typename Source>
@@ -76,7 +76,7 @@ struct Strip : Operands<R, V> {
         const Power mine(peak);
         if (!row.finite)
             clear();
-        else if (mine.exponent != row.exponent || row.raise != 1.0f)
+        else if (mine.exponent != row.exponent || row.factor != 1.0f)
             times(mine.to(row));
     }
 
@@ -187,13 +187,14 @@ __device__ __forceinline__ void store_pair(
     Squares squares[2];
     re.scale(power[0], y[0], squares[0]), im.scale(power[1], y[1], squares[1]);
     balance(power[0], squares[0].total(), power[1], squares[1].total());
+    re_down = power[0].down(), im_down = power[1].down();
 #pragma unroll
     for (int p = 0; p < 2; ++p) {
         if (!power[p].finite) {
 #pragma unroll
             for (int i = 0; i < STEPS; ++i) y[p][i][0] = y[p][i][1] = y[p][i][2] = y[p][i][3] = 0;
-        } else if (power[p].raise != 1.0f) {
-            const Pack more = power[p].raised();
+        } else if (power[p].factor != 1.0f) {
+            const Pack more = power[p].packed_factor();
 #pragma unroll
             for (int i = 0; i < STEPS; ++i)
 #pragma unroll
@@ -203,7 +204,6 @@ __device__ __forceinline__ void store_pair(
         for (int i = 0; i < STEPS; ++i)
             (p == 0 ? to_re : to_im)[place<8>(i * LANES + lane, 0)] = uint4{y[p][i][0], y[p][i][1], y[p][i][2], y[p][i][3]};
     }
-    re_down = power[0].down(), im_down = power[1].down();
 }
 
 }  // namespace fftgen
