@@ -12,7 +12,7 @@ ABOVE_ROUNDING times the error of the exact answer rounded to bf16: 1.7e-3 and 9
 An answer that bf16 happens to hold, as one number or a row of zeros may be, is held to SCALED.
 
 Two rows of a pair share a transform and its noise. Their kernels bring both to like norms (balance in
-templates/device/scaled.cuh), so each is held to these figures by itself, whatever its partner.
+templates/device/powers.cuh), so each is held to these figures by itself, whatever its partner.
 
 Small samples scatter: the allowance grows with 1/sqrt(elements).
 """

@@ -25,7 +25,7 @@ of the cotangent: where these hardly meet within the lags asked for, the gradien
 Gradient of skip: a sum over (B, L) of products that were rounded only where gated: g r^2, nothing else.
 
 On the CPU path transforms and gated inputs are in fp32 (or float64): r^2 for a stored result remains, and
-g r^2 only where gated inputs come rounded to the storage type, as the wmma engine has them.
+g r^2 only where gated inputs come rounded to the storage type, as the wmma engine has them in bf16.
 """
 
 from __future__ import annotations

@@ -27,9 +27,10 @@ WMMA_TEMPLATES = {
     "rows": "inner.j2",
     "columns": "columns.j2",
     "columns_inverse": "columns_inverse.j2",
+    "peaks": "peaks.j2",
 }
 MMA_TEMPLATES = {
-    "peaks": "mma_peaks.j2",
+    "peaks": "peaks.j2",
     "columns": "mma_columns.j2",
     "columns_inverse": "mma_columns_inverse.j2",
 }
@@ -130,7 +131,7 @@ def render(plan: Plan) -> Source:
             **(_mma_names(plan) if mma else _wmma_names(plan)),
         )
     )
-    used = ["types", "signal", "filter", *_headers(plan)]
+    used = ["types", "signal", "filter", "powers", *_headers(plan)]
     headers = {f"fftgen/{name}.cuh": header(name) for name in used}
     entries = [*map(plan.entry, plan.every_kernel), *map(plan.filter_entry, plan.filter.kernels)]
     return Source(f"{plan.name}.cu", text, headers, tuple(entries))
@@ -139,7 +140,7 @@ def render(plan: Plan) -> Source:
 def render_gradient(gradient: Gradient) -> Source:
     """The source of the kernels of a filter's gradient: the same bytes for the same decisions."""
     plan, signals = gradient.plan, gradient.signals
-    used = [*_headers(plan), "gradient", "filter", "finish"]
+    used = [*_headers(plan), "powers", "gradient", "filter", "finish"]
     text = (
         _environment()
         .get_template("gradient.cu.j2")
@@ -174,7 +175,7 @@ def render_gradient(gradient: Gradient) -> Source:
 def _headers(plan: Plan) -> tuple[str, ...]:
     """The device headers of a plan beside those that all take."""
     if plan.engine == "wmma":
-        return ("tables", "wmma")
+        return ("tables", "wmma", *(("scaled_peaks", "wmma_rows") if plan.scaled else ()))
     used = ["mma", "scaled" if plan.scaled else "bf16", "chain", "columns"]
     used.append("scaled_rows" if plan.scaled else "bf16_rows")
     if not plan.block_stage:

@@ -8,6 +8,7 @@
 #include "fftgen/filter.cuh"
 #include "fftgen/tables.cuh"
 #include "fftgen/wmma.cuh"
+#include "fftgen/wmma_rows.cuh"
 
 using namespace fftgen;
 
@@ -72,7 +73,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) fftgen_conv_n4096_causal_fp
     const int warp = threadIdx.x / LANES;
     T* const re = reinterpret_cast<T*>(shared);
     T* const im = re + PLANE;
-    const Staging staging{reinterpret_cast<float*>(shared + 17408) + warp * (2 * TILE * STAGING_PITCH)};
+    float* const tiles_of_warps = reinterpret_cast<float*>(shared + 17408);
+    const Staging staging{tiles_of_warps + warp * (2 * TILE * STAGING_PITCH)};
     constexpr Space MATRICES = Space::SHARED;
     T* const matrices = reinterpret_cast<T*>(shared + 29696);
     share<Dft<T, N1, MATRICES>::ELEMENTS>(matrices + 0, matrix(args.tables, DFT1_AT), threadIdx.x, WARPS * LANES);
@@ -90,8 +92,8 @@ extern "C" __global__ void __launch_bounds__(128, 2) fftgen_conv_n4096_causal_fp
     for (int piece = worker * args.run; piece < min(pieces, (worker + 1) * args.run); ++piece) {
         const Item item = locate_item(args, piece);
         const Spectrum<T> spectrum = channel_spectrum(args, item.h);
-        const auto source = real_source(args, item.b, item.h);
-        const auto sink = real_sink(args, item.b, item.h);
+        const auto source = scaled<WARPS>(real_source(args, item.b, item.h), tiles_of_warps, warp, lane);
+        const auto sink = unscaled(real_sink(args, item.b, item.h), source);
         const int tiles = row_tiles(args.length);
         constexpr int origin = 0;
 

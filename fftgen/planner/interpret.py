@@ -5,7 +5,7 @@ the kernels of the plan's engine and compute format round:
 
 - *Rounded* (operands in the storage type, fp32 sums) reads the plan's own table block, as a kernel does.
   Gated input, matrices, every stage's result and the spectrum are in the storage type; products, twiddles
-  and scales in fp32.
+  and scales in fp32. Rows of fp16 are scaled as below.
 - *Mixed* ("bf16-fp32" of the "mma" engine) does the same with twiddles and a spectrum in fp16.
 - *Scaled* ("scaled-fp16", design 1.8) brings every gated row to [1, 2) by a power of two, 2**-q below, and
   keeps everything in fp16 until the last stage, products with twiddles and spectrum and the sums before a
@@ -116,11 +116,20 @@ class _Stored(Exact):
 
 
 class Rounded(_Stored):
-    """The "wmma" kernels' arithmetic: operands in the storage type, twiddles and scales in fp32."""
+    """The "wmma" kernels' arithmetic: operands in the storage type, twiddles and scales in fp32.
+
+    Rows of fp16 are scaled, and rounded once.
+    """
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
         self.block = _table_block(plan)
+
+    def operands(self, u: Real, gate: Real | None) -> tuple[Real, Real]:
+        if not self.plan.scaled:
+            return super().operands(u, gate)
+        x, power, factor, down = scaled(self.plan, u, gate)
+        return _fp16(x * (power * factor)), down
 
     def matrix(self, number: int) -> Complex:
         real, imaginary, _ = self._planes(number)
@@ -178,26 +187,9 @@ class Scaled(Exact):
             return np.asarray(values).astype(np.float32)
 
     def operands(self, u: Real, gate: Real | None) -> tuple[Real, Real]:
-        """The gated product stays in fp32. A row that is not finite goes in as zeros, comes out as NaN.
-
-        Zeros come out as zeros: the noise of the row that shares their transform must not show.
-        """
-        x = self.store_real(u)
-        if gate is not None:
-            with np.errstate(over="ignore", invalid="ignore"):
-                x = x * self.store_real(gate)
-        finite = np.isfinite(x).all(axis=-1, keepdims=True)
-        x = np.where(finite, x, np.float32(0))
-        peak = np.abs(x).max(axis=-1, keepdims=True)
-        _, exponent = np.frexp(peak)
-        power = np.clip(exponent - 1, -126, 126)  # both 2**power and 2**-power are normal numbers
-        down = np.where(peak == 0, np.float32(0), np.ldexp(np.float32(1), power))
-        down = np.where(finite, down, np.float32("nan"))
-        scaled = _fp16(np.ldexp(x, -power))
-        if self.plan.real_input:
-            return scaled, down
-        factor = balance(scaled)
-        return _fp16(scaled * factor), down / factor
+        """Scaled by the power of two, and once more where rows of a pair are brought to like norms."""
+        x, power, factor, down = scaled(self.plan, u, gate)
+        return _fp16(_fp16(x * power) * factor), down
 
     def twist(self, z: Complex, table: Complex) -> Complex:
         """One product rounded, the other inside an FMA: twist in templates/device/scaled.cuh."""
@@ -225,6 +217,29 @@ class Scaled(Exact):
 
     def twiddle(self, number: int) -> Complex:
         return self.store(super().twiddle(number))
+
+
+def scaled(plan: Plan, u: Real, gate: Real | None) -> tuple[Real, Real, Real, Real]:
+    """Gated rows (B, H, L) in fp32; and (B, H, 1) of each: the power of two that brings it to [1, 2), what
+    brings the rows of a pair to like norms, and what undoes both.
+
+    The gated product stays in fp32. A row that is not finite goes in as zeros, comes out as NaN. Zeros come
+    out as zeros: the noise of the row that shares their transform must not show.
+    """
+    kind = dtype(plan.problem.dtype)
+    x = decode(encode(u, kind), kind)
+    if gate is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            x = x * decode(encode(gate, kind), kind)
+    finite = np.isfinite(x).all(axis=-1, keepdims=True)
+    x = np.where(finite, x, np.float32(0))
+    peak = np.abs(x).max(axis=-1, keepdims=True)
+    _, exponent = np.frexp(peak)
+    shift = np.clip(exponent - 1, -126, 126)  # both 2**shift and 2**-shift are normal numbers
+    power = np.ldexp(np.float32(1), -shift)
+    factor = np.ones_like(power) if plan.real_input else balance(_fp16(x * power))
+    down = np.where(peak == 0, np.float32(0), np.ldexp(np.float32(1), shift) / factor)
+    return x, power, factor, np.where(finite, down, np.float32("nan"))
 
 
 def balance(scaled: Real) -> npt.NDArray[np.float32]:

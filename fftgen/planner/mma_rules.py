@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from fftgen.planner import fragments
 from fftgen.planner.plan import BF16_FP32, SCALED, TILE, Kernel, Plan, Stage
-from fftgen.planner.rules import Shape
+from fftgen.planner.rules import Shape, peaks_kernel
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
@@ -25,7 +25,6 @@ SPILLED = 1.25  # times longer than predicted, at a guess: some registers of the
 OPERANDS = 64  # registers that the operands of a warp's strips may take
 MOST_HELD = 160  # radix times width: a thread holds a quarter of it in fp32 until the peak is known
 RUN = 32  # columns that a warp stores in one piece: the low level of twiddles holds whole ones
-PEAK_WARPS, PEAK_COUNT = 8, 16_384  # threads of a block of the peaks kernel, and the numbers they look at
 STRIPS = 32  # of a row: a lane reads the peak of one
 
 
@@ -36,15 +35,12 @@ def supports(target: Target) -> str | None:
     return None
 
 
-def serves(compute_format: str, dtype: str, right_angle: bool) -> str | None:
+def serves(compute_format: str, dtype: str) -> str | None:
     """What a compute format can be for."""
     if compute_format not in FORMATS:
         return f"the mma engine computes in {' or '.join(FORMATS)}, not in {compute_format}"
-    if compute_format == BF16_FP32:
-        if dtype != "bf16":
-            return f"bf16 operands would drop bits of {dtype} tensors: {SCALED} keeps them"
-        if not right_angle:
-            return f"two rows of a transform share its noise, and {BF16_FP32} scales neither"
+    if compute_format == BF16_FP32 and dtype != "bf16":
+        return f"bf16 operands would drop bits of {dtype} tensors: {SCALED} keeps them"
     return None
 
 
@@ -121,9 +117,7 @@ def kernels(
         if isinstance(found, str):
             yield found
             return
-        resident = min(8, target.warps_sm // PEAK_WARPS)
-        peaks = Kernel("peaks", 0, PEAK_WARPS, 1, resident, 0, 0, PEAK_COUNT, -1, -1, 0)
-        around = (peaks, *found) if compute_format == SCALED else found
+        around = (peaks_kernel(target), *found) if compute_format == SCALED else found
     inner = stages[device:]
     role = "rows" if device else "convolve"
     if len(inner) == 2:

@@ -18,7 +18,8 @@ from fftgen.planner.filter import Filter, FilterKernel
 from fftgen.problem import Problem
 
 SCHEMA = 6
-SCALED, BF16_FP32 = "scaled-fp16", "bf16-fp32"  # compute formats of the "mma" engine
+# Compute formats: of the "mma" engine the first two, of "wmma" the last two.
+SCALED, BF16_FP32, FP16_FP32 = "scaled-fp16", "bf16-fp32", "fp16-fp32"
 TILE = 16  # rows and columns of a matrix instruction's tile
 
 
@@ -121,7 +122,7 @@ class Plan:
 
     ``transform`` is N, the complex length; ``packing`` "right-angle" or "batch-pair" (design 1.3);
     ``compute_format``: operands and sums; of engine "mma" SCALED (design 1.8) or BF16_FP32, of "wmma"
-    operands in the storage type with sums in fp32.
+    operands in the storage type with sums in fp32, rows of fp16 scaled as well.
     ``fold``: the period of a circular convolution in right-angle packing, which its filter brings about
     (planner/fold.py); 0 for the others. ``chunk_bytes`` bounds the workspace of the device class.
     ``filter``: the kernels that make a filter's spectrum (a candidate has none yet). ``outputs``: 2 where
@@ -171,7 +172,7 @@ class Plan:
     @property
     def scaled(self) -> bool:
         """Rows are scaled by powers of two on their way in (design 1.8)."""
-        return self.compute_format == SCALED
+        return self.compute_format in (SCALED, FP16_FP32)
 
     @property
     def operand(self) -> str:

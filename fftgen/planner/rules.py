@@ -19,6 +19,7 @@ MAX_TILE = 4096  # elements of a tile that one warp owns
 MAX_WARP_RADIX = 96  # a warp holds the operands of one row or column strip in registers
 WARPS = (8, 4, 2, 1)
 REGISTERS = 128  # what a thread may use before residency is given up for it
+PEAK_WARPS, PEAK_COUNT = 8, 16_384  # threads of a block of the peaks kernel, and the numbers they look at
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ def shape_is_legal(shape: Shape) -> str | None:
 
 def _matrices(radices: tuple[tuple[int, float, bool], ...]) -> int:
     return sum(matrix_bytes(radix) for radix, _, _ in sorted(set(radices)))
+
+
+def peaks_kernel(target: Target) -> Kernel:
+    """Before a device stage: what its rows are scaled by."""
+    resident = min(8, target.warps_sm // PEAK_WARPS)
+    return Kernel("peaks", 0, PEAK_WARPS, 1, resident, 0, 0, PEAK_COUNT, -1, -1, 0)
 
 
 def inner_kernel(

@@ -17,8 +17,16 @@ from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
 from fftgen.planner.filter import Filter
 from fftgen.planner.filter_design import design
 from fftgen.planner.matrix_scale import matrix_scales
-from fftgen.planner.plan import SCALED, Kernel, Plan, Stage, Table
-from fftgen.planner.rules import WARPS, Shape, columns_kernel, inner_kernel, shape_is_legal, supports_dtype
+from fftgen.planner.plan import BF16_FP32, FP16_FP32, SCALED, Kernel, Plan, Stage, Table
+from fftgen.planner.rules import (
+    WARPS,
+    Shape,
+    columns_kernel,
+    inner_kernel,
+    peaks_kernel,
+    shape_is_legal,
+    supports_dtype,
+)
 from fftgen.planner.tables import layout, twiddle_split
 from fftgen.planner.whole import whole_kernel
 from fftgen.problem import MAX_LENGTH, Problem
@@ -113,7 +121,7 @@ def _stages(shape: Shape, right_angle: bool, operand: str) -> tuple[Stage, ...]:
 
 
 def _kernels(
-    shape: Shape, stages: tuple[Stage, ...], weighted: bool, warps: int, target: Target
+    shape: Shape, stages: tuple[Stage, ...], weighted: bool, warps: int, target: Target, scaled: bool
 ) -> tuple[Kernel, ...] | str:
     inner = stages[shape.device :]
     role = "rows" if shape.device else "convolve"
@@ -132,7 +140,7 @@ def _kernels(
             return found
         kernels.append(found)
     kernels.insert(shape.device, body)
-    return tuple(kernels)
+    return (peaks_kernel(target), *kernels) if scaled else tuple(kernels)
 
 
 def _layouts(
@@ -148,7 +156,7 @@ def _layouts(
         yield from mma_rules.kernels(stages, shape.device, right_angle, target, compute_format)
     else:
         for warps in WARPS:
-            yield _kernels(shape, stages, right_angle, warps, target)
+            yield _kernels(shape, stages, right_angle, warps, target, compute_format == FP16_FP32)
 
 
 def _legal(engine: str, shape: Shape, target: Target) -> str | None:
@@ -214,9 +222,11 @@ def candidate(
     compute_format = asked or formats(engine, problem.dtype)[0]
     reason = supports_dtype(problem.dtype, target) or _legal(engine, shape, target)
     if engine == "mma":
-        reason = reason or mma_rules.serves(compute_format, problem.dtype, right_angle)
+        reason = reason or mma_rules.serves(compute_format, problem.dtype)
     elif compute_format not in formats(engine, problem.dtype):
         reason = f"the {engine} engine computes {problem.dtype} in {formats(engine, problem.dtype)[0]}"
+    if not right_angle and compute_format == BF16_FP32:
+        reason = reason or f"two rows of a transform share its noise, and {BF16_FP32} scales neither"
     if not reason and (
         transform < problem.length or (not problem.causal and not fold and transform != problem.length)
     ):
@@ -268,8 +278,8 @@ def candidate(
 def formats(engine: str, dtype: str) -> tuple[str, ...]:
     """The compute formats of an engine for a storage type, the one that it takes unasked first."""
     if engine == "wmma":
-        return (f"{dtype}-fp32",)
-    return tuple(f for f in mma_rules.FORMATS if mma_rules.serves(f, dtype, True) is None)
+        return (BF16_FP32 if dtype == "bf16" else FP16_FP32,)
+    return tuple(f for f in mma_rules.FORMATS if mma_rules.serves(f, dtype) is None)
 
 
 def parse_engine(text: str) -> tuple[str, str | None]:

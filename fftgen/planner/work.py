@@ -76,9 +76,10 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target) -> Work:
     again = kernel.role == "columns" and any(k.role == "peaks" for k in plan.kernels)
     body = kernel == plan.body
     mma = plan.engine == "mma"
+    twice = not mma and plan.scaled and kernel.role == "convolve"  # before its columns for the peak of a row
     return Work(
         tensor_ops=ops,
-        loaded=loaded,
+        loaded=2 * loaded if twice else loaded,
         stored=stored,
         device_bytes=(0 if again else loaded) + stored,
         workspace_loaded=workspace_loaded,
@@ -154,7 +155,14 @@ def _wmma_shared(plan: Plan, kernel: Kernel) -> int:
 
 
 def _wmma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
-    return _passes(plan, kernel) * plan.transform * WMMA_PER_ELEMENT + WMMA_PER_PRODUCT * ops
+    found = _passes(plan, kernel) * plan.transform * WMMA_PER_ELEMENT + WMMA_PER_PRODUCT * ops
+    looked = plan.scaled and kernel.role in ("convolve", "peaks")
+    return found + _peaks_instructions(plan) if looked else found
+
+
+def _peaks_instructions(plan: Plan) -> float:
+    """To look at rows for what they are scaled by."""
+    return 24.0 * plan.rows_per_item * plan.transform / 128
 
 
 def _passes(plan: Plan, kernel: Kernel) -> int:
@@ -223,8 +231,8 @@ def mma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
     the portfolio.
     """
     if kernel.role == "peaks":
-        each = 24.0 * plan.rows_per_item
-    elif kernel.role in ("columns", "columns_inverse"):
+        return _peaks_instructions(plan)
+    if kernel.role in ("columns", "columns_inverse"):
         each = _device_instructions(plan, kernel)
     elif plan.block_stage:
         each = _block_instructions(plan, kernel)

@@ -234,10 +234,11 @@ def test_every_shape_of_plan_computes_the_same(
         (transform - 7, True),
         (transform // 3, True),
     ):
-        found = with_shape(Problem(mode, length, "bf16"), "sm_90", factors, device, fold=fold)
+        dtype = "fp16" if mode == "circular" and not fold else "bf16"
+        found = with_shape(Problem(mode, length, dtype), "sm_90", factors, device, fold=fold)
         assert found.fold == (length if fold and mode == "circular" else 0)
         assert len(found.device_stages) == device
-        inputs = cases.draw(rng, (3, 1, length), length, "bf16", in_gate=True, out_gate=True, skip=True)
+        inputs = cases.draw(rng, (3, 1, length), length, dtype, in_gate=True, out_gate=True, skip=True)
         ref = expected(found, inputs)
         assert distance(run(found, inputs, rounded=False), ref) < EXACT
         judge(found, inputs, run(found, inputs, rounded=True))
@@ -274,7 +275,7 @@ def test_the_workspace_after_each_kernel_leads_to_the_output(
     found = with_shape(Problem(mode, n - fold, "fp16"), "sm_90", factors, device)
     inputs = cases.draw(rng, (3, 2, n - fold), n - fold, "fp16", in_gate=True, skip=True)
     states = workspace_states(found, inputs.u, inputs.k, in_gate=inputs.in_gate, skip=inputs.skip)
-    assert set(states) == {(k.role, k.stage) for k in found.kernels}
+    assert set(states) == {(k.role, k.stage) for k in found.kernels if k.role != "peaks"}
     assert inputs.skip is not None
     taps = inputs.k.copy()
     taps[:, 0] += inputs.skip
@@ -423,7 +424,7 @@ def test_the_spectrum_is_scaled_to_its_largest_modulus(
 ) -> None:
     """Each position holds the frequency whose digits it spells, from the definition of the transform."""
     n = int(np.prod(factors))
-    found = with_shape(Problem(mode, n, "bf16"), "sm_90", factors, len(factors) - 2)
+    found = with_shape(Problem(mode, n, "fp16"), "sm_90", factors, len(factors) - 2)
     k = rng.standard_normal((4, 50)) * np.array([[1e-8], [1.0], [3e5], [0.0]])
     values, exponent = spectrum(found, k, rounded=False)
     assert values.shape == (4, n)
@@ -445,7 +446,7 @@ def test_the_spectrum_is_scaled_to_its_largest_modulus(
     rounded, same = spectrum(found, k)
     assert (same == exponent).all()
     assert (np.abs(rounded - values) <= 2.0**-8).all()
-    assert (rounded.real == reference.stored(rounded.real, "bf16")).all()
+    assert (rounded.real == reference.stored(rounded.real, "fp16")).all()
 
 
 @pytest.mark.parametrize("factors", [(16, 16), (32, 32), (80, 16, 16), (16, 16, 32)], ids=str)

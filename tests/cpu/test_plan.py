@@ -95,6 +95,7 @@ def test_every_plan_is_legal(name: str) -> None:
         assert found.engine == "wmma" or chip.capability >= 80, note
         formats = {"wmma": f"{problem.dtype}-fp32", "mma": "scaled-fp16"}
         assert found.compute_format == formats[found.engine], note
+        assert found.scaled or found.real_input, note  # rows that share a transform share its noise
         assert found.transform >= problem.length, note
         if problem.causal:
             assert (found.packing, found.fold) == ("right-angle", 0), note
@@ -246,7 +247,7 @@ def test_rows_of_tiles_start_in_different_banks(length: int, name: str) -> None:
     """WMMA operands start on 32 bytes: rows an odd number of 32-byte groups apart conflict least."""
     found = on_engine(Problem("causal", length, "fp16"), name, "wmma")
     for kernel in found.kernels:
-        assert 2 * kernel.pitch % 64 == 32, (str(found), kernel)
+        assert kernel.role == "peaks" or 2 * kernel.pitch % 64 == 32, (str(found), kernel)
     for radix in found.factors:
         assert 2 * tables.matrix_pitch(radix) % 64 == 32
 
@@ -259,7 +260,7 @@ def test_kernels_walk_through_all_stages_and_back(name: str) -> None:
         inward = [("columns", s) for s in range(1, count + 1)]
         outward = [("columns_inverse", s) for s in range(count, 0, -1)]
         expected = [*inward, ("rows", 0), *outward] if count else [("convolve", 0)]
-        if found.engine == "mma" and count:
+        if found.scaled and count:
             expected.insert(0, ("peaks", 0))
         assert roles == expected, str(found)
         entries = [found.entry(k) for k in found.kernels]

@@ -61,7 +61,8 @@ PLANS = (
     shaped("causal", (16, 16, 16), 1, "mma:bf16-fp32"),
     shaped("causal", (16, 16, 16), 1, "wmma"),
     shaped("circular", (16, 16, 16, 16), 2, "wmma", "fp16"),
-    shaped("circular", (16, 16, 16), 0, "wmma"),
+    shaped("circular", (16, 16, 16), 0, "wmma", "fp16"),
+    shaped("causal", (16, 16), 0, "wmma", "fp16"),
     search.plan(Problem("circular", 1000, "bf16"), "sm_90"),  # folds
     search.plan(Problem("circular", 1000, "fp16"), "sm_75"),
 )

@@ -50,7 +50,8 @@ def plan_for(mode: str, length: int, dtype: str = "bf16", target: str = "sm_90")
 
 
 def wmma(mode: str, *factors: int, device: int = 0) -> Plan:
-    return search.with_shape(Problem(mode, prod(factors), "bf16"), "sm_90", factors, device, "wmma")
+    dtype = "bf16" if mode == "causal" else "fp16"  # pairs are scaled, which in bf16 nothing is
+    return search.with_shape(Problem(mode, prod(factors), dtype), "sm_90", factors, device, "wmma")
 
 
 def whole_period(*factors: int, device: int = 0, engine: str = "mma") -> Plan:

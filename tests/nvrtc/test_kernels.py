@@ -11,15 +11,17 @@ import itertools
 
 import numpy as np
 import pytest
-from calls import built, run
+import torch
+from calls import built, call, draw, filters, run
 from cases import slow, usually
+from hard_signals import every_pair, judge_rows_alone
 from plans import on_engine
 
 from fftgen import sampled
 from fftgen.launch import ARGS_BYTES
 from fftgen.planner import search
 from fftgen.planner.cost import tensor_ops
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import SCALED, Plan
 from fftgen.problem import Problem
 
 
@@ -120,6 +122,41 @@ def test_the_device_class(mode: str, length: int, dtype: str, target: str, rng: 
     run(plan, rng, batch=1 if mode == "causal" else 2, options=("in_gate", "out_gate", "skip"))
 
 
+# Rows of fp16 are scaled (design 1.8)
+
+KINDS = {"warp tile": ((16, 16), 0), "block": ((16, 16, 16), 0), "device": ((16, 16, 16), 1)}
+
+
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize("target", ["sm_75", *slow(["sm_90"])])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_as_exact_beside_any_other(kind: str, target: str, rng: np.random.Generator) -> None:
+    """Within 1.2e-3, whoever the partner in its transform is; what is not finite stays in its row."""
+    factors, device = KINDS[kind]
+    length = int(np.prod(factors))
+    plan = search.with_shape(Problem("circular", length, "fp16"), target, factors, device, "wmma")
+    u, k = every_pair(rng, "fp16", length)
+    judge_rows_alone(plan, call(plan, u, k), u, k, SCALED)
+
+
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize("steps", [4096, 4091])  # rows that are aligned or not
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize("kind", ["block", "device"])
+def test_nothing_overflows(kind: str, mode: str, steps: int, rng: np.random.Generator) -> None:
+    """Sums over a row of 8000 come to 64 times that between stages; a gated one of 3e4 starts beyond fp16."""
+    factors, device = KINDS[kind]
+    plan = search.with_shape(Problem(mode, 4096, "fp16"), "sm_75", factors, device, "wmma")
+    u = torch.full((3, 1, steps), 8000.0)
+    u[1] = 3e4
+    gate = 1 + draw(rng, 3, 1, steps) / 8
+    gate[1] *= 4
+    k = filters(rng, 1, steps).abs()  # passes the mean, which is nearly all there is
+    k *= 0.01 / k.sum()
+    u, gate = u.half(), gate.half()
+    judge_rows_alone(plan, call(plan, u, k, in_gate=gate), u, k, SCALED, in_gate=gate)
+
+
 def test_chunks_reuse_the_workspace(rng: np.random.Generator) -> None:
     """Five transforms through a workspace of two: three chunks, odd at the end, across channels."""
     plan = search.with_shape(Problem("causal", 4096, "bf16"), "sm_90", (16, 16, 16), 1)
@@ -141,7 +178,7 @@ def test_long_transforms_on_sampled_blocks(mode: str, length: int) -> None:
     dtype = "bf16" if mode == "causal" else "fp16"
     module, ptx = built(plan_for(mode, length, dtype))
     samples = list(sampled.check_launches(module, ptx, seed=length))
-    assert len(samples) == len(module.plan.kernels)
+    assert len(samples) == sum(kernel.role != "peaks" for kernel in module.plan.kernels)
     for sample in samples:
         assert sample.accuracy.passed, f"{sample.description}: {sample.accuracy}"
 

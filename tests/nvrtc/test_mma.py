@@ -11,18 +11,17 @@ import itertools
 import compiled
 import numpy as np
 import pytest
-import tolerance
 import torch
 from calls import OPTIONS, TORCH, built, call, check, draw, exact, filters, judged, prepared, run
 from cases import slow, usually
+from hard_signals import every_pair, hard_signal, judge_rows_alone
 from plans import on_engine
-from torch import Tensor
 
 from fftgen import emulate, sass, toolkit
 from fftgen.execute import spectrum, with_skip
 from fftgen.planner import fragments
 from fftgen.planner.cost import tensor_ops
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import SCALED, Plan
 from fftgen.planner.search import with_shape
 from fftgen.problem import Problem
 from fftgen.render import render
@@ -214,18 +213,6 @@ def test_sampled_rows_of_millions_of_points(
 # Signals that formats of few bits find hard
 
 
-def hard_signal(rng: np.random.Generator, name: str, *shape: int) -> Tensor:
-    if name == "mean":
-        return 100 + draw(rng, *shape)
-    if name == "tails":
-        return torch.from_numpy(rng.standard_t(2, shape))
-    if name == "spike":
-        x = draw(rng, *shape)
-        x[..., int(rng.integers(shape[-1] // 2))] = 1e4
-        return x
-    return draw(rng, *shape) * float(name)
-
-
 HARD = [("bf16", name) for name in ("mean", "tails", "spike", "1e-20", "1e30")]
 HARD += [("fp16", name) for name in ("mean", "tails", "spike", "1e-3")]
 
@@ -284,41 +271,6 @@ PAIRS = {
     "block, strips of its own powers": (32, 16, 32),
     "device": (16, 16, 16),
 }
-# What may stand in one row of a pair; "none": zeros. The gain of 1e4 keeps what "tiny" comes to normal.
-PARTNERS = {
-    "bf16": ("white", "spike", "alone", "mean", "tails", "1e-20", "1e30", "tiny", "none", "nan", "inf"),
-    "fp16": ("white", "spike", "alone", "mean", "tails", "1e-3", "none", "nan"),
-}
-GAIN = {"bf16": 1e4, "fp16": 0.125}
-
-
-def row_of_a_pair(rng: np.random.Generator, name: str, length: int) -> Tensor:
-    if name in ("nan", "inf"):
-        x = draw(rng, length)
-        x[int(rng.integers(length))] = float(name)
-        return x
-    if name in ("alone", "tiny"):  # a spike and nothing, or subnormal numbers of bf16
-        x = draw(rng, length) * (1e-3 if name == "tiny" else 0.0)
-        x[int(rng.integers(length))] = 1.7
-        return x * (1e-37 if name == "tiny" else 1e3)
-    return (
-        torch.zeros(length) if name == "none" else hard_signal(rng, "1" if name == "white" else name, length)
-    )
-
-
-def judge_rows_alone(plan: Plan, y: Tensor, u: Tensor, k: Tensor, **given: Tensor) -> None:
-    """Every row by itself: finite ones within the bounds, zeros zero, others NaN."""
-    x = u.double() if not given else u.double() * given["in_gate"].double()
-    right = x.isfinite().all(dim=-1)
-    ref = torch.from_numpy(exact(plan, u.where(right[..., None], 0), k, **given))
-    for b, h in itertools.product(range(len(u)), range(u.shape[1])):
-        if not right[b, h]:
-            assert y[b, h].isnan().all()
-        elif not x[b, h].any():
-            assert not y[b, h].any()
-        else:
-            one = np.s_[b : b + 1, h : h + 1]
-            tolerance.check(y[one].double(), ref[one], plan.problem.dtype, plan.order, plan.compute_format)
 
 
 @pytest.mark.drawn(2)
@@ -332,13 +284,8 @@ def test_a_row_is_as_exact_beside_any_other(kind: str, dtype: str, rng: np.rando
     factors = PAIRS[kind]
     length = int(np.prod(factors))
     plan = with_shape(Problem("circular", length, dtype), "sm_90", factors, int(kind == "device"), "mma")
-    names = list(itertools.product(PARTNERS[dtype], repeat=2))
-    u = torch.stack([torch.stack([row_of_a_pair(rng, n, length) for n in pair]) for pair in names], dim=1)
-    k = GAIN[dtype] * filters(rng, len(names), length)
-    decay = torch.exp(-8 * torch.arange(length) / length)  # a gain at frequency 0, lest a mean is cancelled
-    k += torch.copysign(k.norm(dim=1), k.sum(dim=1))[:, None] * decay / decay.sum()
-    u = u.to(TORCH[dtype])
-    judge_rows_alone(plan, call(plan, u, k), u, k)
+    u, k = every_pair(rng, dtype, length)
+    judge_rows_alone(plan, call(plan, u, k), u, k, SCALED)
 
 
 @pytest.mark.drawn(3)
@@ -354,7 +301,7 @@ def test_a_gate_may_make_rows_of_a_pair_unlike(kind: str, aligned: bool, rng: np
     gate[0, 0, 7] = gate[1, 1, -9] = gate[2, 0, 3] = 3e4
     gate = gate.half()
     k = filters(rng, 2, steps) / 32
-    judge_rows_alone(plan, call(plan, u, k, in_gate=gate), u, k, in_gate=gate)
+    judge_rows_alone(plan, call(plan, u, k, in_gate=gate), u, k, SCALED, in_gate=gate)
 
 
 @pytest.mark.drawn(2)

@@ -111,16 +111,4 @@ __device__ __forceinline__ void wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
-__device__ __forceinline__ unsigned warp_max(unsigned x) {
-    unsigned y;
-    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
-    return y;
-}
-
-__device__ __forceinline__ unsigned warp_sum(unsigned x) {
-    unsigned y;
-    asm volatile("redux.sync.add.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
-    return y;
-}
-
 }  // namespace fftgen

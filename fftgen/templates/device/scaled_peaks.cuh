@@ -1,7 +1,7 @@
 // What rows are scaled by, found before a device stage: peaks, and for pairs of rows their norms.
 #pragma once
 
-#include "fftgen/scaled.cuh"
+#include "fftgen/powers.cuh"
 #include "fftgen/signal.cuh"
 
 namespace fftgen {
@@ -50,7 +50,7 @@ __device__ __forceinline__ unsigned row_peak(const RealSource<T>& source, bool v
 struct PairSize {
     unsigned peak[2];
     double squares[2];
-    static constexpr int UNITS = 4;  // 4^4 units of Squares to one
+    static constexpr int UNITS = 4;  // 4^4 units of squares to one
 
     __device__ __forceinline__ void powers(Power& re, Power& im) const {
         re = Power(peak[0]), im = Power(peak[1]);
@@ -60,7 +60,7 @@ struct PairSize {
     static __device__ __forceinline__ double power_of_four(int n) {
         return __hiloint2double((1023 + 2 * n) << 20, 0);
     }
-    // Of numbers that the power has brought to [1, 2), in units of Squares.
+    // Of numbers that the power has brought to [1, 2), in units of SQUARE_UNIT.
     static __device__ __forceinline__ float scaled(double sum, const Power& power) {
         return (float)(sum * power_of_four(127 + UNITS - (int)power.exponent));
     }
@@ -93,17 +93,25 @@ struct Seen {
         squares *= ratio * ratio, power = larger;
     }
 
-    // Adds a warp's share to its row. It is cut to 8 bits: the sum in double is then exact, in whatever order
-    // the warps come, as long as their shares lie within a factor of 2^34 (2^11 of them in the longest row);
+    // A warp's share, in each of its lanes. It is cut to 8 bits: a sum of them in double is then exact, in whatever
+    // order the warps come, as long as their shares lie within a factor of 2^34 (2^11 of them in the longest row);
     // beyond, the order shows in the last place of a sum of which only the first four of the root matter.
-    __device__ __forceinline__ void report(PairSize& size, int row, int lane) {
+    __device__ __forceinline__ unsigned share(double& sum) {
         const unsigned most = warp_max(peak.bits());
         bring(Power(most));
-        const unsigned sum = max(warp_sum(Squares::units(squares)), 1u);
+        const unsigned units = max(warp_sum(square_units(squares)), 1u);
+        const float cut = __uint_as_float(__float_as_uint((float)units) & 0xffff0000u);
+        sum = cut * PairSize::power_of_four((int)power.exponent - 127 - PairSize::UNITS);
+        return most;
+    }
+
+    // Adds it to its row.
+    __device__ __forceinline__ void report(PairSize& size, int row, int lane) {
+        double sum;
+        const unsigned most = share(sum);
         if (lane != 0 || most == 0) return;
         atomicMax(&size.peak[row], most);
-        const float cut = __uint_as_float(__float_as_uint((float)sum) & 0xffff0000u);
-        atomicAdd(&size.squares[row], cut * PairSize::power_of_four((int)power.exponent - 127 - PairSize::UNITS));
+        atomicAdd(&size.squares[row], sum);
     }
 };
 

@@ -36,7 +36,7 @@ struct Strip : Operands<R, V> {
         if (!power.finite)
             clear();
         else if (power.factor != 1.0f)
-            times(power.packed_factor());
+            times(ratio(power, power));
     }
 
     template <bool SHARED, bool GATED, typename Source>
@@ -77,7 +77,7 @@ struct Strip : Operands<R, V> {
         if (!row.finite)
             clear();
         else if (mine.exponent != row.exponent || row.factor != 1.0f)
-            times(mine.to(row));
+            times(ratio(mine, row));
     }
 
     __device__ __forceinline__ void times(Pack ratio) {
@@ -194,7 +194,7 @@ __device__ __forceinline__ void store_pair(
 #pragma unroll
             for (int i = 0; i < STEPS; ++i) y[p][i][0] = y[p][i][1] = y[p][i][2] = y[p][i][3] = 0;
         } else if (power[p].factor != 1.0f) {
-            const Pack more = power[p].packed_factor();
+            const Pack more = ratio(power[p], power[p]);
 #pragma unroll
             for (int i = 0; i < STEPS; ++i)
 #pragma unroll

@@ -52,9 +52,14 @@ struct Word<__half> {
     }
     // The larger absolute value of each half; a NaN is larger than all.
     static __device__ __forceinline__ unsigned peak(unsigned most, unsigned x) {
+        x &= 0x7fff7fffu;
+#if __CUDA_ARCH__ >= 800
         unsigned y;
-        asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(most), "r"(x & 0x7fff7fffu));
+        asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(most), "r"(x));
         return y;
+#else
+        return max(most & 0xffff0000u, x & 0xffff0000u) | max(most & 0xffffu, x & 0xffffu);  // as integers
+#endif
     }
 };
 

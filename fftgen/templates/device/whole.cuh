@@ -76,7 +76,7 @@ __device__ __forceinline__ void fill_ratios(
     const auto ratio = [&](int strip) { return Power(peaks[strip]).to(row); };
     for (int i = thread; i < strips / 2; i += threads) {
         const int first = i / across * 2 * across + i % across;
-        ratios[i] = __byte_perm(ratio(first), ratio(first + across), 0x5410);
+        ratios[i] = pack(ratio(first), ratio(first + across));
     }
 }
 

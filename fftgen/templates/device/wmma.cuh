@@ -223,6 +223,7 @@ __device__ __forceinline__ void right(
 template <int ELEMENTS, typename T>
 __device__ __forceinline__ void share(T* to, const T* from, int thread, int threads) {
     static_assert(ELEMENTS % VECTOR == 0, "a DFT matrix is a whole number of 16-byte vectors");
+#pragma unroll 1
     for (int i = thread * VECTOR; i < ELEMENTS; i += threads * VECTOR) store_vector(to + i, load_vector(from + i));
 }
 
