@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fftgen import artifact, bundle
 from fftgen.cache import Cache
 from fftgen.dtypes import dtype as find_dtype
-from fftgen.durable import sync_directory, unused, write_synced
+from fftgen.durable import check_writable, replaceable, sync_directory, unused, way_out, write_synced
 from fftgen.errors import ArtifactError, InputError
 from fftgen.pipeline import Built
 from fftgen.planner import search
@@ -135,8 +135,11 @@ def build_files(
     """Build everything, then write every file: a failed build changes none of them.
 
     ``done`` is called with each build, from worker threads. ``engine``: of every plan, in place of the
-    planner's choice.
+    planner's choice. Files that could not be written raise ArtifactError before anything is compiled.
     """
+    for path in files:
+        with _written(path):
+            check_writable(path, made=True)
     wanted = {
         path: list(
             dict.fromkeys(job for asked in problems for job in jobs_for(asked, targets, train, engine))
@@ -154,24 +157,31 @@ def build_files(
 
 
 def _write_all(contents: dict[Path, bytes]) -> None:
-    """All files are on the disk under other names before the first one is replaced."""
-    ready: dict[Path, Path] = {}
-    path = Path()
+    """All files are on the disk under other names before the first one is replaced. Links stay."""
+    ready: dict[Path, tuple[Path, Path]] = {}
     try:
         for path, raw in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir():
-                raise IsADirectoryError(0, "is a directory")
-            ready[path] = unused(path.parent, f".{path.name}")
-            write_synced(ready[path], raw)
-        for path, temporary in ready.items():
-            os.replace(temporary, path)
-            sync_directory(path.parent)
-    except OSError as error:
-        raise ArtifactError(
-            f"artifact {path} cannot be written ({error.strerror or error}): name a writable directory"
-        ) from error
+            with _written(path):
+                place = replaceable(path)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                ready[path] = (place, unused(place.parent, f".{place.name}"))
+                write_synced(ready[path][1], raw)
+        for path, (place, temporary) in ready.items():
+            with _written(path):
+                os.replace(temporary, place)
+                sync_directory(place.parent)
     finally:
-        for temporary in ready.values():
+        for _, temporary in ready.values():
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """An OSError about an artifact as the error that tells what can be done."""
+    try:
+        yield
+    except OSError as error:
+        raise ArtifactError(
+            f"artifact {path} cannot be written ({error.strerror or error}): {way_out(error)}"
+        ) from error

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
+import tempfile
 from pathlib import Path
 
 
@@ -33,11 +36,40 @@ def sync_directory(path: Path) -> None:
             os.close(handle)
 
 
+def replaceable(path: Path) -> Path:
+    """The regular file that ``path`` leads to, which need not be there: a new one may take its place.
+
+    Links are followed, as ``open`` does, and stay. Raises OSError for a directory, a device or a FIFO: a
+    rename would put a file in their place.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return Path(os.path.realpath(path))
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return Path(os.path.realpath(path))
+
+
+def check_writable(path: Path, *, made: bool = False) -> None:
+    """Raise the OSError that ``replace_file`` would, as far as it can be known before there is content.
+
+    ``made``: directories on the way that do not exist yet will be made. Nothing is left behind.
+    """
+    real = replaceable(path)
+    there = next(p for p in real.parents if p.exists()) if made else real.parent
+    with tempfile.TemporaryFile(dir=there):  # permission bits do not tell of read-only file systems
+        pass
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write ``path`` whole or not at all; an existing file stays as it is until the new one is on the disk.
 
-    Raises OSError; then no temporary file is left behind.
+    Raises OSError, also for what is no regular file (``replaceable``); then no temporary file is left behind.
     """
+    path = replaceable(path)
     temporary = unused(path.parent, f".{path.name}")
     mode = path.stat().st_mode & 0o777 if path.exists() else None
     try:
@@ -48,6 +80,31 @@ def replace_file(path: Path, content: bytes) -> None:
             temporary.unlink()
         raise
     sync_directory(path.parent)
+
+
+def write_out(path: Path, content: bytes) -> None:
+    """``replace_file``; into a device or a FIFO, which nothing replaces, the content is written.
+
+    Raises OSError.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(content)
+    else:
+        replace_file(path, content)
+
+
+def way_out(error: OSError) -> str:
+    """What to do about a file that could not be written, by the cause."""
+    cause = errno.errorcode.get(error.errno or 0)
+    if cause in ("ENOSPC", "EDQUOT"):
+        return "make room there, or name a file on another disk"
+    if cause == "EISDIR":
+        return "name a file in it"
+    if cause in ("ENOENT", "ENOTDIR"):
+        return "name a directory that exists"
+    if cause in ("EACCES", "EPERM", "EROFS"):
+        return "name a writable directory"
+    return "name another file"
 
 
 def unused(directory: Path, stem: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fftgen.durable import way_out
 from fftgen.errors import InputError, ToolchainError
 
 
@@ -32,5 +33,7 @@ def save(made: Any, path: Path) -> None:
     """Write a figure; the file's ending names the format. Raises InputError when it cannot be written."""
     try:
         made.savefig(path, dpi=120)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror}): {way_out(error)}") from error
+    except ValueError as error:
         raise InputError(f"{path} cannot be written ({error}): name a .png, .svg or .pdf file") from error

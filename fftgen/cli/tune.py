@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 
 from fftgen.cli.options import common, lengths, mode, plural, print_json, results_file, table
 from fftgen.dtypes import dtype as find_dtype
-from fftgen.durable import replace_file
+from fftgen.durable import check_writable, replace_file, way_out
 from fftgen.errors import InputError
 
 
@@ -69,10 +70,12 @@ def command(
     from fftgen.cache import Cache
     from fftgen.problem import Problem
 
-    if most < 1 or seconds <= 0 or (budget is not None and budget <= 0):
-        raise InputError("--most, --seconds and --budget must be positive")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"{output} cannot be written: {output.absolute().parent} is no directory")
+    if most < 1 or not 0 < seconds < math.inf or not (budget is None or 0 < budget < math.inf):
+        raise InputError("--most, --seconds and --budget must be positive and finite")
+    try:
+        check_writable(output.absolute())
+    except OSError as error:
+        raise InputError(f"{output} cannot be written ({error.strerror}): {way_out(error)}") from error
     shape = (
         (2 if dry_run else BATCH) if batch is None else batch,
         (8 if dry_run else CHANNELS) if channels is None else channels,

@@ -85,6 +85,14 @@ def test_what_is_not_served_exits_with_2(arguments: tuple[str, ...], message: st
     assert f"error: {message}" in result.stderr or message in result.stderr
 
 
+def test_a_results_file_is_never_put_in_the_place_of_a_pipe(place: Path) -> None:
+    os.mkfifo(place / "pipe")
+    result = fftgen("bench", "--dry-run", "--seqlen", "16", *FAST, "-o", "pipe")
+    assert result.exit_code == 2
+    assert "pipe cannot be written (Not a regular file): name another file" in result.stderr
+    assert (place / "pipe").is_fifo()
+
+
 def test_a_dry_run_walks_the_whole_way_and_its_file_shows_the_same(place: Path) -> None:
     arguments = ("--dry-run", "--seqlen", "256", "--causal", "--gated", "--seed", "5", *FAST)
     result = fftgen("bench", *arguments, "-o", "r.json")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from fftgen import __version__, api, environment, nvrtc
 from fftgen.cache import Cache, Entry, Key
 from fftgen.cli.options import lengths, table
 from fftgen.compile_log import Resources
+from fftgen.durable import way_out
 from fftgen.errors import ArtifactError, InputError, ToolchainError
 from fftgen.planner import search
 from fftgen.planner.plan import Plan
@@ -172,13 +176,84 @@ def test_files_are_replaced_all_or_none(place: Path) -> None:
     one, two, directory = place / "one", place / "two", place / "three"
     one.write_bytes(b"old")
     directory.mkdir()
-    with pytest.raises(ArtifactError, match=r"three cannot be written .*name a writable directory"):
+    with pytest.raises(ArtifactError, match=r"three cannot be written \(Is a directory\): name a file in it"):
         api._write_all({one: b"new", two: b"new", directory: b"new"})
     assert one.read_bytes() == b"old"
     assert {p.name for p in place.iterdir()} == {"one", "three"}
     api._write_all({one: b"new", two: b"new"})
     assert (one.read_bytes(), two.read_bytes()) == (b"new", b"new")
     assert {p.name for p in place.iterdir()} == {"one", "two", "three"}
+
+
+def test_files_behind_links_are_replaced_and_links_stay(place: Path) -> None:
+    (place / "there").mkdir()
+    Path("there/old.cu").write_text("old")
+    for name, leads in (("link.cu", "there/old.cu"), ("dangling.cu", "there/new.cu")):
+        Path(name).symlink_to(leads)
+        assert fftgen("render", 256, "-o", name).exit_code == 0
+        assert Path(name).is_symlink()
+        assert Path(leads).read_text() == fftgen("render", 256).stdout
+    api._write_all({place / "link.cu": b"new", place / "fresh": b"new"})
+    assert Path("link.cu").is_symlink()
+    assert (Path("there/old.cu").read_bytes(), Path("fresh").read_bytes()) == (b"new", b"new")
+    Path("loop").symlink_to("loop")
+    result = fftgen("render", 256, "-o", "loop")
+    assert result.exit_code == 2
+    assert "loop cannot be written (Too many levels of symbolic links)" in result.stderr
+    assert {p.name for p in place.iterdir()} == {"there", "link.cu", "dangling.cu", "fresh", "loop"}
+
+
+def test_what_is_no_regular_file_is_written_to_and_stays(place: Path) -> None:
+    os.mkfifo("pipe")
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(Path("pipe").read_text(encoding="utf-8")))
+    reader.start()
+    assert fftgen("render", 256, "-o", "pipe").exit_code == 0
+    reader.join(20)
+    assert read == [fftgen("render", 256).stdout]
+    assert Path("pipe").is_fifo()
+    with pytest.raises(ArtifactError, match=r"pipe cannot be written \(Not a regular file\)"):
+        api._write_all({place / "pipe": b"new"})
+    assert [p.name for p in place.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("file/x.fftgen", r"\(Not a directory\): name a directory that exists"),
+        ("pipe.fftgen", r"\(Not a regular file\): name another file"),
+        ("out", r"\(Is a directory\): name a file in it"),
+    ],
+)
+def test_a_build_knows_before_it_compiles_that_its_file_cannot_be_written(
+    output: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("compiled for a file that cannot be written")
+
+    monkeypatch.setattr("fftgen.bundle.build_all", never)
+    Path("file").write_text("")
+    os.mkfifo("pipe.fftgen")
+    Path("out/fftconv-256-bf16.fftgen").mkdir(parents=True)
+    before = sorted(Path().rglob("*"))
+    result = fftgen("build", "--seqlen", "256", "-o", output)
+    assert result.exit_code == 1
+    assert re.search(rf"^error: artifact .* cannot be written {message}$", result.stderr, re.M)
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_the_way_out_is_that_of_the_cause() -> None:
+    ways = {
+        "ENOSPC": "make room",
+        "EACCES": "writable directory",
+        "EROFS": "writable directory",
+        "ENOENT": "directory that exists",
+        "EISDIR": "name a file in it",
+        "ENAMETOOLONG": "another file",
+    }
+    for cause, way in ways.items():
+        assert way in way_out(OSError(getattr(errno, cause), "")), cause
+    assert way_out(OSError("of no number")) == "name another file"
 
 
 def fill(store: Cache) -> Path:

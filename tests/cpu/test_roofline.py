@@ -138,10 +138,11 @@ def test_what_cannot_be_is_refused_with_its_rule(arguments: tuple[str, ...], mes
 
 def test_pictures_that_cannot_be_written_are_errors() -> None:
     pytest.importorskip("matplotlib")
-    for name in ("no/such/p.png", "p.nosuchformat"):
+    formats = "name a .png, .svg or .pdf file"
+    for name, advice in (("no/such/p.png", "name a directory that exists"), ("p.nosuchformat", formats)):
         result = fftgen("plan", 256, "--roofline", "--plot", name)
         assert result.exit_code == 2
-        assert "cannot be written" in result.stderr
+        assert re.search(rf"cannot be written \(.*\): {advice}\n", result.stderr)
     with pytest.raises(InputError, match="nothing to draw"):
         pictures.draw([], Path("p.png"))
 

@@ -279,8 +279,10 @@ def test_without_a_gpu_one_sentence_says_what_is_missing(place: Path) -> None:
     [
         (("--seqlen", "256", "--most", "0"), "must be positive"),
         (("--seqlen", "256", "--seconds", "-1"), "must be positive"),
+        (("--seqlen", "256", "--seconds", "nan"), "must be positive"),
         (("--seqlen", "12..13"), "no power of two"),
         (("--seqlen", "256", "-o", "no/such/t.json"), "no/such/t.json cannot be written"),
+        (("--seqlen", "256", "-o", "."), ". cannot be written (Is a directory): name a file in it"),
         (("--seqlen", "256", "--dtype", "fp64"), "fp64"),
     ],
 )
