@@ -22,6 +22,7 @@ from fftgen.verify import CaseResult, verify_built
 
 VERIFIED = "verified.json"
 PAGE = "README.md"
+TITLE = "# What the generator wrote"
 BLOCKS = ": blocks ["  # in the description of a launch whose blocks are a sample (sampled.py)
 
 
@@ -63,7 +64,7 @@ def files(facts: dict[str, Any], found: dict[str, Any] | None) -> dict[str, str]
 def page(facts: dict[str, Any], found: dict[str, Any] | None) -> str:
     """The index and the evidence for people."""
     lines = [
-        "# What the generator wrote",
+        TITLE,
         "",
         "Rendered sources and plans of a small portfolio. Do not edit: `fftgen portfolio` writes them again,",
         "`fftgen portfolio --check` says whether they are what it would write. `*.cu` is what the compiler",

@@ -85,7 +85,8 @@ def examine(origin: str, directories: tuple[Path, ...]) -> Headers:
     version = None
     runtime = headers.find("cuda_runtime_api.h")
     if runtime is not None:
-        found = re.search(r"#define\s+CUDART_VERSION\s+(\d+)", runtime.read_text(errors="replace"))
+        text = runtime.read_text(encoding="utf-8", errors="replace")
+        found = re.search(r"#define\s+CUDART_VERSION\s+(\d+)", text)
         if found:
             version = (int(found[1]) // 1000, int(found[1]) % 1000 // 10)
     missing = tuple(name for name in PROBES if headers.find(name) is None)

@@ -174,7 +174,7 @@ def write(path: Path, doc: Document) -> None:
 def read(path: Path) -> Document:
     """A results file. Raises InputError for anything else."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as a results file: {error}") from error
     if not isinstance(found, dict) or found.get("schema") != SCHEMA or "steps" not in found:

@@ -6,6 +6,7 @@ import json
 import secrets
 import sys
 import threading
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,9 @@ import click
 
 from fftgen import api, portfolio
 from fftgen.cli.options import common, plural, print_json
-from fftgen.durable import replace_file
+from fftgen.durable import replace_file, way_out
 from fftgen.errors import InputError
 from fftgen.pipeline import Built
-
-ENDS = (".cu", ".plan.json")  # what this command owns in the directory, beside what it writes
 
 
 @click.command("portfolio")
@@ -48,11 +47,16 @@ def command(
     """Write the sources, plans and resources of a small portfolio of kernels.
 
     They are committed, so that a change to the planner or to a template is reviewed as a diff of kernels.
+    Sources and plans that this command wrote, of kernels that are in the portfolio no more, are removed and
+    named; files of other names, or without the head of a generated one, stay.
     """
     from fftgen import evidence  # PyTorch: a second that `fftgen --help` should not take
 
     if check and verify:
         raise InputError("--check writes nothing and --verify does: one of them")
+    page = output / evidence.PAGE
+    if page.is_file() and not page.read_text(encoding="utf-8", errors="replace").startswith(evidence.TITLE):
+        raise InputError(f"{page} is not this command's: name a directory that has none of its own")
     facts = _index()
     found: dict[str, Any] | None
     if verify:
@@ -62,9 +66,9 @@ def command(
         found = _kept(output / evidence.VERIFIED)
     wanted = evidence.files(facts, found)
     outdated = evidence.stale(found) if found else [m.stem for m in portfolio.MEMBERS]
-    present = {p.name for p in output.glob("*") if p.name in wanted or p.name.endswith(ENDS)}
-    surplus = sorted(present - wanted.keys())
-    changed = sorted(n for n, text in wanted.items() if n not in present or (output / n).read_text() != text)
+    present = _texts(output, wanted)
+    surplus = sorted(n for n, text in present.items() if n not in wanted and portfolio.writes(n, text))
+    changed = sorted(n for n, text in wanted.items() if present.get(n) != text)
     if not check:
         _write(output, {name: wanted[name] for name in changed}, surplus)
     if as_json:
@@ -97,12 +101,24 @@ def _index() -> dict[str, Any]:
         return portfolio.index(done=step)
 
 
+def _texts(output: Path, wanted: Container[str]) -> dict[str, str]:
+    """What lies under names of this command's files."""
+    try:
+        return {
+            p.name: p.read_text(encoding="utf-8", errors="replace")
+            for p in output.glob("*")
+            if (p.name in wanted or portfolio.NAME.fullmatch(p.name)) and p.is_file()
+        }
+    except OSError as error:
+        raise InputError(f"{output} cannot be read ({error}): name another directory") from error
+
+
 def _kept(path: Path) -> dict[str, Any] | None:
     """The evidence that is there."""
     if not path.exists():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): remove it, or write it with --verify") from error
     return found
@@ -116,4 +132,4 @@ def _write(output: Path, texts: dict[str, str], surplus: list[str]) -> None:
         for name in surplus:
             (output / name).unlink()
     except OSError as error:
-        raise InputError(f"{output} cannot be written ({error}): name a writable directory") from error
+        raise InputError(f"{output} cannot be written ({error}): {way_out(error)}") from error

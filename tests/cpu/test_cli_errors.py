@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from command_line import answer, fftgen
 
-from fftgen import __version__, api, environment, nvrtc
+from fftgen import __version__, api, environment, nvrtc, portfolio
 from fftgen.cache import Cache, Entry, Key
 from fftgen.cli.options import lengths, table
 from fftgen.compile_log import Resources
@@ -29,6 +29,7 @@ from fftgen.source import Source
 from fftgen.targets import TARGETS
 
 COMMANDS = ("plan", "render", "build", "inspect", "verify", "cache", "doctor", "portfolio", "bench", "tune")
+GENERATED = Path(__file__).parents[2] / "generated"
 
 
 @pytest.fixture(autouse=True)
@@ -254,6 +255,61 @@ def test_the_way_out_is_that_of_the_cause() -> None:
     for cause, way in ways.items():
         assert way in way_out(OSError(getattr(errno, cause), "")), cause
     assert way_out(OSError("of no number")) == "name another file"
+
+
+def test_files_are_read_as_utf_8_whatever_the_locale() -> None:
+    """No call that leaves the encoding to the locale: Python warns of each."""
+    code = "import warnings\n"
+    code += "from pathlib import Path\n"
+    code += "from fftgen.cli.portfolio import _kept, _texts\n"
+    code += "from fftgen.bench.results import read\n"
+    code += "from fftgen.toolkit import examine\n"
+    code += "warnings.simplefilter('error', EncodingWarning)\n"
+    code += "_kept(Path('a.json')), read(Path('a.json')), _texts(Path(), ['a.json'])\n"
+    code += "examine('here', (Path(),))\n"
+    Path("a.json").write_text('{"schema": 1, "steps": ["·"]}', encoding="utf-8")
+    Path("cuda_runtime_api.h").write_text("// ·", encoding="utf-8")
+    command = [sys.executable, "-X", "warn_default_encoding", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr  # where other packages' warnings may stand
+
+
+def test_the_portfolio_removes_only_what_it_wrote(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = json.loads((GENERATED / portfolio.INDEX).read_text(encoding="utf-8"))
+    monkeypatch.setattr(portfolio, "index", lambda **_: found)
+    assert fftgen("portfolio", "-o", "out").exit_code == 0
+    written = {p.name for p in Path("out").iterdir()}
+    stale = {"causal-8-bf16-sm_90.cu", "causal-8-bf16-sm_90.plan.json"}
+    for name in stale:
+        Path("out", name).write_bytes(
+            Path("out", name.replace("-8-", "-256-").replace("bf16", "fp16")).read_bytes()
+        )
+    own = {
+        "mine.cu": "__global__ void mine() {}",
+        "mine.plan.json": "{}",
+        "causal-512-bf16-sm_90.cu": "// by hand",
+        "causal-512-bf16-sm_90.plan.json": json.dumps({"line": "by hand"}),
+        "rendered.cu": fftgen("render", 512).stdout,
+    }
+    for name, text in own.items():
+        Path("out", name).write_text(text, encoding="utf-8")
+    checked = fftgen("portfolio", "-o", "out", "--check")
+    assert checked.exit_code == 1
+    assert sorted(re.findall(r"does not belong out/(.*)", checked.stdout)) == sorted(stale)
+    again = fftgen("portfolio", "-o", "out")
+    assert sorted(re.findall(r"removed out/(.*)", again.stdout)) == sorted(stale)
+    assert {p.name for p in Path("out").iterdir()} == written | own.keys()
+    assert all(Path("out", name).read_text(encoding="utf-8") == text for name, text in own.items())
+    assert "stay." in fftgen("portfolio", "--help").stdout
+
+
+def test_the_portfolio_overwrites_no_page_of_others() -> None:
+    Path("README.md").write_text("# Mine")
+    for arguments in ((), ("--check",)):
+        result = fftgen("portfolio", "-o", ".", *arguments)
+        assert result.exit_code == 2
+        assert "README.md is not this command's: name a directory that has none of its own" in result.stderr
+    assert [p.name for p in Path().iterdir()] == ["README.md"]
 
 
 def fill(store: Cache) -> Path:

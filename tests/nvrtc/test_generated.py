@@ -223,7 +223,7 @@ def test_a_changed_kernel_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     changed, lost = tmp_path / "causal-4096-bf16-sm_90.cu", tmp_path / "index.json"
     changed.write_text(changed.read_text() + "\n")
     lost.unlink()
-    (tmp_path / "causal-8-bf16-sm_90.cu").write_text("")
+    (tmp_path / "causal-8-bf16-sm_90.cu").write_text(changed.read_text())  # of a member that there was
     (tmp_path / "fftconv-8-bf16.fftgen").write_text("")
     result = fftgen("portfolio", "-o", tmp_path, "--check")
     assert result.exit_code == 1
