@@ -63,8 +63,8 @@ class Roofline:
         return moved / self.target.bandwidth
 
     def fraction(self, of: Cost | KernelCost) -> float:
-        """The floor over the predicted time: 1 where nothing but device memory bounds."""
-        return self.floor(of) / of.time
+        """The floor over the predicted time: 1 where nothing but device memory takes any."""
+        return self.floor(of) / of.predicted
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data; seconds are predictions."""

@@ -104,8 +104,8 @@ def _cost(plan: Plan, price: Cost, spectrum: Cost, chip: str) -> str:
     return (
         f"per {rows}: {price.tensor_ops} matrix instructions, {price.device_bytes} bytes of device memory, "
         f"{price.workspace_bytes} bytes of workspace\n"
-        f"predicted for {chip}: {1e9 * price.time:.2f} ns, bound by {price.bound} (ns: {times})"
-        + _preparing(spectrum)
+        f"predicted for {chip}: {1e9 * price.predicted:.2f} ns, {1e9 * price.showing:.2f} of them not hidden "
+        f"by the busiest resource, {views.bound(price)}; busy, in ns: {times}" + _preparing(spectrum)
     )
 
 
@@ -115,5 +115,5 @@ def _preparing(spectrum: Cost) -> str:
         return ""
     return (
         f"\nper filter, once: {spectrum.device_bytes} bytes of device memory, {spectrum.workspace_bytes} "
-        f"bytes of workspace; predicted {1e9 * spectrum.time:.2f} ns, bound by {spectrum.bound}"
+        f"bytes of workspace; predicted {1e9 * spectrum.predicted:.2f} ns, {views.bound(spectrum)}"
     )

@@ -80,7 +80,7 @@ def text(found: Roofline) -> str:
         one = in_one_launch(found.plan, found.convolution, found.target)
         parts.append(
             f"with all stages by one launch: {sum(k.work.l2_bytes for k in one.kernels)} bytes of the L2, "
-            f"{one.device_bytes} of device memory; {1e9 * one.time:.2f} ns"
+            f"{one.device_bytes} of device memory; {1e9 * one.predicted:.2f} ns"
         )
     if found.note:
         parts.append(found.note)
@@ -104,15 +104,28 @@ def text(found: Roofline) -> str:
     return "\n".join(parts)
 
 
+def bound(of: Cost) -> str:
+    """What bounds the kernels; of several, the resource that bounds them longest, and how long."""
+    if len(of.kernels) == 1:
+        return f"bound by {of.bound}"
+    return f"bound longest by {of.bound} ({1e9 * of.bounding[of.bound]:.2f} ns)"
+
+
 def _times(found: Roofline, of: Cost) -> str:
-    rows: list[tuple[str, ...]] = [("kernel", *HEADS, "time", "bound by", "of the memory floor", "warps")]
+    head = ("kernel", *HEADS, "not hidden", "time", "bound by", "of the memory floor", "warps")
+    rows: list[tuple[str, ...]] = [head]
     for k in of.kernels:
         times = (f"{1e9 * k.seconds[name]:.2f}" for name in RESOURCES)
-        rows.append((k.name, *times, f"{1e9 * k.time:.2f}", k.bound, _share(found, k), str(k.resident)))
+        rows.append((k.name, *times, *_sums(k), k.bound, _share(found, k), str(k.resident)))
     if len(of.kernels) > 1:
         times = (f"{1e9 * of.seconds[name]:.2f}" for name in RESOURCES)
-        rows.append(("all", *times, f"{1e9 * of.time:.2f}", of.bound, _share(found, of), ""))
+        rows.append(("all", *times, *_sums(of), f"longest {of.bound}", _share(found, of), ""))
     return table(rows)
+
+
+def _sums(of: Cost | KernelCost) -> tuple[str, str]:
+    """What the busiest resource does not hide of the others, and both together: the predicted time."""
+    return f"{1e9 * of.showing:.2f}", f"{1e9 * of.predicted:.2f}"
 
 
 def _share(found: Roofline, of: Cost | KernelCost) -> str:

@@ -1,8 +1,8 @@
 """What a plan costs: the work of its kernels, and the time a target needs for it (design 5.2).
 
 Counts are per transform (one batch row in right-angle mode, two rows in batch-pair mode) at full length,
-without gates. The time of a kernel is the largest of work / rate over the resources. Kernels run one after
-another, so the time of a plan is the sum of theirs.
+without gates. The time of a kernel is the largest of work / rate over the resources, and a part of what the
+others take. Kernels run one after another, so the time of a plan is the sum of theirs.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class KernelCost:
 
     @property
     def time(self) -> float:
+        """Seconds of the busiest resource."""
         return max(self.seconds.values())
 
     @property
@@ -63,8 +64,13 @@ class KernelCost:
         share = SHOWING_OUTSIDE if self.name.startswith(("peaks", "columns")) else SHOWING
         return share * (sum(self.seconds.values()) - self.time)
 
+    @property
+    def predicted(self) -> float:
+        """Seconds that the kernel takes: its busiest resource, and what that does not hide of the others."""
+        return self.time + self.showing
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers: bytes, operations, seconds."""
+        """Plain numbers: bytes, operations, seconds. ``time`` is what is predicted, ``showing`` included."""
         done = self.work
         return {
             "kernel": self.name,
@@ -76,7 +82,8 @@ class KernelCost:
             "instructions": round(done.instructions, 1),
             "resident_warps": self.resident,
             "seconds": self.seconds,
-            "time": self.time,
+            "showing": self.showing,
+            "time": self.predicted,
             "bound": self.bound,
         }
 
@@ -113,6 +120,7 @@ class Cost:
 
     @property
     def time(self) -> float:
+        """Seconds of the busiest resource of every kernel, added up."""
         return sum(k.time for k in self.kernels)
 
     @property
@@ -120,13 +128,23 @@ class Cost:
         return sum(k.showing for k in self.kernels)
 
     @property
+    def predicted(self) -> float:
+        """Seconds of all kernels, what their busiest resources do not hide included."""
+        return self.time + self.showing
+
+    @property
+    def bounding(self) -> dict[str, float]:
+        """Of ``time``, the seconds in which each resource is the busiest of its kernel."""
+        return {name: sum(k.time for k in self.kernels if k.bound == name) for name in RESOURCES}
+
+    @property
     def bound(self) -> str:
-        """The resource that bounds the kernels for most of the time."""
-        share = {name: sum(k.time for k in self.kernels if k.bound == name) for name in RESOURCES}
+        """The resource that bounds the kernels longest: not always the one that is busy longest."""
+        share = self.bounding
         return max(share, key=lambda name: share[name])
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, of all kernels and of each."""
+        """Plain numbers, of all kernels and of each. ``time`` is what is predicted, ``showing`` included."""
         return {
             "tensor_ops": self.tensor_ops,
             "device_bytes": self.device_bytes,
@@ -134,7 +152,8 @@ class Cost:
             "shared_bytes": self.shared_bytes,
             "seconds": self.seconds,
             "bound": self.bound,
-            "time": self.time,
+            "showing": self.showing,
+            "time": self.predicted,
             "kernels": [k.as_dict() for k in self.kernels],
         }
 

@@ -35,7 +35,8 @@ def test_the_roofline_of_a_plan_is_its_cost() -> None:
     assert found["predicted"] is True
     assert found["instructions_compiled"] == []
     for document, expected in ((found["per_transform"], price), (found["per_filter"], spectrum)):
-        assert document["time"] == pytest.approx(expected.time)
+        assert document["time"] == pytest.approx(expected.time + expected.showing)
+        assert document["time"] == pytest.approx(sum(k["time"] for k in document["kernels"]))
         assert document["floor"] == pytest.approx(expected.device_bytes / 4.3e12)
         assert document["floor_fraction"] == pytest.approx(document["floor"] / document["time"])
         for kernel, one in zip(document["kernels"], expected.kernels, strict=True):
@@ -54,6 +55,33 @@ def test_the_table_says_that_it_predicts_and_what_it_assumes() -> None:
     assert "us for launching" in text
     one = fftgen("plan", 1024, "--roofline", "--batch", 2, "--channels", 3).stdout
     assert "in 1 launch (" in one
+
+
+def test_the_time_shown_is_the_time_that_plans_are_ranked_by() -> None:
+    """What the busiest resource does not hide is in it, and named."""
+    one, whole = (search.plan(Problem("causal", n, "bf16"), "sm_90") for n in (256, 65_536))
+    for plan in (one, whole):
+        price = cost(plan, target("sm_90"))
+        lines = fftgen("plan", plan.problem.length, "--causal", "--roofline").stdout.splitlines()
+        (line,) = (line for line in lines if line.startswith("predicted for") and " ns, " in line)
+        total, showing = 1e9 * (price.time + price.showing), 1e9 * price.showing
+        assert f": {total:.2f} ns, {showing:.2f} of them not hidden by the busiest resource" in line
+        last = "convolve" if plan is one else "all"
+        heads = [i for i, line in enumerate(lines) if re.search(r"  not hidden +time  ", line)]
+        row = next(line for line in lines[heads[0] :] if line.startswith(f"{last} ")).split()
+        assert row[6:8] == [f"{showing:.2f}", f"{total:.2f}"]
+
+
+def test_a_bound_is_that_of_kernels_not_of_their_sums() -> None:
+    """1 048 576 points: rows wait for shared memory longest, though the L2 is busy longer in all."""
+    price = cost(search.plan(Problem("causal", 1_048_576, "bf16"), "sm_90"), target("sm_90"))
+    assert max(price.seconds, key=lambda name: price.seconds[name]) != price.bound
+    assert sum(price.bounding.values()) == pytest.approx(price.time)
+    text = fftgen("plan", 1_048_576, "--causal").stdout
+    assert (
+        f"bound longest by {price.bound} ({1e9 * price.bounding[price.bound]:.2f} ns); busy, in ns:" in text
+    )
+    assert "bound by device memory; busy" in fftgen("plan", 256).stdout
 
 
 def test_the_plan_tells_what_preparing_a_filter_costs() -> None:

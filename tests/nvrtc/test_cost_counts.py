@@ -174,7 +174,7 @@ def test_a_build_is_judged_by_its_own_code(built: Built) -> None:
     assert kernel.resident == 65_536 // (-(-registers // 8) * 8 * 32) // warps * warps
     assert found.floor(found.convolution) == pytest.approx(4 * 1024 / 4.3e12)
     assert found.fraction(found.convolution) == pytest.approx(
-        found.floor(found.convolution) / found.convolution.time
+        found.floor(found.convolution) / found.convolution.predicted
     )
     assert found.call is not None
     assert found.call.launches == 1
