@@ -38,6 +38,7 @@ def examine() -> list[Part]:
         _try("NVIDIA driver", "running kernels on a GPU", _driver, False),
         _try("GPU", "running kernels on a GPU", _gpus, False),
         _tool("nvdisasm", "inspect --sass", "nvidia-cuda-nvdisasm"),
+        _package("matplotlib", "plan, inspect and bench --plot", False),
     ]
 
 

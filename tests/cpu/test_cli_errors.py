@@ -257,6 +257,35 @@ def test_the_way_out_is_that_of_the_cause() -> None:
     assert way_out(OSError("of no number")) == "name another file"
 
 
+@pytest.mark.parametrize(
+    "arguments", [("render", "256"), ("plan", "256", "--json"), ("cache", "list"), ("--help",)]
+)
+def test_output_that_cannot_be_written_is_one_message(arguments: tuple[str, ...]) -> None:
+    """Of a process of its own, whose files may hold nothing: buffers are flushed once more at its end."""
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); "
+    code += "from fftgen.cli import main; main(sys.argv[1:])"
+    with Path("out").open("wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            stdout=out,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written (File too large)\n"
+
+
+def test_a_reader_that_has_gone_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "fftgen", "render", "4096"], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 def test_files_are_read_as_utf_8_whatever_the_locale() -> None:
     """No call that leaves the encoding to the locale: Python warns of each."""
     code = "import warnings\n"
@@ -312,6 +341,11 @@ def test_the_portfolio_overwrites_no_page_of_others() -> None:
     assert [p.name for p in Path().iterdir()] == ["README.md"]
 
 
+def test_help_says_what_needs_a_gpu() -> None:
+    text = " ".join(fftgen("--help").stdout.split())
+    assert "Only bench and tune need a GPU." in text
+
+
 def fill(store: Cache) -> Path:
     """Puts one entry into a store and returns where its files are."""
     source = Source("conv.cu", "// nothing\n", {}, ("conv",))
@@ -354,6 +388,7 @@ def test_doctor_names_what_is_missing_and_the_way_out(monkeypatch: pytest.Monkey
     assert "pip install" in parts["NVRTC"]["detail"]
     assert "pip install nvidia-cuda-nvdisasm" in parts["nvdisasm"]["detail"]
     assert parts["Python"]["present"]
+    assert "--plot" in parts["matplotlib"]["needed"]
     text = fftgen("doctor").stdout
     assert all(line.startswith(("ok", "--")) for line in text.split("\n\n")[0].splitlines())
 
