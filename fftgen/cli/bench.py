@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from pathlib import Path
 
 import click
 
-from fftgen.cli.options import common, lengths, plural, print_json, results_file
+from fftgen.cli.options import common, given, lengths, plural, print_json, results_file
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError
 
@@ -81,6 +82,9 @@ def command(
     from fftgen.bench import plots, results, tables  # PyTorch: a second that `fftgen --help` should not take
 
     if show is not None:
+        useless = given(ctx, besides=("show", "plot", "as_json", "verbose"))
+        if useless:
+            raise InputError(f"--show measures nothing: leave {', '.join(useless)} out")
         doc = results.read(show)
     else:
         from fftgen.bench.backend import require_cuda
@@ -101,8 +105,8 @@ def command(
             raise InputError(f"contender {unknown[0]!r} is not known: choose from {', '.join(CONTENDERS)}")
         if seconds is None:
             seconds = SUITE_SECONDS if suite else SECONDS
-        if seconds <= 0 or (budget is not None and budget <= 0):
-            raise InputError("--seconds and --budget must be positive")
+        if not 0 < seconds < math.inf or not (budget is None or 0 < budget < math.inf):
+            raise InputError("--seconds and --budget must be positive and finite")
         kinds = dtypes or (("bf16", "fp16") if suite and not dry_run else ("bf16",))
         sizes = lengths(seqlens) or ((256, 1000) if dry_run else LENGTHS)
         cases = problem_set(

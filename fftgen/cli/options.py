@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from fftgen.api import DEFAULT_TARGET
 from fftgen.cli import VERBOSE
@@ -80,6 +81,16 @@ def results_file(default: str) -> Callable[[Function], Function]:
         show_default=True,
         help="Results.",
     )
+
+
+def given(ctx: click.Context, besides: Collection[str]) -> list[str]:
+    """The options that stand on the command line, as they are spelled first, but for those of some names."""
+    return [
+        p.opts[0]
+        for p in ctx.command.params
+        if isinstance(p, click.Option) and p.name not in besides
+        if ctx.get_parameter_source(p.name or "") is ParameterSource.COMMANDLINE
+    ]
 
 
 def lengths(texts: tuple[str, ...]) -> list[int]:

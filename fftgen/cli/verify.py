@@ -12,7 +12,7 @@ import click
 
 from fftgen import api, bundle, nvrtc
 from fftgen.bundle import open_shelf
-from fftgen.cli.options import common, engine, lengths, mode, plural, print_json
+from fftgen.cli.options import common, engine, given, lengths, mode, plural, print_json
 from fftgen.errors import InputError, InternalError
 from fftgen.pipeline import Built, build
 from fftgen.planner.gradient import Gradient
@@ -85,8 +85,12 @@ def command(
     """
     if (file is None) == (not seqlens):
         raise InputError("say what to verify: an artifact FILE or --seqlen N, one of them")
-    if file is not None and engine is not None:
-        raise InputError("the plans of a FILE are as they are: --engine goes with --seqlen")
+    useless = given(ctx, besides=("archs", "quick", "counters", "seed", "as_json", "verbose"))
+    if file is not None and useless:
+        raise InputError(
+            f"the plans of a FILE are as they are: {' and '.join(useless)} "
+            f"go{'es' if len(useless) == 1 else ''} with --seqlen"
+        )
     targets = tuple(find_target(a) for a in dict.fromkeys(archs))
     code: dict[str, str] = {}
     if file is not None:

@@ -70,11 +70,13 @@ def test_a_torch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--contender", "mkl"), "contender 'mkl' is not known: choose from fftgen, "),
         (("--direction", "sideways"), "'sideways' is not one of"),
         (("--seconds", "0"), "must be positive"),
+        (("--seconds", "nan"), "must be positive and finite"),
+        (("--budget", "inf"), "must be positive and finite"),
         (("--budget", "-1"), "must be positive"),
         (("--batch", "0"), "batch 0 and channels 8 must be at least 1"),
         (("--seqlen", "6000000"), "exceeds the largest transform"),
         (("--dtype", "fp8"), "dtype 'fp8' is not supported"),
-        (("--show", "none.json"), "none.json cannot be read as a results file"),
+        (("--show", "none.json"), "--show measures nothing: leave --dry-run out"),
         (("-o", "no/such/place.json", "--seqlen", "16"), "no/such/place.json cannot be written"),
     ],
 )
@@ -83,6 +85,15 @@ def test_what_is_not_served_exits_with_2(arguments: tuple[str, ...], message: st
     assert result.exit_code == 2
     assert result.stdout == ""
     assert f"error: {message}" in result.stderr or message in result.stderr
+
+
+def test_showing_results_takes_no_options_of_a_run() -> None:
+    result = fftgen("bench", "--show", "none.json", "--suite", "--seqlen", "3", "-o", "x.json", "-v")
+    assert result.exit_code == 2
+    assert "error: --show measures nothing: leave --suite, --seqlen, " in result.stderr
+    result = fftgen("bench", "--show", "none.json", "-v")
+    assert result.exit_code == 2
+    assert "none.json cannot be read as a results file" in result.stderr
 
 
 def test_a_results_file_is_never_put_in_the_place_of_a_pipe(place: Path) -> None:

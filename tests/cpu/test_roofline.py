@@ -139,7 +139,12 @@ def test_a_missing_plotting_library_is_told_before_anything_is_done(monkeypatch:
             "bf16 operands would drop bits of fp16 tensors: scaled-fp16 keeps them",
         ),
         (("build", "--seqlen", "64", "--engine", "x"), "engine 'x' is not known"),
-        (("verify", "f.fftgen", "--engine", "mma"), "plans of a FILE are as they are"),
+        (("verify", "f.fftgen", "--engine", "mma"), "plans of a FILE are as they are: --engine goes with"),
+        (("verify", "f.fftgen", "--dtype", "bf16"), "plans of a FILE are as they are: --dtype goes with"),
+        (
+            ("verify", "f.fftgen", "--circular", "--dtype", "fp16"),
+            "plans of a FILE are as they are: --dtype and --causal go with --seqlen",
+        ),
         (("render", "4096", "--engine", "mma", "--gradient"), "an engine of their own"),
         (
             ("plan", "4096", "--dtype", "fp16", "--arch", "sm_75", "--engine", "mma"),
