@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,21 @@ from torch import Tensor
 from fftgen.errors import InputError
 from fftgen.execute import TORCH
 from fftgen.problem import Problem
+
+
+class Open(NamedTuple):
+    """A problem as far as a call is checked against it, where a graph leaves its length open.
+
+    ``length``: of signals and filters at most, may be symbolic; None: any.
+    """
+
+    mode: str
+    length: int | None
+    dtype: str
+
+    @property
+    def causal(self) -> bool:
+        return self.mode == "causal"
 
 
 def _shape(x: Tensor) -> str:
@@ -22,7 +38,7 @@ def _tensor(name: str, x: object) -> Tensor:
     return x
 
 
-def wanted(problem: Problem, u: Tensor) -> torch.dtype:
+def wanted(problem: Problem | Open, u: Tensor) -> torch.dtype:
     """The dtype that signals must have: the storage type; on CPUs float32 and float64 pass as they are.
 
     There ``torch.fft`` computes in that precision, which is what gradient checks and references want.
@@ -32,7 +48,7 @@ def wanted(problem: Problem, u: Tensor) -> torch.dtype:
     return TORCH[problem.dtype]
 
 
-def check_input(problem: Problem, u: object) -> Tensor:
+def check_input(problem: Problem | Open, u: object) -> Tensor:
     """u: (..., H, L), 1 <= L <= seqlen, in the storage dtype. Empty ones are fine."""
     x = _tensor("u", u)
     if x.dim() < 2:
@@ -46,7 +62,7 @@ def check_input(problem: Problem, u: object) -> Tensor:
         raise InputError(f"u is {x.dtype}, this convolution was made for {dtype}: {hint}")
     if x.shape[-1] < 1:
         raise InputError("u has length 0: a convolution needs at least one time step")
-    if x.shape[-1] > problem.length:
+    if problem.length is not None and x.shape[-1] > problem.length:
         raise InputError(
             f"u has length {x.shape[-1]}, this convolution takes at most {problem.length}: "
             f"use fftgen.get_conv({x.shape[-1]}, ...)"
@@ -54,7 +70,7 @@ def check_input(problem: Problem, u: object) -> Tensor:
     return x
 
 
-def check_filter(problem: Problem, k: object, name: str = "k") -> Tensor:
+def check_filter(problem: Problem | Open, k: object, name: str = "k") -> Tensor:
     """A filter: (..., H, Lk), 1 <= Lk <= seqlen, real floating point of any width."""
     taps = _tensor(name, k)
     if taps.dim() < 2:
@@ -64,9 +80,10 @@ def check_filter(problem: Problem, k: object, name: str = "k") -> Tensor:
         )
     if not taps.is_floating_point():
         raise InputError(f"{name} must be real floating point, got {taps.dtype}: {name}.float()")
-    if not 1 <= taps.shape[-1] <= problem.length:
+    count = taps.shape[-1]
+    if count < 1 or (problem.length is not None and count > problem.length):
         raise InputError(
-            f"{name} has {taps.shape[-1]} taps, this convolution takes 1 to {problem.length}: "
+            f"{name} has {count} taps, this convolution takes 1 to {problem.length}: "
             "cut the filter, or use a longer convolution"
         )
     return taps

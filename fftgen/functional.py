@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fftgen import autograd
-from fftgen.check import wanted
+from fftgen.check import Open, wanted
 from fftgen.conv import any_length, registered
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError
@@ -90,9 +90,7 @@ def fftconv(
         )
     steps, taps = u.shape[-1], k.shape[-1]
     if mode == "same":
-        middle = (taps - 1) // 2
-        back = None if middle == 0 else pad(k[..., :middle].flip(-1), (1, 0))
-        return _call("causal", u, k[..., middle:], back, in_gate, out_gate, None, form)
+        return _call("causal", u, *_around(k, (taps - 1) // 2), in_gate, out_gate, None, form)
     longer = taps - 1 if mode == "full" else max(0, taps - steps)
     u, in_gate = (_end(x, longer) for x in (u, in_gate))  # type: ignore[assignment]
     if mode == "full":
@@ -105,6 +103,20 @@ def fftconv(
 
 def _end(x: Tensor | None, more: int) -> Tensor | None:
     return x if x is None or more == 0 else pad(x, (0, more))
+
+
+def _around(k: Tensor, middle: int) -> tuple[Tensor, Tensor | None]:
+    """The taps from the middle one on, and those before it as a filter that acts backwards."""
+    if _EXPORTING():
+        # Every tensor as long as k: of halves of a dimension torch.export can prove nothing.
+        before = torch.arange(k.shape[-1], device=k.device) < middle
+        back = torch.where(before, k, 0).flip(-1).roll(middle + 1, -1)
+        return torch.where(before, 0, k).roll(-middle, -1), back
+    return k[..., middle:], None if middle == 0 else pad(k[..., :middle].flip(-1), (1, 0))
+
+
+# PyTorch 2.6 does not tell exporting from compiling.
+_EXPORTING = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def _call(
@@ -125,13 +137,9 @@ def _call(
         kind = None
         target = torch.get_autocast_dtype(u.device.type)
         u, in_gate, out_gate = autocast(target, u, in_gate, out_gate)  # type: ignore[assignment]
-    if mode == "causal":
-        length = max(u.shape[-1], k.shape[-1], 1 if k_rev is None else k_rev.shape[-1])
-    else:
-        length = u.shape[-1] if period is None else period
     # On a CPU any of the two names will do: torch.fft computes in the precision of float32 or float64.
     dtype = "bf16" if u.dtype == wanted(_PROBE, u) else find_dtype(u.dtype).name
-    problem = Problem(mode, length, dtype)
+    problem = _problem(mode, dtype, period, *(x.shape[-1] for x in (u, k, k_rev) if x is not None))
     x = arrange(problem, u, k, k_rev, in_gate, out_gate, skip, form)
     handle = any_length(mode, dtype) if period is None else f"{mode}-{period}-{dtype}"
     if kind is not None and x.untouched(*given):
@@ -141,3 +149,16 @@ def _call(
         _ROUTES.keep(kind, route)
         return route.conv(*given)
     return x.back(autograd.conv(*x[:-1], handle))
+
+
+def _problem(mode: str, dtype: str, period: int | None, *lengths: int) -> Problem | Open:
+    """What a call of signals and filters of so many steps is checked against.
+
+    A graph that is traced stays open for other lengths: it compares them with no limit that does not hold
+    for all of them. The operators find their kernels, and the longest transform, when it runs.
+    """
+    if period is not None:
+        return Problem(mode, period, dtype)
+    if torch.compiler.is_compiling() or any(type(x) is not int for x in lengths):
+        return Open(mode, None if mode == "causal" else lengths[0], dtype)
+    return Problem(mode, max(lengths) if mode == "causal" else lengths[0], dtype)

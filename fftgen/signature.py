@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fftgen.check import check_channels, check_filter, check_gate, check_input, check_skip
+from fftgen.check import Open, check_channels, check_filter, check_gate, check_input, check_skip
 from fftgen.errors import InputError
 from fftgen.problem import Problem
 
@@ -77,7 +77,7 @@ def autocasting(device: str) -> bool:
 
 
 def arrange(
-    problem: Problem,
+    problem: Problem | Open,
     u: Tensor,
     k: Tensor | None,
     k_rev: Tensor | None,
@@ -167,12 +167,13 @@ def _ungrouped(k: Tensor | None, groups: int | None, channels: int) -> Tensor | 
     return k.repeat_interleave(channels // groups, dim=-2)
 
 
-def _shifted(k_rev: Tensor, problem: Problem) -> Tensor:
+def _shifted(k_rev: Tensor, problem: Problem | Open) -> Tensor:
     """Tap j of the reversed filter at j + 1 steps back, where "mirrored" leaves it at j."""
     if not problem.causal:
         raise InputError(
             "reverse='shifted' stands for published layers that pad to twice the length: it is linear, "
             "use a causal convolution"
         )
-    # The last tap of a filter as long as the signal would reach beyond it: it meets nothing.
-    return torch.nn.functional.pad(k_rev[..., : problem.length - 1], (1, 0))
+    if problem.length is not None:  # the last tap of a filter as long as the signal reaches beyond it
+        k_rev = k_rev[..., : problem.length - 1]
+    return torch.nn.functional.pad(k_rev, (1, 0))

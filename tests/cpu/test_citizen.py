@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from gradients import OPTIONS, composite, draw
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import fftgen
@@ -190,6 +192,85 @@ def test_export_with_a_dynamic_batch(rng: np.random.Generator, tmp_path: Path) -
     loaded = torch.export.load(tmp_path / "model.pt2").module()
     assert torch.equal(loaded(u, u), model(u, u))
     assert any(n.target is OPS.conv.default for n in program.graph.nodes)
+
+
+class Called(nn.Module):
+    """A mode of the functional form."""
+
+    def __init__(self, mode: str) -> None:
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, u: Tensor, k: Tensor) -> Tensor:
+        return fftgen.fftconv(u, k, mode=self.mode)
+
+
+def exported(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: Any, strict: bool = False) -> Any:
+    program = torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=strict)
+    assert any(n.target is OPS.conv.default for n in program.graph.nodes)
+    return program.module()
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+@pytest.mark.parametrize("mode", ["causal", "circular", "full", "same", "valid"])
+def test_export_with_dynamic_lengths(mode: str, strict: bool, rng: np.random.Generator) -> None:
+    """Of a filter as long as the signal, for every length in the range, its ends as well."""
+    batch, steps = torch.export.Dim("batch", min=2), torch.export.Dim("steps", min=2, max=64)
+    model = Called(mode)
+    inputs = [
+        (torch.from_numpy(rng.standard_normal((b, 3, n))), torch.from_numpy(rng.standard_normal((3, n))))
+        for b, n in ((2, 33), (3, 57), (2, 64), (4, 2), (2, 3))
+    ]
+    program = exported(model, inputs[0], ({0: batch, 2: steps}, {1: steps}), strict)
+    for given in inputs:
+        gradients.judge(program(*given), model(*given), 1e-13)
+
+
+@pytest.mark.parametrize("mode", ["causal", "full", "same"])
+def test_export_with_two_dynamic_lengths(mode: str, rng: np.random.Generator) -> None:
+    """Neither has to be the longer one."""
+    steps, taps = (torch.export.Dim(name, min=2, max=64) for name in ("steps", "taps"))
+    model = Called(mode)
+    inputs = [
+        (torch.from_numpy(rng.standard_normal((2, 3, n))), torch.from_numpy(rng.standard_normal((3, m))))
+        for n, m in ((33, 20), (9, 57), (64, 2))
+    ]
+    program = exported(model, inputs[0], ({2: steps}, {1: taps}))
+    for given in inputs:
+        gradients.judge(program(*given), model(*given), 1e-13)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FFTConv(3, 64, bidirectional=True),
+        lambda: FFTConv(3, 64, mode="circular"),
+        lambda: LongConv(3, 64, initial="geometric", bidirectional=True, reverse="shifted"),
+    ],
+    ids=["causal", "circular", "LongConv"],
+)
+def test_a_layer_exports_up_to_its_length(make: Any, strict: bool, rng: np.random.Generator) -> None:
+    layer = make().double().eval()
+    batch, steps = torch.export.Dim("batch", min=2), torch.export.Dim("steps", min=2, max=64)
+    inputs = [torch.from_numpy(rng.standard_normal((b, 3, n))) for b, n in ((2, 33), (3, 64), (2, 2))]
+    program = exported(layer, (inputs[0],), ({0: batch, 2: steps},), strict)
+    for u in inputs:
+        gradients.judge(program(u), layer(u), 1e-13)
+
+
+@pytest.mark.parametrize("mode", ["causal", "circular", "full", "same"])
+def test_other_tracers_leave_lengths_open(mode: str, rng: np.random.Generator) -> None:
+    model = Called(mode)
+    inputs = [
+        (torch.from_numpy(rng.standard_normal((2, 3, n))), torch.from_numpy(rng.standard_normal((3, n))))
+        for n in (8, 19)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated, and warns of comparisons
+        traced = torch.jit.trace(model, inputs[0])
+    for graph in (traced, make_fx(model, tracing_mode="symbolic")(*inputs[0])):
+        gradients.judge(graph(*inputs[1]), model(*inputs[1]), 1e-13)
 
 
 # Autocast, evaluation, checkpointing
