@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fftgen import op  # noqa: F401  (registers the operators)
+from fftgen.autograd import plain
 from fftgen.errors import InputError
 from fftgen.functional import fftconv
 from fftgen.nn.regularize import geometric, smooth, squash
@@ -40,8 +41,9 @@ class LongConv(nn.Module):
     ``parameter_groups``, which also keeps weight decay off the filter.
 
     Warns (UserWarning) when a filter is squashed to zero: its gradient is zero as well, it never comes back.
-    Looked for at construction, at the first training call and at every 1000th, outside of torch.compile and
-    graph capture; ``zero_filters`` looks at any time. Raises InputError for arguments that are not served.
+    Looked for at construction, at the first training call and at every 1000th, outside of torch.compile,
+    torch.func, fake tensors and graph capture; ``zero_filters`` looks at any time. Raises InputError for
+    arguments that are not served.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ class LongConv(nn.Module):
         return out if self.transposed else out.transpose(-1, -2)
 
     def _look(self) -> None:
-        if not self.training or torch.compiler.is_compiling():
+        if not self.training or not plain(self.kernel):
             return
         if self._calls % LOOK_EVERY == 0 and not (
             self.kernel.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -147,7 +149,8 @@ class LongConv(nn.Module):
         self._calls += 1
 
     def _warn(self) -> None:
-        if self.kernel.is_meta:
+        # Only values can be looked at: none of fake tensors, none that torch.func maps.
+        if self.kernel.is_meta or not plain(self.kernel):
             return
         zero = self.zero_filters()
         if zero:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from gradients import composite
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fftgen
 from fftgen.errors import InputError
@@ -223,6 +224,26 @@ def test_a_filter_squashed_to_zero_is_warned_about(white: Any) -> None:
     with torch.no_grad():
         alive.kernel[0, 2] = 0
     assert alive.zero_filters() == 1
+
+
+def test_filters_without_values_of_their_own_are_not_looked_at(white: Any) -> None:
+    """Fake tensors have none, and those of a transform are many at once."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = LongConv(4, 64, squash=0.1)
+        assert fake(torch.empty(2, 4, 30)).shape == (2, 4, 30)
+    with pytest.warns(UserWarning, match="4 of 4 filters"):
+        layers = [LongConv(4, 64, squash=0.1).double() for _ in range(3)]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert layers[0](torch.empty(2, 4, 30, dtype=torch.double)).shape == (2, 4, 30)
+    u = white(2, 4, 64)
+    parameters, _ = torch.func.stack_module_state(layers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = torch.func.vmap(lambda p: torch.func.functional_call(layers[0], p, (u,)))(parameters)
+    for layer, y in zip(layers, found, strict=True):
+        close(y, layer.eval()(u))
+    with pytest.warns(UserWarning, match="4 of 4 filters"):
+        layers[0].train()(u)  # the first call that could be looked at
 
 
 def test_dropout_acts_on_the_filter_in_training_only(white: Any) -> None:
