@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad as _forward_ad
 from torch.autograd.function import Function
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from fftgen.eager import wide
 
@@ -41,20 +43,39 @@ def recorded(*inputs: Any) -> bool:
 def plain(*inputs: Any) -> bool:
     """Whether nothing but differentiation may look at a call on these tensors.
 
-    No graph is traced, no transform of torch.func and no mode of torch.overrides or of
-    torch.utils._python_dispatch is active, and no input is of a class with ways of its own, or one whose
-    memory does not hold its values: the imaginary part of a conjugate is negated when it is read, and zeros
-    that autograd makes may have no memory. The dispatcher sees to all that.
+    No graph is traced, no transform of torch.func and no mode of torch.overrides (but that of a default
+    device, which is about tensors that are made) or of torch.utils._python_dispatch is active, and no input
+    is of a class with ways of its own, or one whose memory does not hold its values: the imaginary part of a
+    conjugate is negated when it is read, and zeros that autograd makes may have no memory. The dispatcher
+    sees to all that.
     """
     c = torch._C
     if torch.compiler.is_compiling() or c._are_functorch_transforms_active():
         return False
-    if c._len_torch_dispatch_stack() or c._len_torch_function_stack() or c._get_tracing_state() is not None:
+    if c._len_torch_dispatch_stack() or c._get_tracing_state() is not None:
         return False
+    if c._is_torch_function_mode_enabled():
+        modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        if not all(type(mode) is DeviceContext for mode in modes):
+            return False
+        with c.DisableTorchFunction():
+            return _hold_values(inputs)
+    return _hold_values(inputs)
+
+
+def _hold_values(inputs: tuple[Any, ...]) -> bool:
     for x in inputs:
         if x is not None and (type(x) not in _PLAIN or x.is_neg() or x._is_zerotensor()):
             return False
     return True
+
+
+def diverted() -> bool:
+    """Whether a mode, of a default device where a call is ``plain``, sees every operation on tensors first.
+
+    That costs a microsecond each time and changes nothing of operations that make no tensors or say where.
+    """
+    return bool(torch._C._is_torch_function_mode_enabled())
 
 
 def unobserved(*inputs: Any) -> bool:

@@ -151,6 +151,12 @@ class Conv:
         given = (u, k, k_rev, in_gate, out_gate, skip)
         kind = None
         if autograd.plain(*given):
+            if autograd.diverted():
+                with torch._C.DisableTorchFunction():
+                    return self(
+                        u, k, k_rev=k_rev, in_gate=in_gate, out_gate=out_gate, skip=skip,
+                        groups=groups, per_row=per_row, reverse=reverse,
+                    )  # fmt: skip
             kind = (groups, per_row, reverse, *shapes(*given))
             route = self._routes.find(kind)
             if route is not None:
@@ -174,6 +180,9 @@ class Conv:
         unobserved = autograd.unobserved(*given)
         kind = None
         if unobserved:
+            if autograd.diverted():
+                with torch._C.DisableTorchFunction():
+                    return self._with_spectrum(u, k, in_gate, out_gate, skip)
             kind = (k.digest, k.filter_length, *shapes(*given))
             route = self._routes.find(kind)
             if route is not None and route.loaded is not None:
@@ -220,7 +229,7 @@ class Conv:
             planes = torch.zeros(k.shape[0], 2, taps, dtype=wide(k), device=k.device)
             for i, f in enumerate(both):
                 planes[:, i, : f.shape[-1]] = f.detach()
-            return Spectrum(planes, torch.ones(k.shape[0], 2), CPU_DIGEST, taps)
+            return Spectrum(planes, torch.ones(k.shape[0], 2, device=k.device), CPU_DIGEST, taps)
         loaded = self.on(k.device, self.served(longest, taps))
         return loaded.spectrum(k, k_rev)
 

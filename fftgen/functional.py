@@ -53,6 +53,12 @@ def fftconv(
     given = (u, k, k_rev, in_gate, out_gate, skip)
     kind = None
     if autograd.plain(*given):
+        if autograd.diverted():
+            with torch._C.DisableTorchFunction():
+                return fftconv(
+                    u, k, mode=mode, k_rev=k_rev, in_gate=in_gate, out_gate=out_gate, skip=skip,
+                    groups=groups, per_row=per_row, reverse=reverse, period=period,
+                )  # fmt: skip
         kind = (mode, period, groups, per_row, reverse, *shapes(*given))
         route = _ROUTES.find(kind)
         # Autocast may want another type than the one that these are in.

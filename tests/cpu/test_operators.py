@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fftgen
 from fftgen import autograd, eager, gradient_accuracy
+from fftgen import op as _registers_operators  # noqa: F401
 from fftgen.conv import registered, terms
 from fftgen.errors import InputError
 

@@ -6,7 +6,8 @@ import statistics
 import struct
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import gradients
@@ -16,6 +17,7 @@ import torch
 from fake_gpu import Driver, on_fake_gpu
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -242,6 +244,43 @@ def test_an_operator_on_a_gpu_is_called_past_the_dispatcher_only_where_nobody_lo
     with pytest.raises(InputError, match=r"call fftgen\.load"):  # the CPU's operator knows no handle "test"
         conv(u, k)
     assert went == ["direct"] * 2
+
+
+@contextmanager
+def everywhere(device: str) -> Iterator[None]:
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("chosen", [everywhere, torch.device])
+def test_a_default_device_is_no_onlooker(
+    chosen: Any, gpu: tuple[fftgen.Conv, Driver], white: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is about tensors that are made without one: calls take the short way, and keep their spectra."""
+    conv, driver = gpu
+    seen, steps = counted(monkeypatch), Steps(monkeypatch)
+    u, k = white(8, 3, 500).bfloat16(), white(3, 50).float()
+    with chosen("cpu"):
+        for _ in range(3):
+            conv(u, k)
+        conv(u.requires_grad_(), k.requires_grad_()).sum().backward()
+        with torch.device("meta"):
+            conv(u, k).sum().backward()
+    assert len(driver.launched) == 6
+    assert seen == ["checked"]
+    assert [x is None for x in steps.got] == [False, False]
+    with chosen("cpu"), Onlooking():
+        assert not fftgen.autograd.plain(u, k)
+    with Onlooking(), chosen("cpu"):
+        assert not fftgen.autograd.plain(u, k)
+
+
+class Onlooking(TorchFunctionMode):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
 
 
 class Steps:
