@@ -65,7 +65,7 @@ def plain(*inputs: Any) -> bool:
 
 def _hold_values(inputs: tuple[Any, ...]) -> bool:
     for x in inputs:
-        if x is not None and (type(x) not in _PLAIN or x.is_neg() or x._is_zerotensor()):
+        if x is not None and (type(x) not in PLAIN or x.is_neg() or x._is_zerotensor()):
             return False
     return True
 
@@ -86,7 +86,7 @@ def unobserved(*inputs: Any) -> bool:
     return plain(*inputs) and not recorded(*inputs)
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def conv(

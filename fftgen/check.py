@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -120,6 +120,61 @@ def check_skip(skip: object, u: Tensor, filters: int | None = None) -> Tensor | 
         raise InputError(f"skip must be floating point, got {d.dtype}: skip.float()")
     _same_device("skip", d, u)
     return d
+
+
+def check_operands(
+    problem: Problem | Open,
+    u: Tensor,
+    filters: Mapping[str, Tensor | None],
+    signals: Mapping[str, Tensor | None],
+    skip: Tensor | None = None,
+) -> None:
+    """What an operator takes when it is called by itself: u and ``signals`` (B, H, L), filters (H, Lk), skip.
+
+    Causal taps beyond the signal meet nothing and may be any number. Raises InputError.
+    """
+    check_input(problem, u)
+    if u.dim() != 3:
+        raise InputError(f"u must be (batch, channels, length), got {_shape(u)}: fftgen.fftconv takes others")
+    if filters and all(f is None for f in filters.values()):
+        raise InputError(f"one of {', '.join(filters)} must be there: a filter of zeros stands for none")
+    any_taps = Open(problem.mode, None if problem.causal else problem.length, problem.dtype)
+    for name, f in filters.items():
+        if f is None:
+            continue
+        check_filter(any_taps, f, name)
+        if f.dim() != 2 or f.shape[0] != u.shape[1]:
+            raise InputError(
+                f"{name} must be (channels, taps) = ({u.shape[1]}, taps), got {_shape(f)}: "
+                "fftgen.fftconv takes others"
+            )
+        _same_device(name, f, u)
+    for name, x in signals.items():
+        check_gate(name, x, u, u.shape)
+    check_skip(skip, u)
+
+
+def check_taps(problem: Problem | Open, taps: int) -> None:
+    """How many taps of a gradient an operator may be asked for."""
+    if taps < 1 or (not problem.causal and problem.length is not None and taps > problem.length):
+        raise InputError(f"{taps} taps are no filter of a {problem.mode} convolution of {problem.length}")
+
+
+def check_spectrum(planes: Tensor, scale: Tensor, u: Tensor, points: int, dtype: torch.dtype | None) -> None:
+    """A prepared spectrum that an operator takes: planes (H, 2, points) of a dtype, scale (H, 2) float32.
+
+    ``points`` 0 and ``dtype`` None: any. Kernels read both as they lie in memory.
+    """
+    channels = u.shape[1]
+    fits = planes.dim() == 3 and tuple(planes.shape[:2]) == (channels, 2) == tuple(scale.shape)
+    fits = fits and points in (0, planes.shape[-1]) and planes.is_contiguous() and scale.is_contiguous()
+    if not fits or dtype not in (None, planes.dtype) or scale.dtype != torch.float32:
+        raise InputError(
+            f"planes {_shape(planes)} in {planes.dtype} and scale {_shape(scale)} in {scale.dtype} are no "
+            f"spectrum for {channels} channels: hand in what conv.prepare(k) returned"
+        )
+    for name, x in (("planes", planes), ("scale", scale)):
+        _same_device(name, x, u)
 
 
 def check_channels(name: str, k: Tensor, u: Tensor, groups: int | None) -> None:

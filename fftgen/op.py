@@ -30,10 +30,12 @@ import torch
 from torch import Tensor
 
 from fftgen import autograd, eager, filter_gradient
-from fftgen.check import check_input
+from fftgen.check import Open, check_operands, check_spectrum, check_taps
 from fftgen.conv import CPU_DIGEST, Conv, registered, terms
 from fftgen.errors import InputError
+from fftgen.execute import spectrum_dtype
 from fftgen.gradient import Needed
+from fftgen.problem import Problem
 
 _torch_library: Any = torch.library  # its classes carry no annotations
 _LIBRARY = _torch_library.Library("fftgen", "DEF")
@@ -63,11 +65,9 @@ Maybe = Tensor | None
 Four = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def _checked(handle: str, u: Tensor) -> Conv:
-    """The convolution of a handle; an operator may be called with types by itself that only CPUs take."""
-    conv = registered(handle, u.shape[-1])
-    check_input(conv.problem, u)
-    return conv
+def _found(handle: str, u: Tensor) -> Conv:
+    """The convolution of a handle."""
+    return registered(handle, u.shape[-1])
 
 
 def _conv_cuda(
@@ -78,7 +78,7 @@ def _conv_cuda(
 
 def _conv_keeping(u: Tensor, *given: Any) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     *rest, handle = given
-    return _checked(handle, u).run(u, *rest)
+    return _found(handle, u).run(u, *rest)
 
 
 def _conv_cpu(
@@ -100,7 +100,7 @@ def _both_cuda(
     skip: Maybe,
     handle: str,
 ) -> tuple[Tensor, Tensor]:
-    return _checked(handle, u).run_both(u, k, k_rev, in_gate, (first_gate, second_gate), skip)
+    return _found(handle, u).run_both(u, k, k_rev, in_gate, (first_gate, second_gate), skip)
 
 
 def _both_cpu(
@@ -119,7 +119,7 @@ def _both_cpu(
 
 
 def _correlate_cuda(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: int, handle: str) -> Tensor:
-    return filter_gradient.on_gpu(registered(handle, u.shape[-1]), u, v, in_gate, out_gate, taps)
+    return filter_gradient.on_gpu(_found(handle, u), u, v, in_gate, out_gate, taps)
 
 
 def _correlate_cpu(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: int, handle: str) -> Tensor:
@@ -131,7 +131,7 @@ def _correlate_cpu(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: 
 
 def _gradients_cuda(u: Tensor, v: Tensor, *rest: Any, spectrum: tuple[Tensor, Tensor] | None = None) -> Four:
     given, needed, taps, handle = _asked(u, rest)
-    found = filter_gradient.all_on_gpu(_checked(handle, u), given, v, needed, taps, spectrum)
+    found = filter_gradient.all_on_gpu(_found(handle, u), given, v, needed, taps, spectrum)
     if found is not None:
         return _all_four(u, found[:3], found.filter)
     made = autograd.separately((_conv_cuda, _both_cuda), given, v, needed, handle)
@@ -166,7 +166,11 @@ def _prepared_cuda(
     handle: str,
     digest: str,
 ) -> Tensor:
-    return registered(handle).run_prepared(u, planes, scale, in_gate, out_gate, skip, digest)
+    conv = registered(handle)
+    if u.numel():
+        plan = conv.loaded_for(digest, u).executable.plan
+        check_spectrum(planes, scale, u, plan.transform, spectrum_dtype(plan))
+    return conv.run_prepared(u, planes, scale, in_gate, out_gate, skip, digest)
 
 
 def _prepared_cpu(
@@ -186,6 +190,76 @@ def _prepared_cpu(
             "prepare it there"
         )
     return _conv_cpu(u, planes[:, 0], planes[:, 1], in_gate, out_gate, skip, handle)
+
+
+# Calls of the package itself fit the operators. What is called by itself may not: a kernel would read
+# beyond the ends of what is too short, so each operator checks what it is handed.
+
+
+def _asked_of(handle: str, u: Tensor) -> Problem | Open:
+    """What a call is checked against; a CPU needs nothing of an artifact but what its handle says."""
+    if u.is_cuda:
+        return _found(handle, u).problem
+    return Open(*terms(handle, u.shape[-1]), "fp16" if u.dtype == torch.float16 else "bf16")
+
+
+def _check_conv(
+    u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
+) -> None:
+    gates = {"in_gate": in_gate, "out_gate": out_gate}
+    check_operands(_asked_of(handle, u), u, {"k": k, "k_rev": k_rev}, gates, skip)
+
+
+def _check_both(
+    u: Tensor,
+    k: Maybe,
+    k_rev: Maybe,
+    in_gate: Maybe,
+    first_gate: Tensor,
+    second_gate: Tensor,
+    skip: Maybe,
+    handle: str,
+) -> None:
+    gates = {"in_gate": in_gate, "first_gate": first_gate, "second_gate": second_gate}
+    check_operands(_asked_of(handle, u), u, {"k": k, "k_rev": k_rev}, gates, skip)
+
+
+def _check_correlate(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: int, handle: str) -> None:
+    asked = _asked_of(handle, u)
+    check_operands(asked, u, {}, {"v": v, "in_gate": in_gate, "out_gate": out_gate})
+    check_taps(asked, taps)
+
+
+def _check_gradients(u: Tensor, v: Tensor, *rest: Any) -> None:
+    (_, k, k_rev, in_gate, out_gate, skip), _, taps, handle = _asked(u, rest)
+    asked = _asked_of(handle, u)
+    signals = {"v": v, "in_gate": in_gate, "out_gate": out_gate}
+    check_operands(asked, u, {"k": k, "k_rev": k_rev}, signals, skip)
+    check_taps(asked, taps)
+
+
+def _check_prepared(
+    u: Tensor,
+    planes: Tensor,
+    scale: Tensor,
+    in_gate: Maybe,
+    out_gate: Maybe,
+    skip: Maybe,
+    handle: str,
+    digest: str,
+) -> None:
+    check_operands(_asked_of(handle, u), u, {}, {"in_gate": in_gate, "out_gate": out_gate}, skip)
+    check_spectrum(planes, scale, u, 0, None)
+
+
+def _checking(check: Any, function: Any) -> Any:
+    """An operator's function that refuses what does not fit."""
+
+    def checked(*inputs: Any) -> Any:
+        check(*inputs)
+        return function(*inputs)
+
+    return checked
 
 
 def _like_u(u: Tensor, *_: object) -> Tensor:
@@ -208,7 +282,7 @@ def _gradients_like(u: Tensor, v: Tensor, *rest: Any) -> Four:
     return _all_four(u, made, _filter_like(u, v, given[3], given[4], taps, handle))
 
 
-def _differentiable(rules: Any) -> Any:
+def _differentiable(rules: Any, check: Any) -> Any:
     """The Autograd kernel of an operator. torch.func looks for its rules at the Python level instead."""
 
     def kernel(*inputs: Any) -> Any:
@@ -217,6 +291,8 @@ def _differentiable(rules: Any) -> Any:
                 "an operator of torch.ops.fftgen does not take torch.func transforms by itself: "
                 "call fftgen.fftconv or a convolution object, which do"
             )
+        if inputs[0].is_cuda and type(inputs[0]) in autograd.PLAIN:
+            check(*inputs)  # the way from here may lead past the functions that do
         if not autograd.recorded(*inputs):  # a Function costs a few microseconds even when it records nothing
             return rules.forward(*inputs)
         return rules.apply(*inputs)
@@ -231,25 +307,34 @@ def _no_gradient(*_: object) -> None:
     )
 
 
-for _name, _cpu, _cuda, _fake in (
-    ("conv", _conv_cpu, _conv_cuda, _like_u),
-    ("conv_both", _both_cpu, _both_cuda, _two_like_u),
-    ("correlate_input", _correlate_cpu, _correlate_cuda, _filter_like),
-    ("conv_gradients", _gradients_cpu, _gradients_cuda, _gradients_like),
-    ("conv_prepared", _prepared_cpu, _prepared_cuda, _like_u),
-):
-    _LIBRARY.impl(_name, _cpu, "CPU")
-    _LIBRARY.impl(_name, _cuda, "CUDA")
+_OPERATORS: tuple[tuple[str, Any, Any, Any, Any, Any], ...] = (
+    ("conv", _conv_cpu, _conv_cuda, _like_u, _check_conv, autograd.Conv),
+    ("conv_both", _both_cpu, _both_cuda, _two_like_u, _check_both, autograd.ConvBoth),
+    (
+        "correlate_input",
+        _correlate_cpu,
+        _correlate_cuda,
+        _filter_like,
+        _check_correlate,
+        autograd.CorrelateInput,
+    ),
+    (
+        "conv_gradients",
+        _gradients_cpu,
+        _gradients_cuda,
+        _gradients_like,
+        _check_gradients,
+        autograd.ConvGradients,
+    ),
+    ("conv_prepared", _prepared_cpu, _prepared_cuda, _like_u, _check_prepared, None),
+)
+for _name, _cpu, _cuda, _fake, _check, _rules in _OPERATORS:
+    _LIBRARY.impl(_name, _checking(_check, _cpu), "CPU")
+    _LIBRARY.impl(_name, _checking(_check, _cuda), "CUDA")
     autograd.ON_GPU[_name] = _cuda
     _torch_library.register_fake(f"fftgen::{_name}", _fake, lib=_LIBRARY)
+    if _rules is not None:
+        _LIBRARY.impl(_name, _differentiable(_rules, _check), "Autograd")
+        _torch_library.register_vmap(f"fftgen::{_name}", _rules.vmap, lib=_LIBRARY)
 autograd.ON_GPU["conv_keeping"] = _conv_keeping
-
-for _name, _rules in (
-    ("conv", autograd.Conv),
-    ("conv_both", autograd.ConvBoth),
-    ("correlate_input", autograd.CorrelateInput),
-    ("conv_gradients", autograd.ConvGradients),
-):
-    _LIBRARY.impl(_name, _differentiable(_rules), "Autograd")
-    _torch_library.register_vmap(f"fftgen::{_name}", _rules.vmap, lib=_LIBRARY)
 _torch_library.register_autograd("fftgen::conv_prepared", _no_gradient, lib=_LIBRARY)

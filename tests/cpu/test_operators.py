@@ -16,8 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fftgen
-from fftgen import autograd, eager, gradient_accuracy
-from fftgen import op as _registers_operators  # noqa: F401
+from fftgen import autograd, eager, gradient_accuracy, op
 from fftgen.conv import registered, terms
 from fftgen.errors import InputError
 
@@ -327,6 +326,65 @@ def test_the_operator_of_prepared_spectra_refuses_gradients(rng: np.random.Gener
     y = torch.ops.fftgen.conv_prepared(u, planes, scale, None, None, None, "causal-8-bf16", "torch.fft")
     with pytest.raises(InputError, match="no gradients through a prepared spectrum: hand in the filter"):
         y.sum().backward()
+
+
+U, K, D = torch.zeros(2, 3, 20, dtype=torch.bfloat16), torch.zeros(3, 9), torch.zeros(3)
+MISFITS: list[tuple[dict[str, Any], str]] = [
+    ({"k": K[:1]}, r"k must be \(channels, taps\) = \(3, taps\), got \(1, 9\)"),
+    ({"k": K[None]}, r"k must be \(channels, taps\) = \(3, taps\), got \(1, 3, 9\)"),
+    ({"k": K[:, :0]}, "k has 0 taps"),
+    ({"k": K.int()}, "k must be real floating point"),
+    ({"k_rev": K[:2]}, r"k_rev must be \(channels, taps\) = \(3, taps\), got \(2, 9\)"),
+    ({"k": None}, "one of k, k_rev must be there"),
+    ({"in_gate": U[:1, :1, :8]}, r"in_gate must have u's shape \(2, 3, 20\), got \(1, 1, 8\)"),
+    ({"out_gate": U[..., :19]}, r"out_gate must have the result's shape \(2, 3, 20\)"),
+    ({"in_gate": U.float()}, r"in_gate is torch\.float32, u is torch\.bfloat16"),
+    ({"skip": D[:2]}, r"skip must be \(channels,\) = \(3\), got \(2\)"),
+    ({"skip": D.int()}, "skip must be floating point"),
+    ({"u": U[0]}, r"u must be \(batch, channels, length\), got \(3, 20\)"),
+    ({"u": torch.zeros(2, 3, 33).bfloat16()}, "u has length 33, this convolution takes at most 32"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), MISFITS)
+def test_operators_check_what_they_are_handed(change: dict[str, Any], message: str) -> None:
+    """By themselves; on a GPU as well (test_routes.py)."""
+    given = {**dict.fromkeys(NAMES), "u": U, "k": K, **change}
+    with pytest.raises(InputError, match=message):
+        torch.ops.fftgen.conv(*given.values(), "causal-32-bf16")
+    u, *rest = given.values()
+    with pytest.raises(InputError, match=message):
+        torch.ops.fftgen.conv_gradients(u, u, *rest, True, False, False, 9, "causal-32-bf16")
+    if "out_gate" not in change:
+        with pytest.raises(InputError, match=message):
+            torch.ops.fftgen.conv_both(u, *rest[:3], u, u, rest[4], "causal-32-bf16")
+
+
+def test_the_other_operators_check_as_well() -> None:
+    with pytest.raises(InputError, match="k is on meta, u on cpu"):
+        op._check_conv(U, K.to("meta"), None, None, None, None, "causal-32-bf16")
+    ops, causal, wrapped = torch.ops.fftgen, "causal-32-bf16", "circular-32-bf16"
+    gate = "_gate must have the result's shape"
+    for gates, name in (((U[:1], U), "first"), ((U, U[:1]), "second")):
+        with pytest.raises(InputError, match=name + gate):
+            ops.conv_both(U, K, None, None, *gates, None, causal)
+    for v, a, taps, handle, message in (
+        (U[:1], None, 9, causal, "v must have the result's shape"),
+        (U, U[:1], 9, causal, "in_gate must have u's shape"),
+        (U, None, 0, causal, "0 taps are no filter of a causal convolution of 32"),
+        (U, None, 33, wrapped, "33 taps are no filter of a circular convolution of 32"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ops.correlate_input(U, v, a, None, taps, handle)
+        with pytest.raises(InputError, match=message):
+            ops.conv_gradients(U, v, K, None, a, None, None, True, False, False, taps, handle)
+    assert ops.correlate_input(U, U, None, None, 33, causal).shape == (3, 33)
+    made = fftgen.get_conv(32, causal=True).prepare(K)
+    for planes, scale in ((made.planes[:2], made.scale), (made.planes, made.scale[:, :1])):
+        with pytest.raises(InputError, match="are no spectrum for 3 channels"):
+            ops.conv_prepared(U, planes, scale, None, None, None, causal, made.digest)
+    with pytest.raises(InputError, match="in_gate must have u's shape"):
+        ops.conv_prepared(U, made.planes, made.scale, U[:1], None, None, causal, made.digest)
 
 
 def test_fast_lengths_are_the_next_smooth_ones() -> None:

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fftgen
 from fftgen import conv as conv_module
-from fftgen import functional
+from fftgen import functional, op
 from fftgen.bounded import Bounded
 from fftgen.errors import InputError
 from fftgen.launch import ARGS_BYTES, Call, Signal, Step, argument_block
@@ -244,6 +244,50 @@ def test_an_operator_on_a_gpu_is_called_past_the_dispatcher_only_where_nobody_lo
     with pytest.raises(InputError, match=r"call fftgen\.load"):  # the CPU's operator knows no handle "test"
         conv(u, k)
     assert went == ["direct"] * 2
+
+
+@pytest.mark.parametrize("needs", [False, True], ids=["", "recorded"])
+def test_an_operator_launches_nothing_that_does_not_fit(
+    needs: bool, gpu: tuple[fftgen.Conv, Driver], white: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Called by itself. A kernel would read beyond the ends of what is too short."""
+    conv, driver = gpu
+    monkeypatch.setitem(conv_module._registry, "test", conv)
+    u, k = white(2, 3, 100).bfloat16(), white(3, 50).float().requires_grad_(needs)
+    good: dict[str, Any] = dict.fromkeys(gradients.NAMES)
+    good.update(u=u, k=k, in_gate=u, skip=k[:, 0])
+    assert torch.ops.fftgen.conv(*good.values(), "test").requires_grad == needs
+    assert len(driver.launched) == 2
+    for name, value, said in (
+        ("k", k[:1], r"k must be \(channels, taps\) = \(3, taps\), got \(1, 50\)"),
+        ("in_gate", u[:1, :1, :8], r"in_gate must have u's shape \(2, 3, 100\), got \(1, 1, 8\)"),
+        ("skip", k[:2, 0], "skip must be"),
+        ("u", u.float(), r"u is torch\.float32|in_gate is torch\.bfloat16"),
+        ("u", white(2, 3, 600).bfloat16(), "at most 512"),
+    ):
+        with pytest.raises(InputError, match=said):
+            torch.ops.fftgen.conv(*{**good, name: value}.values(), "test")
+    assert len(driver.launched) == 2
+
+
+def test_a_prepared_spectrum_is_as_long_as_its_plan(
+    gpu: tuple[fftgen.Conv, Driver], white: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conv, driver = gpu
+    monkeypatch.setitem(conv_module._registry, "test", conv)
+    u = white(2, 3, 100).bfloat16()
+    loaded = conv.on(u.device, conv.problem)
+    conv._loaded[conv.problem, u.device] = loaded
+    made = loaded.spectrum(white(3, 50).float())
+    driver.launched.clear()
+    run = op._OPERATORS[-1][2]
+    given = (None, None, None, "test", made.digest)
+    run(u, made.planes, made.scale, *given)
+    assert len(driver.launched) == 1
+    for planes in (made.planes[..., :8].contiguous(), made.planes.float(), made.planes[:, :, ::2]):
+        with pytest.raises(InputError, match="are no spectrum for 3 channels"):
+            run(u, planes, made.scale, *given)
+    assert len(driver.launched) == 1
 
 
 @contextmanager
