@@ -5,9 +5,9 @@ skip are accumulated in float32 (float64 for float64 signals) and cast to the ar
 What is stored for the backward pass are arguments, and, where it is used again and no larger than the
 signals, the filter's spectrum (``KeepingConv``); other intermediates are computed again.
 
-``conv`` and ``correlate_input`` are how the package calls the operators: while a graph is traced as they
-are, otherwise through the functions below, which are also the operators' Autograd kernels. At the Python
-level torch.func finds its rules; inside an operator it would not.
+``conv`` and ``correlate_input`` are how the package calls the operators: while a graph is traced or
+torch.func transforms a call as they are, otherwise through the functions below, which are also the operators'
+Autograd kernels.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad as _forward_ad
+from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import Function
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
@@ -162,8 +163,13 @@ def _forward(name: str, tensors: int, inputs: tuple[Any, ...]) -> Any:
     """
     if inputs[0].is_cuda and _forward_ad._current_level < 0 and plain(*inputs[:tensors]):
         return ON_GPU[name](*inputs)
+    operator = getattr(torch.ops.fftgen, name).default
+    if torch._C._are_functorch_transforms_active():
+        # A Function turns recording off, which is the business of the transforms below this one.
+        with torch.enable_grad(), _set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
     with torch._C._AutoDispatchBelowAutograd():
-        return getattr(torch.ops.fftgen, name).default(*inputs)
+        return operator(*inputs)
 
 
 def _signed(forward: Any) -> Any:
@@ -174,9 +180,9 @@ def _signed(forward: Any) -> Any:
 
 def _call(rules: Any, operator: Any, inputs: tuple[Any, ...]) -> Any:
     """The operator by the shortest way: its Autograd kernel comes to the same, microseconds later."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return operator(*inputs)
-    if recorded(*inputs) or torch._C._are_functorch_transforms_active():
+    if recorded(*inputs):
         return rules.apply(*inputs)
     return rules.forward(*inputs)
 

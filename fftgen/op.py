@@ -28,6 +28,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd.function import Function
 
 from fftgen import autograd, eager, filter_gradient
 from fftgen.check import Open, check_operands, check_spectrum, check_taps
@@ -283,14 +285,14 @@ def _gradients_like(u: Tensor, v: Tensor, *rest: Any) -> Four:
 
 
 def _differentiable(rules: Any, check: Any) -> Any:
-    """The Autograd kernel of an operator. torch.func looks for its rules at the Python level instead."""
+    """The Autograd kernel of an operator."""
 
     def kernel(*inputs: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
-            raise InputError(
-                "an operator of torch.ops.fftgen does not take torch.func transforms by itself: "
-                "call fftgen.fftconv or a convolution object, which do"
-            )
+            # A transform has called this for its own level: the rules are recorded there as they are, without
+            # what torch.func does for a Function that it meets. Other levels come to the operator again.
+            with enable_single_level_autograd_function():
+                return super(Function, rules).apply(*inputs)
         if inputs[0].is_cuda and type(inputs[0]) in autograd.PLAIN:
             check(*inputs)  # the way from here may lead past the functions that do
         if not autograd.recorded(*inputs):  # a Function costs a few microseconds even when it records nothing

@@ -413,10 +413,68 @@ def test_vmap_over_any_arguments(mapped: tuple[int, ...], function: Any, rng: np
         gradients.judge(out, torch.stack(one), 1e-13)
 
 
-def test_operators_by_themselves_say_what_takes_transforms(rng: np.random.Generator) -> None:
-    u, k, *_ = values(rng)
-    with pytest.raises(InputError, match=r"call fftgen\.fftconv or a convolution object, which do"):
-        torch.func.grad(lambda k: OPS.conv(u, k, None, None, None, None, "causal-16-bf16").sum())(k)
+def transforms(f: Any) -> dict[str, Any]:
+    """Of a function of u, k and a gate: at most as many levels as a Hessian has, in either mode."""
+    func = torch.func
+    both = lambda x: torch.stack([x, 2 * x])  # noqa: E731
+
+    def total(u: Tensor, k: Tensor, a: Tensor) -> Tensor:
+        y: Tensor = f(u, k, a).pow(3).sum()
+        return y
+
+    return {
+        "grad": func.grad(total, argnums=(0, 1, 2)),
+        "grad of grad": lambda u, k, a: func.grad(
+            lambda k: func.grad(total, argnums=1)(u, k, a).pow(2).sum()
+        )(k),
+        "jvp": lambda u, k, a: func.jvp(f, (u, k, a), (a, 2 * k, u)),
+        "hessian": func.hessian(total, argnums=1),
+        "jacrev": func.jacrev(f, argnums=1),
+        "jacfwd": func.jacfwd(f, argnums=2),
+        "vmap of grad": lambda u, k, a: func.vmap(lambda k: func.grad(total)(u, k, a))(both(k)),
+        "grad of vmap": lambda u, k, a: func.grad(
+            lambda k: func.vmap(lambda u: f(u, k, a))(both(u)).pow(3).sum()
+        )(k),
+    }
+
+
+def plainly(u: Tensor, k: Tensor, a: Tensor) -> Tensor:
+    return composite(u, k, None, a, None, k[:, 0], mode="causal", length=9)
+
+
+def judged(found: Any, wanted: Any) -> None:
+    pairs = zip(*(torch.utils._pytree.tree_leaves(x) for x in (found, wanted)), strict=True)
+    for out, ref in pairs:
+        gradients.judge(out.detach().flatten(), ref.detach().flatten(), 1e-11)
+
+
+@pytest.mark.parametrize("name", transforms(plainly))
+def test_operators_by_themselves_take_transforms(name: str, rng: np.random.Generator) -> None:
+    u, k, _, a, *_ = values(rng)
+    call = lambda u, k, a: OPS.conv(u, k, None, a, None, k[:, 0], "causal-*-bf16")  # noqa: E731
+    judged(transforms(call)[name](u, k, a), transforms(plainly)[name](u, k, a))
+
+
+@pytest.mark.parametrize("name", transforms(plainly))
+def test_transforms_compile(name: str, rng: np.random.Generator) -> None:
+    u, k, _, a, *_ = values(rng)
+    call = lambda u, k, a: fftgen.fftconv(u, k, in_gate=a, skip=k[:, 0])  # noqa: E731
+    compiled = torch.compile(
+        lambda *given: transforms(call)[name](*given), fullgraph=True, backend="aot_eager"
+    )
+    judged(compiled(u, k, a), transforms(plainly)[name](u, k, a))
+
+
+def test_a_compiled_gradient_has_gradients(rng: np.random.Generator) -> None:
+    u, k, _, a, *_ = values(rng)
+    call = lambda u, k, a: fftgen.fftconv(u, k, in_gate=a, skip=k[:, 0])  # noqa: E731
+    compiled = torch.compile(
+        lambda k: transforms(call)["grad"](u, k, a)[1], fullgraph=True, backend="aot_eager"
+    )
+    leaf = k.clone().requires_grad_()
+    compiled(leaf).pow(2).sum().backward()
+    assert leaf.grad is not None
+    judged(leaf.grad, transforms(plainly)["grad of grad"](u, k, a))
 
 
 # Several processes
