@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -180,6 +181,8 @@ def check_spectrum(planes: Tensor, scale: Tensor, u: Tensor, points: int, dtype:
 def check_channels(name: str, k: Tensor, u: Tensor, groups: int | None) -> None:
     """One filter per channel, or one per group of neighbouring channels; on u's device."""
     channels, rows = u.shape[-2], k.shape[-2]
+    if groups is not None:
+        _check_count("groups", groups)
     if groups is None and rows != channels:
         shared = f", or groups={rows} for filters shared by neighbouring channels" if rows else ""
         raise InputError(
@@ -192,6 +195,11 @@ def check_channels(name: str, k: Tensor, u: Tensor, groups: int | None) -> None:
             f"{name} has {rows} rows, u {channels} channels"
         )
     _same_device(name, k, u)
+
+
+def _check_count(name: str, x: object) -> None:
+    if isinstance(x, bool) or not isinstance(x, Integral | torch.SymInt):
+        raise InputError(f"{name} must be an int, got {x!r} ({type(x).__name__})")
 
 
 def _same_device(name: str, x: Tensor, u: Tensor) -> None:

@@ -68,6 +68,10 @@ def fftconv(
         raise InputError(f"mode {mode!r} is not supported: choose from {', '.join((*MODES, *SCIPY_MODES))}")
     if not isinstance(u, Tensor) or not isinstance(k, Tensor):
         raise InputError("u and k must be tensors: u (..., channels, length), k (channels, taps)")
+    if u.dim() == 0 or k.dim() == 0:
+        raise InputError(
+            "u and k must have time, got a number: u (..., channels, length), k (channels, taps)"
+        )
     if u.dim() == 1 and k.dim() == 1:
         k_rev, in_gate, out_gate, skip = (
             None if x is None else x[None] for x in (k_rev, in_gate, out_gate, skip)
@@ -80,6 +84,8 @@ def fftconv(
             in_gate=in_gate,
             out_gate=out_gate,
             skip=skip,
+            groups=groups,
+            per_row=per_row,
             reverse=reverse,
             period=period,
         )[0]

@@ -157,6 +157,10 @@ def _filters(u: Tensor, k: Tensor | None, per_row: bool) -> int | None:
             f"k must be (channels, taps) or (filters, channels, taps), got {tuple(k.shape)}: "
             "per_row=True for one filter per row of u"
         )
+    if k.shape[0] < 1:
+        raise InputError(
+            f"k (filters, channels, taps) needs at least one filter per channel, got {tuple(k.shape)}"
+        )
     return int(k.shape[0])
 
 

@@ -12,6 +12,7 @@ from gradients import composite
 from torch import Tensor
 
 import fftgen
+from fftgen import functional
 from fftgen.errors import InputError
 
 signal = pytest.importorskip("scipy.signal")
@@ -227,6 +228,32 @@ def test_what_the_functional_form_refuses() -> None:
             fftgen.fftconv(U, K, **options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="u and k must be tensors"):
         fftgen.fftconv([1.0], K)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((U, K[:2], {"groups": 2.0}), r"groups must be an int, got 2\.0 \(float\)"),
+        ((U, K[:2], {"groups": "2"}), r"groups must be an int, got '2' \(str\)"),
+        ((U, K[None, :, :][:0]), r"at least one filter per channel, got \(0, 4, 8\)"),
+        ((U[0, 0], K[0], {"groups": 5}), "groups=5 needs a filter of 5 rows"),
+        ((U[0, 0, 0], K[0]), "u and k must have time, got a number"),
+        ((U[0, 0], K[0, 0], {"mode": "same"}), "u and k must have time, got a number"),
+    ],
+)
+def test_filters_are_counted_before_they_are_used(arguments: Any, message: str) -> None:
+    u, k, *more = arguments
+    functional._ROUTES.clear()
+    with pytest.raises(InputError, match=message):
+        fftgen.fftconv(u, k, **(more[0] if more else {}))
+
+
+def test_one_signal_and_one_filter_take_the_same_options(white: Any) -> None:
+    u, k = white(20), white(8)
+    wanted = fftgen.fftconv(u, k)
+    assert torch.equal(fftgen.fftconv(u, k, groups=1), wanted)
+    assert torch.equal(fftgen.fftconv(u, k, per_row=True), wanted)
+    assert torch.equal(fftgen.fftconv(u[None], k[None], groups=np.int64(1))[0], wanted)
 
 
 def test_prepared_spectra_hold_both_filters_or_are_refused(conv: fftgen.Conv, white: Any) -> None:
