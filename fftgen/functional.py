@@ -15,7 +15,6 @@ from torch.nn.functional import pad
 from fftgen import autograd
 from fftgen.check import Open, wanted
 from fftgen.conv import any_length, registered
-from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError
 from fftgen.loaded import Route, Routes
 from fftgen.problem import MODES, Problem
@@ -149,8 +148,7 @@ def _call(
         kind = None
         target = torch.get_autocast_dtype(u.device.type)
         u, in_gate, out_gate = autocast(target, u, in_gate, out_gate)  # type: ignore[assignment]
-    # On a CPU any of the two names will do: torch.fft computes in the precision of float32 or float64.
-    dtype = "bf16" if u.dtype == wanted(_PROBE, u) else find_dtype(u.dtype).name
+    dtype = _storage(u)
     problem = _problem(mode, dtype, period, *(x.shape[-1] for x in (u, k, k_rev) if x is not None))
     x = arrange(problem, u, k, k_rev, in_gate, out_gate, skip, form)
     handle = any_length(mode, dtype) if period is None else f"{mode}-{period}-{dtype}"
@@ -161,6 +159,20 @@ def _call(
         _ROUTES.keep(kind, route)
         return route.conv(*given)
     return x.back(autograd.conv(*x[:-1], handle))
+
+
+def _storage(u: Tensor) -> str:
+    """The name of the type that signals are stored in. Raises InputError for one that is not served there."""
+    if u.dtype == torch.float16:
+        return "fp16"
+    # On a CPU any of the two names will do: torch.fft computes in the precision of float32 or float64.
+    if u.dtype == wanted(_PROBE, u):
+        return "bf16"
+    served = "" if u.is_cuda else "torch.float64, torch.float32, "
+    hint = "u.bfloat16()" if u.is_floating_point() else "u.bfloat16() if integers are meant"
+    raise InputError(
+        f"u is {u.dtype}, fftconv on {u.device.type} takes {served}torch.bfloat16 and torch.float16: {hint}"
+    )
 
 
 def _problem(mode: str, dtype: str, period: int | None, *lengths: int) -> Problem | Open:

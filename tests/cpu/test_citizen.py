@@ -522,6 +522,12 @@ def test_on_a_gpu_a_filter_may_want_a_gradient() -> None:
             InputError, match=r"u is torch\.float32, this convolution was made for torch\.bfloat16"
         ):
             conv(u.float(), k)  # float32 is for CPUs
+        with pytest.raises(
+            InputError,
+            match=r"u is torch\.float32, fftconv on cuda takes torch\.bfloat16 and .*16: u\.bfloat16\(\)",
+        ):
+            fftgen.fftconv(u.float(), k)
+        assert fftgen.fftconv(u.half(), k).dtype == torch.float16
 
 
 def test_a_filters_gradient_on_a_gpu_without_kernels(

@@ -226,6 +226,10 @@ def test_what_the_functional_form_refuses() -> None:
     ):
         with pytest.raises(InputError, match=message):
             fftgen.fftconv(U, K, **options)  # type: ignore[arg-type]
+    with pytest.raises(
+        InputError, match=r"u is torch\.int32, fftconv on cpu takes torch\.float64, .* integers"
+    ):
+        fftgen.fftconv(U.int(), K)
     with pytest.raises(InputError, match="u and k must be tensors"):
         fftgen.fftconv([1.0], K)  # type: ignore[arg-type]
 
