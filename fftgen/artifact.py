@@ -113,6 +113,11 @@ class Artifact:
         if not names or len(set(names)) != len(names):
             raise InternalError(f"an artifact needs modules of different names, got {names}")
 
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the file that ``write`` makes of it: over all that it holds."""
+        return _sha(dumps(self))
+
     def module(self, name: str) -> Module:
         """The module of that name. Raises InputError that lists the names there are."""
         for module in self.modules:

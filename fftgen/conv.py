@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import threading
 from collections.abc import Callable
@@ -550,13 +549,14 @@ def load(
 ) -> Conv:
     """A convolution from an artifact: the same object as ``get_conv``, without NVRTC.
 
-    ``sha256``: what the file's digest must be. ``length``, ``causal``, ``dtype`` single one out where the
-    artifact holds several. Every digest in the file is checked here; the driver sees it at the first call.
+    ``sha256``: what the file's digest must be. Files of equal content give the same object, others never.
+    ``length``, ``causal``, ``dtype`` single one out where the artifact holds several. Every digest in the
+    file is checked here; the driver sees it at the first call.
     Raises ArtifactError for a file that is damaged, foreign or newer, InputError when none or several fit.
     """
     shelf = open_shelf(path, sha256)
     problem = choose(shelf, length, causal, None if dtype is None else find_dtype(dtype).name)
-    plans = ",".join(sorted(m.plan_digest for m in shelf.contents.modules))
-    digest = hashlib.sha256(plans.encode()).hexdigest()[:16]
-    handle = f"artifact:{digest}:{problem.mode}-{problem.length}-{problem.dtype}"
+    # All of what the file holds, unabridged: by its plans alone, a file would be taken for one that was
+    # loaded before with other machine code, whatever digest it has been checked against.
+    handle = f"artifact:{shelf.contents.digest}:{problem.mode}-{problem.length}-{problem.dtype}"
     return register(Conv(problem, shelf, handle))

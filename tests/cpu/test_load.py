@@ -1,0 +1,67 @@
+"""``fftgen.load`` without compiler and GPU: artifacts whose plans are real and whose machine code is not."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import fftgen
+from fftgen import artifact
+from fftgen.artifact import Artifact, Module
+from fftgen.bundle import TABLES
+from fftgen.conv import registered
+from fftgen.planner import search
+from fftgen.problem import Problem
+from fftgen.source import Source
+
+WHOLE, HALF = Problem("circular", 512, "bf16"), Problem("causal", 256, "bf16")
+
+
+def module(problem: Problem, code: bytes = b"code") -> Module:
+    """The module of a problem on sm_90, with any bytes in the place of machine code."""
+    plan = search.plan(problem, "sm_90")
+    return Module(
+        name=plan.name,
+        plan=plan.to_json().encode(),
+        plan_digest=plan.digest,
+        source=Source("conv.cu", "// source\n", {}, ("conv",)),
+        cubins={"sm_90": code},
+        tables={TABLES: bytes(plan.table_bytes)},
+    )
+
+
+def write(path: Path, modules: Sequence[Module]) -> str:
+    return artifact.write(path, Artifact(tuple(modules), "nvrtc 0.0"))
+
+
+# --- which file a convolution is of
+
+
+def code(conv: fftgen.Conv) -> bytes:
+    return conv._provider.built(conv.problem, (9, 0)).cubin
+
+
+def test_a_verified_file_gives_its_own_kernels(tmp_path: Path) -> None:
+    """Whatever was loaded before: another file with the same plans, or an earlier one of the same name."""
+    path, other = tmp_path / "x.fftgen", tmp_path / "other.fftgen"
+    write(other, [module(HALF, b"of another")])
+    first = fftgen.load(other)
+    digest = write(path, [module(HALF)])
+    conv = fftgen.load(path, sha256=digest)
+    assert code(conv) == b"code"
+    assert digest in conv.handle
+    assert code(first) == b"of another"
+    rebuilt = write(path, [module(HALF, b"rebuilt")])
+    assert code(fftgen.load(path, sha256=rebuilt)) == b"rebuilt"
+    assert {registered(c.handle) for c in (first, conv)} == {first, conv}
+
+
+def test_files_of_equal_content_share_one_object(tmp_path: Path) -> None:
+    """Wherever they lie: a graph that was traced with one finds the kernels of the other."""
+    modules = [module(WHOLE), module(HALF)]
+    write(tmp_path / "x.fftgen", modules)
+    write(tmp_path / "y.fftgen", modules)
+    conv = fftgen.load(tmp_path / "x.fftgen")
+    assert fftgen.load(tmp_path / "y.fftgen") is conv
+    assert pickle.loads(pickle.dumps(conv)) is conv
