@@ -205,12 +205,12 @@ def loads(raw: bytes, origin: str = "the artifact") -> Artifact:
                 raise ArtifactError(f"{origin}: part {name} does not match its SHA-256: {_AGAIN}")
         modules = tuple(_module(facts, parts) for facts in json.loads(meta["modules"]))
         return Artifact(modules, meta["compiler"], meta["fftgen"])
-    except _SENSELESS as error:
+    except SENSELESS as error:
         raise ArtifactError(f"{origin} has an index that makes no sense ({error!r}): {_AGAIN}") from error
 
 
-#: What a header of unexpected form makes Python raise.
-_SENSELESS = (LookupError, TypeError, ValueError, AttributeError, RecursionError, InternalError)
+#: What a header, or a plan, of unexpected form makes Python raise.
+SENSELESS = (LookupError, TypeError, ValueError, AttributeError, RecursionError, InternalError)
 _AGAIN = "the file is damaged; fetch it again or build it anew with 'fftgen build'"
 
 
@@ -229,7 +229,7 @@ def _split(raw: bytes, origin: str) -> tuple[dict[str, Any], bytes]:
         digest = _digest_field(meta["header_sha256"])
         whole = _digest_field(_sha(text.replace(digest, _digest_field(_BLANK)))) == digest
         schema = int(meta["schema"])
-    except _SENSELESS as error:
+    except SENSELESS as error:
         raise ArtifactError(f"{origin} is no fftgen artifact, or its header is damaged: {_AGAIN}") from error
     if not ours or not whole:
         raise ArtifactError(f"{origin}: the header does not match its SHA-256: {_AGAIN}")

@@ -139,6 +139,15 @@ def _module(made: Built) -> Module:
 def unpack(module: Module) -> Built:
     """A module back as a build. Raises ArtifactError when plan and module disagree."""
     found = _subject(module)
+    try:
+        return _unpacked(module, found)
+    except artifact.SENSELESS as error:
+        raise ArtifactError(
+            f"module {module.name} has parts that make no sense ({error}): build the artifact anew"
+        ) from error
+
+
+def _unpacked(module: Module, found: Plan | Gradient) -> Built:
     plan, of_gradient = (found.plan, found) if isinstance(found, Gradient) else (found, None)
     if found.digest != module.plan_digest or found.name != module.name:
         raise ArtifactError(
@@ -153,9 +162,17 @@ def unpack(module: Module) -> Built:
 
 
 def _subject(module: Module) -> Plan | Gradient:
-    """What a module was built from."""
-    text = module.plan.decode()
-    return Gradient.from_json(text) if module.name.startswith(Gradient.PREFIXES) else Plan.from_json(text)
+    """What a module was built from. Raises ArtifactError for a plan that makes no sense, whatever is off.
+
+    Digests that fit prove no sense: a forger takes them anew.
+    """
+    try:
+        text = module.plan.decode()
+        return Gradient.from_json(text) if module.name.startswith(Gradient.PREFIXES) else Plan.from_json(text)
+    except artifact.SENSELESS as error:
+        raise ArtifactError(
+            f"module {module.name} carries a plan that makes no sense ({error}): build the artifact anew"
+        ) from error
 
 
 def kind_of(subject: Plan | Gradient) -> Kind:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 import fftgen
 from fftgen import artifact
 from fftgen.artifact import Artifact, Module
-from fftgen.bundle import TABLES
+from fftgen.bundle import TABLES, unpack
 from fftgen.conv import registered
+from fftgen.errors import ArtifactError
 from fftgen.planner import search
+from fftgen.planner.gradient import Gradient
 from fftgen.problem import Problem
 from fftgen.source import Source
 
@@ -65,3 +71,41 @@ def test_files_of_equal_content_share_one_object(tmp_path: Path) -> None:
     conv = fftgen.load(tmp_path / "x.fftgen")
     assert fftgen.load(tmp_path / "y.fftgen") is conv
     assert pickle.loads(pickle.dumps(conv)) is conv
+
+
+# --- plans that make no sense, under digests that fit
+
+
+@pytest.mark.parametrize("plan", [b"\xff\xfe", b"[" * 100_000, b'{"schema":', b"[]", b"null", b""])
+@pytest.mark.parametrize("prefix", ["", *Gradient.PREFIXES])
+def test_a_forged_plan_is_an_artifact_error(prefix: str, plan: bytes, tmp_path: Path) -> None:
+    digest = write(tmp_path / "x.fftgen", [replace(module(HALF), name=f"{prefix}x", plan=plan)])
+    with pytest.raises(ArtifactError, match="build"):
+        fftgen.load(tmp_path / "x.fftgen", sha256=digest)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tables": {}},
+        {"tables": {TABLES: b""}},
+        {"plan_digest": "0" * 64},
+        {"cubins": {}, "ptx": {"compute_80": b"\xff"}},
+    ],
+)
+def test_a_forged_part_is_an_artifact_error(change: dict[str, object], tmp_path: Path) -> None:
+    made = module(HALF)
+    assert unpack(made).cubin == b"code"
+    write(tmp_path / "x.fftgen", [replace(made, **change)])  # type: ignore[arg-type]
+    conv = fftgen.load(tmp_path / "x.fftgen")
+    with pytest.raises(ArtifactError, match="build the artifact anew"):
+        conv.plan("sm_90")
+
+
+def test_a_forged_field_of_a_plan_is_an_artifact_error(tmp_path: Path) -> None:
+    """One that Python accepts where the plan is read, and trips over later."""
+    made = module(HALF)
+    plan = made.plan.replace(b'"sm_90"', b"90")
+    write(tmp_path / "x.fftgen", [replace(made, plan=plan, plan_digest=hashlib.sha256(plan).hexdigest())])
+    with pytest.raises(ArtifactError, match="build the artifact anew"):
+        fftgen.load(tmp_path / "x.fftgen").plan("sm_90")
