@@ -266,17 +266,24 @@ def open_shelf(path: str | Path, sha256: str | None = None) -> Shelf:
 
 
 def choose(shelf: Shelf, length: int | None, causal: bool | None, dtype: str | None) -> Problem:
-    """The problem meant: the only one, or the one that the arguments single out. Raises InputError."""
-    fits = [
-        p
-        for p in shelf.main
-        if (length is None or p.length == length)
-        and (causal is None or p.causal == causal)
-        and (dtype is None or p.dtype == dtype)
-    ]
+    """The problem meant: the only one, or the one that the arguments single out. Raises InputError.
+
+    Of the problems that were asked for first; then of all, since one of them may be the half of another too.
+    """
+
+    def fitting(problems: Iterable[Problem]) -> list[Problem]:
+        return [
+            p
+            for p in problems
+            if (length is None or p.length == length)
+            and (causal is None or p.causal == causal)
+            and (dtype is None or p.dtype == dtype)
+        ]
+
+    fits = fitting(shelf.main) or fitting(shelf.problems)
     if len(fits) == 1:
         return fits[0]
-    there = ", ".join(f"{p.mode} {p.length} {p.dtype}" for p in shelf.main)
+    there = ", ".join(f"{p.mode} {p.length} {p.dtype}" for p in fits or shelf.problems)
     found = "none" if not fits else f"{len(fits)}"
     raise InputError(
         f"{found} of the convolutions in {shelf.origin} fit: name one by length=, causal=, dtype= ({there})"

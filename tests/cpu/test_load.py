@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from fftgen import artifact
 from fftgen.artifact import Artifact, Module
 from fftgen.bundle import TABLES, unpack
 from fftgen.conv import registered
-from fftgen.errors import ArtifactError
+from fftgen.errors import ArtifactError, InputError
 from fftgen.planner import search
 from fftgen.planner.gradient import Gradient
 from fftgen.problem import Problem
@@ -71,6 +72,32 @@ def test_files_of_equal_content_share_one_object(tmp_path: Path) -> None:
     conv = fftgen.load(tmp_path / "x.fftgen")
     assert fftgen.load(tmp_path / "y.fftgen") is conv
     assert pickle.loads(pickle.dumps(conv)) is conv
+
+
+# --- which of its convolutions is meant
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [({}, WHOLE), ({"length": 512}, WHOLE), ({"length": 256}, HALF), ({"length": 256, "causal": True}, HALF)],
+)
+def test_a_problem_that_is_half_of_another_is_found_by_its_name(
+    asked: dict[str, Any], meant: Problem, tmp_path: Path
+) -> None:
+    write(tmp_path / "x.fftgen", [module(WHOLE), module(HALF)])
+    conv = fftgen.load(tmp_path / "x.fftgen", **asked)
+    assert conv.problem == meant
+    assert conv.plan("sm_90").problem == meant
+
+
+def test_what_is_not_there_is_answered_with_what_is(tmp_path: Path) -> None:
+    write(tmp_path / "x.fftgen", [module(WHOLE), module(HALF), module(Problem("causal", 512, "bf16"))])
+    with pytest.raises(
+        InputError, match=r"none of .*\(circular 512 bf16, causal 256 bf16, causal 512 bf16\)"
+    ):
+        fftgen.load(tmp_path / "x.fftgen", length=1024)
+    with pytest.raises(InputError, match=r"2 of .*\(circular 512 bf16, causal 512 bf16\)"):
+        fftgen.load(tmp_path / "x.fftgen", dtype="bf16")
 
 
 # --- plans that make no sense, under digests that fit
