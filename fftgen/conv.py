@@ -220,9 +220,7 @@ class Conv:
                 f"a spectrum is prepared of filters (channels, taps) on one device, got "
                 f"{[tuple(f.shape) for f in both]}: flatten them, and the signals alike"
             )
-        longest = self.problem.length if length is None else length
-        if not 1 <= longest <= self.problem.length:
-            raise InputError(f"length {longest} is outside 1 to {self.problem.length}")
+        longest = self._longest(length)
         taps = max(int(f.shape[-1]) for f in both)
         if k.device.type != "cuda":
             planes = torch.zeros(k.shape[0], 2, taps, dtype=wide(k), device=k.device)
@@ -253,18 +251,26 @@ class Conv:
     ) -> Conv:
         """Compile and load everything that calls on a device need, so that they can be captured in a graph.
 
-        ``length`` as in ``prepare``; ``train``: what their gradients need, too. Returns the convolution.
+        ``length``: of no longer sequences and filters, which may need less: in circular mode the causal
+        problem of half the length alone. ``train``: what their gradients need, too. Returns the convolution.
         """
         where = torch.device(device)
+        longest = self._longest(length)
         if where.type == "cuda":
-            longest = self.problem.length if length is None else length
-            for problem in {self.problem, self.served(longest, longest)}:
+            for problem in dict.fromkeys((self.served(longest, longest), self.served(1, 1))):
                 self.on(where, problem)
                 if train:
                     self.gradient_on(where, problem)
                     self.twin_on(where, problem)
                     self.backward_on(where, problem)
         return self
+
+    def _longest(self, length: int | None) -> int:
+        """The longest sequence that is meant. Raises InputError for one that is not served."""
+        longest = self.problem.length if length is None else length
+        if not 1 <= longest <= self.problem.length:
+            raise InputError(f"length {longest} is outside 1 to {self.problem.length}")
+        return longest
 
     def served(self, length: int, taps: int) -> Problem:
         """The problem that a call becomes: padded circular calls are causal ones of half the length.
@@ -286,7 +292,7 @@ class Conv:
         def load(where: torch.device) -> Loaded:
             return Loaded(self._provider.built(problem, torch.cuda.get_device_capability(where)), where)
 
-        return self._once(self._loaded, device, problem, "conv.warmup()", load)
+        return self._once(self._loaded, device, problem, load)
 
     def gradient_on(self, device: torch.device, problem: Problem) -> LoadedGradient | None:
         """The kernels of the filter's gradient on a GPU, built and loaded at the first call; None: none."""
@@ -314,15 +320,15 @@ class Conv:
             built = find(problem, torch.cuda.get_device_capability(where))
             return None if built is None else loaded(built, where)
 
-        return self._once(kept, device, problem, "conv.warmup(train=True)", load)
+        return self._once(kept, device, problem, load, train=True)
 
     def _once(
         self,
         kept: dict[tuple[Problem, torch.device], Kept],
         device: torch.device,
         problem: Problem,
-        way_out: str,
         load: Callable[[torch.device], Kept],
+        train: bool = False,
     ) -> Kept:
         """What is kept for a problem and a GPU, loaded at the first call.
 
@@ -338,12 +344,19 @@ class Conv:
             with self._lock:
                 if key not in kept:
                     if torch.cuda.is_current_stream_capturing():
-                        raise ToolchainError(
-                            f"{self!r} is not loaded on {key[1]} and a CUDA graph is being captured: "
-                            f"call {way_out} before the capture"
-                        )
+                        raise self._captured(problem, key[1], train)
                     kept[key] = load(key[1])
         return kept[key]
+
+    def _captured(self, problem: Problem, device: torch.device, train: bool) -> ToolchainError:
+        """Kernels of a problem are missing while a graph is captured: which, and the call that loads them."""
+        half = problem != self.problem
+        options = [f"length={problem.length}"] * half + ["train=True"] * train
+        which = f" for sequences and filters of at most {problem.length}" if half else ""
+        return ToolchainError(
+            f"{self!r} is not loaded on {device}{which} and a CUDA graph is being captured: call "
+            f"conv.warmup({', '.join(options)}) before the capture"
+        )
 
     def _check_prepared(self, k: Spectrum, u: Tensor) -> None:
         """Whether a spectrum is one for this convolution and these signals."""

@@ -1,0 +1,122 @@
+"""Which kernels a convolution loads, where and when: on GPUs that are not there, plans in their place."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from fftgen import conv as conv_module
+from fftgen.conv import Conv, JustInTime
+from fftgen.errors import InputError, ToolchainError
+from fftgen.planner import search
+from fftgen.problem import Problem
+
+WHOLE, HALF = Problem("circular", 512, "bf16"), Problem("causal", 256, "bf16")
+
+
+class GPUs:
+    """Two GPUs of different architectures, and the kernels that were loaded on them: (problem, device)."""
+
+    TARGETS = ("sm_90", "sm_80")
+    NAMES = ("GPU A", "GPU B")
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.capturing = False
+        self.loaded: list[tuple[Problem, int]] = []
+        self.trained: list[tuple[Problem, int]] = []
+        answers = {
+            "is_available": lambda: True,
+            "current_device": lambda: 0,
+            "is_current_stream_capturing": lambda: self.capturing,
+            "get_device_capability": lambda device=0: ((9, 0), (8, 0))[_index(device)],
+            "get_device_name": lambda device=0: self.NAMES[_index(device)],
+        }
+        for name, answer in answers.items():
+            monkeypatch.setattr(torch.cuda, name, answer)
+        for name in ("gradient", "twin", "backward"):
+            monkeypatch.setattr(JustInTime, name, lambda _, problem, capability: problem)
+        monkeypatch.setattr(conv_module, "build", self.build)
+        monkeypatch.setattr(conv_module, "Loaded", self.load)
+        monkeypatch.setattr(conv_module, "LoadedGradient", self.load)
+
+    @staticmethod
+    def build(problem: Problem, target: Any, **_: Any) -> Any:
+        return search.plan(problem, target)
+
+    def load(self, built: Any, device: torch.device) -> Any:
+        if isinstance(built, Problem):
+            self.trained.append((built, device.index))
+            return SimpleNamespace()
+        self.loaded.append((built.problem, device.index))
+        return SimpleNamespace(executable=SimpleNamespace(plan=built))
+
+
+def _index(device: Any) -> int:
+    return device if isinstance(device, int) else torch.device(device).index or 0
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> GPUs:
+    return GPUs(monkeypatch)
+
+
+def conv(problem: Problem = WHOLE) -> Conv:
+    return Conv(problem, JustInTime(), "of this test")
+
+
+# --- before a graph is captured
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("problem", [WHOLE, HALF])
+def test_after_warmup_every_call_can_be_captured(problem: Problem, train: bool, gpus: GPUs) -> None:
+    """Short calls of a circular convolution as well, which run in the kernels of its half."""
+    warm = conv(problem).warmup("cuda:1", train=train)
+    served = {warm.served(length, taps) for length in (1, problem.length) for taps in (1, problem.length)}
+    assert served == ({WHOLE, HALF} if problem == WHOLE else {HALF})
+    gpus.capturing = True
+    device = torch.device("cuda", 1)
+    for each in served:
+        warm.on(device, each)
+        if train:
+            for ready in (warm.gradient_on, warm.twin_on, warm.backward_on):
+                ready(device, each)
+    assert sorted(map(str, gpus.loaded)) == sorted(str((p, 1)) for p in served)
+    assert len(gpus.trained) == 3 * len(served) * train
+
+
+def test_a_warmup_for_short_calls_loads_what_they_need(gpus: GPUs) -> None:
+    conv().warmup(length=256)
+    assert gpus.loaded == [(HALF, 0)]
+    gpus.loaded.clear()
+    conv().warmup(length=257)
+    assert set(gpus.loaded) == {(WHOLE, 0), (HALF, 0)}
+    for length in (0, 513):
+        with pytest.raises(InputError, match=f"length {length} is outside 1 to 512"):
+            conv().warmup(length=length)
+
+
+@pytest.mark.parametrize(
+    ("problem", "said", "options"),
+    [
+        (WHOLE, r"is not loaded on cuda:0 and .* call conv\.warmup\(\) before", {}),
+        (HALF, r"filters of at most 256 and .* call conv\.warmup\(length=256\) before", {"length": 256}),
+    ],
+)
+def test_what_is_missing_in_a_capture_is_named_with_the_call_that_loads_it(
+    problem: Problem, said: str, options: dict[str, int], gpus: GPUs
+) -> None:
+    asked, device = conv(), torch.device("cuda", 0)
+    gpus.capturing = True
+    with pytest.raises(ToolchainError, match=said):
+        asked.on(device, problem)
+    with pytest.raises(ToolchainError, match=r"train=True\) before the capture"):
+        asked.gradient_on(device, problem)
+    gpus.capturing = False
+    asked.warmup(train=True, **options)
+    gpus.capturing = True
+    asked.on(device, problem)
+    asked.gradient_on(device, problem)
