@@ -371,11 +371,15 @@ class Conv:
             )
 
     def loaded_for(self, digest: str, u: Tensor) -> Loaded:
-        """The kernels that a prepared spectrum belongs to. Raises InputError for a foreign spectrum."""
-        half = self.served(1, 1)
-        for problem in dict.fromkeys((self.problem, half)):
-            loaded = self._loaded.get((problem, u.device))
-            if loaded is not None and loaded.executable.plan.digest == digest:
+        """The kernels that a prepared spectrum belongs to. Raises InputError for a foreign spectrum.
+
+        It may come from another process, or from another GPU of this architecture: what is not loaded yet
+        is loaded before a spectrum is called foreign. While a graph is captured that is a ToolchainError.
+        """
+        own = dict.fromkeys((self.problem, self.served(1, 1)))
+        for problem in sorted(own, key=lambda p: (p, u.device) not in self._loaded):  # what is there first
+            loaded = self.on(u.device, problem)
+            if loaded.executable.plan.digest == digest:
                 if u.shape[-1] > problem.length:
                     raise InputError(
                         f"the spectrum was prepared for sequences of at most {problem.length}, u has "

@@ -120,3 +120,44 @@ def test_what_is_missing_in_a_capture_is_named_with_the_call_that_loads_it(
     gpus.capturing = True
     asked.on(device, problem)
     asked.gradient_on(device, problem)
+
+
+# --- spectra that come from elsewhere
+
+
+def signal(device: int, steps: int = 100) -> Any:
+    return SimpleNamespace(device=torch.device("cuda", device), shape=(2, 3, steps))
+
+
+@pytest.mark.parametrize("problem", [WHOLE, HALF])
+def test_a_spectrum_of_another_process_finds_its_kernels(problem: Problem, gpus: GPUs) -> None:
+    """On the second GPU of a process as well."""
+    for device, target in enumerate(gpus.TARGETS):
+        digest = search.plan(problem, target).digest
+        asked = conv()
+        found = asked.loaded_for(digest, signal(device))
+        assert found.executable.plan.problem == problem
+        assert (problem, device) in gpus.loaded
+        count = len(gpus.loaded)
+        assert asked.loaded_for(digest, signal(device)) is found
+        assert len(gpus.loaded) == count
+
+
+def test_nothing_is_loaded_for_a_spectrum_whose_kernels_are_there(gpus: GPUs) -> None:
+    asked = conv().warmup(length=256)
+    asked.loaded_for(search.plan(HALF, "sm_90").digest, signal(0))
+    assert gpus.loaded == [(HALF, 0)]
+
+
+def test_a_foreign_spectrum_is_refused_once_all_kernels_are_there(gpus: GPUs) -> None:
+    asked = conv()
+    foreign = search.plan(WHOLE, "sm_80").digest
+    gpus.capturing = True
+    with pytest.raises(ToolchainError, match=r"call conv\.warmup\(\) before the capture"):
+        asked.loaded_for(foreign, signal(0))
+    gpus.capturing = False
+    with pytest.raises(InputError, match=rf"prepared by another plan \({foreign[:8]}\): prepare it"):
+        asked.loaded_for(foreign, signal(0))
+    gpus.capturing = True
+    with pytest.raises(InputError, match="prepared by another plan"):
+        asked.loaded_for(foreign, signal(0))
