@@ -204,8 +204,11 @@ class Shelf:
     def has(self, problem: Problem) -> bool:
         return problem in self.problems
 
-    def built(self, problem: Problem, capability: tuple[int, int]) -> Built:
-        """The module that suits a device best. Raises ArtifactError that names what is needed and there."""
+    def built(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built:
+        """The module that suits a device best, whatever it is called.
+
+        Raises ArtifactError that names what is needed and there.
+        """
         module, held = self._best(problem, "convolution", capability)
         if module is None:
             need = f"sm_{capability[0]}{capability[1]}"

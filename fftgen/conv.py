@@ -37,8 +37,8 @@ class Provider(Protocol):
     def has(self, problem: Problem) -> bool:
         """Whether kernels for a problem can be had."""
 
-    def built(self, problem: Problem, capability: tuple[int, int]) -> Built:
-        """The kernels for a problem on a device of this compute capability."""
+    def built(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built:
+        """The kernels for a problem on a device of this compute capability; ``gpu``: its name, if known."""
 
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         """The kernels of its filter's gradient, where there are any."""
@@ -51,15 +51,6 @@ class Provider(Protocol):
 
 
 Kept = TypeVar("Kept")
-
-
-def _gpu(capability: tuple[int, int]) -> str:
-    """The name of the current GPU, if it is of this capability: what plans are tuned for."""
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() == capability:
-        return str(torch.cuda.get_device_name())
-    return ""
-
-
 CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
 
 
@@ -69,8 +60,8 @@ class JustInTime:
     def has(self, problem: Problem) -> bool:
         return True
 
-    def built(self, problem: Problem, capability: tuple[int, int]) -> Built:
-        return build(problem, target_for(capability), gpu=_gpu(capability))
+    def built(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built:
+        return build(problem, target_for(capability), gpu=gpu)  # plans are tuned for GPUs of a name
 
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         chip = target_for(capability)
@@ -242,8 +233,8 @@ class Conv:
         if isinstance(self._provider, JustInTime):  # no compiler is needed for a plan
             if target is not None:
                 return search.plan(self.problem, find_target(target))
-            chip, gpu = target_for(capability), _gpu(capability)
-            return shortcut.plan(Cache.default(), self.problem, chip, gpu=gpu)
+            gpu = torch.cuda.get_device_name()
+            return shortcut.plan(Cache.default(), self.problem, target_for(capability), gpu=gpu)
         return self._provider.built(self.problem, capability).plan
 
     def warmup(
@@ -290,7 +281,8 @@ class Conv:
         """The kernels of a problem on a GPU, built and loaded at the first call."""
 
         def load(where: torch.device) -> Loaded:
-            return Loaded(self._provider.built(problem, torch.cuda.get_device_capability(where)), where)
+            facts = torch.cuda.get_device_capability(where), torch.cuda.get_device_name(where)
+            return Loaded(self._provider.built(problem, *facts), where)
 
         return self._once(self._loaded, device, problem, load)
 

@@ -27,6 +27,7 @@ class GPUs:
         self.capturing = False
         self.loaded: list[tuple[Problem, int]] = []
         self.trained: list[tuple[Problem, int]] = []
+        self.named: list[str] = []  # GPUs that plans may have been tuned for
         answers = {
             "is_available": lambda: True,
             "current_device": lambda: 0,
@@ -42,8 +43,8 @@ class GPUs:
         monkeypatch.setattr(conv_module, "Loaded", self.load)
         monkeypatch.setattr(conv_module, "LoadedGradient", self.load)
 
-    @staticmethod
-    def build(problem: Problem, target: Any, **_: Any) -> Any:
+    def build(self, problem: Problem, target: Any, gpu: str) -> Any:
+        self.named.append(gpu)
         return search.plan(problem, target)
 
     def load(self, built: Any, device: torch.device) -> Any:
@@ -161,3 +162,11 @@ def test_a_foreign_spectrum_is_refused_once_all_kernels_are_there(gpus: GPUs) ->
     gpus.capturing = True
     with pytest.raises(InputError, match="prepared by another plan"):
         asked.loaded_for(foreign, signal(0))
+
+
+def test_a_plan_that_was_tuned_is_looked_up_for_the_gpu_it_will_run_on(gpus: GPUs) -> None:
+    """Not for the current one, which may be of another name."""
+    asked = conv(HALF)
+    for device, name in enumerate(gpus.NAMES):
+        asked.on(torch.device("cuda", device), HALF)
+        assert gpus.named.pop() == name

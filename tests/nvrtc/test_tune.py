@@ -225,9 +225,9 @@ def test_a_winner_is_taken_on_gpus_of_its_name_until_it_loses(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "GPU A")
     conv_ = conv.Conv(problem, conv.JustInTime(), "test")
-    assert conv.JustInTime().built(problem, (9, 0)).plan == conv_.plan() == kept
-    assert conv_.plan("sm_90") == choice
-    assert conv.JustInTime().built(problem, (8, 0)).plan == search.plan(problem, "sm_80")
+    assert conv.JustInTime().built(problem, (9, 0), "GPU A").plan == conv_.plan() == kept
+    assert conv.JustInTime().built(problem, (9, 0)).plan == conv_.plan("sm_90") == choice
+    assert conv.JustInTime().built(problem, (8, 0), "GPU A").plan == search.plan(problem, "sm_80")
 
     assert keep(store, problem, scripted(torch.zeros_like, 1e-3), "GPU A") is None  # nothing is known
     assert shortcut.plan(store, problem, CHIP, gpu="GPU A") == kept
