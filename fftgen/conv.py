@@ -11,11 +11,12 @@ from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fftgen import autograd, shortcut
 from fftgen.bundle import build_twin, choose, open_shelf, padded, trains
 from fftgen.cache import Cache
-from fftgen.check import check_filter
+from fftgen.check import check_filter, needs_grad
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
@@ -197,7 +198,10 @@ class Conv:
         k_rev: Tensor | None = None,
         length: int | None = None,
     ) -> Spectrum:
-        """The filter's spectrum, computed once, for many calls ``conv(u, spectrum)``; no gradients on a GPU.
+        """The filter's spectrum, computed once, for many calls ``conv(u, spectrum)``.
+
+        On a CPU filters get their gradients through it, to any order. On a GPU it passes none: a backward
+        pass through a call with it raises InputError.
 
         k, k_rev (H, Lk); a filter that groups share is expanded first (``k.repeat_interleave``).
         ``length``: the longest sequence that will be convolved; in circular mode a length and filters of
@@ -214,12 +218,14 @@ class Conv:
         longest = self._longest(length)
         taps = max(int(f.shape[-1]) for f in both)
         if k.device.type != "cuda":
-            planes = torch.zeros(k.shape[0], 2, taps, dtype=wide(k), device=k.device)
-            for i, f in enumerate(both):
-                planes[:, i, : f.shape[-1]] = f.detach()
+            # A copy, recorded like any other: what is done to the filter later does not change it.
+            rows = [pad(f.to(wide(k)), (0, taps - f.shape[-1])) for f in both]
+            planes = torch.stack([rows[0], rows[1] if len(rows) > 1 else torch.zeros_like(rows[0])], dim=1)
             return Spectrum(planes, torch.ones(k.shape[0], 2, device=k.device), CPU_DIGEST, taps)
-        loaded = self.on(k.device, self.served(longest, taps))
-        return loaded.spectrum(k, k_rev)
+        made = self.on(k.device, self.served(longest, taps)).spectrum(k, k_rev)
+        if needs_grad(*both):
+            made.planes.requires_grad_()  # so that a call is recorded, whose backward pass says what is wrong
+        return made
 
     def plan(self, target: str | Target | None = None) -> Plan:
         """The plan on a target ("sm_90"; default: the current GPU's), of the artifact for a loaded one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import gradients
@@ -19,6 +20,7 @@ import fftgen
 from fftgen import autograd, eager, gradient_accuracy, op
 from fftgen.conv import registered, terms
 from fftgen.errors import InputError
+from fftgen.execute import Spectrum
 
 MODES = ("causal", "circular")
 SHAPES = {"plain": (5, 4, 8), "long filter": (3, 6, 8), "one step": (1, 2, 4), "whole": (6, 6, 6)}
@@ -308,16 +310,64 @@ def test_filters_of_any_width_get_gradients_of_their_own(rng: np.random.Generato
         assert given["skip"].grad.dtype == dtype
 
 
-def test_a_prepared_filter_passes_gradients_to_the_signal(rng: np.random.Generator) -> None:
-    given = gradients.draw(rng, (2, 3, 40), 30, ("k_rev", "in_gate"), torch.float64, torch.float64)
-    conv = fftgen.get_conv(40, causal=True)
-    made = conv.prepare(given["k"], k_rev=given["k_rev"])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize("options", [(), ("k_rev", "in_gate"), ("k_rev", "out_gate", "skip")], ids="+".join)
+def test_gradients_through_a_prepared_filter_are_those_of_the_call(
+    mode: str, options: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    """Of the filter as well, which is prepared once for two calls; and of the second order."""
+    given = gradients.draw(rng, (2, 3, 40), 30, options, torch.float64, torch.float64)
+    conv = fftgen.get_conv(48, causal=mode == "causal")
+    made = conv.prepare(given["k"], k_rev=given.get("k_rev"))
+    rest = {n: x for n, x in given.items() if n not in ("u", "k", "k_rev")}
     cotangent = torch.from_numpy(rng.standard_normal((2, 3, 40)))
-    y = conv(given["u"], made, in_gate=given["in_gate"])
-    found = torch.autograd.grad(y, (given["u"], given["in_gate"]), cotangent)
-    _, ref = gradients.exact(given, cotangent, mode="causal", length=40)
-    gradients.judge(found[0], ref["u"], 1e-13)
-    gradients.judge(found[1], ref["in_gate"], 1e-13)
+    inputs = tuple(given.values())
+    for _ in range(2):
+        y = conv(given["u"], made, **rest)
+        found = torch.autograd.grad(y, inputs, cotangent, create_graph=True)
+        _, ref = gradients.exact(given, cotangent, mode=mode, length=48)
+        for out, want in zip(found, ref.values(), strict=True):
+            gradients.judge(out, want, 1e-13)
+    directions = [torch.randn_like(x) for x in inputs]
+    plain = torch.autograd.grad(call(conv, given), inputs, cotangent, create_graph=True)
+    for out, want in zip(*(torch.autograd.grad(x, inputs, directions) for x in (found, plain)), strict=True):
+        gradients.judge(out, want, 1e-12)
+
+
+def test_a_filter_prepared_without_gradients_gets_none(rng: np.random.Generator) -> None:
+    given = gradients.draw(rng, (2, 3, 40), 30, (), torch.float64, torch.float64)
+    conv = fftgen.get_conv(40, causal=True)
+    with torch.no_grad():
+        made = conv.prepare(given["k"])
+    assert not made.planes.requires_grad
+    conv(given["u"], made).sum().backward()
+    assert given["k"].grad is None
+    assert given["u"].grad is not None
+
+
+class OnGPU(Tensor):
+    """A tensor that says it is on a GPU."""
+
+    device = property(lambda _: torch.device("cuda", 0))  # type: ignore[assignment]
+
+
+def test_a_filter_prepared_on_a_gpu_does_not_lose_its_gradient_silently(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    conv = fftgen.get_conv(8, causal=True)
+    u, k = torch.ones(1, 2, 8), torch.ones(2, 8).as_subclass(OnGPU).requires_grad_()
+
+    def kernels(*_: Any) -> Spectrum:
+        return Spectrum(torch.zeros(2, 2, 8), torch.ones(2, 2), "torch.fft", 8)
+
+    monkeypatch.setattr(conv, "on", lambda *_: SimpleNamespace(spectrum=kernels))
+    made = conv.prepare(k)
+    y = torch.ops.fftgen.conv_prepared(u, made.planes, made.scale, None, None, None, conv.handle, made.digest)
+    with pytest.raises(InputError, match="no gradients through a prepared spectrum: hand in the filter"):
+        y.sum().backward()
+    with torch.no_grad():
+        assert not conv.prepare(k).planes.requires_grad
+    assert not conv.prepare(k.detach()).planes.requires_grad
 
 
 def test_the_operator_of_prepared_spectra_refuses_gradients(rng: np.random.Generator) -> None:
