@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import pad
 
 from fftgen import autograd, shortcut
@@ -222,6 +223,11 @@ class Conv:
             rows = [pad(f.to(wide(k)), (0, taps - f.shape[-1])) for f in both]
             planes = torch.stack([rows[0], rows[1] if len(rows) > 1 else torch.zeros_like(rows[0])], dim=1)
             return Spectrum(planes, torch.ones(k.shape[0], 2, device=k.device), CPU_DIGEST, taps)
+        if any(isinstance(f, FakeTensor) for f in both):
+            raise InputError(
+                "k is a fake tensor, and on a GPU a spectrum is what kernels make of real ones: prepare it "
+                "before tracing, or hand in the filter itself, conv(u, k)"
+            )
         made = self.on(k.device, self.served(longest, taps)).spectrum(k, k_rev)
         if needs_grad(*both):
             made.planes.requires_grad_()  # so that a call is recorded, whose backward pass says what is wrong

@@ -305,6 +305,16 @@ def test_fake_tensors_get_shape_dtype_device_and_strides_of_the_result(mode: str
         assert (y.shape, y.device.type, y.is_contiguous()) == ((2, 3, 200), device, True)
 
 
+def test_a_spectrum_of_fake_tensors_is_one_of_taps_or_refused() -> None:
+    with FakeTensorMode():
+        made = conv().prepare(torch.empty(3, 50), k_rev=torch.empty(3, 40))
+        assert made.planes.shape == (3, 2, 50)
+        u = torch.empty(2, 3, 200, dtype=torch.bfloat16)
+        assert conv()(u, made).shape == u.shape
+        with pytest.raises(InputError, match=r"k is a fake tensor.*: prepare it before .* conv\(u, k\)"):
+            conv().prepare(torch.empty(3, 50, device="cuda"))
+
+
 def test_gradients_through_the_kernels_are_recorded_and_not_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
