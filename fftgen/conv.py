@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Protocol, TypeVar
 
 import torch
@@ -490,7 +491,9 @@ def _jit(problem: Problem) -> Conv:
     return register(Conv(problem, JustInTime(), handle))
 
 
-_registry: dict[str, Conv] = {}
+# Looked up by attribute as well: what compiled code guards is then the one entry, not all that are there.
+_REGISTERED = SimpleNamespace()
+_registry: dict[str, Conv] = vars(_REGISTERED)
 
 
 def register(conv: Conv) -> Conv:
@@ -555,9 +558,22 @@ def get_conv(length: int, dtype: object = torch.bfloat16, *, causal: bool = Fals
     ``causal=False``: circular, ``irfft(rfft(u, length) * rfft(k, length), length)[..., :L]``;
     ``causal=True``: ``y_t = sum_{s<=t} k_s u_{t-s}`` for sequences of at most ``length``.
     ``dtype``: torch.bfloat16 or torch.float16. Equal arguments return the same object.
-    Raises InputError for a length or dtype that is not served.
+    Raises InputError for a length or dtype that is not served. In what ``torch.compile`` traces the length
+    is a constant, with a graph for each: ``fftconv`` has one for all.
     """
+    if torch.compiler.is_dynamo_compiling():
+        found: Conv = getattr(_REGISTERED, _ready(int(f"{length}"), dtype, causal))  # no symbol: a number
+        return found
     return _jit(Problem("causal" if causal else "circular", length, find_dtype(dtype).name))
+
+
+def _ready(length: int, dtype: object, causal: bool) -> str:
+    """The handle of ``get_conv``'s result, made while a graph is traced: a lock in it cannot be traced."""
+    return get_conv(length, dtype, causal=causal).handle
+
+
+# What torch.compiler.assume_constant_result does, which would import the whole compiler for it.
+_ready._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def load(

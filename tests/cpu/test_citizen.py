@@ -22,7 +22,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
 import fftgen
+from fftgen import conv as conv_module
 from fftgen import eager, filter_gradient
+from fftgen.conv import registered
 from fftgen.errors import InputError
 from fftgen.nn import FFTConv, LongConv
 
@@ -150,6 +152,30 @@ def test_one_graph_serves_all_lengths(form: str, rng: np.random.Generator) -> No
         ):
             assert torch.equal(out, ref)
     assert counter.frame_count == 1
+
+
+def test_a_graph_may_ask_for_its_convolutions(rng: np.random.Generator) -> None:
+    """Those that are there, new ones, and those of a dynamic length, for each of which there is a graph."""
+    assert not hasattr(conv_module._REGISTERED, "causal-211-fp16")
+    fftgen.get_conv(210)
+
+    def call(u: Tensor, k: Tensor) -> Tensor:
+        y = fftgen.get_conv(210)(u, k) + fftgen.get_conv(211, torch.float16, causal=True)(u, k)
+        return y + fftgen.get_conv(u.shape[-1])(u, k)
+
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(call, backend=counter, fullgraph=True, dynamic=True)
+    for number, steps in enumerate(LENGTHS, 1):
+        u = torch.from_numpy(rng.standard_normal((2, 3, steps)))
+        k = torch.from_numpy(rng.standard_normal((3, steps))).requires_grad_()
+        assert torch.equal(compiled(u, k), call(u, k))
+        (found,), (wanted,) = (torch.autograd.grad(f(u, k).sum(), k) for f in (compiled, call))
+        assert torch.equal(found, wanted)
+        assert counter.frame_count == number
+        fftgen.get_conv(300 + number)  # others that come are no reason to compile anew
+        compiled(u, k)
+        assert counter.frame_count == number
+    assert fftgen.get_conv(211, "fp16", causal=True) is registered("causal-211-fp16")
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
