@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Protocol, TypeVar
@@ -485,13 +485,15 @@ def _current_gpu() -> int:
     return torch.cuda.current_device()
 
 
-@lru_cache(maxsize=256)
+@cache  # a shorter way to what is registered, where everything stays
 def _jit(problem: Problem) -> Conv:
     handle = f"{problem.mode}-{problem.length}-{problem.dtype}"
     return register(Conv(problem, JustInTime(), handle))
 
 
-# Looked up by attribute as well: what compiled code guards is then the one entry, not all that are there.
+# Nothing leaves: compiled graphs hold handles; CUDA graphs, and launches on their way, hold addresses of
+# tables and kernels, which no count of references tells of. Looked up by attribute as well: what
+# compiled code guards is then the one entry, not all that are there.
 _REGISTERED = SimpleNamespace()
 _registry: dict[str, Conv] = vars(_REGISTERED)
 
