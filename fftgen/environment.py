@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,19 @@ def dump_directory() -> Path | None:
 def of_child(**variables: str) -> dict[str, str]:
     """The environment of a program to be started: this process's, with variables added."""
     return {**os.environ, **variables}
+
+
+def of_python(**variables: str) -> dict[str, str]:
+    """The same of another Python that imports this package from any directory.
+
+    A package that is not installed was found by the working directory or by a relative path, which the other
+    one may not share.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if str(root) in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        return of_child(**variables)
+    paths = [str(root), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    return of_child(PYTHONPATH=os.pathsep.join(dict.fromkeys(paths)), **variables)
 
 
 def cuda_homes() -> Iterator[tuple[str, Path]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fftgen import op  # noqa: F401  (registers the operators)
+from fftgen import environment, op  # noqa: F401  (op registers the operators)
 from fftgen.bench.backend import Backend
 from fftgen.bench.cases import Case
 from fftgen.bench.contenders import real_fft
@@ -115,7 +115,12 @@ def cold_start(problem: Problem, target: str, timeout: float) -> dict[str, Any]:
 def _child(problem: Problem, target: str, directory: Path, timeout: float) -> dict[str, Any]:
     words = [problem.mode, str(problem.length), problem.dtype, target, str(directory)]
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, *words], capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, "-c", _CHILD, *words],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        env=environment.of_python(),
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no message"]

@@ -55,7 +55,7 @@ def sanitize(
             text=True,
             timeout=timeout,
             check=False,
-            env=environment.of_child(**SEPARATE),
+            env=environment.of_python(**SEPARATE),
         )
     except subprocess.TimeoutExpired:
         return {"status": "failed", "summary": "", "reason": f"not done after {timeout:.0f} s"}

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from fftgen import environment
 from fftgen.bench.steps import Step
 from fftgen.bench.worker import DRY_RUN
 from fftgen.errors import ToolchainError
@@ -63,7 +64,12 @@ class ProcessWorker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         command = [sys.executable, "-m", "fftgen.bench.worker", *([DRY_RUN] if dry_run else [])]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=environment.of_python(),
         )
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from fftgen.cli.options import common, given, lengths, plural, print_json, results_file
+from fftgen.cli.options import common, given, lengths, plural, print_json, results_file, writable
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError
 
@@ -81,6 +81,7 @@ def command(
     started = time.monotonic()
     from fftgen.bench import plots, results, tables  # PyTorch: a second that `fftgen --help` should not take
 
+    writable(plot, None if show else output)
     if show is not None:
         useless = given(ctx, besides=("show", "plot", "as_json", "verbose"))
         if useless:

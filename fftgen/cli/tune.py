@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from fftgen.cli.options import common, lengths, mode, plural, print_json, results_file, table
+from fftgen.cli.options import common, lengths, mode, plural, print_json, results_file, table, writable
 from fftgen.dtypes import dtype as find_dtype
-from fftgen.durable import check_writable, replace_file, way_out
+from fftgen.durable import replace_file
 from fftgen.errors import InputError
 
 
@@ -72,10 +72,7 @@ def command(
 
     if most < 1 or not 0 < seconds < math.inf or not (budget is None or 0 < budget < math.inf):
         raise InputError("--most, --seconds and --budget must be positive and finite")
-    try:
-        check_writable(output.absolute())
-    except OSError as error:
-        raise InputError(f"{output} cannot be written ({error.strerror}): {way_out(error)}") from error
+    writable(output)
     shape = (
         (2 if dry_run else BATCH) if batch is None else batch,
         (8 if dry_run else CHANNELS) if channels is None else channels,

@@ -104,6 +104,17 @@ def test_a_results_file_is_never_put_in_the_place_of_a_pipe(place: Path) -> None
     assert (place / "pipe").is_fifo()
 
 
+@pytest.mark.parametrize("option", ["-o", "--plot"])
+@pytest.mark.parametrize("path", ["no/such/place", "taken"])
+def test_files_that_cannot_be_written_cost_no_work(option: str, path: str) -> None:
+    Path("taken").mkdir()
+    result = fftgen("bench", "--dry-run", "--seqlen", "16", option, path)
+    assert result.exit_code == 2
+    assert f"{path} cannot be written" in result.stderr
+    assert "[1/" not in result.stderr  # no step has begun
+    assert [p.name for p in Path().iterdir()] == ["taken"]
+
+
 def test_a_dry_run_walks_the_whole_way_and_its_file_shows_the_same(place: Path) -> None:
     arguments = ("--dry-run", "--seqlen", "256", "--causal", "--gated", "--seed", "5", *FAST)
     result = fftgen("bench", *arguments, "-o", "r.json")

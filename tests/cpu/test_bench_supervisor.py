@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 import textwrap
 import time
@@ -17,6 +18,7 @@ import pytest
 from bench_kit import case, host
 from cases import slow
 
+import fftgen
 from fftgen.bench import steps
 from fftgen.bench.row import DeviceLost
 from fftgen.bench.steps import Step, environment_step, row_steps
@@ -298,6 +300,27 @@ def test_an_error_that_comes_with_the_synchronisation_is_a_lost_device() -> None
     backend.synchronize = gone  # type: ignore[method-assign]
     with pytest.raises(DeviceLost, match="misaligned address"):
         perform("environment", {}, backend, lambda who: None)
+
+
+def test_a_worker_finds_the_package_from_any_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent found it in its working directory or by a relative path; it has moved since."""
+    monkeypatch.setenv("PYTHONPATH", "relative")
+    monkeypatch.chdir(tmp_path)
+    right, given = subprocess.Popen, []
+
+    def start(*arguments: Any, **options: Any) -> Any:
+        given.append(options["env"]["PYTHONPATH"].split(os.pathsep))
+        return right(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    worker = ProcessWorker(dry_run=True)
+    try:
+        assert worker.answer(60) == {"ready": True}
+    finally:
+        worker.stop()
+    assert given == [[str(Path(fftgen.__file__).resolve().parents[1]), "relative"]]
 
 
 # Real processes, with a peer that is made to fail.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_without_a_home_there_is_no_cache_directory(monkeypatch: pytest.MonkeyPa
 def test_no_jit_takes_the_usual_words(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> None:
     monkeypatch.setenv("FFTGEN_NO_JIT", value)
     assert environment.no_jit() is expected
+
+
+def test_another_python_finds_the_package_where_this_one_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(Path(fftgen.__file__).resolve().parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["a", root, "", "b"]))
+    found = environment.of_python(MORE="1")
+    assert found["MORE"] == "1"
+    assert found["PYTHONPATH"].split(os.pathsep) == [root, "a", "b"]
+    monkeypatch.delenv("PYTHONPATH")
+    assert environment.of_python()["PYTHONPATH"] == root
+    # An installed one is found anyway, and its directory before the standard library could hide some of it.
+    monkeypatch.setattr(environment.sysconfig, "get_path", lambda name: root)
+    assert "PYTHONPATH" not in environment.of_python()
 
 
 def test_no_jit_refuses_what_is_neither_yes_nor_no(monkeypatch: pytest.MonkeyPatch) -> None:
