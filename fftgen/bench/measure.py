@@ -125,6 +125,7 @@ def interleave(
     contenders: Mapping[str, Calls],
     seconds: float,
     around: Mapping[str, Around] | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, Timing], dict[str, Exception]]:
     """Time contenders turn by turn, in two passes; about ``seconds`` of device time for each in all.
 
@@ -133,12 +134,13 @@ def interleave(
 
     ``around`` names contenders whose turns happen inside a context, untimed, such as the graph of a forward
     pass: it stands for their own turns only, and so do their results, so that a device holds the memory of
-    one contender and not of all.
+    one contender and not of all. ``tell`` hears whose turn it is.
     """
     lanes: dict[str, _Lane] = {}
     broken: dict[str, Exception] = {}
     for name, calls in contenders.items():
         its_own = (around or {}).get(name)
+        tell(name)
         try:
             with its_own() if its_own else nullcontext():
                 once = warm_up(timer, calls)
@@ -158,6 +160,7 @@ def interleave(
                 lane = lanes[name]
                 if lane.missing <= 0:
                     continue
+                tell(name)
                 try:
                     lane.turn(timer)
                 except Exception as error:

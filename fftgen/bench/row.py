@@ -91,12 +91,13 @@ def measure_row(
             found[name]["peak_bytes"] = backend.peak_bytes(ready.whole)
         tell("timing")
         around = {n: r.around for n, r in calls.items()} if case.direction == "backward" else None
-        timed, broken = interleave(backend.timer, {n: r.calls for n, r in calls.items()}, seconds, around)
+        every = {n: r.calls for n, r in calls.items()}
+        timed, broken = interleave(backend.timer, every, seconds, around, tell)
         for name, error in list(broken.items()):
             if isinstance(error, torch.OutOfMemoryError):
                 # Beside the others' leftovers it did not fit, alone it did: alone, then.
                 backend.release()
-                timings, still = interleave(backend.timer, {name: calls[name].calls}, seconds, around)
+                timings, still = interleave(backend.timer, {name: every[name]}, seconds, around, tell)
                 timed.update(timings)
                 broken.update(still)
     for name, error in broken.items():

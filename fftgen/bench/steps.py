@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fftgen.bench.backend import Backend, environment
-from fftgen.bench.cases import Case
+from fftgen.bench.cases import DIRECTIONS, Case
 from fftgen.bench.gradient_proof import check_gradient, check_gradient_agreement
 from fftgen.bench.measure import copy_bandwidth
 from fftgen.bench.overhead import cold_start, host_overhead
@@ -27,6 +27,7 @@ Tell = Callable[[str], None]
 # torch.compile takes seconds for every shape: a suite compiles at these lengths, gated and causal in bf16.
 COMPILED_LENGTHS = (1024, 4096, 32768)
 COMPILED = tuple(name for name, c in CONTENDERS.items() if c.compiled)
+OURS = tuple(name for name, c in CONTENDERS.items() if c.ours)
 NOT_COMPILED = "compiling takes long: in a suite only gated causal bf16 of " + ", ".join(
     map(str, COMPILED_LENGTHS)
 )
@@ -44,8 +45,21 @@ GRADIENTS = (
     Problem("causal", 32768, "fp16"),
     Problem("causal", 65536, "bf16"),
 )
+# Steps that run kernels of ours, by kind, and those of which direction; None: their parameters say.
+DIRECTION_OF = {
+    "correctness": "forward",
+    "agreement": "forward",
+    "gradient": "backward",
+    "gradient agreement": "backward",
+    "sanitizer": None,
+    "row": None,
+}
+Kernels = tuple[str, int, str, str]  # mode, length, dtype, direction
 AGREEING = 4096  # the longest transforms of the portfolio that are small for the simulator
 COLD_LENGTHS = (4096, 65536)
+# Seconds after which a step hangs. What was measured: proofs up to 3, rows up to 13 without torch.compile,
+# 38 with gradients of 1M points (results/).
+PROOF_LIMIT, ROW_LIMIT = 20.0, 45.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,17 @@ class Step:
     params: dict[str, Any] = field(default_factory=dict)
     expected: float = 5.0
     limit: float = 60.0
+
+    @property
+    def kernels(self) -> tuple[Kernels, ...]:
+        """Kernels of ours that it runs; the last are those that it is about."""
+        if self.kind not in DIRECTION_OF:
+            return ()
+        direction = DIRECTION_OF[self.kind] or self.params.get("direction")
+        if direction is None:  # of the sanitizer
+            direction = "forward" if self.params["call"] == "conv" else "backward"
+        p, until = self.params, DIRECTIONS.index(direction)  # what goes backward went forward first
+        return tuple((p["mode"], p["length"], p["dtype"], d) for d in DIRECTIONS[: until + 1])
 
 
 def _problem(params: dict[str, Any]) -> Problem:
@@ -174,10 +199,10 @@ def row_steps(cases: Iterable[Case], contenders: Sequence[str], seed: int, secon
             "seed": seed,
             "seconds": seconds,
         }
-        slow = sum(6.0 for name in contenders if name in COMPILED)
+        slow = sum(6.0 for name in contenders if name in COMPILED)  # seconds
         if case.direction == "backward":
             slow *= 2  # the graph of the backward pass is compiled as well
-        found.append(Step("row", str(case), params, expected=4 + slow, limit=60 + 4 * slow))
+        found.append(Step("row", str(case), params, expected=4 + slow, limit=ROW_LIMIT + 2 * slow))
     return found
 
 
@@ -202,20 +227,17 @@ def proof_steps(
 ) -> list[Step]:
     """Correctness of the portfolio, and agreement with the simulator on its small kernels; then the same
     of the kernels of gradients."""
-    found = [
-        Step("correctness", f"correctness {p.mode} {p.length} {p.dtype}", {**asdict(p), "seed": seed}, 4)
-        for p in problems
-    ]
-    found += [
-        Step("agreement", f"simulator {p.mode} {p.length} {p.dtype}", {**asdict(p), "seed": seed}, 5)
-        for p in problems
-        if p.length <= AGREEING
-    ]
+
+    def proof(kind: str, about: str, p: Problem, expected: float) -> Step:
+        name, params = f"{about} {p.mode} {p.length} {p.dtype}", {**asdict(p), "seed": seed}
+        return Step(kind, name, params, expected, PROOF_LIMIT)
+
+    found = [proof("correctness", "correctness", p, 4) for p in problems]
+    found += [proof("agreement", "simulator", p, 5) for p in problems if p.length <= AGREEING]
     for p in gradients:
-        name, params = f"{p.mode} {p.length} {p.dtype}", {**asdict(p), "seed": seed}
-        found.append(Step("gradient", f"gradients {name}", params, 4))
+        found.append(proof("gradient", "gradients", p, 4))
         if p.length <= AGREEING:
-            found.append(Step("gradient agreement", f"simulator, gradient {name}", params, 5))
+            found.append(proof("gradient agreement", "simulator, gradient", p, 5))
     return found
 
 

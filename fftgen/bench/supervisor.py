@@ -14,16 +14,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fftgen import environment
-from fftgen.bench.steps import Step
+from fftgen.bench.steps import OURS, Kernels, Step
 from fftgen.bench.worker import DRY_RUN
 from fftgen.errors import ToolchainError
 
 START_LIMIT = 90.0  # seconds for a worker to import PyTorch and open the device
 NOT_RUN = "not run"
 CRASHED = "crashed"
+ATTEMPTS = 3  # at a row, each without those who took the worker down with them
 
 
 @dataclass
@@ -38,6 +39,14 @@ class Outcome:
     result: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
     seconds: float = 0.0
+
+
+class _Ended(NamedTuple):
+    """What came of an attempt; who was at work when the worker was lost, and whether it hung."""
+
+    outcome: Outcome
+    at: str = ""
+    hung: bool = False
 
 
 class Gone(Exception):
@@ -122,6 +131,9 @@ class ProcessWorker:
 class Supervisor:
     """Carries out steps one after the other.
 
+    A kernel that hangs costs its step's limit, and most of its kind would in every other step: once it has,
+    rows of the same problem are without ours, and proofs of it do not run.
+
     ``budget``: seconds from ``started`` (a time of ``clock``) after which nothing runs any more; None: no
     limit. ``begin(step)`` hears what is about to run, ``done(outcomes)`` the outcomes so far, after every
     step.
@@ -141,6 +153,7 @@ class Supervisor:
         self._clock = clock
         self._begin, self._done = begin, done
         self._worker: Worker | None = None
+        self._hung: dict[Kernels, str] = {}  # in which step
         self._end = None if budget is None else (clock() if started is None else started) + budget
 
     def left(self) -> float:
@@ -152,8 +165,11 @@ class Supervisor:
         outcomes: list[Outcome] = []
         try:
             for step in steps:
+                before = self._hung_before(step)
                 if self.left() < step.expected:
                     outcomes.append(Outcome(step, NOT_RUN, reason="the time budget was used up"))
+                elif before and step.kind != "row":
+                    outcomes.append(Outcome(step, NOT_RUN, reason=f"its kernels hung before: {before}"))
                 else:
                     self._begin(step)
                     outcomes.append(self._carry_out(step, first=not outcomes))
@@ -163,19 +179,29 @@ class Supervisor:
         return outcomes
 
     def _carry_out(self, step: Step, first: bool) -> Outcome:
-        """A step; once more without the contender that took the worker down with it."""
+        """A step; a row again without the contenders that took the worker down with them."""
         begun = self._clock()
-        outcome, at = self._attempt(step, first)
-        if outcome.status == CRASHED and at and step.kind == "row" and self.left() >= step.expected:
-            lost = [*step.params.get("lost", ()), at]
-            if at in step.params["contenders"] and len(lost) <= 2:
-                again = replace(step, params={**step.params, "lost": lost})
-                outcome = self._carry_out(again, first)
-        outcome.seconds = self._clock() - begun
-        return outcome
+        if step.kind == "row" and self._hung_before(step):
+            step = _without(step, *OURS)
+        for attempt in range(ATTEMPTS):
+            ended = self._attempt(step, first)
+            if ended.hung and (step.kind != "row" or ended.at in OURS) and step.kernels:
+                self._hung[step.kernels[-1]] = step.name
+            if ended.outcome.status != CRASHED or step.kind != "row" or self.left() < step.expected:
+                break
+            if ended.at not in step.params["contenders"] or attempt == ATTEMPTS - 1:
+                break
+            # Ours share their kernels: the other one would hang as long. Faults are quick, and tell more.
+            step = _without(step, *(OURS if ended.hung and ended.at in OURS else (ended.at,)))
+        ended.outcome.seconds = self._clock() - begun
+        return ended.outcome
 
-    def _attempt(self, step: Step, first: bool) -> tuple[Outcome, str]:
-        """The outcome, and who was at work when the worker was lost."""
+    def _hung_before(self, step: Step) -> str:
+        """The step in which kernels hung that this one runs; empty: none did."""
+        return next((self._hung[k] for k in step.kernels if k in self._hung), "")
+
+    def _attempt(self, step: Step, first: bool) -> _Ended:
+        """A step in the worker, until its limit."""
         at = ""
         limit = step.limit
         try:
@@ -189,19 +215,21 @@ class Supervisor:
                     at = message["at"]
                 elif "lost" in message:
                     self._drop()
-                    return Outcome(step, CRASHED, reason=message["reason"]), message["lost"] or at
+                    crashed = Outcome(step, CRASHED, reason=message["reason"])
+                    return _Ended(crashed, message["lost"] or at)
                 else:
                     result = message["result"]
-                    return Outcome(step, result["status"], result, result.get("reason", "")), at
+                    return _Ended(Outcome(step, result["status"], result, result.get("reason", "")), at)
         except TimeoutError:
             self._drop()
             if limit < step.limit or self.left() <= 0:
                 reason = f"the time budget was used up before it was done{_who(at)}"
-                return Outcome(step, NOT_RUN, reason=reason), ""
-            return Outcome(step, CRASHED, reason=f"not done after {limit:.0f} s{_who(at)}"), at
+                return _Ended(Outcome(step, NOT_RUN, reason=reason))
+            reason = f"not done after {limit:.0f} s{_who(at)}"
+            return _Ended(Outcome(step, CRASHED, reason=reason), at, hung=True)
         except Gone as last:
             self._drop()
-            return Outcome(step, CRASHED, reason=f"the process ended{_who(at)}: {last}"), at
+            return _Ended(Outcome(step, CRASHED, reason=f"the process ended{_who(at)}: {last}"), at)
 
     def _ready(self, first: bool) -> Worker:
         """The worker, started if there is none. Raises ToolchainError when the very first cannot be had."""
@@ -224,6 +252,12 @@ class Supervisor:
         if self._worker is not None:
             self._worker.stop()
             self._worker = None
+
+
+def _without(step: Step, *names: str) -> Step:
+    """A row that leaves out more contenders than before."""
+    lost = [*step.params.get("lost", ()), *(n for n in names if n in step.params["contenders"])]
+    return replace(step, params={**step.params, "lost": list(dict.fromkeys(lost))})
 
 
 def _who(at: str) -> str:

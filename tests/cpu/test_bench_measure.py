@@ -138,6 +138,18 @@ def test_contenders_take_turns_and_each_turn_begins_with_another(monkeypatch: py
         assert all(x != y for x, y in itertools.pairwise(numbers))  # never the same set twice
 
 
+def test_it_is_told_whose_turn_it_is_before_the_turn() -> None:
+    """Who hangs is known by what was said last."""
+    log: list[str] = []
+    calls: dict[str, Any] = {n: [lambda n=n: log.append(n)] for n in ("a", "b")}
+    interleave(FakeTimer(), calls, 0.02, tell=lambda name: log.append(f"at {name}"))
+    at = ""
+    for said in log:
+        at = said[3:] if said.startswith("at ") else at
+        assert said in (at, f"at {at}")
+    assert log[0] == "at a"
+
+
 def test_fast_and_slow_contenders_get_bounded_numbers_of_samples() -> None:
     script = Script()
     found, _ = interleave(script, lanes(script, {"slow": 100.0, "fast": 1e-7}, []), 0.5)

@@ -25,6 +25,7 @@ from fftgen.bench.steps import Step, environment_step, row_steps
 from fftgen.bench.supervisor import Gone, Outcome, ProcessWorker, Supervisor, start_process
 from fftgen.bench.worker import perform, serve
 from fftgen.errors import ToolchainError
+from fftgen.problem import Problem
 
 PASSED = {"result": {"status": "passed"}}
 
@@ -191,6 +192,78 @@ def test_a_row_is_repeated_without_the_one_that_took_the_worker_down() -> None:
     assert (found.status, found.result["lost"]) == ("passed", ["b", "c"])
 
 
+def hanging(*bad: str) -> Callable[[Step], list[tuple[float, Any]]]:
+    """A kernel of these contenders, or of a step that is no row, hangs."""
+
+    def script(s: Step) -> list[tuple[float, Any]]:
+        if s.kind != "row":
+            return [(1000.0, PASSED)]
+        names = [n for n in s.params["contenders"] if n not in s.params.get("lost", [])]
+        said: list[tuple[float, Any]] = []
+        for name in names:
+            said.append((1.0, {"at": name}))
+            if name in bad:
+                return [*said, (1000.0, PASSED)]
+        return [*said, (1.0, {"result": {"status": "passed", "asked": names}})]
+
+    return script
+
+
+NAMES = ["fftgen", "fftgen-prepared", "torch-real"]
+
+
+def test_when_one_of_ours_hangs_the_other_is_not_tried_on_the_same_kernels() -> None:
+    first = row_steps([case(length=65536), case(length=65536, gated=False)], NAMES, seed=1, seconds=0.1)
+    of_others = [case(length=4096), case("circular", 65536), case(length=65536, dtype="fp16")]
+    stage = Stage(hanging("fftgen"))
+    found = stage.run([*first, *row_steps(of_others, NAMES, seed=1, seconds=0.1)])
+    assert [o.result["asked"] for o in found] == [["torch-real"]] * 5
+    assert [o.seconds for o in found[:2]] == [steps.ROW_LIMIT + 2, 2]
+    assert len(stage.actors) == 1 + 4  # every problem hangs for itself, once
+
+
+def test_when_a_fault_ends_one_of_ours_the_other_is_tried() -> None:
+    stage = Stage(faulty("fftgen"))
+    (found,) = stage.run(row_steps([case()], NAMES, seed=1, seconds=0.1))
+    assert (found.status, found.result["lost"]) == ("passed", ["fftgen"])
+
+
+def test_when_a_peer_hangs_ours_are_measured() -> None:
+    stage = Stage(hanging("torch-real"))
+    found = stage.run(row_steps([case(), case(gated=False)], NAMES, seed=1, seconds=0.1))
+    assert [o.result["asked"] for o in found] == [NAMES[:2]] * 2
+
+
+def test_a_proof_that_hangs_spares_all_that_would_hang_like_it() -> None:
+    problems = (Problem("causal", 256, "bf16"),)
+    proofs = steps.proof_steps(1, problems, problems)
+    sanitized = [
+        *steps.sanitizer_steps(("memcheck",), problems),
+        *steps.sanitizer_steps(("memcheck",), problems, "backward"),
+    ]
+    both = [case(), case(direction="backward")]
+    stage = Stage(hanging())
+    found = stage.run([*proofs, *sanitized, *row_steps(both, NAMES, seed=1, seconds=0.1)])
+    assert [o.status for o in found] == ["crashed", *["not run"] * 5, "passed", "passed"]
+    assert found[0].seconds == steps.PROOF_LIMIT
+    assert found[1].reason == "its kernels hung before: correctness causal 256 bf16"
+    assert [o.result["asked"] for o in found[-2:]] == [["torch-real"]] * 2
+    # A backward pass may hang in kernels of its own: forward rows have others.
+    stage = Stage(hanging())
+    found = stage.run([proofs[2], *row_steps(both, NAMES, seed=1, seconds=0.1)])
+    assert [o.result.get("asked") for o in found] == [None, NAMES, ["torch-real"]]
+
+
+def test_a_hang_costs_little_of_a_suite() -> None:
+    assert {s.limit for s in steps.proof_steps(1)} == {20}
+    eager = [n for n in steps.CONTENDERS if n not in steps.COMPILED]
+    for direction in ("forward", "backward"):
+        (plain,) = row_steps([case(direction=direction)], eager, 1, 0.2)
+        assert plain.limit == 45
+        (compiled,) = row_steps([case(direction=direction)], list(steps.CONTENDERS), 1, 0.2)
+        assert 3 * compiled.expected < compiled.limit <= 100
+
+
 def test_a_row_that_loses_one_worker_after_the_other_is_given_up() -> None:
     stage = Stage(faulty("a", "b", "c", "d"))
     (found,) = stage.run(rows(["a", "b", "c", "d"]))
@@ -271,7 +344,9 @@ def test_a_worker_answers_every_request() -> None:
     said = [json.loads(line) for line in answers.getvalue().splitlines()]
     assert said[0] == {"ready": True}
     assert said[1]["result"]["status"] == "passed"
-    assert [m["at"] for m in said[2:-2]] == ["fftgen", "fftgen", "timing"]
+    told = [m["at"] for m in said[2:-2]]
+    assert told[:3] == ["fftgen", "fftgen", "timing"]
+    assert set(told[3:]) == {"fftgen"}  # its turns: a kernel may hang in any of them
     assert said[-2]["result"]["contenders"]["fftgen"]["status"] == "ok"
     assert said[-1]["result"]["status"] == "failed"
     assert "KeyError" in said[-1]["result"]["reason"]
