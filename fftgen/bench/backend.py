@@ -31,6 +31,7 @@ class Backend(Protocol):
     l2_bytes: int
     compiler: str  # backend of torch.compile
     target: str  # architecture whose plans it runs
+    gpu: str  # its name, for which a plan may have been tuned; "" where there is none
     kernels: bool  # whether a call runs generated kernels; else the CPU path stands for them
 
     def free_bytes(self) -> int:
@@ -61,6 +62,7 @@ class CudaBackend:
         self._properties: Any = torch.cuda.get_device_properties(self.device)
         self.l2_bytes = int(getattr(self._properties, "L2_cache_size", 0)) or 64 * MIB
         self.target = target_for(torch.cuda.get_device_capability(self.device)).name
+        self.gpu = torch.cuda.get_device_name(self.device)
 
     def free_bytes(self) -> int:
         self.release()
@@ -85,7 +87,7 @@ class CudaBackend:
     def describe(self) -> dict[str, Any]:
         major, minor = torch.cuda.get_device_capability(self.device)
         return {
-            "device": torch.cuda.get_device_name(self.device),
+            "device": self.gpu,
             "capability": f"{major}.{minor}",
             "multiprocessors": int(self._properties.multi_processor_count),
             "memory_bytes": int(self._properties.total_memory),
@@ -105,7 +107,7 @@ class HostBackend:
         self.compiler = "eager"
         self.kernels = False
         self.l2_bytes = 1 << 14
-        self.target = DRY_TARGET
+        self.target, self.gpu = DRY_TARGET, ""
         self._memory = memory
 
     def free_bytes(self) -> int:

@@ -81,9 +81,9 @@ def check_portfolio(problem: Problem, backend: Backend, seed: int) -> dict[str, 
 def check_agreement(problem: Problem, backend: Backend, seed: int) -> dict[str, Any]:
     """The same call on the device and in the simulator: largest difference in units of the last place.
 
-    Both get the same spectrum, bit for bit, made on the CPU.
+    Both get the same spectrum, bit for bit, made on the CPU, and both run the plan that calls take here.
     """
-    built = build(problem, backend.target)
+    built = build(problem, backend.target, gpu=backend.gpu)
     plan = built.plan
     case = Case(2 * plan.rows_per_item + 1, 2, problem.length, problem.length, True, True, True)
     inputs = draw(case, TORCH[problem.dtype], torch.Generator().manual_seed(seed))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fftgen.bench import results, steps
-from fftgen.bench.cases import DIRECTIONS, Case, by_importance
+from fftgen.bench.cases import BACKWARD_LENGTHS, DIRECTIONS, Case, by_importance
 from fftgen.bench.overhead import ROUNDS
 from fftgen.bench.results import Document, Run
 from fftgen.bench.sanitizer import TOOLS
@@ -18,7 +18,7 @@ from fftgen.bench.supervisor import Outcome, Supervisor, Worker, start_process
 from fftgen.portfolio import PROBLEMS
 from fftgen.problem import Problem
 
-FIRST_ROWS, FIRST_BACKWARD = 12, 4
+FIRST_ROWS, FIRST_BACKWARD = 12, len(BACKWARD_LENGTHS)
 SECONDS, SUITE_SECONDS = 0.5, 0.2  # of device time for each contender of a row
 SUITE_BUDGET = 450.0  # seconds: eight minutes less what starting and writing take
 DRY_PROBLEMS = (Problem("causal", 256, "fp16"), Problem("circular", 1000, "fp16"))
@@ -66,7 +66,7 @@ def plan(wish: Wish) -> list[Step]:
     if wish.dry_run:
         return [
             *found,
-            steps.build_step(DRY_PROBLEMS, threads, DRY_GRADIENTS),
+            steps.build_step(steps.with_padded(DRY_PROBLEMS), threads, steps.with_padded(DRY_GRADIENTS)),
             *steps.proof_steps(wish.seed, DRY_PROBLEMS, DRY_GRADIENTS),
             *steps.sanitizer_steps(problems=DRY_PROBLEMS[:1]),
             *steps.sanitizer_steps(TOOLS[:1], DRY_GRADIENTS[:1], "gradient"),
@@ -76,9 +76,10 @@ def plan(wish: Wish) -> list[Step]:
             *forward,
             *backward,
         ]
+    proven, back = (steps.with_padded(p) for p in ((*PROBLEMS, *steps.GRADIENTS), steps.GRADIENTS))
     return [
         *found,
-        steps.build_step([*PROBLEMS, *steps.GRADIENTS, *problems], threads, [*steps.GRADIENTS, *trained]),
+        steps.build_step([*proven, *problems], threads, [*back, *trained]),
         *steps.proof_steps(wish.seed),
         *steps.sanitizer_steps(TOOLS[:2]),
         steps.bandwidth_step(),

@@ -15,8 +15,8 @@ from fftgen.bench.overhead import cold_start, host_overhead
 from fftgen.bench.proof import check_agreement, check_portfolio
 from fftgen.bench.row import CONTENDERS, first_line, measure_row
 from fftgen.bench.sanitizer import TOOLS, sanitize
-from fftgen.bundle import build_twin, trains
-from fftgen.pipeline import build, build_gradient
+from fftgen.bundle import Kind, build_twin, problems_of, trains
+from fftgen.pipeline import Built, build, build_gradient
 from fftgen.planner.gradient import backward, gradient
 from fftgen.portfolio import PROBLEMS
 from fftgen.problem import Problem
@@ -55,6 +55,7 @@ DIRECTION_OF = {
     "row": None,
 }
 Kernels = tuple[str, int, str, str]  # mode, length, dtype, direction
+OF_BACKWARD: tuple[Kind, ...] = ("backward", "gradient", "twin")  # modules, the largest first
 AGREEING = 4096  # the longest transforms of the portfolio that are small for the simulator
 COLD_LENGTHS = (4096, 65536)
 # Seconds after which a step hangs. What was measured: proofs up to 3, rows up to 13 without torch.compile,
@@ -96,30 +97,37 @@ def _run_build(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str
     """Compile everything at once, so that later steps find it in the cache.
 
     ``gradients``: problems whose backward pass is compiled as well, where the target has kernels for it.
+    A job is a module, and the longest transforms come first: what is begun last is done soon.
     """
 
-    def one(job: tuple[dict[str, Any], bool]) -> str:
-        fields, of_gradient = job
-        problem = _problem(fields)
+    def one(job: tuple[Problem, Kind]) -> tuple[bool, str]:
+        problem, kind = job
         try:
-            if of_gradient:
-                build_gradient(gradient(problem, backend.target))
-                every = backward(problem, backend.target)
-                if every is not None:
-                    build_gradient(every)
-                build_twin(problem, chip)
-            else:
-                build(problem, backend.target)
+            return _built(problem, kind, backend) is not None, ""
         except Exception as error:
-            return f"{fields['mode']} {fields['length']} {fields['dtype']}: {first_line(error)}"
-        return ""
+            return True, f"{problem.mode} {problem.length} {problem.dtype} {kind}: {first_line(error)}"
 
-    chip = find_target(backend.target)
-    jobs = [(fields, False) for fields in params["problems"]]
-    jobs += [(fields, True) for fields in params["gradients"] if trains(_problem(fields), chip)]
+    jobs: list[tuple[Problem, Kind]] = [(_problem(fields), "convolution") for fields in params["problems"]]
+    jobs += [(_problem(fields), kind) for fields in params["gradients"] for kind in OF_BACKWARD]
+    jobs.sort(key=lambda job: -job[0].length)
     with ThreadPoolExecutor(max_workers=params["threads"]) as pool:
-        failed = [reason for reason in pool.map(one, jobs) if reason]
-    return {"status": "failed" if failed else "passed", "modules": len(jobs), "reason": "; ".join(failed)}
+        done = list(pool.map(one, jobs))
+    failed = [reason for _, reason in done if reason]
+    count = sum(there for there, _ in done)
+    return {"status": "failed" if failed else "passed", "modules": count, "reason": "; ".join(failed)}
+
+
+def _built(problem: Problem, kind: Kind, backend: Backend) -> Built | None:
+    """A module that calls take; None: there is none of that kind."""
+    chip = find_target(backend.target)
+    if kind == "convolution":
+        return build(problem, chip, gpu=backend.gpu)
+    if kind == "twin":
+        return build_twin(problem, chip)
+    if kind == "backward":
+        every = backward(problem, chip)
+        return None if every is None else build_gradient(every)
+    return build_gradient(gradient(problem, chip)) if trains(problem, chip) else None
 
 
 def _run_row(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str, Any]:
@@ -173,6 +181,11 @@ def bandwidth_step() -> Step:
     return Step("bandwidth", "copy bandwidth", expected=3)
 
 
+def with_padded(problems: Iterable[Problem]) -> list[Problem]:
+    """Problems, and those that short calls of circular ones become: proofs make such calls, rows do not."""
+    return [served for p in problems for served in problems_of(p)]
+
+
 def build_step(problems: Iterable[Problem], threads: int, gradients: Iterable[Problem] = ()) -> Step:
     """Convolutions, and of ``gradients`` all that a backward pass needs, compiled ahead."""
     unique, trained = list(dict.fromkeys(problems)), list(dict.fromkeys(gradients))
@@ -181,8 +194,9 @@ def build_step(problems: Iterable[Problem], threads: int, gradients: Iterable[Pr
         "gradients": [asdict(p) for p in trained],
         "threads": threads,
     }
-    count = len(unique) + len(trained)
-    return Step("build", f"{count} modules compiled ahead", params, expected=1 + count / threads, limit=120)
+    count = len(unique) + len(OF_BACKWARD) * len(trained)
+    about = f"kernels of {len(unique)} problems compiled ahead"
+    return Step("build", about, params, expected=1 + count / threads, limit=120)
 
 
 def row_steps(cases: Iterable[Case], contenders: Sequence[str], seed: int, seconds: float) -> list[Step]:

@@ -122,7 +122,7 @@ def test_backward_memory_holds_what_autograd_keeps_of_the_published_baseline(mod
 
 def test_a_suite_goes_backward_where_it_matters() -> None:
     found = backward_rows(problem_set())
-    assert [c.length for c in found] == list(BACKWARD_LENGTHS) == [1024, 4096, 32768, 1048576]
+    assert [c.length for c in found] == list(BACKWARD_LENGTHS) == [256, 1024, 2048, 4096, 32768, 65536]
     assert {(c.problem.mode, c.problem.dtype, c.gated, c.direction) for c in found} == {
         ("causal", "bf16", True, "backward")
     }
@@ -148,7 +148,12 @@ def test_a_run_that_may_be_cut_short_begins_with_the_published_problem() -> None
     assert sorted(map(str, order)) == sorted(map(str, problem_set()))
     assert all(c.problem.dtype == "bf16" and c.gated and c.problem.causal for c in order[:15])
     assert [c.length for c in order[:5]] == [4096, 1024, 32768, 256, 1048576]
-    assert all(c.problem.dtype == "fp16" for c in order[60:])
+    assert [c.problem.dtype for c in order].count("bf16") == 60
+    early = [c for c in order[:66] if c.problem.dtype == "fp16"]
+    assert [(c.problem.mode, c.length, c.gated) for c in early] == [
+        (mode, n, True) for mode in ("causal", "circular") for n in cases.EARLY_FP16
+    ]
+    assert order[15:21] == early
     unknown = by_importance(problem_set(lengths=(777, 4096), dtypes=("bf16",), modes=("causal",)))
     assert [c.length for c in unknown] == [4096, 777, 4096, 777]
 

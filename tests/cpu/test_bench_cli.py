@@ -308,6 +308,7 @@ def test_the_cuda_backend_asks_the_device(monkeypatch: pytest.MonkeyPatch) -> No
     device = CudaBackend()
     assert device.device == torch.device("cuda", 1)
     assert (device.target, device.l2_bytes, device.compiler) == ("sm_90", 50 << 20, "inductor")
+    assert device.gpu == "NVIDIA X"
     assert device.target in TARGETS
     assert device.free_bytes() == 70 << 30
     assert device.timer.real

@@ -372,17 +372,26 @@ def test_a_suite_proves_first_and_measures_what_matters_first() -> None:
     assert proven == [(p.length, p.dtype) for p in GRADIENTS]
     assert {s.params["length"] for s in found if s.kind == "gradient agreement"} == {256, 1024, 4096}
     rows = [s for s in found if s.kind == "row"]
-    assert len(rows) == 124
+    assert len(rows) == 126
     assert [s.params["length"] for s in rows[:3]] == [4096, 1024, 32768]
     # Backward rows come after the first forward rows, theirs among them.
     back = [i for i, s in enumerate(rows) if s.params["direction"] == "backward"]
-    assert back == [12, 13, 14, 15]
+    assert back == [*range(12, 18)]
     assert sorted(rows[i].params["length"] for i in back) == list(BACKWARD_LENGTHS)
     for i in back:
         forward = {**rows[i].params, "direction": "forward"}
         assert any(s.params["length"] == forward["length"] and s.params["gated"] for s in rows[:12])
     trained = {p["length"] for p in found[1].params["gradients"]}
     assert trained == {*BACKWARD_LENGTHS, *(p.length for p in GRADIENTS)}
+    ahead = {(p["mode"], p["length"], p["dtype"]) for p in found[1].params["problems"]}
+    proven = {s.params["length"] for s in found if s.kind == "correctness" and s.params["mode"] == "circular"}
+    assert {n // 2 for n in proven} <= {n for mode, n, _ in ahead if mode == "causal"}  # their short calls
+    # Rows in fp16 are among those that ran whenever a suite was measured.
+    fp16 = [i for i, s in enumerate(rows) if s.params["dtype"] == "fp16"]
+    assert [(rows[i].params["mode"], rows[i].params["length"]) for i in fp16[:6]] == [
+        (mode, n) for mode in ("causal", "circular") for n in (4096, 1024, 65536)
+    ]
+    assert fp16[5] < 30
     starts = {s.params["length"] for s in found if s.kind == "cold start"}
     assert starts == {4096, 65536}
     assert len(found[1].params["problems"]) >= 60

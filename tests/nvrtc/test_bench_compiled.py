@@ -12,16 +12,21 @@ from bench_kit import host
 from cases import usually
 from command_line import answer, why_not
 
-from fftgen import emulate
-from fftgen.bench import gradient_proof, proof
+from fftgen import emulate, shortcut
+from fftgen.bench import gradient_proof, proof, steps
 from fftgen.bench.gradient_proof import check_gradient_agreement
 from fftgen.bench.overhead import cold_start
 from fftgen.bench.proof import check_agreement
 from fftgen.bench.row import CONTENDERS
+from fftgen.bench.steps import RUNNERS, build_step, with_padded
+from fftgen.cache import Cache, CacheMissError
+from fftgen.conv import Conv, JustInTime
 from fftgen.execute import Executable, Spectrum
 from fftgen.pipeline import build, build_gradient
 from fftgen.planner.gradient import gradient
+from fftgen.planner.variants import variants
 from fftgen.problem import Problem
+from fftgen.targets import target
 from fftgen.verify import Case, draw
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -91,6 +96,63 @@ def test_the_device_gets_the_same_call_and_the_same_spectrum(
         assert found["largest_row_ulps"] > proof.FAR
     else:
         assert (found["status"], found["identical"], found["largest_ulps"]) == ("passed", 1.0, 0)
+
+
+def test_where_a_plan_was_tuned_the_simulator_runs_that_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device refuses spectra of another plan."""
+    problem, chip, store = Problem("causal", 256, "bf16"), target("sm_90"), Cache.default()
+    choice, other = (v.plan for v in variants(problem, chip, 3, 8, 2))
+    shortcut.keep_tuned(store, problem, chip, "GPU A", other)
+    seen: list[str] = []
+
+    class Device:
+        def warmup(self, device: torch.device) -> Device:
+            return self
+
+        def __call__(self, u: torch.Tensor, made: Spectrum, **options: torch.Tensor) -> torch.Tensor:
+            seen.append(made.digest)
+            return u
+
+    monkeypatch.setattr(proof, "get_conv", lambda *_, **__: Device())
+    backend = host()
+    backend.kernels = True
+    for gpu in ("GPU A", "GPU B"):
+        backend.gpu = gpu
+        check_agreement(problem, backend, seed=3)
+    assert seen == [other.digest, choice.digest]
+
+
+def test_everything_that_calls_need_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short calls on a circle, too, which are those of another problem."""
+    problems = (Problem("circular", 512, "bf16"), Problem("causal", 300, "fp16"))
+    every, back = with_padded(problems), with_padded(problems[:1])
+    built = RUNNERS["build"](build_step(every, 2, back).params, host(), lambda _: None)
+    assert built["status"] == "passed", built
+    assert built["modules"] == len(list(Cache.default().entries()))
+    monkeypatch.setenv("FFTGEN_NO_JIT", "1")
+    calls, chip = JustInTime(), (9, 0)
+    for problem in problems:
+        conv = Conv(problem, calls, "test")
+        for length in (problem.length, problem.length // 2):
+            served = conv.served(length, length)
+            assert calls.built(served, chip).cached
+            if problem is problems[0]:
+                made = (calls.gradient(served, chip), calls.twin(served, chip), calls.backward(served, chip))
+                assert [one is not None for one in made] == [True, True, served.causal]
+                assert all(one is None or one.cached for one in made)
+    with pytest.raises(CacheMissError):
+        calls.built(Problem("causal", 100, "fp16"), chip)
+
+
+def test_the_longest_are_compiled_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[tuple[int, str]] = []
+    monkeypatch.setattr(steps, "_built", lambda problem, kind, backend: order.append((problem.length, kind)))
+    problems = [Problem("causal", n, "bf16") for n in (256, 4096, 1024)]
+    params = build_step(problems, 1, problems[1:2]).params
+    assert RUNNERS["build"](params, host(), lambda _: None)["modules"] == 0
+    lengths = [n for n, _ in order]
+    assert lengths == sorted(lengths, reverse=True)
+    assert [kind for n, kind in order if n == 4096] == ["convolution", *steps.OF_BACKWARD]
 
 
 PROBLEMS = (Problem("causal", 256, "fp16"), Problem("circular", 1000, "bf16"))
@@ -163,7 +225,7 @@ def test_a_dry_suite_holds_every_kind_of_step() -> None:
         *("bandwidth", "overhead", "cold start", "row"),
     }
     assert all(s["status"] in ("passed", "unavailable") for s in doc["steps"]), doc["steps"]
-    assert steps["build"]["result"]["modules"] == 4
+    assert steps["build"]["result"]["modules"] == 3 + 8  # gradients: the same three problems, two in one pass
     assert steps["agreement"]["result"]["identical"] == 1
     assert steps["gradient agreement"]["result"]["identical"] == 1
     assert steps["cold start"]["result"]["from_cache_s"] < steps["cold start"]["result"]["cold_s"]
