@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -19,7 +19,9 @@ PASSES = 2  # two runs of the same code: what they differ by is what a differenc
 FEWEST, MOST = 5, 60  # samples of a contender in a pass
 BURST = 0.04  # seconds of one contender before the next one has its turn
 WARM_UP = 3
+CROWD = 8  # calls, at least, that are queued before a result is judged under load
 
+Result = TypeVar("Result")
 Calls = Sequence[Callable[[], object]]
 Around = Callable[[], AbstractContextManager[object]]
 
@@ -91,6 +93,19 @@ def warm_up(timer: Timer, calls: Calls) -> float:
     rotation = _Rotation(calls)
     timer.time([rotation] * max(WARM_UP, len(calls)))
     return statistics.median(timer.time([rotation] * WARM_UP))
+
+
+def under_load(calls: Sequence[Callable[[], Result]]) -> Result:
+    """What the first call gives as the last of many, on all sets of inputs, that the device gets at once.
+
+    Blocks of one are then still at work when the next one starts, and memory holds what others left there.
+    """
+    for _ in range(-(-CROWD // len(calls)) - 1):
+        for call in calls:
+            call()
+    for call in calls[1:]:
+        call()
+    return calls[0]()
 
 
 @dataclass

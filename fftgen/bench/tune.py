@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +16,7 @@ from fftgen import shortcut
 from fftgen.bench.backend import Backend
 from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs, draw_sets
-from fftgen.bench.measure import interleave
+from fftgen.bench.measure import Timing, interleave, under_load
 from fftgen.bench.reference import exact, figures, judge, poison
 from fftgen.bench.row import FAILED, OK, WRONG, DeviceLost, first_line, still_there
 from fftgen.cache import Cache
@@ -35,7 +37,8 @@ class Tuned(NamedTuple):
     plans: dict[str, Plan]
 
 
-Caller = Callable[[Built, Sequence[Inputs]], tuple[Callable[[], Tensor], ...]]
+Calls = tuple[Callable[[], Tensor], ...]
+Caller = Callable[[Built, Sequence[Inputs]], Calls]
 
 
 def tune(
@@ -47,13 +50,16 @@ def tune(
     seconds: float,
     seed: int,
     tell: Callable[[str], None] = lambda _: None,
+    at: Callable[[str], None] = lambda _: None,
     caller: Caller | None = None,
 ) -> Tuned:
     """Time at most so many variants of a forward case: the fastest first, others behind.
 
-    The filter's spectrum is prepared; each variant must first give the right result for every row, in the
-    bounds of its own plan. ``seconds`` of device time go to each. ``caller`` makes the calls that are timed:
-    those of the variant's kernels; in a dry run those of the CPU.
+    The filter's spectrum is prepared; each variant must give the right result for every row, in the bounds of
+    its own plan, alone and, once it is timed, under load. ``seconds`` of device time go to each. ``tell``
+    hears what happens, ``at`` before every piece of work on the device what it is of: the last before a hang
+    names who hangs. ``caller`` makes the calls that are timed: those of the variant's kernels; in a dry run
+    those of the CPU.
     """
     scaled = case.scaled(backend.free_bytes())
     chip = find_target(backend.target)
@@ -62,36 +68,60 @@ def tune(
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         made = list(pool.map(lambda v: _built(v.plan, store), found))
     rows = [_about(v) for v in found]
-    ready: dict[str, tuple[Callable[[], Tensor], ...]] = {}
+    ready: dict[int, Calls] = {}
     run = caller or (_kernels(backend.device) if backend.kernels else _stand_in)
     lost = ""
+
+    def right(number: int, built: Built, when: str, make: Callable[[], Tensor]) -> bool:
+        """Whether a variant gives the right result; its row has the verdict."""
+        nonlocal lost
+        row = rows[number]
+        at(f"{row['about']}, {when}")
+        try:
+            out = make()
+            backend.synchronize()
+            verdict = judge(scaled, out, reference, built.plan)
+        except Exception as error:  # a variant that fails must not end the others
+            row.update(status=FAILED, reason=first_line(error))
+            lost = _lost(backend, row["about"], error)
+            return False
+        row.update(figures(verdict), status=OK if verdict.passed else WRONG)
+        return verdict.passed
+
     with torch.no_grad():
+        at("the reference")
         sets = draw_sets(scaled, backend.device, seed, backend.l2_bytes)
         reference = exact(scaled, sets[0])
-        tell(f"{case}: proving them")
         for number, (built, row) in enumerate(zip(made, rows, strict=True)):
             if lost or isinstance(built, Exception):
                 row.update(status=FAILED, reason=lost or first_line(built))  # type: ignore[arg-type]
                 continue
-            try:
-                calls = run(built, sets)
+            tell(f"{case}: proving {number + 1} of {len(rows)}: {row['about']}")
+
+            def first(built: Built = built, number: int = number) -> Tensor:
+                ready[number] = run(built, sets)
                 poison(sets[0].u)
-                out = calls[0]()
-                backend.synchronize()
-                verdict = judge(scaled, out, reference, built.plan)
-                row.update(figures(verdict), status=OK if verdict.passed else WRONG)
-                if verdict.passed:
-                    ready[str(number)] = calls
-            except Exception as error:  # a variant that fails must not end the others
-                row.update(status=FAILED, reason=first_line(error))
-                lost = _lost(backend, row["about"], error)
-        del reference
+                return ready[number][0]()
+
+            if not right(number, built, "called alone", first):
+                ready.pop(number, None)
+        del reference  # memory for results
         tell(f"{case}: timing {len(ready)} of them")
-        timings, broken = ({}, {}) if lost else interleave(backend.timer, ready, seconds)
-    for name, reason in broken.items():
-        rows[int(name)].update(status=FAILED, reason=first_line(reason))
-    for name, timing in timings.items():
-        rows[int(name)].update(timing.as_dict())
+        timings, broken = ({}, {}) if lost else _timed(backend, rows, ready, seconds, at)
+        for number, error in broken.items():
+            rows[number].update(status=FAILED, reason=first_line(error))
+            lost = lost or _lost(backend, rows[number]["about"], error)
+        if timings and not lost:
+            reference = exact(scaled, sets[0])
+        for number, timing in timings.items():
+            row, built = rows[number], made[number]
+            assert isinstance(built, Built)
+            if lost:
+                row.update(status=FAILED, reason=lost)
+            elif right(number, built, "under load", partial(under_load, ready[number])):
+                row.update(timing.as_dict())
+            elif row["status"] == WRONG:
+                row["reason"] = "right when called alone, wrong under load"
     choice = rows[0]
     timed = sorted((r for r in rows if "median_s" in r), key=lambda r: r["median_s"])
     for row in timed:
@@ -108,6 +138,25 @@ def tune(
         "device_lost": bool(lost),
     }
     return Tuned(doc, {v.plan.digest: v.plan for v in found})
+
+
+def _timed(
+    backend: Backend,
+    rows: Sequence[dict[str, Any]],
+    ready: Mapping[int, Calls],
+    seconds: float,
+    at: Callable[[str], None],
+) -> tuple[dict[int, Timing], dict[int, Exception]]:
+    """Turns of the variants that are right, by number; those that broke meanwhile."""
+    timings, broken = interleave(
+        backend.timer,
+        {str(number): calls for number, calls in ready.items()},
+        seconds,
+        # Results of one variant at a time: memory that holds those of a row's contenders is not for so many.
+        dict.fromkeys(map(str, ready), nullcontext),
+        lambda name: at(f"{rows[int(name)]['about']}, while it is timed"),
+    )
+    return {int(n): t for n, t in timings.items()}, {int(n): e for n, e in broken.items()}
 
 
 def winner(found: dict[str, Any]) -> dict[str, Any] | None:

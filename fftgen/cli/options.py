@@ -72,15 +72,15 @@ def one_problem(function: Function) -> Function:
     return click.argument("length", type=int)(function)
 
 
-def results_file(default: str) -> Callable[[Function], Function]:
-    """``-o``, where measurements go."""
+def results_file(default: str, by: str = "") -> Callable[[Function], Function]:
+    """``-o``, where measurements go. ``by``: the default in words, where it depends on other options."""
     return click.option(
         "-o",
         "--output",
         type=click.Path(path_type=Path),
-        default=default,
-        show_default=True,
-        help="Results.",
+        default=None if by else default,
+        show_default=not by,
+        help=f"Results. Default: {by}, e.g. {default}." if by else "Results.",
     )
 
 

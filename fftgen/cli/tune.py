@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import secrets
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from fftgen.cli.options import common, lengths, mode, plural, print_json, result
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.durable import replace_file
 from fftgen.errors import InputError
+
+LIMIT = 60.0  # seconds of a variant's work on the device, after which it hangs
 
 
 @click.command("tune")
@@ -34,7 +38,7 @@ from fftgen.errors import InputError
 )
 @click.option("--seed", type=int, help="Draws the inputs. Default: a new one, written down.")
 @click.option("--dry-run", is_flag=True, help="The whole way on the CPU: tiny problems, invented times.")
-@results_file("tune.json")
+@results_file("tune-causal-4096-65536-bf16.json", "named by mode, lengths and type")
 @common
 @click.pass_context
 def command(
@@ -51,7 +55,7 @@ def command(
     keep: bool,
     seed: int | None,
     dry_run: bool,
-    output: Path,
+    output: Path | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -67,18 +71,23 @@ def command(
     from fftgen.bench.cases import BATCH, CHANNELS, Case
     from fftgen.bench.tune import keep as keep_winner
     from fftgen.bench.tune import tune
+    from fftgen.bench.watch import Watch
     from fftgen.cache import Cache
     from fftgen.problem import Problem
 
     if most < 1 or not 0 < seconds < math.inf or not (budget is None or 0 < budget < math.inf):
         raise InputError("--most, --seconds and --budget must be positive and finite")
-    writable(output)
     shape = (
         (2 if dry_run else BATCH) if batch is None else batch,
         (8 if dry_run else CHANNELS) if channels is None else channels,
     )
     kind, name = find_dtype(dtype).name, "causal" if causal else "circular"
-    cases = [Case(Problem(name, n, kind), gated, *shape) for n in lengths(seqlens)]
+    sizes = lengths(seqlens)
+    cases = [Case(Problem(name, n, kind), gated, *shape) for n in sizes]
+    if output is None:
+        ends = map(str, dict.fromkeys((min(sizes), max(sizes))))
+        output = Path("-".join(["tune", name, *ends, kind, *([] if gated else ["ungated"])]) + ".json")
+    writable(output)
     backend, store = open_backend(dry_run), Cache.default()
     drawn = secrets.randbelow(2**31) if seed is None else seed
     doc: dict[str, Any] = {
@@ -93,15 +102,17 @@ def command(
     for case in cases:
         if budget is not None and time.monotonic() - started > budget:
             break
-        found = tune(
-            case,
-            backend,
-            store,
-            most=most,
-            seconds=seconds,
-            seed=drawn,
-            tell=lambda said: click.echo(said, err=True),
-        )
+        with Watch(LIMIT if backend.kernels else None, partial(_hung, case)) as watch:
+            found = tune(
+                case,
+                backend,
+                store,
+                most=most,
+                seconds=seconds,
+                seed=drawn,
+                tell=lambda said: click.echo(said, err=True),
+                at=watch.at,
+            )
         kept = None
         if keep and backend.timer.real:
             kept = keep_winner(store, case.problem, found, doc["environment"]["device"])
@@ -119,6 +130,12 @@ def command(
         click.echo(f"{plural(len(doc['cases']), 'length')} in {output}", err=True)
     if not doc["passed"]:
         ctx.exit(1)
+
+
+def _hung(case: object, what: str) -> None:
+    """Say which variant hangs, and end: what was found of other lengths is in the file."""
+    click.echo(f"error: {case}: not done after {LIMIT:.0f} s: {what}", err=True)
+    os._exit(1)
 
 
 def _text(found: dict[str, Any]) -> str:

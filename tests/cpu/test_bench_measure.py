@@ -150,6 +150,20 @@ def test_it_is_told_whose_turn_it_is_before_the_turn() -> None:
     assert log[0] == "at a"
 
 
+@pytest.mark.parametrize("sets", [1, 2, 5, 11])
+def test_under_load_the_first_call_is_the_last_of_many(sets: int) -> None:
+    log: list[int] = []
+
+    def call(number: int) -> int:
+        log.append(number)
+        return number
+
+    assert measure.under_load([lambda n=n: call(n) for n in range(sets)]) == 0  # type: ignore[misc]
+    assert len(log) >= measure.CROWD
+    assert set(log) == set(range(sets))
+    assert log[-sets:] == [*range(1, sets), 0]
+
+
 def test_fast_and_slow_contenders_get_bounded_numbers_of_samples() -> None:
     script = Script()
     found, _ = interleave(script, lanes(script, {"slow": 100.0, "fast": 1e-7}, []), 0.5)

@@ -17,6 +17,7 @@ from torch import Tensor
 from fftgen.bench import reference, row
 from fftgen.bench.backend import HostBackend
 from fftgen.bench.cases import Case
+from fftgen.bench.contenders import real_fft
 from fftgen.bench.inputs import Inputs, draw
 from fftgen.bench.row import CONTENDERS, DeviceLost, measure_row
 from fftgen.errors import InternalError
@@ -259,6 +260,54 @@ def test_who_breaks_while_timed_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     found = measure_row(case(), host(), contenders=["tired", "fftgen"], seed=2, seconds=0.01)["contenders"]
     assert (found["tired"]["status"], found["tired"]["reason"]) == ("failed", "RuntimeError: no more")
     assert found["fftgen"]["samples"] >= 10
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_ours_is_judged_again_under_load(direction: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    class Races(torch.autograd.Function):
+        """Right until many calls have been made, in both directions."""
+
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x * (1.1 if direction == "forward" and calls > 20 else 1)
+
+        @staticmethod
+        def backward(ctx: Any, *given: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return given[0] * (1.1 if calls > 20 else 1)
+
+    def racing(x: Inputs, of: Case) -> Tensor:
+        nonlocal calls
+        calls += direction == "forward"
+        y: Tensor = Races.apply(real_fft(x.u, x.k, x.in_gate, x.out_gate, of.points))
+        return y
+
+    names = ("ours", "peer", "torch-real")
+    for name in names[:2]:
+        monkeypatch.setitem(row.CONTENDERS, name, contender(name, racing, ours=name == "ours"))
+    told: list[str] = []
+    found = measure_row(
+        case(direction=direction), host(), contenders=names, seed=2, seconds=0.05, tell=told.append
+    )["contenders"]
+    assert found["ours"]["status"] == "wrong", found["ours"]
+    assert found["ours"]["reason"].startswith("right when called alone; under load the ")
+    assert found["ours"]["error"] == pytest.approx(0.1, rel=0.1)
+    assert "median_s" not in found["ours"]
+    assert found["torch-real"]["status"] == "ok"
+    assert told[-1] == "ours"
+
+
+def test_who_breaks_under_load_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(calls: Any) -> Any:
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(row, "under_load", broken)
+    found = measure_row(case(), host(), contenders=["fftgen"], seed=2, seconds=0.01)["contenders"]
+    assert (found["fftgen"]["status"], found["fftgen"]["reason"]) == ("failed", "RuntimeError: no more")
+    assert "median_s" not in found["fftgen"]
 
 
 def test_who_does_not_fit_beside_the_others_is_timed_alone(monkeypatch: pytest.MonkeyPatch) -> None:

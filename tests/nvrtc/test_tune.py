@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +24,7 @@ from fftgen.bench.backend import HostBackend
 from fftgen.bench.inputs import Inputs
 from fftgen.bench.row import FAILED, OK, WRONG
 from fftgen.bench.tune import keep, tune, winner
+from fftgen.bench.watch import Watch
 from fftgen.cache import Cache
 from fftgen.pipeline import Built
 from fftgen.planner import search
@@ -104,7 +107,12 @@ def scripted(monkeypatch: pytest.MonkeyPatch, session_cache: Path) -> Any:
     """Runs ``tune`` on variants that take so many seconds, or do something else."""
     plans = [v.plan for v in room.variants(Problem("causal", 256, "bf16"), CHIP, 3, 8, 4)]
 
-    def run(*behave: Any, exchangeable: Sequence[bool] = (True, True, True, True)) -> room.Tuned:
+    def run(
+        *behave: Any,
+        exchangeable: Sequence[bool] = (True, True, True, True),
+        tell: Callable[[str], None] = lambda _: None,
+        at: Callable[[str], None] = lambda _: None,
+    ) -> room.Tuned:
         timer = Script()
         about = ["the planner's choice", "one", "two", "three"]
         made = [
@@ -137,6 +145,8 @@ def scripted(monkeypatch: pytest.MonkeyPatch, session_cache: Path) -> Any:
             seconds=0.01,
             seed=5,
             caller=caller,
+            tell=tell,
+            at=at,
         )
 
     return run
@@ -170,6 +180,58 @@ def test_a_wrong_variant_and_one_that_fails_are_not_timed(scripted: Any) -> None
     assert best["about"] == "three"
 
 
+def test_a_variant_that_is_wrong_under_load_has_no_time(scripted: Any) -> None:
+    calls = 0
+
+    def races(right: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return right if calls < 20 else right * 1.1
+
+    found = scripted(2e-3, races, 1e-3).doc
+    by_name = {r["about"]: r for r in found["variants"]}
+    assert [by_name[n]["status"] for n in ("the planner's choice", "one", "two")] == [OK, WRONG, OK]
+    assert by_name["one"]["reason"] == "right when called alone, wrong under load"
+    assert by_name["one"]["error"] == pytest.approx(0.1, rel=0.1)
+    assert "median_s" not in by_name["one"]
+    assert not found["passed"]
+
+
+def test_who_is_at_work_is_told_before(scripted: Any) -> None:
+    """A hang is of what was said last."""
+    said: list[str] = []
+    log: list[str] = []
+
+    def seen(right: Tensor) -> Tensor:
+        log.append(said[-1])
+        return right
+
+    scripted(2e-3, seen, 1e-3, tell=said.append, at=said.append)
+    assert "causal 256 bf16 gated forward: proving 2 of 3: one" in said
+    assert [what.rpartition(", ")[2] for what in dict.fromkeys(log)] == [
+        *("called alone", "while it is timed", "under load")
+    ]
+    assert all(what.startswith("one, ") for what in log)
+
+
+def test_results_of_one_variant_at_a_time_are_in_memory(
+    scripted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two dozen variants beside each other would not fit where the contenders of a row do."""
+    alive: dict[int, weakref.ref[Tensor]] = {}
+    most = 0
+
+    def watched(right: Tensor) -> Tensor:
+        nonlocal most
+        made = right.clone()
+        alive[len(alive)] = weakref.ref(made)
+        most = max(most, sum(one() is not None for one in alive.values()))
+        return made
+
+    scripted(2e-3, watched, watched, watched)
+    assert most <= 3  # one for each set of inputs, and the next
+
+
 def test_noise_and_foreign_spectra_win_nothing(scripted: Any) -> None:
     assert winner(scripted(2e-3, 1e-3, exchangeable=(True, False)).doc) is None
     assert winner(scripted(1e-3, 2e-3).doc) is None
@@ -195,6 +257,21 @@ def test_a_device_that_is_lost_ends_it(scripted: Any, monkeypatch: pytest.Monkey
     assert found["variants"][2]["reason"] == "the device was lost by: one"
     assert not found["passed"]
     assert found["device_lost"]
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_watch_names_what_hangs(hangs: bool) -> None:
+    named: list[str] = []
+    with Watch(0.2, named.append) as watch:
+        time.sleep(0.3)  # nothing is at work
+        for what in ("one", "two", "three"):
+            watch.at(what)
+            time.sleep(0.1)
+        if hangs:
+            time.sleep(0.5)
+        watch.at("")
+        time.sleep(0.3)
+    assert named == (["three"] if hangs else [])
 
 
 # --- what is kept
@@ -260,6 +337,8 @@ def test_a_dry_run_writes_its_file_and_keeps_nothing(place: Path) -> None:
         assert one["variants"][0]["status"] == OK
     assert "the planner's choice stays" in done.stdout
     assert "2 lengths in t.json" in done.stderr
+    assert fftgen("tune", *given, "--dry-run", "--ungated").exit_code == 0
+    assert (place / "tune-causal-256-300-bf16-ungated.json").exists()
     budget = fftgen("tune", *given, "--dry-run", "--budget", "1e-9", "--json", "-o", "u.json")
     assert json.loads(budget.stdout)["not_run"] == [c["case"] for c in doc["cases"]]
     assert not (place / "u.json").exists()
