@@ -31,7 +31,8 @@ def document(run: Run, planned: Sequence[Step], outcomes: Sequence[Outcome], sec
     """Everything so far as plain data. Steps that have no outcome yet are listed as not run.
 
     Rows get what depends on other steps: ``floor_fraction``, the least time that the row's compulsory bytes
-    take at the measured copy bandwidth, over the contender's median; ``ratio``, its median over fftgen's.
+    take at the measured copy bandwidth, over the contender's median; ``ratio``, its median over fftgen's;
+    ``prepared_ratio``, where the filter's spectrum is given, over that of fftgen with its spectrum given.
     Backward rows get ``over_forward``, our time over that of our own forward row of the same case.
     """
     done = [_step(o) for o in outcomes]
@@ -76,7 +77,7 @@ def failures(outcomes: Sequence[Outcome]) -> list[Outcome]:
 
 def derive(row: dict[str, Any], bandwidth: float | None) -> None:
     """Add floor fractions and ratios to a row."""
-    ours = row["contenders"].get("fftgen", {}).get("median_s")
+    ours, prepared = (row["contenders"].get(n, {}).get("median_s") for n in ("fftgen", "fftgen-prepared"))
     if bandwidth:
         row["floor_s"] = float(f"{row['floor_bytes'] / bandwidth:.5g}")
     for name, entry in row["contenders"].items():
@@ -87,6 +88,8 @@ def derive(row: dict[str, Any], bandwidth: float | None) -> None:
             entry["floor_fraction"] = float(f"{row['floor_bytes'] / bandwidth / median:.4g}")
         if ours:
             entry["ratio"] = float(f"{median / ours:.4g}")
+        if prepared and not entry["filter_inside"]:
+            entry["prepared_ratio"] = float(f"{median / prepared:.4g}")
 
 
 def beside_forward(measured: Sequence[dict[str, Any]]) -> None:

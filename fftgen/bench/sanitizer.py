@@ -1,8 +1,9 @@
 """compute-sanitizer over a few small kernels: accesses out of bounds, races, misused barriers.
 
-``python -m fftgen.bench.sanitizer MODE LENGTH DTYPE CALL`` is the program that it looks at: one convolution,
-with the spectrum made on the CPU so that no kernels but ours run, one gradient of a filter, or all gradients
-of a call; every tensor in an allocation of its own so that a step over its end is seen.
+``python -m fftgen.bench.sanitizer MODE LENGTH DTYPE CALL`` is the program that it looks at: a convolution of
+few rows and one of many, with the spectrum made on the CPU so that no kernels but ours run, one gradient of a
+filter, or all gradients of a call; every tensor in an allocation of its own so that a step over its end is
+seen.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any
 import torch
 
 from fftgen import environment, op, toolkit  # noqa: F401  (op registers the operators)
-from fftgen.bench.proof import moved
+from fftgen.bench.proof import busy, moved
 from fftgen.conv import get_conv
 from fftgen.execute import TORCH, spectrum
+from fftgen.planner.plan import Plan
+from fftgen.planner.whole import fewest
 from fftgen.problem import Problem
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")  # by what they are worth for the time
@@ -75,8 +78,16 @@ def verdict(returncode: int, output: str) -> dict[str, Any]:
     return {"status": "passed", "summary": summary, "reason": ""}
 
 
-def probe(problem: Problem) -> torch.Tensor:
-    """One gated call with a skip term on the GPU; three rows, so that the last one of a pair is alone."""
+def shapes(plan: Plan) -> tuple[tuple[int, int], ...]:
+    """Batch and channels of the calls: three rows, so that the last one of a pair is alone, and as many as it
+    takes for what small calls do not do: all stages by one launch, or several rows in a row."""
+    if plan.whole is not None:
+        return (3, 2), (fewest(plan) * plan.rows_per_item, 1)
+    return (3, 2), (3, busy(plan, 3))
+
+
+def probe(problem: Problem) -> list[torch.Tensor]:
+    """Gated calls with a skip term on the GPU."""
     conv = get_conv(problem.length, problem.dtype, causal=problem.causal).warmup()
     generator = torch.Generator().manual_seed(0)
 
@@ -84,11 +95,14 @@ def probe(problem: Problem) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
     kind = TORCH[problem.dtype]
-    u, in_gate, out_gate = (noise(3, 2, problem.length).to(kind).cuda() for _ in range(3))
-    made = moved(spectrum(conv.plan(), noise(2, problem.length)), u.device)
-    y = conv(u, made, in_gate=in_gate, out_gate=out_gate, skip=noise(2).cuda())
-    torch.cuda.synchronize()
-    return y
+    found = []
+    for batch, channels in shapes(conv.plan()):
+        size = batch, channels, problem.length
+        u, in_gate, out_gate = (noise(*size).to(kind).cuda() for _ in range(3))
+        made = moved(spectrum(conv.plan(), noise(channels, problem.length)), u.device)
+        found.append(conv(u, made, in_gate=in_gate, out_gate=out_gate, skip=noise(channels).cuda()))
+        torch.cuda.synchronize()
+    return found
 
 
 def probe_gradient(problem: Problem, *, every: bool = False) -> torch.Tensor:

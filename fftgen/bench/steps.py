@@ -35,7 +35,11 @@ COMPILED_BACKWARD = (4096,)  # two compilations each
 NOT_COMPILED_BACKWARD = "compiling takes long: in a suite backward only at " + ", ".join(
     map(str, COMPILED_BACKWARD)
 )
-SANITIZED = (Problem("causal", 1024, "bf16"), Problem("circular", 4096, "bf16"))
+SANITIZED = (
+    Problem("causal", 1024, "bf16"),
+    Problem("circular", 4096, "bf16"),
+    Problem("causal", 65536, "bf16"),
+)
 SANITIZED_GRADIENTS = (Problem("causal", 1024, "bf16"),)
 # Gradients that are proven: a warp's kernel, a block's, a circular length, device memory.
 GRADIENTS = (

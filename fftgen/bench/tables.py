@@ -9,6 +9,7 @@ from typing import Any
 from fftgen.bench.results import Document, rows
 
 NAMES = ("torch-complex", "torch-real")  # those the short table always shows; then the fastest peer
+PREPARED = "torch-real-prepared"  # beside fftgen-prepared
 PEERS = ("flashfftconv", "subquadratic-ops", "cudnn")
 
 
@@ -175,6 +176,7 @@ def short(doc: Document) -> str:
             "prepared",
             "floor",
             *(f"{n} x" for n in NAMES),
+            "both prepared x",
             "fastest peer",
         )
     ]
@@ -187,6 +189,7 @@ def short(doc: Document) -> str:
                 *((_over_forward(row),) if backward else ()),
                 *_own(c.get("fftgen-prepared", {})),
                 *(_ratio(c.get(name, {})) for name in NAMES),
+                _both_prepared(c.get(PREPARED, {})),
                 _fastest(c),
             )
         )
@@ -215,6 +218,11 @@ def _ratio(c: dict[str, Any]) -> str:
     if "median_s" not in c:
         return str(c.get("status", "-"))
     return f"{c['ratio']:.2f}" if "ratio" in c else _ms(c["median_s"]) + " ms"
+
+
+def _both_prepared(c: dict[str, Any]) -> str:
+    """The library with its spectrum given over fftgen with its own given."""
+    return f"{c['prepared_ratio']:.2f}" if "prepared_ratio" in c else "-"
 
 
 def _fastest(c: dict[str, Any]) -> str:

@@ -21,6 +21,8 @@ from fftgen.bench.gradient_proof import check_gradient
 from fftgen.bench.proof import check_portfolio, differences, moved
 from fftgen.bench.sanitizer import FOUND, sanitize, verdict
 from fftgen.conv import get_conv
+from fftgen.execute import TORCH
+from fftgen.planner.launch import launches, together
 from fftgen.problem import Problem
 
 KINDS = {"bf16": (torch.bfloat16, 8), "fp16": (torch.float16, 11)}
@@ -211,8 +213,19 @@ def test_the_sanitizer_is_run_on_the_program(
         assert "exit status 1" in without["reason"]
 
 
-def test_the_program_under_the_sanitizer_makes_one_whole_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    conv = get_conv(256, "fp16", causal=True)
+@pytest.mark.parametrize(
+    ("problem", "crowd"),
+    [
+        (Problem("causal", 256, "fp16"), None),
+        (Problem("circular", 1000, "fp16"), None),
+        (Problem("causal", 65536, "bf16"), (15, 1)),
+    ],
+)
+def test_the_program_under_the_sanitizer_makes_a_small_call_and_a_crowded_one(
+    problem: Problem, crowd: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second a warp takes several rows, the next on their way meanwhile, or one launch does all."""
+    conv = get_conv(problem.length, problem.dtype, causal=problem.causal)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda self: self)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     seen: list[Any] = []
@@ -230,8 +243,17 @@ def test_the_program_under_the_sanitizer_makes_one_whole_call(monkeypatch: pytes
             return u
 
     monkeypatch.setattr(sanitizer, "get_conv", lambda *_, **__: Device())
-    assert sanitizer.probe(Problem("causal", 256, "fp16")).shape == (3, 2, 256)
-    assert seen == [((3, 2, 256), torch.float16, ["in_gate", "out_gate", "skip"])]
+    small, large = (tuple(y.shape) for y in sanitizer.probe(problem))
+    kind, n, plan = TORCH[problem.dtype], problem.length, conv.plan("sm_90")
+    assert seen == [(shape, kind, ["in_gate", "out_gate", "skip"]) for shape in (small, large)]
+    assert small == (3, 2, n)
+    if crowd is not None:
+        assert large == (*crowd, n)
+        assert together(plan, *crowd) is not None
+    else:
+        assert any(launch.run > 1 for launch in launches(plan, *large))
+        assert large[0] * large[1] * n < 1 << 23  # little to look at
+    assert all(launch.run == 1 for launch in launches(plan, *small))
 
 
 def test_under_the_sanitizer_a_gradient_is_one_call_of_its_operator(monkeypatch: pytest.MonkeyPatch) -> None:

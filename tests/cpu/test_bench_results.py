@@ -21,6 +21,7 @@ from fftgen.bench.steps import (
     COMPILED_BACKWARD,
     COMPILED_LENGTHS,
     GRADIENTS,
+    SANITIZED,
     Step,
     bandwidth_step,
     environment_step,
@@ -252,10 +253,24 @@ def test_the_short_table_comes_last_and_says_what_matters() -> None:
         *("causal", "4096", "bf16", "gated"),
         *("1", "40", "%"),
         *("0.8", "50", "%"),
-        *("8.00", "4.00", "cudnn", "3.00"),
+        *("8.00", "4.00", "-", "cudnn", "3.00"),
     ]
     assert lines[-1] == "3 passed; 62 s"
     assert "copy bandwidth 4000 GB/s" in lines[1]
+
+
+def test_with_spectra_given_like_is_compared_with_like() -> None:
+    outcome = row(BIG, fftgen=1e-3, fftgen_prepared=8e-4, torch_real=4e-3, torch_real_prepared=2.4e-3)
+    for name in ("fftgen-prepared", "torch-real-prepared"):
+        outcome.result["contenders"][name]["filter_inside"] = False
+    doc = run(outcome)
+    contenders = results.rows(doc)[0]["contenders"]
+    assert contenders["torch-real-prepared"]["ratio"] == 2.4
+    assert [c.get("prepared_ratio") for c in contenders.values()] == [None, 1, None, 3]
+    lines = tables.text(doc).splitlines()
+    header = next(i for i, line in reversed(list(enumerate(lines))) if line.startswith("case"))
+    at = lines[header].index("both prepared x")
+    assert lines[header + 1][at:].split()[0] == "3.00"
 
 
 def test_who_was_not_timed_is_told_with_the_reason() -> None:
@@ -362,7 +377,7 @@ def test_a_suite_proves_first_and_measures_what_matters_first() -> None:
     )
     tools = [(s.params["tool"], s.params["mode"], s.params["call"]) for s in found if s.kind == "sanitizer"]
     assert [(t, m) for t, m, call in tools if call == "conv"] == [
-        (t, m) for t in ("memcheck", "racecheck", "synccheck", "initcheck") for m in ("causal", "circular")
+        (t, p.mode) for t in ("memcheck", "racecheck", "synccheck", "initcheck") for p in SANITIZED
     ]
     assert [(t, m) for t, m, call in tools if call == "gradient"] == [
         ("memcheck", "causal"),
