@@ -29,7 +29,7 @@ from fftgen.errors import ToolchainError
 from fftgen.execute import Executable
 from fftgen.loaded import Loaded
 from fftgen.pipeline import build_plan
-from fftgen.planner.launch import together
+from fftgen.planner.launch import launches, together
 from fftgen.planner.whole import cluster_kernels, fewest
 from fftgen.portfolio import PROBLEMS
 from fftgen.problem import Problem
@@ -147,6 +147,30 @@ def test_several_shapes(mode: str, shape: tuple[int, int, int], taps: int, rng: 
     conv = get(problem)
     given = arguments(problem, rng, shape, taps, ("in_gate", "out_gate"))
     hold(problem, conv, given, conv(**on_gpu(given)))
+
+
+@pytest.mark.parametrize("options", [(), ("in_gate", "out_gate")], ids=["plain", "gated"])
+@pytest.mark.parametrize(("channels", "length"), [(96, 1024), (192, 256)])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_rows_on_their_way_give_the_bits_of_rows_that_are_waited_for(
+    mode: str, channels: int, length: int, options: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    """In large calls a warp takes several rows, and has the next ones brought while it computes."""
+    problem = Problem(mode, length, "bf16")
+    conv = get(problem)
+
+    def in_a_row(batch: int) -> int:
+        return max(launch.run for launch in launches(conv.plan(), batch, channels, length))
+
+    few, many = 8, next(b for b in itertools.count(64, 2) if in_a_row(b) > 1)
+    assert in_a_row(few) == 1
+    given = arguments(problem, rng, (many, channels, length), length, options)
+    moved = on_gpu(given)
+    k = conv.prepare(moved.pop("k"))
+    out = conv(k=k, **moved)
+    parts = [{name: x[i : i + few] for name, x in moved.items()} for i in range(0, many, few)]
+    assert torch.equal(out, torch.cat([conv(k=k, **part) for part in parts]))
+    hold(problem, conv, given, out)
 
 
 def test_a_long_transform_in_many_chunks(rng: np.random.Generator) -> None:
