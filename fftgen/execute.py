@@ -17,7 +17,7 @@ from fftgen import filters
 from fftgen.bounded import Bounded
 from fftgen.errors import InputError, InternalError
 from fftgen.launch import ABSENT, Call, Launcher, Signal, Step, run
-from fftgen.planner.launch import launches, peaks_words, together, workspace_elements
+from fftgen.planner.launch import MAX_ROWS, launches, peaks_words, together, workspace_elements
 from fftgen.planner.order import spectrum_digits
 from fftgen.planner.plan import Plan
 from fftgen.planner.whole import Clusters
@@ -261,8 +261,8 @@ class Executable:
         if (twin_gate is not None) != (plan.outputs == 2):
             raise InternalError(f"{plan.name} has {plan.outputs} outputs: its call has others")
         batch, channels, length = u.shape
-        if batch * channels >= 2**31:
-            raise InputError(f"{batch} x {channels} rows exceed 2**31 - 1: split the batch")
+        if batch * channels > MAX_ROWS:
+            raise InputError(f"{batch} x {channels} rows exceed {MAX_ROWS}: split the batch")
         # Results are new and contiguous: aligned where rows of their length may be.
         vector = all(map(aligned, (u, in_gate, out_gate, twin_gate)))
         whole = self._together(plan, batch, channels) if vector else None

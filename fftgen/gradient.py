@@ -19,7 +19,7 @@ from fftgen.launch import ABSENT, Call, FinishCall, GradientStep, Launcher, Sign
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.finish import comes_around
 from fftgen.planner.gradient import Gradient, launches, parts, spectra_bytes
-from fftgen.planner.launch import peaks_words, workspace_elements
+from fftgen.planner.launch import MAX_ROWS, peaks_words, workspace_elements
 from fftgen.planner.order import sum_digits
 
 
@@ -221,8 +221,8 @@ def _plan(
     found: Gradient, u: Tensor, v: Tensor, in_gate: Tensor | None, out_gate: Tensor | None, needed: Needed
 ) -> _Planned:
     batch, channels, length = u.shape
-    if batch * channels >= 2**31:
-        raise InputError(f"{batch} x {channels} rows exceed 2**31 - 1: split the batch")
+    if batch * channels > MAX_ROWS:
+        raise InputError(f"{batch} x {channels} rows exceed {MAX_ROWS}: split the batch")
     # Results are new and contiguous: aligned where rows of their length may be.
     vector = all(map(aligned, (u, v, in_gate, out_gate)))
     result = Signal(0, channels * length, length)

@@ -11,6 +11,8 @@ from fftgen.targets import target
 
 MAX_RUN = 16  # pieces that one worker takes in a row: longer ones would leave the end of a launch to few
 START = 0.35  # of a piece: what a block does before the first one
+# Rows of a call. Kernels count them with 32 bits, and the last worker a run of pieces beyond the last one.
+MAX_ROWS = 2**31 - 4096
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 from plans import engines
 
 from fftgen.planner.launch import (
+    MAX_ROWS,
     MAX_RUN,
     START,
     Launch,
@@ -233,3 +234,14 @@ def test_a_launch_ends_with_a_wave_that_is_nearly_full(slots: int) -> None:
         elif slots > 1:
             least = -(-pieces // slots)  # pieces that the busiest slot must do
             assert waves * (run + START) <= 1.35 * least + 1.35
+
+
+@pytest.mark.parametrize("length", [256, 1024, 2048, 4096, 16_384])
+@pytest.mark.parametrize("name", ["sm_75", "sm_86", "sm_90"])
+def test_no_worker_counts_beyond_32_bits(name: str, length: int) -> None:
+    """Of as many rows as a call may have: the last block, too, takes a whole run."""
+    for found in engines(Problem("causal", length, "fp16"), name):
+        if found.device_stages:
+            continue  # chunk by chunk
+        (launch,) = launches(found, MAX_ROWS, 1, 1)
+        assert MAX_ROWS <= launch.grid * launch.kernel.items * launch.run < 2**31
