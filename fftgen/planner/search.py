@@ -72,8 +72,10 @@ class Candidate:
         if self.plan is None or self.cost is None:
             return f"{head}: no: {self.reason}"
         times = ", ".join(f"{name} {1e9 * s:.2f}" for name, s in self.cost.seconds.items())
-        time = f"{1e9 * self.cost.time:.2f} ns per transform, bound by {self.cost.bound}"
-        return f"{head}: {time}, {1e9 * self.cost.showing:.2f} ns more that it does not hide ({times})"
+        hidden = f"{1e9 * self.cost.showing:.2f} of them not hidden by the busiest resource"
+        longest = "bound longest by" if len(self.cost.kernels) > 1 else "bound by"
+        time = f"{1e9 * self.cost.predicted:.2f} ns per transform, {hidden}, {longest} {self.cost.bound}"
+        return f"{head}: {time}; busy, in ns: {times}"
 
 
 def lengths(problem: Problem) -> tuple[int, ...]:
@@ -201,7 +203,7 @@ def expected(plan: Plan, price: Cost) -> float:
     """
     alone = plan.block_stage and _resident(plan, price) == plan.body.warps
     spills = plan.engine == "mma" and mma_rules.spills(plan)
-    return (price.time + price.showing) * (ALONE if alone else 1.0) * (mma_rules.SPILLED if spills else 1.0)
+    return price.predicted * (ALONE if alone else 1.0) * (mma_rules.SPILLED if spills else 1.0)
 
 
 def _resident(plan: Plan, price: Cost) -> int:
