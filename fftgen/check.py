@@ -182,7 +182,7 @@ def check_channels(name: str, k: Tensor, u: Tensor, groups: int | None) -> None:
     """One filter per channel, or one per group of neighbouring channels; on u's device."""
     channels, rows = u.shape[-2], k.shape[-2]
     if groups is not None:
-        _check_count("groups", groups)
+        check_count("groups", groups)
     if groups is None and rows != channels:
         shared = f", or groups={rows} for filters shared by neighbouring channels" if rows else ""
         raise InputError(
@@ -197,7 +197,7 @@ def check_channels(name: str, k: Tensor, u: Tensor, groups: int | None) -> None:
     _same_device(name, k, u)
 
 
-def _check_count(name: str, x: object) -> None:
+def check_count(name: str, x: object) -> None:
     if isinstance(x, bool) or not isinstance(x, Integral | torch.SymInt):
         raise InputError(f"{name} must be an int, got {x!r} ({type(x).__name__})")
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fftgen import op  # noqa: F401  (registers the operators)
+from fftgen.check import check_count
 from fftgen.conv import Conv
 from fftgen.errors import InputError
 from fftgen.functional import fftconv
@@ -50,6 +51,8 @@ class FFTConv(nn.Module):
         super().__init__()
         taps = length if taps is None else taps
         groups = channels if groups is None else groups
+        for name, count in (("channels", channels), ("groups", groups)):
+            check_count(name, count)
         if mode not in MODES:
             raise InputError(f"mode {mode!r} is not supported: choose from {', '.join(MODES)}")
         if not 1 <= taps <= length:

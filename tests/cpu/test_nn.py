@@ -302,6 +302,7 @@ def test_a_fresh_filter_keeps_the_scale_of_white_noise(white: Any) -> None:
         ({"mode": "full"}, "mode 'full' is not supported: choose from circular, causal"),
         ({"taps": 33}, "taps must be from 1 to length 32, got 33"),
         ({"groups": 4}, "groups must divide the channels, got groups=4, channels=6"),
+        ({"groups": 2.0}, "groups must be an int, got 2.0"),
         ({"conv": fftgen.get_conv(32)}, "does not serve causal convolutions of 32"),
         ({"conv": fftgen.get_conv(16, causal=True)}, "does not serve causal convolutions of 32"),
         ({"mode": "circular", "conv": fftgen.get_conv(64)}, "has another period than 32"),
