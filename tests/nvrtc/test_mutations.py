@@ -215,7 +215,7 @@ def test_a_mutant_is_the_module_that_its_text_gives(rng: np.random.Generator) ->
 USUAL = [name for name in WIDE | REAL if name not in ("wide block", "wide device")]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", [*USUAL, *slow(n for n in ALL if n not in USUAL and n not in CHAIN)])
 def test_no_barrier_can_be_dropped(name: str, laboratory: Laboratory) -> None:
     """Every barrier is needed and its absence is seen, but for those that another one doubles."""
@@ -232,7 +232,7 @@ OFTEN = [*(n for n in CHAIN if not n.startswith("bf16")), "bf16 chain, block"]
 SELDOM = [n for n in CHAIN if n not in OFTEN]
 
 
-@pytest.mark.drawn(5)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", [*OFTEN, *slow(SELDOM)])
 def test_no_barrier_of_the_register_chain_can_be_dropped(name: str, laboratory: Laboratory) -> None:
     """The same; barriers of the filter's kernels: test_filter_kernel.py."""
@@ -243,7 +243,7 @@ def test_no_barrier_of_the_register_chain_can_be_dropped(name: str, laboratory: 
     assert [str(m) for m in found if not laboratory.source_line(m.places[0], -1).startswith(doubled)] == []
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", [*PLANS, *OFTEN, *slow(SELDOM)])
 def test_a_shifted_index_is_noticed(name: str, laboratory: Laboratory, rng: np.random.Generator) -> None:
     mutations = shifts(laboratory.ptx)
