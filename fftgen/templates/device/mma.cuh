@@ -80,6 +80,14 @@ __device__ __forceinline__ unsigned thread_index() {
     return x;
 }
 
+// Zero (a grid has one dimension), which the compiler does not know: the end of a loop that steps by one more is not
+// worked out where it begins, and kept through it in a register that there may be none for.
+__device__ __forceinline__ int unforeseen() {
+    int zero;
+    asm volatile("mov.u32 %0, %%ctaid.y;" : "=r"(zero));
+    return zero;
+}
+
 __device__ __forceinline__ unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 
 // Two right operands (16 x 8 each) from 16-byte pieces of rows in shared memory, transposed on the way: lane
