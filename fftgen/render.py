@@ -212,6 +212,7 @@ def _mma_names(plan: Plan) -> dict[str, Any]:
         "shared_tables": fragments.copied(plan.tables),
         "once": fragments.once(plan),
         "ahead": mma_rules.ahead(plan) and not plan.body.brought,
+        "tight": mma_rules.tight(plan),
         "size_words": size_words(plan),
     }
 
