@@ -107,6 +107,23 @@ def test_rows_on_their_way_give_the_same_bits(
         check(plan, y, given["u"], given["k"], **{name: given[name] for name in options})
 
 
+@pytest.mark.parametrize(
+    ("length", "dtype", "arch"),
+    usually(
+        [(1024, "bf16", "sm_90"), (1024, "fp16", "sm_80"), (2048, "bf16", "sm_90"), (256, "fp16", "sm_89")],
+        [(1024, "bf16", "sm_90")],
+    ),
+)
+def test_a_warp_that_is_brought_nothing_takes_one_group_after_another(
+    length: int, dtype: str, arch: str, rng: np.random.Generator
+) -> None:
+    plan = search.plan(Problem("circular", length, dtype), arch)
+    assert not plan.body.brought
+    given = inputs(plan, rng, length, OPTIONS)
+    y = convolve(plan, given, rng)
+    check(plan, y, given["u"], given["k"], **{name: given[name] for name in OPTIONS})
+
+
 @pytest.mark.parametrize(("mode", "length"), [("causal", 256), ("causal", 1024), ("circular", 512)])
 def test_two_results_have_their_gates_on_their_way(mode: str, length: int, rng: np.random.Generator) -> None:
     plan = planned(mode, length)
