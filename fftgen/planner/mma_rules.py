@@ -190,16 +190,30 @@ def _warp_kernel(
     group = next(g for g in (4, 2, 1) if g == 1 or g * points * rows <= CHAIN_POINTS)
     tables = fragments.shared_bytes(stages, real, 0)
     plane = group * points * _copies(rows, group)
-    shared = 2 * rows * warps * plane + tables
+    own = 2 * rows * warps * plane
+    kept = _kept_bytes(role, rows, warps, group, compute_format)
+    tables_at = own + kept
+    shared = tables_at + tables
     if shared > target.shared_block:
         return _too_large(shared, warps, target)
     registers = _warp_registers(role, points, right_angle, compute_format)
     if 32 * warps * registers > target.registers_sm:
         return _too_many(warps, registers, target)
     resident = max(1, target.resident_blocks(warps, shared, registers))
+    scales_at = own if kept else -1
     return Kernel(
-        role, 0, warps, warps * group, resident, 0, 0, plane, -1, shared - tables, shared, group=group
+        role, 0, warps, warps * group, resident, 0, 0, plane, scales_at, tables_at, shared, group=group
     )
+
+
+def _kept_bytes(role: str, rows: int, warps: int, group: int, compute_format: str) -> int:
+    """Shared memory for what undoes the scaling of the pairs that a warp takes at a time: 8 bytes each.
+
+    Two pairs of 256 points need all of 80 registers, and spilled 12 bytes. Where their rows are on their
+    way, at most 4 were (sm_100), and a transform would take up to 3 instructions more (of 280).
+    """
+    several = role == "convolve" and rows == 2 and group > 1 and compute_format == SCALED
+    return 8 * warps * group if several else 0
 
 
 def _copies(rows: int, group: int) -> int:
@@ -226,6 +240,7 @@ def with_brought(kernel: Kernel, rows: int, target: Target, outputs: int = 1) ->
             return replace(
                 kernel,
                 plane=plane,
+                staging_at=-1,
                 matrices_at=own,
                 shared_bytes=shared,
                 brought=tensors,
@@ -234,21 +249,29 @@ def with_brought(kernel: Kernel, rows: int, target: Target, outputs: int = 1) ->
     return kernel
 
 
-def without_brought(kernel: Kernel, rows: int) -> Kernel:
+def without_brought(kernel: Kernel, plan: Plan) -> Kernel:
     """The same that asks for rows when it needs them."""
     if not kernel.brought:
         return kernel
+    rows = plan.rows_per_item
     tables = kernel.brought_at - kernel.matrices_at
     plane = kernel.plane * _copies(rows, kernel.group)
-    tables_at = 2 * rows * kernel.warps * plane
+    own = 2 * rows * kernel.warps * plane
+    kept = _kept_bytes(kernel.role, rows, kernel.warps, kernel.group, plan.compute_format)
     return replace(
-        kernel, plane=plane, matrices_at=tables_at, shared_bytes=tables_at + tables, brought=0, brought_at=0
+        kernel,
+        plane=plane,
+        staging_at=own if kept else -1,
+        matrices_at=own + kept,
+        shared_bytes=own + kept + tables,
+        brought=0,
+        brought_at=0,
     )
 
 
 def waiting(plan: Plan) -> Plan:
     """The plan with a body that asks for rows when it needs them."""
-    body = without_brought(plan.body, plan.rows_per_item)
+    body = without_brought(plan.body, plan)
     return replace(plan, kernels=tuple(body if k == plan.body else k for k in plan.kernels))
 
 

@@ -43,7 +43,8 @@ def roomy(plan: Plan, kernel: Kernel) -> Kernel:
 
 def _laid_out(plan: Plan, kernel: Kernel, warps: int, resident: int) -> Kernel:
     """A warp's kernel with so many warps, and room for the gates of both results."""
-    bare = mma_rules.without_brought(kernel, plan.rows_per_item)
+    bare = mma_rules.without_brought(kernel, plan)
+    scales_at = bare.staging_at // bare.warps * warps if bare.staging_at > 0 else -1
     tables_at = bare.matrices_at // bare.warps * warps
     shared = bare.shared_bytes - bare.matrices_at + tables_at
     bare = replace(
@@ -51,6 +52,7 @@ def _laid_out(plan: Plan, kernel: Kernel, warps: int, resident: int) -> Kernel:
         warps=warps,
         items=warps * bare.group,
         resident=resident,
+        staging_at=scales_at,
         matrices_at=tables_at,
         shared_bytes=shared,
     )

@@ -217,6 +217,8 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
         if not kernel.brought:
             assert parts * kernel.plane >= 2 * points, "a copy of a row and its gate does not fit"
         regions = [(0, 2 * kernel.warps * parts * kernel.plane)]
+        if kernel.staging_at >= 0:  # what undoes the scaling of the rows of each pair
+            regions.append((kernel.staging_at, 8 * kernel.items))
         if kernel.brought:
             regions.append((kernel.brought_at, 2 * points * kernel.brought * parts * kernel.items))
     assert held * 512 == copied(found)

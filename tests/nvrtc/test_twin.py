@@ -49,11 +49,12 @@ def twin_of(plan: Plan) -> Plan:
     return found
 
 
-# A warp's transforms, several and one; a block's, with addresses in registers and without; the device stage
-# around a warp's and a block's; folded; the other compute format.
+# A warp's transforms, several and one, and several without rows on their way; a block's, with addresses in
+# registers and without; the device stage around a warp's and a block's; folded; the other compute format.
 PLANS = {
     "warp": plan_for("causal", 250),
     "warp, pairs": plan_for("circular", 1024),
+    "warp, two pairs, scales kept in shared memory": plan_for("circular", 256, "fp16", "sm_89"),
     "block": plan_for("causal", 4096),
     "block, pairs": plan_for("circular", 4096),
     "block, folded": plan_for("circular", 3700, "fp16"),
