@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fftgen import artifact, bundle
 from fftgen.cache import Cache
 from fftgen.dtypes import dtype as find_dtype
-from fftgen.durable import check_writable, replaceable, sync_directory, unused, way_out, write_synced
+from fftgen.durable import check_writable, replaceable, sync_directory, unused, write_synced, writing
 from fftgen.errors import ArtifactError, InputError
 from fftgen.pipeline import Built
 from fftgen.planner import search
@@ -138,7 +138,7 @@ def build_files(
     planner's choice. Files that could not be written raise ArtifactError before anything is compiled.
     """
     for path in files:
-        with _written(path):
+        with writing(f"artifact {path}", ArtifactError):
             check_writable(path, made=True)
     wanted = {
         path: list(
@@ -161,27 +161,16 @@ def _write_all(contents: dict[Path, bytes]) -> None:
     ready: dict[Path, tuple[Path, Path]] = {}
     try:
         for path, raw in contents.items():
-            with _written(path):
+            with writing(f"artifact {path}", ArtifactError):
                 place = replaceable(path)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 ready[path] = (place, unused(place.parent, f".{place.name}"))
                 write_synced(ready[path][1], raw)
         for path, (place, temporary) in ready.items():
-            with _written(path):
+            with writing(f"artifact {path}", ArtifactError):
                 os.replace(temporary, place)
                 sync_directory(place.parent)
     finally:
         for _, temporary in ready.values():
             with contextlib.suppress(OSError):
                 temporary.unlink()
-
-
-@contextlib.contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """An OSError about an artifact as the error that tells what can be done."""
-    try:
-        yield
-    except OSError as error:
-        raise ArtifactError(
-            f"artifact {path} cannot be written ({error.strerror or error}): {way_out(error)}"
-        ) from error

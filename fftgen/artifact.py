@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fftgen.compile_log import Resources
-from fftgen.durable import replace_file
+from fftgen.durable import replace_file, writing
 from fftgen.errors import ArtifactError, InputError, InternalError
 from fftgen.source import Source
 
@@ -133,14 +133,9 @@ def write(path: Path | str, artifact: Artifact) -> str:
     """
     path = Path(path)
     raw = dumps(artifact)
-    try:
+    with writing(f"artifact {path}", ArtifactError):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, raw)
-    except OSError as error:
-        raise ArtifactError(
-            f"artifact {path} cannot be written ({error.strerror or error}): "
-            "name a file in a writable directory"
-        ) from error
     return _sha(raw)
 
 

@@ -8,7 +8,10 @@ import os
 import secrets
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from fftgen.errors import FFTGenError, InputError
 
 
 def write_synced(path: Path, content: bytes, mode: int | None = None) -> None:
@@ -93,6 +96,16 @@ def write_out(path: Path, content: bytes) -> None:
         replace_file(path, content)
 
 
+@contextlib.contextmanager
+def writing(what: object, kind: type[FFTGenError] = InputError) -> Iterator[None]:
+    """An OSError about a file, ``what`` in words, as the error that tells the cause and what can be done."""
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or error
+        raise kind(f"{what} cannot be written ({cause}): {way_out(error)}") from error
+
+
 def way_out(error: OSError) -> str:
     """What to do about a file that could not be written, by the cause."""
     cause = errno.errorcode.get(error.errno or 0)
@@ -100,7 +113,7 @@ def way_out(error: OSError) -> str:
         return "make room there, or name a file on another disk"
     if cause == "EISDIR":
         return "name a file in it"
-    if cause in ("ENOENT", "ENOTDIR"):
+    if cause in ("ENOENT", "ENOTDIR", "EEXIST"):  # the last: a file stands where a directory would be made
         return "name a directory that exists"
     if cause in ("EACCES", "EPERM", "EROFS"):
         return "name a writable directory"

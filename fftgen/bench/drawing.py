@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fftgen.durable import way_out
+from fftgen.durable import writing
 from fftgen.errors import InputError, ToolchainError
 
 
@@ -31,9 +31,8 @@ def figure(width: float, height: float) -> Any:
 
 def save(made: Any, path: Path) -> None:
     """Write a figure; the file's ending names the format. Raises InputError when it cannot be written."""
-    try:
-        made.savefig(path, dpi=120)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): {way_out(error)}") from error
-    except ValueError as error:
-        raise InputError(f"{path} cannot be written ({error}): name a .png, .svg or .pdf file") from error
+    with writing(path):
+        try:
+            made.savefig(path, dpi=120)
+        except ValueError as error:
+            raise InputError(f"{path} cannot be written ({error}): name a .png, .svg or .pdf file") from error

@@ -10,7 +10,7 @@ from typing import Any
 
 from fftgen.bench.steps import PROOFS, Step
 from fftgen.bench.supervisor import CRASHED, NOT_RUN, Outcome
-from fftgen.durable import replace_file
+from fftgen.durable import replace_file, writing
 from fftgen.errors import InputError
 
 SCHEMA = 1
@@ -168,10 +168,8 @@ def _step(outcome: Outcome) -> dict[str, Any]:
 def write(path: Path, doc: Document) -> None:
     """Replace the results file. Raises InputError when it cannot be written."""
     text = json.dumps(doc, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
+    with writing(path):
         replace_file(path, text.encode())
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror}): name another file") from error
 
 
 def read(path: Path) -> Document:

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from fftgen.api import DEFAULT_TARGET
 from fftgen.cli import VERBOSE
-from fftgen.durable import check_writable, way_out
+from fftgen.durable import check_writable, writing
 from fftgen.errors import InputError
 from fftgen.planner.search import supports_engine
 from fftgen.targets import target as find_target
@@ -97,10 +97,8 @@ def given(ctx: click.Context, besides: Collection[str]) -> list[str]:
 def writable(*paths: Path | None) -> None:
     """Raise InputError, before there is something to lose, for files that cannot be written."""
     for path in filter(None, paths):
-        try:
+        with writing(path):
             check_writable(path.absolute())
-        except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror}): {way_out(error)}") from error
 
 
 def lengths(texts: tuple[str, ...]) -> list[int]:

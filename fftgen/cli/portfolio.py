@@ -14,7 +14,7 @@ import click
 
 from fftgen import api, portfolio
 from fftgen.cli.options import common, plural, print_json
-from fftgen.durable import replace_file, way_out
+from fftgen.durable import replace_file, writing
 from fftgen.errors import InputError
 from fftgen.pipeline import Built
 
@@ -125,11 +125,11 @@ def _kept(path: Path) -> dict[str, Any] | None:
 
 
 def _write(output: Path, texts: dict[str, str], surplus: list[str]) -> None:
-    try:
+    with writing(output):
         output.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
+    for name, text in texts.items():
+        with writing(output / name):
             replace_file(output / name, text.encode())
-        for name in surplus:
+    for name in surplus:
+        with writing(output / name):
             (output / name).unlink()
-    except OSError as error:
-        raise InputError(f"{output} cannot be written ({error}): {way_out(error)}") from error

@@ -8,7 +8,7 @@ import click
 
 from fftgen import api
 from fftgen.cli.options import common, one_problem, print_json
-from fftgen.durable import way_out, write_out
+from fftgen.durable import write_out, writing
 from fftgen.errors import InputError
 from fftgen.planner import twins
 from fftgen.planner.gradient import Gradient, backward, gradient
@@ -75,10 +75,8 @@ def command(
     if verbose:
         click.echo(f"{subject}\ndigest {subject.digest}", err=True)
     if output is not None:
-        try:
+        with writing(output):
             write_out(output, text.encode())
-        except OSError as error:
-            raise InputError(f"{output} cannot be written ({error.strerror}): {way_out(error)}") from error
     if as_json:
         included = {} if headers else dict(source.headers)
         print_json({"name": source.name, "command": how, "text": text, "headers": included})

@@ -299,7 +299,7 @@ def test_writing_makes_directories_and_keeps_permissions(tmp_path: Path) -> None
     write(path, ARTIFACT)
     assert path.stat().st_mode & 0o777 == 0o600
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match="writable directory"):
+    with pytest.raises(ArtifactError, match="name a directory that exists"):
         write(tmp_path / "file" / "conv.fftgen", ARTIFACT)
 
 

@@ -249,6 +249,7 @@ def test_the_way_out_is_that_of_the_cause() -> None:
         "EACCES": "writable directory",
         "EROFS": "writable directory",
         "ENOENT": "directory that exists",
+        "EEXIST": "directory that exists",
         "EISDIR": "name a file in it",
         "ENAMETOOLONG": "another file",
     }
