@@ -198,7 +198,7 @@ def check_channels(name: str, k: Tensor, u: Tensor, groups: int | None) -> None:
 
 
 def check_count(name: str, x: object) -> None:
-    if isinstance(x, bool) or not isinstance(x, Integral | torch.SymInt):
+    if isinstance(x, bool) or not isinstance(x, (Integral, torch.SymInt)):
         raise InputError(f"{name} must be an int, got {x!r} ({type(x).__name__})")
 
 

@@ -161,9 +161,9 @@ class Conv:
             route = self.route(x.u, x.k, x.k_rev, self.handle)
             self._routes.keep(kind, route)
             return route.conv(*given)
-        if x.u.is_cuda and autograd.unobserved(*x[:-1]):
-            return x.back(self.run(*x[:-1])[0])
-        return x.back(autograd.conv(*x[:-1], self.handle))
+        if x.u.is_cuda and autograd.unobserved(*x.tensors()):
+            return x.back(self.run(*x.tensors())[0])
+        return x.back(autograd.conv(*x.tensors(), self.handle))
 
     def _with_spectrum(
         self, u: Tensor, k: Spectrum, in_gate: Tensor | None, out_gate: Tensor | None, skip: Tensor | None

@@ -99,15 +99,16 @@ def _by_gates(
 
 
 def _gated(x: Tensor, gate: Tensor | None) -> Tensor:
-    """A signal, times its gate, in the wide precision."""
-    return x.to(wide(x)) if gate is None else x.to(wide(x)) * gate.to(wide(x))
+    """A signal, times its gate, in the wide precision, and contiguous."""
+    # MKL refuses the transform of an expanded tensor (PyTorch 2.6), such as the gradient of a mean.
+    return (x.to(wide(x)) if gate is None else x.to(wide(x)) * gate.to(wide(x))).contiguous()
 
 
 def _taps(f: Tensor | None, signal: Tensor, steps: int, mode: str) -> Tensor | None:
     if f is None:
         return None
     # Linear taps beyond the signal's length meet no input: nothing leaks from beyond the end.
-    return (f[..., :steps] if mode == "causal" else f).to(signal.dtype)
+    return (f[..., :steps] if mode == "causal" else f).to(signal.dtype).contiguous()
 
 
 def correlate_input(

@@ -158,7 +158,7 @@ def _call(
             route = registered(handle, x.u.shape[-1]).route(x.u, x.k, x.k_rev, handle)
         _ROUTES.keep(kind, route)
         return route.conv(*given)
-    return x.back(autograd.conv(*x[:-1], handle))
+    return x.back(autograd.conv(*x.tensors(), handle))
 
 
 def _storage(u: Tensor) -> str:

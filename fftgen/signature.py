@@ -14,7 +14,7 @@ mode without the pairing of rows, so each transform carries one row where two wo
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ class Form(NamedTuple):
     reverse: str = "mirrored"
 
 
+Tensors: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
+
 class Arguments(NamedTuple):
     """What the operators take, and the shape that their result goes back to (None: as it is)."""
 
@@ -44,6 +47,10 @@ class Arguments(NamedTuple):
     out_gate: Tensor | None
     skip: Tensor | None
     shape: tuple[int, ...] | None
+
+    def tensors(self) -> Tensors:
+        """All but the shape. (A slice of a named tuple is what PyTorch 2.6 cannot trace.)"""
+        return self.u, self.k, self.k_rev, self.in_gate, self.out_gate, self.skip
 
     def untouched(self, *given: Tensor | None) -> bool:
         """Whether they are what was handed in, and the result goes back as it is."""

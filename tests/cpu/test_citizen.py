@@ -133,7 +133,16 @@ FORMS: dict[str, Any] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_graph_serves_all_lengths(form: str, rng: np.random.Generator) -> None:
-    """fullgraph, dynamic: results and gradients bit for bit those of eager mode, one compilation."""
+    """fullgraph, dynamic: results and gradients bit for bit those of eager mode, one compilation.
+
+    Where PyTorch does not tell compiling from exporting, filters of "same" are written as exports need them.
+    """
+    apart = form == "same" and not hasattr(torch.compiler, "is_exporting")
+
+    def alike(x: Tensor, y: Tensor) -> bool:
+        off = (x - y).double().norm() / y.double().norm()
+        return bool(off < 4 * torch.finfo(y.dtype).eps) if apart else torch.equal(x, y)
+
     call = FORMS[form]
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(call, backend=counter, fullgraph=True, dynamic=True)
@@ -144,13 +153,13 @@ def test_one_graph_serves_all_lengths(form: str, rng: np.random.Generator) -> No
             torch.from_numpy(rng.standard_normal((2, 3, steps))).bfloat16().requires_grad_(),
         ]
         found, wanted = compiled(*given), call(*given)
-        assert torch.equal(found, wanted)
+        assert alike(found, wanted)
         v = torch.randn_like(wanted)
         used = [x for x in given if torch.autograd.grad(call(*given), x, v, allow_unused=True)[0] is not None]
         for out, ref in zip(
             torch.autograd.grad(found, used, v), torch.autograd.grad(wanted, used, v), strict=True
         ):
-            assert torch.equal(out, ref)
+            assert alike(out, ref)
     assert counter.frame_count == 1
 
 
