@@ -29,6 +29,11 @@ from fftgen.simulator.types import Array
 _SPAN = np.uint64(1 << 32)
 
 
+def _first_beyond(offsets: Array, nbytes: int, size: int) -> int:
+    """The first access that does not lie within ``size`` bytes; the end of one just below zero is zero."""
+    return int(np.flatnonzero((offsets >= size) | (offsets + np.uint64(nbytes) > size))[0])
+
+
 class Spaces:
     """All memory of one launch. ``attach`` makes the per-batch parts: shared and local memory."""
 
@@ -135,7 +140,7 @@ class Spaces:
 
     def _shared_offsets(self, m: Machine, g: Group, ins: Instruction, addresses: Array, nbytes: int) -> Array:
         if int(addresses.max()) + nbytes > self.shared_bytes:
-            i = int(np.flatnonzero(addresses + np.uint64(nbytes) > np.uint64(self.shared_bytes))[0])
+            i = _first_beyond(addresses, nbytes, self.shared_bytes)
             place = m.far.place(int(addresses[i])) if m.far is not None else ""
             m.fault(
                 OutOfBounds,
@@ -155,7 +160,7 @@ class Spaces:
 
     def _local_offsets(self, m: Machine, g: Group, ins: Instruction, addresses: Array, nbytes: int) -> Array:
         if int(addresses.max()) + nbytes > self.local_bytes:
-            i = int(np.flatnonzero(addresses + np.uint64(nbytes) > np.uint64(self.local_bytes))[0])
+            i = _first_beyond(addresses, nbytes, self.local_bytes)
             m.fault(
                 OutOfBounds,
                 ins,

@@ -81,6 +81,13 @@ BOUNDS = [
       st.shared.u32 [%r1], %r0; //@
       ld.shared.u32 %r0, [%r1];
       """ + STORE, buffer="shared", thread=lambda t: t < 32, want=same),
+    Planted("shared_offset_that_ends_at_zero", "OutOfBounds", COPY + FLAT + """
+      ld.global.u32 %r0, [%d1];
+      cvt.u64.u32 %d4, %r1;
+      st.shared.u32 [%d4], %r0; //-
+      st.shared.u32 [%d4-4], %r0; //@+
+      ld.shared.u32 %r0, [%r1];
+      """ + STORE, buffer="shared", thread=lambda t: t == 0, want=same),
     Planted("shared_offset_used_as_global_address", "OutOfBounds", COPY + FLAT + """
       cvt.u64.u32 %d1, %r1; //+
       ld.global.u32 %r0, [%d1]; //@
