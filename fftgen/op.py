@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd.function import Function
+from torch.autograd.function import _SingleLevelFunction
 
 from fftgen import autograd, eager, filter_gradient
 from fftgen.check import Open, check_operands, check_spectrum, check_taps
@@ -284,15 +284,22 @@ def _gradients_like(u: Tensor, v: Tensor, *rest: Any) -> Four:
     return _all_four(u, made, _filter_like(u, v, given[3], given[4], taps, handle))
 
 
+def _of_one_level(rules: Any) -> Any:
+    """The same rules as torch.func has those of a level: ``apply`` of other Functions may lead back to it."""
+    names = ("forward", "setup_context", "backward", "jvp")
+    return type(rules.__name__, (_SingleLevelFunction,), {n: staticmethod(getattr(rules, n)) for n in names})
+
+
 def _differentiable(rules: Any, check: Any) -> Any:
     """The Autograd kernel of an operator."""
+    of_one_level = _of_one_level(rules)
 
     def kernel(*inputs: Any) -> Any:
         if torch._C._are_functorch_transforms_active():
             # A transform has called this for its own level: the rules are recorded there as they are, without
             # what torch.func does for a Function that it meets. Other levels come to the operator again.
             with enable_single_level_autograd_function():
-                return super(Function, rules).apply(*inputs)
+                return of_one_level.apply(*inputs)
         if inputs[0].is_cuda and type(inputs[0]) in autograd.PLAIN:
             check(*inputs)  # the way from here may lead past the functions that do
         if not autograd.recorded(*inputs):  # a Function costs a few microseconds even when it records nothing
