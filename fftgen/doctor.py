@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import platform
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fftgen import environment, nvrtc, toolkit
@@ -34,6 +38,7 @@ def examine() -> list[Part]:
         _package("cuda-bindings", "compiling and launching", True),
         _try("NVRTC", "compiling", _nvrtc, True),
         _try("CUDA headers", "compiling", _headers, True),
+        *_beside_torch(),
         _cache(),
         _try("NVIDIA driver", "running kernels on a GPU", _driver, False),
         _try("GPU", "running kernels on a GPU", _gpus, False),
@@ -68,12 +73,46 @@ def _nvrtc() -> str:
 def _headers() -> str:
     found = nvrtc.headers()
     if found.missing:
-        package = toolkit.package_for(found.missing[0], nvrtc.version()[0])
+        package = toolkit.package_for(found.missing[0], found.version or nvrtc.version())
         raise ToolchainError(
-            f"{found.origin} lacks {', '.join(found.missing)}: pip install {package}, or set CUDA_HOME"
+            f"{found.origin} lacks {', '.join(found.missing)}: pip install '{package}', or set CUDA_HOME"
         )
     release = ".".join(map(str, found.version)) if found.version else "of unknown version"
     return f"{release}, {found.origin}"
+
+
+def compiler() -> str:
+    """The compiler of this process and its headers. Raises ToolchainError where something is missing."""
+    return f"{nvrtc.build()}, headers {_headers()}"
+
+
+STARTS = 120  # seconds that PyTorch is waited for
+_BESIDE_TORCH = """
+import torch
+from fftgen import doctor, errors
+try:
+    print(doctor.compiler())
+except errors.FFTGenError as error:
+    raise SystemExit(str(error))
+"""
+
+
+def _beside_torch() -> list[Part]:
+    """The compiler of calls, where PyTorch brings one: its process has no other (nvrtc.py); commands may."""
+    found = importlib.util.find_spec("torch")
+    if found is None or not list(Path(found.origin or "").parent.glob("lib/*torch_cuda.*")):
+        return []
+    name, needed = "NVRTC in calls", "compiling at a first call, beside a CUDA build of PyTorch"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _BESIDE_TORCH],
+            capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=STARTS,
+            env=environment.of_python(),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return [Part(name, False, f"PyTorch has not started within {STARTS} seconds", needed)]
+    said = (done.stdout if done.returncode == 0 else done.stderr).strip() or "Python ended without a word"
+    return [Part(name, done.returncode == 0, said.splitlines()[-1], needed)]
 
 
 def _cache() -> Part:

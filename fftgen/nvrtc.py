@@ -1,6 +1,6 @@
 """The compiler: source to PTX, cubin and log through NVRTC. Needs neither a GPU nor a driver.
 
-Facts that this file rests on (NVRTC 12.9, 13.0 and 13.5):
+Facts that this file rests on (NVRTC 12.4, 12.9, 13.0 and 13.5):
 
 - Compiling for a real architecture (``sm_90``) leaves the PTX from which the cubin was assembled; it is byte
   for byte the PTX of the virtual architecture (``compute_90``). So one compile yields the cubin and exactly
@@ -11,14 +11,19 @@ Facts that this file rests on (NVRTC 12.9, 13.0 and 13.5):
   take 0.55 of the time of one, as much as two processes would gain.
 - From 12.9 on NVRTC keeps what it compiled in the driver's cache, where there is a driver. What comes out of
   it lacks the assembler's report of registers and spills, so that cache is left out: ours does the same.
+- 12.4 leaves the thread that compiled in the locale "C": text files that Python opens then are ASCII to it.
+- A process has one NVRTC. Where a CUDA build of PyTorch is imported before the first compile, it is PyTorch's
+  (cuda-bindings takes symbols that are there), whose code a driver that runs PyTorch is sure to load.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,10 +226,10 @@ def _compile(source: Source, target: str, flags: tuple[str, ...]) -> _Output:
         raise _unknown_target(target)
     lost = missing_file(output.log)
     if lost in toolkit.PROBES or (lost or "").startswith(("crt/", "cuda/", "cooperative_groups")):
-        major = version()[0]
+        release = include.version or version()
         raise ToolchainError(
-            f"{source.name} includes {lost}, which the headers at hand lack ({include.origin}): "
-            f"pip install {toolkit.package_for(str(lost), major)}, or set CUDA_HOME to a CUDA {major} toolkit"
+            f"{source.name} includes {lost}, which the headers at hand lack ({include.origin}): pip install "
+            f"'{toolkit.package_for(str(lost), release)}', or set CUDA_HOME to a CUDA {release[0]} toolkit"
         )
     raise CompileError(_story(source, target, flags, output), output.log.strip())
 
@@ -258,7 +263,8 @@ def _run(source: Source, flags: tuple[str, ...]) -> tuple[str, _Output]:
     _check(result, "nvrtcCreateProgram")
     try:
         encoded = [os.fsencode(flag) for flag in flags]
-        (result,) = api.nvrtcCompileProgram(program, len(encoded), encoded)
+        with _own_locale():
+            (result,) = api.nvrtcCompileProgram(program, len(encoded), encoded)
         name = str(result.name)
         log = _text(_fetch(api.nvrtcGetProgramLogSize, api.nvrtcGetProgramLog, program))
         if name != "NVRTC_SUCCESS":
@@ -269,6 +275,29 @@ def _run(source: Source, flags: tuple[str, ...]) -> tuple[str, _Output]:
         return name, _Output(ptx, cubin, log)
     finally:
         api.nvrtcDestroyProgram(program)
+
+
+@contextlib.contextmanager
+def _own_locale() -> Iterator[None]:
+    """The thread has its locale back afterwards (POSIX, uselocale)."""
+    use = _uselocale()
+    before = use(None) if use else None
+    try:
+        yield
+    finally:
+        if use:
+            use(before)
+
+
+@functools.cache
+def _uselocale() -> Callable[[int | None], int | None] | None:
+    if os.name != "posix":
+        return None
+    found: Any = getattr(ctypes.CDLL(None), "uselocale", None)
+    if found is not None:
+        found.argtypes, found.restype = [ctypes.c_void_p], ctypes.c_void_p
+    use: Callable[[int | None], int | None] | None = found
+    return use
 
 
 def _fetch(size: Callable[[Any], Any], get: Callable[[Any, bytearray], Any], program: Any) -> bytes:

@@ -46,14 +46,14 @@ class Headers:
         return total.hexdigest()
 
 
-def package_for(header: str, major: int) -> str:
-    """The PyPI package that brings a toolkit header for a CUDA major version."""
-    suffix = "" if major >= 13 else f"-cu{major}"
+def package_for(header: str, release: tuple[int, int]) -> str:
+    """The PyPI package that brings a toolkit header of a CUDA release: others do not go with the rest."""
+    major, minor = release
     if header.startswith("crt/"):
-        return "nvidia-cuda-crt" if major >= 13 else f"nvidia-cuda-nvcc{suffix}"
-    if header.startswith(("cuda/", "cub/", "thrust/", "nv/")):
-        return f"nvidia-cuda-cccl{suffix}"
-    return f"nvidia-cuda-runtime{suffix}"
+        part = "crt" if major >= 13 else "nvcc"
+    else:
+        part = "cccl" if header.startswith(("cuda/", "cub/", "thrust/", "nv/")) else "runtime"
+    return f"nvidia-cuda-{part}{'' if major >= 13 else f'-cu{major}'}=={major}.{minor}.*"
 
 
 def extra_for(major: int) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
+import os
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from command_line import answer, fftgen, why_not
 
 import fftgen as package
-from fftgen import api, artifact, bundle, nvrtc, toolkit
+from fftgen import api, artifact, bundle, doctor, nvrtc, toolkit
 from fftgen.cli.render import whole
 from fftgen.conv import JustInTime
 from fftgen.errors import InputError
@@ -323,3 +326,27 @@ def test_an_artifact_that_trains_has_kernels_with_two_outputs() -> None:
     assert refused.exit_code == 2
     assert "engine wmma has no kernels with two outputs" in refused.stderr
     assert fftgen("render", 256, "--gradient", "--twin").exit_code == 2
+
+
+def test_doctor_asks_beside_a_pytorch_that_brings_a_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process has one compiler, maybe another than that of commands: a process of its own is asked."""
+    find = importlib.util.find_spec
+    assert ("NVRTC in calls" in names(doctor.examine())) == (torch.version.cuda is not None)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "torch" / "lib").mkdir(parents=True)
+    (elsewhere / "torch" / "lib" / "libtorch_cuda.so").touch()
+    start = elsewhere / "torch" / "__init__.py"
+    start.write_text("raise ImportError('a torch that does not start')", encoding="utf-8")
+    spec = SimpleNamespace(origin=str(start))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec if name == "torch" else find(name))
+    found = names(doctor.examine())["NVRTC in calls"]
+    assert (found.present, found.detail) == (True, doctor.compiler())
+    monkeypatch.setenv("PYTHONPATH", str(elsewhere), prepend=os.pathsep)
+    found = names(doctor.examine())["NVRTC in calls"]
+    assert (found.present, found.detail) == (False, "ImportError: a torch that does not start")
+
+
+def names(parts: list[doctor.Part]) -> dict[str, doctor.Part]:
+    return {p.name: p for p in parts}

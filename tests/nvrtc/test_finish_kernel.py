@@ -303,7 +303,7 @@ def test_the_argument_block_is_the_structure_the_kernels_read(
     claims = {f"__builtin_offsetof(Kind, {field})": offset for field, offset in at.items()}
     claims["sizeof(Kind)"] = size
 
-    def compiled(claims: dict[str, int]) -> None:
+    def compiled(claims: dict[str, int], start: str = start) -> None:
         checks = "".join(f'static_assert({what} == {value}, "{what}");\n' for what, value in claims.items())
         kernel = 'extern "C" __global__ void none() {}\n'
         source = Source(
@@ -311,6 +311,10 @@ def test_the_argument_block_is_the_structure_the_kernels_read(
         )
         nvrtc.compile_ptx(source, "compute_80", line_info=False)
 
+    try:
+        compiled({"__builtin_offsetof(Two, b)": 4}, "struct Two { int a, b; };\n")
+    except CompileError:  # of 12.4 it is one
+        pytest.skip("this NVRTC does not know __builtin_offsetof")
     compiled(claims)
     for what, value in claims.items():
         with pytest.raises(CompileError):
