@@ -292,6 +292,7 @@ extern "C" __global__ void __launch_bounds__(64, 16) fftgen_conv_n1000_circular_
     const int channel = args.first + blockIdx.x;
     const float* const taps = args.filter + channel * args.stride;
     const float* const back = args.back + channel * args.back_stride + 1;
+    const int later = max(args.taps - 1, 0);  // taps that stand at LATE and beyond as well: all but the first
 
     // Stage 1: 64 DFTs of 16 points, 64 apart
 #pragma unroll 1
@@ -306,7 +307,7 @@ extern "C" __global__ void __launch_bounds__(64, 16) fftgen_conv_n1000_circular_
         for (int j = 0; j < 16; ++j) {
             const int n = place(j);
             tap[j] = tap_at(taps, n, args.taps);
-            late[j] = n > LATE ? tap_at(taps, n - LATE, args.taps) : 0.0f;
+            late[j] = tap_at(taps + 1, n - LATE - 1, later);
         }
         if (place(0) == 0) {
             if (args.skip != nullptr) tap[0] += args.skip[channel];
@@ -317,7 +318,7 @@ extern "C" __global__ void __launch_bounds__(64, 16) fftgen_conv_n1000_circular_
             for (int j = 0; j < 16; ++j) {
                 const int n = place(j);
                 tap[j] += tap_at(back, PERIOD - 1 - n, args.reach);
-                if (n > LATE) late[j] += tap_at(back, PERIOD - 1 + LATE - n, args.reach);
+                late[j] += tap_at(back, N - 1 - n, args.reach);  // at most PERIOD - 1 reach back: none below LATE
             }
         }
         x[0] = float2{tap[0], -late[0]} * make_float2(1.000000000e+00f, 0.000000000e+00f);
