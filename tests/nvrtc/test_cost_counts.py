@@ -15,7 +15,7 @@ import torch
 from cases import slow
 from command_line import why_not
 
-from fftgen import emulate, hot_path, portfolio, roofline, toolkit
+from fftgen import emulate, hot_path, nvrtc, portfolio, roofline, toolkit
 from fftgen.cache import Cache
 from fftgen.emulate import Simulated
 from fftgen.errors import InternalError, ToolchainError
@@ -39,6 +39,7 @@ needs_disassembler = pytest.mark.skipif(
 BATCH, CHANNELS = 4, 2
 # The formula over the compiled code, by the kind of kernel (planner/work.py).
 BLOCK, WARP, DEVICE = 0.10, 0.07, 0.08
+FITTED = (13, 5)  # 13.0 takes 2 % more instructions
 FILTER = (0.65, 1.05)  # machine instructions by formula over PTX instructions
 
 
@@ -143,6 +144,8 @@ def test_short_filters_are_read_as_far_as_they_go() -> None:
 @pytest.mark.parametrize("name", ["sm_90", *slow(["sm_80"])])
 def test_the_formula_for_issue_slots_is_near_the_compiled_code(name: str, problem: Problem) -> None:
     """Kernels of the portfolio whose machine instructions can be counted."""
+    if nvrtc.version() < FITTED:
+        pytest.skip("the formula is fitted to the code of a later compiler")
     plan = search.plan(problem, name)
     found = hot_path.hot_paths(plan, False)
     assert found
