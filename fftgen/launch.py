@@ -17,11 +17,12 @@ from fftgen.planner.gradient import Gradient, GradientLaunch
 from fftgen.planner.launch import Launch, items_per_channel
 from fftgen.planner.plan import Plan
 
-# Six signals (address, batch stride, channel stride), five addresses, eight 32-bit numbers.
-_ARGS = struct.Struct("<" + 6 * "Qqq" + "5Q" + "8i")
+# Six signals (address, batch stride, channel stride), five addresses, ten 32-bit numbers.
+_NUMBERS = struct.Struct("<7i2Ii")
+_ARGS = struct.Struct("<" + 6 * "Qqq" + "5Q" + f"{_NUMBERS.size}s")
 ARGS_BYTES = _ARGS.size
 # The same with all but the addresses packed before.
-_ADDRESSED = struct.Struct("<" + 6 * "Q16s" + "5Q" + "32s")
+_ADDRESSED = struct.Struct("<" + 6 * "Q16s" + "5Q" + f"{_NUMBERS.size}s")
 
 # FilterArgs in templates/device/filter.cuh: two fields of each filter, six addresses, three 32-bit numbers.
 _FILTER_ARGS = struct.Struct("<" + 2 * "Qq" + "6Q" + "3i4x")
@@ -84,6 +85,7 @@ class Launcher(Protocol):
 
 def argument_block(plan: Plan, call: Call, launch: Launch) -> bytes:
     """``Args`` of one launch, packed."""
+    per_channel = items_per_channel(plan, call.batch)
     return _ARGS.pack(
         *call.u,
         *call.in_gate,
@@ -96,15 +98,27 @@ def argument_block(plan: Plan, call: Call, launch: Launch) -> bytes:
         call.tables,
         call.workspace,
         call.peaks,
-        launch.first,
-        launch.items,
-        items_per_channel(plan, call.batch),
-        call.batch,
-        call.length,
-        launch.run,
-        call.vector,
-        0,
+        _NUMBERS.pack(
+            launch.first,
+            launch.items,
+            per_channel,
+            call.batch,
+            call.length,
+            launch.run,
+            call.vector,
+            *reciprocal(per_channel),
+            0,
+        ),
     )
+
+
+def reciprocal(divisor: int) -> tuple[int, int]:
+    """The multiplier m < 2^32 and the shift s of which n // divisor is (2 n m >> 32) >> s for 0 <= n < 2^31.
+
+    Source: Granlund and Montgomery, "Division by invariant integers using multiplication", theorem 4.2.
+    """
+    shift = (divisor - 1).bit_length()
+    return -(-(1 << 31 + shift) // divisor), shift
 
 
 # What changes from call to call of the same shapes and strides, 0 where absent, in this order: u, in_gate,
@@ -122,7 +136,7 @@ class Step:
         block = argument_block(plan, call, launch)
         self.launch = launch
         self._strides = tuple(block[24 * i + 8 : 24 * i + 24] for i in range(6))
-        self._tail = block[-32:]
+        self._tail = block[-_NUMBERS.size :]
 
     def params(self, at: Addresses) -> bytes:
         """``Args``, with these addresses."""

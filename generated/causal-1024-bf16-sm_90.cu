@@ -41,8 +41,8 @@ struct Item {  // which channel and batch row a transform belongs to
 };
 
 __device__ __forceinline__ Item locate_item(const Args<T>& args, int item) {
-    const int id = args.first + item;
-    return {id / args.per_channel, id % args.per_channel * ROWS_PER_ITEM};
+    const int id = args.first + item, h = channel_of(args, id);
+    return {h, (id - h * args.per_channel) * ROWS_PER_ITEM};
 }
 
 // Tables in bytes from args.tables; a block keeps a copy of the first 25600.
@@ -84,7 +84,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf
     constexpr int POINTS = 1024;
     const int pieces = args.items;
     int piece = (blockIdx.x * WARPS + thread_index() / LANES) * args.run * GROUP;
-    Place first{(args.first + piece) / args.per_channel, (args.first + piece) % args.per_channel};
+    Place first = place_of(args, piece);
     // Of row `part` of transform g a warp has the signal and its gate; then gates of results.
     constexpr int ROW = POINTS / 8, SIGNALS = 2 * ROWS_PER_ITEM * GROUP;
     const auto rows_of = [&](int warp) { return shared + 41984 / 16 + warp * (3 * ROWS_PER_ITEM * GROUP * ROW); };

@@ -41,8 +41,8 @@ struct Item {  // which channel and batch row a transform belongs to
 };
 
 __device__ __forceinline__ Item locate_item(const Args<T>& args, int item) {
-    const int id = args.first + item;
-    return {id / args.per_channel, id % args.per_channel * ROWS_PER_ITEM};
+    const int id = args.first + item, h = channel_of(args, id);
+    return {h, (id - h * args.per_channel) * ROWS_PER_ITEM};
 }
 
 // Tables in bytes from args.tables; a block keeps a copy of the first 10240.

@@ -32,8 +32,8 @@ struct Item {  // which channel and batch row a transform belongs to
 };
 
 __device__ __forceinline__ Item locate_item(const Args<T>& args, int item) {
-    const int id = args.first + item;
-    return {id / args.per_channel, id % args.per_channel * ROWS_PER_ITEM};
+    const int id = args.first + item, h = channel_of(args, id);
+    return {h, (id - h * args.per_channel) * ROWS_PER_ITEM};
 }
 
 constexpr int DFT1_AT = 0;  // bytes from args.tables

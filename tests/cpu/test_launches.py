@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from plans import engines
 
+from fftgen.launch import reciprocal
 from fftgen.planner.launch import (
     MAX_ROWS,
     MAX_RUN,
@@ -245,3 +246,15 @@ def test_no_worker_counts_beyond_32_bits(name: str, length: int) -> None:
             continue  # chunk by chunk
         (launch,) = launches(found, MAX_ROWS, 1, 1)
         assert MAX_ROWS <= launch.grid * launch.kernel.items * launch.run < 2**31
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 3, 5, 7, 64, 641, 65_537, 2**30, 2**30 + 1, 2**31 - 1])
+def test_reciprocals_divide_exactly(divisor: int) -> None:
+    """As kernels do it (signal.cuh: channel_of), beside each multiple and at both ends."""
+    multiplier, shift = reciprocal(divisor)
+    assert 0 < multiplier < 2**32
+    assert 0 <= shift < 32
+    multiples = {q * divisor for q in (1, 2, 3, 1000, (2**31 - 1) // divisor)}
+    for n in {0, 2**31 - 1} | {m + d for m in multiples for d in (-1, 0, 1)}:
+        if 0 <= n < 2**31:
+            assert (2 * n * multiplier >> 32) >> shift == n // divisor, n

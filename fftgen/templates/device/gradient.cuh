@@ -35,7 +35,7 @@ __device__ __forceinline__ Share locate_share(const GradientArgs<T>& args, int w
     Share share;
     share.part = worker % args.parts;
     share.outer = worker / args.parts % ROWS;
-    share.h = x.first / x.per_channel + worker / args.parts / ROWS;
+    share.h = channel_of(x, x.first) + worker / args.parts / ROWS;
     const int first = share.h * x.per_channel;
     const int begin = max(first, x.first), end = min(first + x.per_channel, x.first + x.items);
     const int count = (end - begin + args.parts - 1) / args.parts;

@@ -10,6 +10,13 @@ struct Place {
     int outer, inner;
 };
 
+// Of a launch's transform: its channel, and where it stands there.
+template <typename T>
+__device__ __forceinline__ Place place_of(const Args<T>& args, int item) {
+    const int id = args.first + item, h = channel_of(args, id);
+    return {h, id - h * args.per_channel};
+}
+
 // The place `steps` (at most a few) further on: cheaper than dividing again.
 __device__ __forceinline__ Place step(Place at, int steps, int count) {
 #pragma unroll
