@@ -155,6 +155,7 @@ def render_gradient(gradient: Gradient) -> Source:
             ctype=dtype(plan.problem.dtype).ctype,
             headers=_headers(plan)[1:],
             ahead=mma_rules.ahead(plan),
+            steady=mma_rules.steady(plan),
             kernel_templates=MMA_TEMPLATES,
             sink="maybe_twin_real_sink",
             once=fragments.once(plan),
@@ -212,6 +213,7 @@ def _mma_names(plan: Plan) -> dict[str, Any]:
         "shared_tables": fragments.copied(plan.tables),
         "once": fragments.once(plan),
         "ahead": mma_rules.ahead(plan) and not plan.body.brought,
+        "steady": mma_rules.steady(plan),
         "tight": mma_rules.tight(plan),
         "size_words": size_words(plan),
     }

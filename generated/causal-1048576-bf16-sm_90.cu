@@ -129,14 +129,12 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
     extern __shared__ uint4 shared[];
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_AT);
-    const TwoLevels twiddle{reinterpret_cast<const uint4*>(args.tables + LOW_AT), reinterpret_cast<const uint2*>(args.tables + HIGH_AT)};
     const int tiles = row_tiles(args.length);
+    const StripTables<N1, V, SPLIT1, false, WARPS, false, false> tables(
+        args.tables + DEVICE_AT, args.tables + LOW_AT, args.tables + HIGH_AT, warp, lane);
 #pragma unroll 1
-    for (int i = 0; i < args.run; ++i) {
-        const long long piece = ((long long)blockIdx.x * args.run + i) * WARPS + warp;
-        if (piece >= (long long)args.items * STRIPS) break;
-        const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
+    for (int piece = blockIdx.x * args.run * WARPS + warp; piece < min((int)(blockIdx.x + 1) * args.run * WARPS, args.items * STRIPS); piece += WARPS) {
+        const int slot = piece / STRIPS, strip = piece % STRIPS;
         const Item item = locate_item(args, slot);
         const auto source = real_source(args, item.b, item.h);
         const Power re_power(args.peaks[args.first + slot]);
@@ -149,8 +147,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
             __syncwarp();
             re_strip.template fetch<true>(copy, 0, 8 * V, lane, re_power);
         }
-        device_forward<N1, V, M1, SPLIT1, false>(
-            matrix, twiddle, re_strip.b, re_strip.b, workspace(args, slot), strip, tiles, lane);
+        device_forward<M1>(tables, re_strip.b, re_strip.b, workspace(args, slot), strip, tiles, lane);
     }
 }
 
@@ -238,21 +235,17 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_INVERSE_AT);
-    const uint4* const low = reinterpret_cast<const uint4*>(args.tables + LOW_INVERSE_AT);
-    const uint4* const high = reinterpret_cast<const uint4*>(args.tables + HIGH_INVERSE_AT);
     const int tiles = row_tiles(args.length);
+    const StripTables<N1, V, SPLIT1, false, WARPS, false, false> tables(
+        args.tables + DEVICE_INVERSE_AT, args.tables + LOW_INVERSE_AT, args.tables + HIGH_INVERSE_AT, warp, lane);
 #pragma unroll 1
-    for (int i = 0; i < args.run; ++i) {
-        const long long piece = ((long long)blockIdx.x * args.run + i) * WARPS + warp;
-        if (piece >= (long long)args.items * STRIPS) break;
-        const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
+    for (unsigned piece = blockIdx.x * args.run * WARPS + warp; piece < min((blockIdx.x + 1) * args.run * WARPS, args.items * STRIPS); piece += WARPS + unforeseen()) {
+        const int slot = piece / STRIPS, strip = piece % STRIPS;
         const Item item = locate_item(args, slot);
         auto sink = real_sink(args, item.b, item.h);
         const Power re_power(args.peaks[args.first + slot]);
         sink.scale *= re_power.down();
-        device_inverse<N1, V, M1, SPLIT1, true>(
-            matrix, low, high, workspace(args, slot), strip, tiles, lane, sink);
+        device_inverse<M1>(tables, workspace(args, slot), strip, tiles, lane, sink);
     }
 }
 
@@ -274,17 +267,17 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal
             const unsigned index = thread_index();
             const int lane = index % LANES;
             const int tiles = row_tiles(args.length);
-            const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_AT);
-            const TwoLevels twiddle{reinterpret_cast<const uint4*>(args.tables + LOW_AT), reinterpret_cast<const uint2*>(args.tables + HIGH_AT)};
             const Item item = locate_item(args, piece);
             const auto source = real_source(args, item.b, item.h);
+            int strip = Cluster::rank() * ALL + index / LANES;
+            const StripTables<N1, V1, SPLIT1, false, ALL, false, false> around(
+                args.tables + DEVICE_AT, args.tables + LOW_AT, args.tables + HIGH_AT, strip, lane);
 #pragma unroll 1
-            for (int strip = Cluster::rank() * ALL + index / LANES; strip < STRIPS1; strip += Cluster::size() * ALL) {
+            for (; strip < STRIPS1; strip += Cluster::size() * ALL) {
                 Strip<N1, V1> re_strip;
                 re_strip.template fetch<false>(source, strip * 8 * V1, M1, lane);
                 if (lane == 0) strip_peaks<1, STRIPS1>(args)[strip] = re_strip.peak, atomicMax(args.peaks + piece, re_strip.peak);
-                device_forward<N1, V1, M1, SPLIT1, false>(
-                    matrix, twiddle, re_strip.b, re_strip.b, workspace(args, Cluster::number()), strip, tiles, lane);
+                device_forward<M1>(around, re_strip.b, re_strip.b, workspace(args, Cluster::number()), strip, tiles, lane);
             }
         }
         Cluster::barrier();
@@ -373,17 +366,16 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal
             const unsigned index = thread_index();
             const int lane = index % LANES;
             const int tiles = row_tiles(args.length);
-            const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_INVERSE_AT);
-            const uint4* const low = reinterpret_cast<const uint4*>(args.tables + LOW_INVERSE_AT);
-            const uint4* const high = reinterpret_cast<const uint4*>(args.tables + HIGH_INVERSE_AT);
             const Item item = locate_item(args, piece);
             auto sink = real_sink(args, item.b, item.h);
             const Power re_power(args.peaks[args.first + piece]);
             sink.scale *= re_power.down();
+            int strip = Cluster::rank() * ALL + index / LANES;
+            const StripTables<N1, V1, SPLIT1, false, ALL, false, false> around(
+                args.tables + DEVICE_INVERSE_AT, args.tables + LOW_INVERSE_AT, args.tables + HIGH_INVERSE_AT, strip, lane);
 #pragma unroll 1
-            for (int strip = Cluster::rank() * ALL + index / LANES; strip < STRIPS1; strip += Cluster::size() * ALL)
-                device_inverse<N1, V1, M1, SPLIT1, true>(
-                    matrix, low, high, workspace(args, Cluster::number()), strip, tiles, lane, sink);
+            for (; strip < STRIPS1; strip += Cluster::size() * ALL)
+                device_inverse<M1>(around, workspace(args, Cluster::number()), strip, tiles, lane, sink);
         }
     }
 }

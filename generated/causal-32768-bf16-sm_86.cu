@@ -113,14 +113,12 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
     extern __shared__ uint4 shared[];
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_AT);
-    const TwoLevels twiddle{reinterpret_cast<const uint4*>(args.tables + LOW_AT), reinterpret_cast<const uint2*>(args.tables + HIGH_AT)};
     const int tiles = row_tiles(args.length);
+    const StripTables<N1, V, SPLIT1, false, WARPS, true, false> tables(
+        args.tables + DEVICE_AT, args.tables + LOW_AT, args.tables + HIGH_AT, warp, lane);
 #pragma unroll 1
-    for (int i = 0; i < args.run; ++i) {
-        const long long piece = ((long long)blockIdx.x * args.run + i) * WARPS + warp;
-        if (piece >= (long long)args.items * STRIPS) break;
-        const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
+    for (int piece = blockIdx.x * args.run * WARPS + warp; piece < min((int)(blockIdx.x + 1) * args.run * WARPS, args.items * STRIPS); piece += WARPS) {
+        const int slot = piece / STRIPS, strip = piece % STRIPS;
         const Item item = locate_item(args, slot);
         const auto source = real_source(args, item.b, item.h);
         const Power re_power(args.peaks[args.first + slot]);
@@ -133,8 +131,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
             __syncwarp();
             re_strip.template fetch<true>(copy, 0, 8 * V, lane, re_power);
         }
-        device_forward<N1, V, M1, SPLIT1, false>(
-            matrix, twiddle, re_strip.b, re_strip.b, workspace(args, slot), strip, tiles, lane);
+        device_forward<M1>(tables, re_strip.b, re_strip.b, workspace(args, slot), strip, tiles, lane);
     }
 }
 
@@ -208,21 +205,17 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_INVERSE_AT);
-    const uint4* const low = reinterpret_cast<const uint4*>(args.tables + LOW_INVERSE_AT);
-    const uint4* const high = reinterpret_cast<const uint4*>(args.tables + HIGH_INVERSE_AT);
     const int tiles = row_tiles(args.length);
+    const StripTables<N1, V, SPLIT1, false, WARPS, true, false> tables(
+        args.tables + DEVICE_INVERSE_AT, args.tables + LOW_INVERSE_AT, args.tables + HIGH_INVERSE_AT, warp, lane);
 #pragma unroll 1
-    for (int i = 0; i < args.run; ++i) {
-        const long long piece = ((long long)blockIdx.x * args.run + i) * WARPS + warp;
-        if (piece >= (long long)args.items * STRIPS) break;
-        const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
+    for (unsigned piece = blockIdx.x * args.run * WARPS + warp; piece < min((blockIdx.x + 1) * args.run * WARPS, args.items * STRIPS); piece += WARPS + unforeseen()) {
+        const int slot = piece / STRIPS, strip = piece % STRIPS;
         const Item item = locate_item(args, slot);
         auto sink = real_sink(args, item.b, item.h);
         const Power re_power(args.peaks[args.first + slot]);
         sink.scale *= re_power.down();
-        device_inverse<N1, V, M1, SPLIT1, true>(
-            matrix, low, high, workspace(args, slot), strip, tiles, lane, sink);
+        device_inverse<M1>(tables, workspace(args, slot), strip, tiles, lane, sink);
     }
 }
 

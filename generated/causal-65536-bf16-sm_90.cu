@@ -2,7 +2,7 @@
 //   fftgen render 65536 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 65536 bf16 sm_90 | N=65536=16d·16b·16w·16w right-angle device mma scaled-fp16 | peaks[8w 0B] columns1[8w 16384B] rows[4w 28160B] columns_inverse1[4w 0B] whole[8w 44288B]
-// digest  99db0b1c38cc1d93509b6fd3f4c740aef541bad7e3a8f123b36173c7585a0817
+// digest  1d2747a35d4414105dc4c94ae4387ceaff44c6ff6786678a05bc9dfb5e57268e
 // work    per row: 7168 matrix instructions 16x16x16 (58.72 MFLOP), 262144 bytes of device memory at least; 44288 bytes of shared memory a block
 
 namespace fftgen {
@@ -108,7 +108,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Peaks: 256 threads look at 16384 numbers of a row.
-extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_peaks(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_causal_bf16_mma_sm90_1d2747a3_peaks(const Args<T> args) {
     constexpr int THREADS = 256, COUNT = 16384;
     const int parts = (args.length + COUNT - 1) / COUNT;
     const int row = blockIdx.x / parts, slot = row / ROWS_PER_ITEM;
@@ -121,20 +121,18 @@ extern "C" __global__ void __launch_bounds__(256, 8) fftgen_conv_n65536_causal_b
 }
 
 // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_1d2747a3_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
     extern __shared__ uint4 shared[];
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_AT);
-    const TwoLevels twiddle{reinterpret_cast<const uint4*>(args.tables + LOW_AT), reinterpret_cast<const uint2*>(args.tables + HIGH_AT)};
     const int tiles = row_tiles(args.length);
+    const StripTables<N1, V, SPLIT1, false, WARPS, true, false> tables(
+        args.tables + DEVICE_AT, args.tables + LOW_AT, args.tables + HIGH_AT, warp, lane);
 #pragma unroll 1
-    for (int i = 0; i < args.run; ++i) {
-        const long long piece = ((long long)blockIdx.x * args.run + i) * WARPS + warp;
-        if (piece >= (long long)args.items * STRIPS) break;
-        const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
+    for (int piece = blockIdx.x * args.run * WARPS + warp; piece < min((int)(blockIdx.x + 1) * args.run * WARPS, args.items * STRIPS); piece += WARPS) {
+        const int slot = piece / STRIPS, strip = piece % STRIPS;
         const Item item = locate_item(args, slot);
         const auto source = real_source(args, item.b, item.h);
         const Power re_power(args.peaks[args.first + slot]);
@@ -147,13 +145,12 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_b
             __syncwarp();
             re_strip.template fetch<true>(copy, 0, 8 * V, lane, re_power);
         }
-        device_forward<N1, V, M1, SPLIT1, false>(
-            matrix, twiddle, re_strip.b, re_strip.b, workspace(args, slot), strip, tiles, lane);
+        device_forward<M1>(tables, re_strip.b, re_strip.b, workspace(args, slot), strip, tiles, lane);
     }
 }
 
 // Everything inside a row of 4096 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_1d2747a3_rows(const Args<T> args) {
     constexpr int WARPS = 4, THREADS = WARPS * LANES;
     constexpr int V = 8;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -231,31 +228,27 @@ extern "C" __global__ void __launch_bounds__(128, 4) fftgen_conv_n65536_causal_b
 }
 
 // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(128, 8) fftgen_conv_n65536_causal_bf16_mma_sm90_1d2747a3_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 4;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_INVERSE_AT);
-    const uint4* const low = reinterpret_cast<const uint4*>(args.tables + LOW_INVERSE_AT);
-    const uint4* const high = reinterpret_cast<const uint4*>(args.tables + HIGH_INVERSE_AT);
     const int tiles = row_tiles(args.length);
+    const StripTables<N1, V, SPLIT1, false, WARPS, false, false> tables(
+        args.tables + DEVICE_INVERSE_AT, args.tables + LOW_INVERSE_AT, args.tables + HIGH_INVERSE_AT, warp, lane);
 #pragma unroll 1
-    for (int i = 0; i < args.run; ++i) {
-        const long long piece = ((long long)blockIdx.x * args.run + i) * WARPS + warp;
-        if (piece >= (long long)args.items * STRIPS) break;
-        const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
+    for (unsigned piece = blockIdx.x * args.run * WARPS + warp; piece < min((blockIdx.x + 1) * args.run * WARPS, args.items * STRIPS); piece += WARPS + unforeseen()) {
+        const int slot = piece / STRIPS, strip = piece % STRIPS;
         const Item item = locate_item(args, slot);
         auto sink = real_sink(args, item.b, item.h);
         const Power re_power(args.peaks[args.first + slot]);
         sink.scale *= re_power.down();
-        device_inverse<N1, V, M1, SPLIT1, true>(
-            matrix, low, high, workspace(args, slot), strip, tiles, lane, sink);
+        device_inverse<M1>(tables, workspace(args, slot), strip, tiles, lane, sink);
     }
 }
 
 // The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_whole(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_bf16_mma_sm90_1d2747a3_whole(const Args<T> args) {
     constexpr int ALL = 8;  // warps of a block
     constexpr int V1 = 4;  // columns that a thread loads side by side in the outer stage
     constexpr int STRIPS1 = M1 / (8 * V1);  // of a transform
@@ -272,17 +265,17 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_b
             const unsigned index = thread_index();
             const int lane = index % LANES;
             const int tiles = row_tiles(args.length);
-            const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_AT);
-            const TwoLevels twiddle{reinterpret_cast<const uint4*>(args.tables + LOW_AT), reinterpret_cast<const uint2*>(args.tables + HIGH_AT)};
             const Item item = locate_item(args, piece);
             const auto source = real_source(args, item.b, item.h);
+            int strip = Cluster::rank() * ALL + index / LANES;
+            const StripTables<N1, V1, SPLIT1, false, ALL, true, true> around(
+                args.tables + DEVICE_AT, args.tables + LOW_AT, args.tables + HIGH_AT, strip, lane);
 #pragma unroll 1
-            for (int strip = Cluster::rank() * ALL + index / LANES; strip < STRIPS1; strip += Cluster::size() * ALL) {
+            for (; strip < STRIPS1; strip += Cluster::size() * ALL) {
                 Strip<N1, V1> re_strip;
                 re_strip.template fetch<false>(source, strip * 8 * V1, M1, lane);
                 if (lane == 0) strip_peaks<1, STRIPS1>(args)[strip] = re_strip.peak, atomicMax(args.peaks + piece, re_strip.peak);
-                device_forward<N1, V1, M1, SPLIT1, false>(
-                    matrix, twiddle, re_strip.b, re_strip.b, workspace(args, Cluster::number()), strip, tiles, lane);
+                device_forward<M1>(around, re_strip.b, re_strip.b, workspace(args, Cluster::number()), strip, tiles, lane);
             }
         }
         Cluster::barrier();
@@ -371,17 +364,16 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_causal_b
             const unsigned index = thread_index();
             const int lane = index % LANES;
             const int tiles = row_tiles(args.length);
-            const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_INVERSE_AT);
-            const uint4* const low = reinterpret_cast<const uint4*>(args.tables + LOW_INVERSE_AT);
-            const uint4* const high = reinterpret_cast<const uint4*>(args.tables + HIGH_INVERSE_AT);
             const Item item = locate_item(args, piece);
             auto sink = real_sink(args, item.b, item.h);
             const Power re_power(args.peaks[args.first + piece]);
             sink.scale *= re_power.down();
+            int strip = Cluster::rank() * ALL + index / LANES;
+            const StripTables<N1, V1, SPLIT1, false, ALL, true, true> around(
+                args.tables + DEVICE_INVERSE_AT, args.tables + LOW_INVERSE_AT, args.tables + HIGH_INVERSE_AT, strip, lane);
 #pragma unroll 1
-            for (int strip = Cluster::rank() * ALL + index / LANES; strip < STRIPS1; strip += Cluster::size() * ALL)
-                device_inverse<N1, V1, M1, SPLIT1, true>(
-                    matrix, low, high, workspace(args, Cluster::number()), strip, tiles, lane, sink);
+            for (; strip < STRIPS1; strip += Cluster::size() * ALL)
+                device_inverse<M1>(around, workspace(args, Cluster::number()), strip, tiles, lane, sink);
         }
     }
 }
@@ -452,7 +444,7 @@ __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int 
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n65536_causal_bf16_mma_sm90_1d2747a3_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 16, C = 256;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -526,7 +518,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n65536_causal_b
 }
 
 // Filters to spectra, rows: each scaled by itself, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_1d2747a3_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -605,7 +597,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_b
 }
 
 // Filters to spectra, the end: rows by the power of two of their channel.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_99db0b1c_filter_level(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_1d2747a3_filter_level(const FilterArgs<Stored> args) {
     constexpr int P = 4096, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
     const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;
     const int slot = row / ROWS, channel = args.first + slot, number = row % ROWS;

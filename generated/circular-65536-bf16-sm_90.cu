@@ -127,14 +127,12 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
     extern __shared__ uint4 shared[];
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_AT);
-    const TwoLevels twiddle{reinterpret_cast<const uint4*>(args.tables + LOW_AT), reinterpret_cast<const uint2*>(args.tables + HIGH_AT)};
     const int tiles = row_tiles(args.length);
+    const StripTables<N1, V, SPLIT1, true, WARPS, true, false> tables(
+        args.tables + DEVICE_AT, args.tables + LOW_AT, args.tables + HIGH_AT, warp, lane);
 #pragma unroll 1
-    for (int i = 0; i < args.run; ++i) {
-        const long long piece = ((long long)blockIdx.x * args.run + i) * WARPS + warp;
-        if (piece >= (long long)args.items * STRIPS) break;
-        const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
+    for (int piece = blockIdx.x * args.run * WARPS + warp; piece < min((int)(blockIdx.x + 1) * args.run * WARPS, args.items * STRIPS); piece += WARPS) {
+        const int slot = piece / STRIPS, strip = piece % STRIPS;
         const Item item = locate_item(args, slot);
         const auto source = pair_source(args, item.b, item.h);
         Power re_power(0), im_power(0);
@@ -157,8 +155,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular
             __syncwarp();
             im_strip.template fetch<true>(copy, 0, 8 * V, lane, im_power);
         }
-        device_forward<N1, V, M1, SPLIT1, true>(
-            matrix, twiddle, re_strip.b, im_strip.b, workspace(args, slot), strip, tiles, lane);
+        device_forward<M1>(tables, re_strip.b, im_strip.b, workspace(args, slot), strip, tiles, lane);
     }
 }
 
@@ -246,23 +243,19 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n65536_circular
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_INVERSE_AT);
-    const uint4* const low = reinterpret_cast<const uint4*>(args.tables + LOW_INVERSE_AT);
-    const uint4* const high = reinterpret_cast<const uint4*>(args.tables + HIGH_INVERSE_AT);
     const int tiles = row_tiles(args.length);
+    const StripTables<N1, V, SPLIT1, true, WARPS, false, false> tables(
+        args.tables + DEVICE_INVERSE_AT, args.tables + LOW_INVERSE_AT, args.tables + HIGH_INVERSE_AT, warp, lane);
 #pragma unroll 1
-    for (int i = 0; i < args.run; ++i) {
-        const long long piece = ((long long)blockIdx.x * args.run + i) * WARPS + warp;
-        if (piece >= (long long)args.items * STRIPS) break;
-        const int slot = (int)(piece / STRIPS), strip = (int)(piece % STRIPS);
+    for (unsigned piece = blockIdx.x * args.run * WARPS + warp; piece < min((blockIdx.x + 1) * args.run * WARPS, args.items * STRIPS); piece += WARPS + unforeseen()) {
+        const int slot = piece / STRIPS, strip = piece % STRIPS;
         const Item item = locate_item(args, slot);
         auto sink = pair_sink(args, item.b, item.h);
         Power re_power(0), im_power(0);
         pair_size(args, slot).powers(re_power, im_power);
         sink.even.scale *= re_power.down();
         sink.odd.scale *= im_power.down();
-        device_inverse<N1, V, M1, SPLIT1, false>(
-            matrix, low, high, workspace(args, slot), strip, tiles, lane, sink);
+        device_inverse<M1>(tables, workspace(args, slot), strip, tiles, lane, sink);
     }
 }
 
@@ -292,20 +285,20 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
             const unsigned index = thread_index();
             const int lane = index % LANES;
             const int tiles = row_tiles(args.length);
-            const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_AT);
-            const TwoLevels twiddle{reinterpret_cast<const uint4*>(args.tables + LOW_AT), reinterpret_cast<const uint2*>(args.tables + HIGH_AT)};
             const Item item = locate_item(args, piece);
             const auto source = pair_source(args, item.b, item.h);
             Power re_power(0), im_power(0);
             pair_size(args, piece).powers(re_power, im_power);
+            int strip = Cluster::rank() * ALL + index / LANES;
+            const StripTables<N1, V1, SPLIT1, true, ALL, true, false> around(
+                args.tables + DEVICE_AT, args.tables + LOW_AT, args.tables + HIGH_AT, strip, lane);
 #pragma unroll 1
-            for (int strip = Cluster::rank() * ALL + index / LANES; strip < STRIPS1; strip += Cluster::size() * ALL) {
+            for (; strip < STRIPS1; strip += Cluster::size() * ALL) {
                 Strip<N1, V1> re_strip;
                 re_strip.template fetch<false>(source.even, strip * 8 * V1, M1, lane, re_power);
                 Strip<N1, V1> im_strip;
                 im_strip.template fetch<false>(source.odd, strip * 8 * V1, M1, lane, im_power);
-                device_forward<N1, V1, M1, SPLIT1, true>(
-                    matrix, twiddle, re_strip.b, im_strip.b, workspace(args, Cluster::number()), strip, tiles, lane);
+                device_forward<M1>(around, re_strip.b, im_strip.b, workspace(args, Cluster::number()), strip, tiles, lane);
             }
         }
         Cluster::barrier();
@@ -387,19 +380,18 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n65536_circular
             const unsigned index = thread_index();
             const int lane = index % LANES;
             const int tiles = row_tiles(args.length);
-            const uint4* const matrix = reinterpret_cast<const uint4*>(args.tables + DEVICE_INVERSE_AT);
-            const uint4* const low = reinterpret_cast<const uint4*>(args.tables + LOW_INVERSE_AT);
-            const uint4* const high = reinterpret_cast<const uint4*>(args.tables + HIGH_INVERSE_AT);
             const Item item = locate_item(args, piece);
             auto sink = pair_sink(args, item.b, item.h);
             Power re_power(0), im_power(0);
             pair_size(args, piece).powers(re_power, im_power);
             sink.even.scale *= re_power.down();
             sink.odd.scale *= im_power.down();
+            int strip = Cluster::rank() * ALL + index / LANES;
+            const StripTables<N1, V1, SPLIT1, true, ALL, true, false> around(
+                args.tables + DEVICE_INVERSE_AT, args.tables + LOW_INVERSE_AT, args.tables + HIGH_INVERSE_AT, strip, lane);
 #pragma unroll 1
-            for (int strip = Cluster::rank() * ALL + index / LANES; strip < STRIPS1; strip += Cluster::size() * ALL)
-                device_inverse<N1, V1, M1, SPLIT1, false>(
-                    matrix, low, high, workspace(args, Cluster::number()), strip, tiles, lane, sink);
+            for (; strip < STRIPS1; strip += Cluster::size() * ALL)
+                device_inverse<M1>(around, workspace(args, Cluster::number()), strip, tiles, lane, sink);
         }
     }
 }

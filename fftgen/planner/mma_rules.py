@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import NamedTuple
 
 from fftgen.planner import fragments
 from fftgen.planner.plan import BF16_FP32, SCALED, TILE, Kernel, Plan, Stage
@@ -151,14 +152,14 @@ def _device_kernels(
         return f"twiddles split at {stage.split} do not hold whole strips of {8 * width} columns"
     warps = 8
     pieces = stage.radix * 8 * width * 2 // 8  # of a warp's copy of an unaligned strip and its gates
-    short = stage.radix == TILE and compute_format == SCALED and target.capability >= 90
+    short = stage.radix == TILE and compute_format == SCALED
     resident = max(1, min(4 if short else 2, target.resident_blocks(warps, 16 * pieces * warps)))
     inward = Kernel("columns", 1, warps, warps, resident, 0, 0, pieces, -1, -1, 16 * pieces * warps, width)
     # Registers of 12 warps for a strip that is multiplied in fp32 on its way in, and for the longest columns.
     if compute_format == BF16_FP32 or (stage.radix >= 128 and target.capability < 90):
         outward = Kernel("columns_inverse", 1, 4, 4, 3, 0, 0, 0, -1, -1, 0, width)
     elif short:
-        outward = Kernel("columns_inverse", 1, 4, 4, 5, 0, 0, 0, -1, -1, 0, width)
+        outward = Kernel("columns_inverse", 1, 4, 4, 8 if real else 5, 0, 0, 0, -1, -1, 0, width)
     else:
         outward = Kernel("columns_inverse", 1, warps, warps, 2, 0, 0, 0, -1, -1, 0, width)
     if inward.shared_bytes > target.shared_block:
@@ -315,6 +316,28 @@ def tight(plan: Plan) -> bool:
     Hiding it (mma.cuh: unforeseen) costs elsewhere: pairs of 2048 points take 3 instructions more (of 212).
     """
     return not plan.device_stages and not plan.real_input and plan.transform == CHAIN_POINTS
+
+
+class Steady(NamedTuple):
+    """Roles of kernels of the device stage that keep tables in registers from one strip to the next."""
+
+    twiddles: frozenset[str]
+    matrices: frozenset[str]
+
+
+def steady(plan: Plan) -> Steady:
+    """Where registers have room for low twiddles, which strips share whose numbers differ by whole tables of
+    them, and for the matrix (as compiled). What is not held passes the L1 for every strip, twice the bytes of
+    its signals.
+    """
+    if not plan.device_stages:
+        return Steady(frozenset(), frozenset())
+    radix, split, width = plan.stages[0].radix, plan.stages[0].split, plan.kernel("columns").columns
+    few = width >= 4 and radix * width <= (128 if plan.real_input else 64)  # a quarter of them in registers
+    around = [k for k in plan.every_kernel if k.role in ("columns", "columns_inverse", "whole")]
+    twiddles = {k.role for k in around if few and k.warps % (split // (8 * width)) == 0}
+    matrices = {"whole"} if radix == TILE and plan.real_input else set[str]()
+    return Steady(frozenset(twiddles), frozenset(matrices))
 
 
 def ahead(plan: Plan) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fftgen.planner import fragments
+from fftgen.planner.mma_rules import steady
 from fftgen.planner.plan import TILE, Kernel, Plan
 from fftgen.targets import Target
 
@@ -256,11 +257,16 @@ def _wide_sums(plan: Plan, kernel: Kernel) -> int:
 
 
 def _device_instructions(plan: Plan, kernel: Kernel) -> float:
-    """A strip of columns: what is the same for all its rows weighs less where there are many."""
+    """A strip of columns: what is the same for all its rows weighs less where there are many, or where it
+    stays in registers from one strip to the next.
+    """
     pair, tiles, wide = not plan.real_input, plan.stages[0].radix / TILE, not plan.scaled
+    held = kernel.role in steady(plan).twiddles
     if kernel.role == "columns":
-        return 26 + 36 * pair + 46 / kernel.columns + 18 / tiles + 20 * wide
-    return 13 + 17 * pair + 74 / kernel.columns + 32 / tiles + 37 * wide
+        wider = (20 - 12 / tiles) * wide
+        return 25.5 + 36.5 * pair + 47 / kernel.columns + 12 / tiles + wider - 1.2 * held
+    two = (15 + 12 / tiles) * pair
+    return 16 + two + 60 / kernel.columns + 15 / tiles + 37 * wide - 3.5 * held
 
 
 def _warp_instructions(plan: Plan, kernel: Kernel) -> float:

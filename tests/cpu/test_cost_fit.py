@@ -14,7 +14,7 @@ from fftgen.planner import call_cost, search
 from fftgen.planner import cost as costs
 from fftgen.planner.cost import Cost, KernelCost, cost, filter_cost
 from fftgen.planner.filter import filter_launches
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import TILE, Plan
 from fftgen.problem import Problem
 from fftgen.targets import target
 
@@ -22,6 +22,9 @@ RESULTS = Path(__file__).resolve().parents[2] / "results"
 CHIP = target("sm_90")
 # The compiler had taken every second 16-byte store to the workspace apart: sectors written then, over now.
 OLD_STORES = {"columns1": 1.75, "rows": 2.5}
+# What a strip of columns of one row issued beside products: for all elements, over its width, over tiles of
+# its radix. A transform's channel was found by division then, and no twiddles stayed from strip to strip.
+OLD_STRIPS = {"columns1": (26, 46, 18), "columns_inverse1": (13, 74, 32)}
 GATES = 32  # machine instructions of a warp for 128 complex elements (FIGURES.md)
 FIGURES = (call_cost.CALL_SECONDS, call_cost.LAUNCH_SECONDS, costs.SHOWING, costs.SHOWING_OUTSIDE)
 # Shapes that were taken then, where others are now: factors, and those in device memory.
@@ -68,6 +71,11 @@ def as_measured(plan: Plan, kernel: KernelCost, gated: bool) -> KernelCost:
     work, seconds = kernel.work, dict(kernel.seconds)
     l2 = work.l2_bytes + work.workspace_stored * (OLD_STORES.get(kernel.name, 1) - 1)
     memory, instructions = work.device_bytes, work.instructions
+    if kernel.name in OLD_STRIPS:
+        each, wide, tall = OLD_STRIPS[kernel.name]
+        made = next(k for k in plan.kernels if k.label == kernel.name)
+        beside = each + wide / made.columns + tall * TILE / plan.stages[0].radix
+        instructions = 2 * work.tensor_ops + plan.transform / 128 * beside
     if gated and kernel.name != "rows":
         signal = 2 * plan.transform
         inside = not plan.device_stages

@@ -141,17 +141,17 @@ __device__ __forceinline__ void store_rows(
     }
 }
 
-// Row tile m of F x, for the 8 V columns of a strip.
-template <int R, int V, bool COMPLEX>
+// Row tile m of F x, for the 8 V columns of a strip. planes(i): tile i of F.
+template <int R, int V, bool COMPLEX, typename Planes>
 __device__ __forceinline__ void sum_columns(
-    const uint4* matrix, int m, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2], Sum<R> (&sr)[V],
-    Sum<R> (&si)[V], int tiles, int lane) {
+    Planes planes, int m, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2], Sum<R> (&sr)[V],
+    Sum<R> (&si)[V], int tiles) {
 #pragma unroll
     for (int j = 0; j < V; ++j) sr[j].clear(), si[j].clear();
 #pragma unroll
     for (int k = 0; k < R / TILE; ++k) {
         if (k < tiles) {
-            const Planes3<COMPLEX> f(matrix, m * (R / TILE) + k, lane);
+            const Planes3<COMPLEX> f = planes(m * (R / TILE) + k);
 #pragma unroll
             for (int j = 0; j < V; ++j) {
                 if constexpr (COMPLEX)
@@ -177,7 +177,8 @@ __device__ __forceinline__ void columns_forward(
         Sum<R> sr[V], si[V];
         // The lane anew: of a matrix that it keeps from strip to strip the compiler loads what is left in pieces,
         // each at the distance of 16 bytes, which meet in banks.
-        sum_columns<R, V, COMPLEX>(matrix, m, xr, xi, sr, si, tiles, thread_index() % LANES);
+        const int anew = thread_index() % LANES;
+        sum_columns<R, V, COMPLEX>([&](int i) { return Planes3<COMPLEX>(matrix, i, anew); }, m, xr, xi, sr, si, tiles);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             Pair a[V], b[V];

@@ -18,23 +18,70 @@ __device__ __forceinline__ RealSource<T> staged_strip(const RealSource<T>& sourc
     return {copy, source.gate == nullptr ? nullptr : copy + R * COLUMNS, R * COLUMNS, true};
 }
 
+// COUNT tiles of a table: loaded where they are used, or (HELD) in registers from one strip to the next.
+template <typename Tile, int COUNT, bool HELD>
+struct Tiles {
+    const uint4* from;
+    int lane;
+    Tile held[HELD ? COUNT : 1];
+
+    __device__ __forceinline__ Tiles(const unsigned char* table, int first, int lane)
+        : from(reinterpret_cast<const uint4*>(table) + first), lane(lane) {
+        if constexpr (HELD) {
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) held[i] = Tile(from, i, lane);
+        }
+    }
+    __device__ __forceinline__ Tile operator()(int i) const {
+        if constexpr (HELD)
+            return held[i];
+        else
+            return Tile(from, i, lane);
+    }
+};
+
+// What strips of 8 V columns are multiplied by, there or back: the matrix, and twiddles in two levels, the low one of
+// SPLIT columns. A warp that takes every STEP-th strip may hold low twiddles: all its strips have the same.
+template <int R, int V, int SPLIT, bool COMPLEX, int STEP, bool HELD_TWIDDLES, bool HELD_MATRIX>
+struct StripTables {
+    static constexpr int STRIPS = SPLIT / (8 * V);
+    static_assert(!HELD_TWIDDLES || STEP % STRIPS == 0, "strips of a warp share low twiddles");
+    using Low = Tiles<Planes3<false>, R / TILE * V / 2, HELD_TWIDDLES>;
+
+    const Tiles<Planes3<COMPLEX>, R / TILE * (R / TILE), HELD_MATRIX> matrix;
+    const unsigned char *low, *high;
+    const Low first;  // of the first strip
+
+    __device__ __forceinline__ StripTables(
+        const unsigned char* matrix, const unsigned char* low, const unsigned char* high, int strip, int lane)
+        : matrix(matrix, 0, lane), low(low), high(high), first(low_of(strip, lane)) {}
+    __device__ __forceinline__ Low low_of(int strip, int lane) const { return Low(low, strip % STRIPS * (R * V * 2), lane); }
+    __device__ __forceinline__ Low twiddles(int strip, int lane) const {
+        if constexpr (HELD_TWIDDLES)
+            return first;
+        else
+            return low_of(strip, lane);
+    }
+};
+
 // X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for a strip, into rows of the workspace, 2 V columns of a thread as
 // they stand: place 2 j + b of a run of 2 V is column j + V b.
-template <int R, int V, int REST, int SPLIT, bool COMPLEX, typename To>
+template <int REST, int R, int V, int SPLIT, bool COMPLEX, int STEP, bool... HELD, typename To>
 __device__ __forceinline__ void device_forward(
-    const uint4* matrix, const TwoLevels& twiddle, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2],
-    const To& to, int strip, int tiles, int lane) {
+    const StripTables<R, V, SPLIT, COMPLEX, STEP, HELD...>& tables, const Pack (&xr)[R / TILE][V][2],
+    const Pack (&xi)[R / TILE][V][2], const To& to, int strip, int tiles, int lane) {
+    const auto low = tables.twiddles(strip, lane);
+    const uint2* const high_twiddles = reinterpret_cast<const uint2*>(tables.high);
     const int g = lane / 4, t = lane % 4;
     constexpr int STRIPS = SPLIT / (8 * V);
 #pragma unroll
     for (int m = 0; m < R / TILE; ++m) {
         Sum<R> sr[V], si[V];
-        sum_columns<R, V, COMPLEX>(matrix, m, xr, xi, sr, si, tiles, lane);
+        sum_columns<R, V, COMPLEX>(tables.matrix, m, xr, xi, sr, si, tiles);
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = TILE * m + 8 * i + g;
-            const uint2 high = twiddle.high[strip / STRIPS * R + row];
-            const int tile = (strip % STRIPS * (R / TILE) + m) * 2 + i;
+            const uint2 high = high_twiddles[strip / STRIPS * R + row];
             Pair a[V], b[V];
 #pragma unroll
             for (int j = 0; j < V; ++j) {
@@ -43,14 +90,14 @@ __device__ __forceinline__ void device_forward(
             }
             const int column = strip * 8 * V + t * 2 * V;
             if constexpr (V == 2) {
-                const uint4 w = twiddle.low[tile * LANES + lane];
+                const uint4 w = low.from[(2 * m + i) * LANES + lane];
                 twist<false>(a[0], b[0], w.x, w.z);
                 twist<false>(a[1], b[1], w.y, w.w);
                 to.template put<REST>(row, column, {packed(a[0]), packed(a[1])}, {packed(b[0]), packed(b[1])});
             } else {
 #pragma unroll
                 for (int h = 0; h < V / 4; ++h) {
-                    const Planes3<false> w(twiddle.low, tile * (V / 4) + h, lane);
+                    const auto w = low((2 * m + i) * (V / 4) + h);
                     Pair *const x = a + 4 * h, *const y = b + 4 * h;
 #pragma unroll
                     for (int j = 0; j < 4; ++j) twist<false>(x[j], y[j], w.re.r[j], w.im.r[j]);
@@ -71,10 +118,13 @@ __device__ __forceinline__ void take(Operands<R, V>& re, Operands<R, V>& im, con
 }
 
 // x[n, r] = sum_k F*[n, k] T*(k, r) X[k, r] for a strip of the workspace, 2 V neighbouring columns at a time, to
-// place n * REST + r of the sink. REAL: im is not computed. Row tiles from `tiles` on are not wanted.
-template <int R, int V, int REST, int SPLIT, bool REAL, typename From, typename Sink>
+// place n * REST + r of the sink. Where the tables are not COMPLEX, im is not computed. Row tiles from `tiles` on are not wanted.
+template <int REST, int R, int V, int SPLIT, bool COMPLEX, int STEP, bool... HELD, typename From, typename Sink>
 __device__ __forceinline__ void device_inverse(
-    const uint4* matrix, const uint4* low, const uint4* high, const From& from, int strip, int tiles, int lane, const Sink& sink) {
+    const StripTables<R, V, SPLIT, COMPLEX, STEP, HELD...>& tables, const From& from, int strip, int tiles, int lane, const Sink& sink) {
+    constexpr bool REAL = !COMPLEX;
+    const auto low = tables.twiddles(strip, lane);
+    const uint4* const high = reinterpret_cast<const uint4*>(tables.high);
     const int t = lane % 4;
     constexpr int STRIPS = SPLIT / (8 * V);
     using Gates = decltype(sink.template hold<2 * V>(0));
@@ -86,7 +136,7 @@ __device__ __forceinline__ void device_inverse(
         const uint4 h = high[(strip / STRIPS * (R / TILE) + k) * 4 + t];
 #pragma unroll
         for (int c = 0; c < V / 2; ++c) {
-            const Planes3<false> w(low, (strip % STRIPS * (R / TILE) + k) * (V / 2) + c, lane);
+            const auto w = low(k * (V / 2) + c);
 #pragma unroll
             for (int j = 0; j < 2; ++j)
 #pragma unroll
@@ -110,7 +160,7 @@ __device__ __forceinline__ void device_inverse(
             for (int j = 0; j < V; ++j) yr[j].clear(), yi[j].clear();
 #pragma unroll
             for (int k = 0; k < R / TILE; ++k) {
-                const Planes3<!REAL> f = inverse_planes<!REAL>(matrix, m * (R / TILE) + k, lane);
+                const Planes3<!REAL> f = inverse(tables.matrix(m * (R / TILE) + k));
 #pragma unroll
                 for (int j = 0; j < V; ++j) {
                     const Pack* const r = re.b[k][j];

@@ -28,6 +28,7 @@ template <bool COMPLEX>
 struct Planes3 {
     Fragment re, im, neg;
 
+    Planes3() = default;
     __device__ __forceinline__ Planes3(const uint4* table, int tile, int lane) {
         constexpr int PLANES = COMPLEX ? 3 : 2;
         re = fragment(table, tile * PLANES, lane);
@@ -37,14 +38,16 @@ struct Planes3 {
 };
 
 // The same of the inverse. A matrix without weights is symmetric, its inverse the conjugate: the same planes.
+__device__ __forceinline__ Planes3<true> inverse(const Planes3<true>& f) {
+    Planes3<true> conjugate = f;
+    conjugate.im = f.neg, conjugate.neg = f.im;
+    return conjugate;
+}
+// That of one which is given as it stands, (re, -im).
+__device__ __forceinline__ Planes3<false> inverse(const Planes3<false>& f) { return f; }
 template <bool COMPLEX>
 __device__ __forceinline__ Planes3<COMPLEX> inverse_planes(const uint4* table, int tile, int lane) {
-    Planes3<COMPLEX> f(table, tile, lane);
-    if constexpr (COMPLEX) {
-        const Fragment im = f.im;
-        f.im = f.neg, f.neg = im;
-    }
-    return f;
+    return inverse(Planes3<COMPLEX>(table, tile, lane));
 }
 
 // (zr, zi) += F (xr, xi), both operands complex.
