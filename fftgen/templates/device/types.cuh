@@ -50,16 +50,18 @@ struct Word<__half> {
         const float2 y = __half22float2(*reinterpret_cast<const __half2*>(&x));
         low = y.x, high = y.y;
     }
-    // The larger absolute value of each half; a NaN is larger than all.
+    // The larger absolute value of each half, but for its sign; a NaN is larger than all.
     static __device__ __forceinline__ unsigned peak(unsigned most, unsigned x) {
-        x &= 0x7fff7fffu;
-#if __CUDA_ARCH__ >= 800
         unsigned y;
-        asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(most), "r"(x));
-        return y;
+#if __CUDA_ARCH__ >= 860
+        asm("max.NaN.xorsign.abs.f16x2 %0, %1, %2;" : "=r"(y) : "r"(most), "r"(x));
+#elif __CUDA_ARCH__ >= 800
+        asm("max.NaN.f16x2 %0, %1, %2;" : "=r"(y) : "r"(most), "r"(x & 0x7fff7fffu));
 #else
-        return max(most & 0xffff0000u, x & 0xffff0000u) | max(most & 0xffffu, x & 0xffffu);  // as integers
+        x &= 0x7fff7fffu;
+        y = max(most & 0xffff0000u, x & 0xffff0000u) | max(most & 0xffffu, x & 0xffffu);  // as integers
 #endif
+        return y;
     }
 };
 
@@ -70,7 +72,11 @@ struct Word<__nv_bfloat16> {
     }
     static __device__ __forceinline__ unsigned peak(unsigned most, unsigned x) {
         unsigned y;
+#if __CUDA_ARCH__ >= 860
+        asm("max.NaN.xorsign.abs.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(most), "r"(x));
+#else
         asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(most), "r"(x & 0x7fff7fffu));
+#endif
         return y;
     }
 };
@@ -79,14 +85,21 @@ struct Word<__nv_bfloat16> {
 // these compare as the numbers do, and a NaN is the largest.
 template <typename T>
 struct Peak {
-    unsigned word = 0, single = 0;
+    unsigned word = 0;
+    float single = 0.0f;
 
     __device__ __forceinline__ void add_word(unsigned x) { word = Word<T>::peak(word, x); }
-    __device__ __forceinline__ void add(float x) { single = max(single, __float_as_uint(x) & 0x7fffffffu); }
+    __device__ __forceinline__ void add(float x) {
+#if __CUDA_ARCH__ >= 800
+        asm("max.NaN.f32 %0, %1, %2;" : "=f"(single) : "f"(single), "f"(fabsf(x)));
+#else
+        single = __uint_as_float(max(__float_as_uint(single), __float_as_uint(x) & 0x7fffffffu));
+#endif
+    }
     __device__ __forceinline__ unsigned bits() const {
         float low, high;
-        Word<T>::widen(word, low, high);
-        return max(single, max(__float_as_uint(low), __float_as_uint(high)));
+        Word<T>::widen(word & 0x7fff7fffu, low, high);
+        return max(__float_as_uint(single), max(__float_as_uint(low), __float_as_uint(high)));
     }
 };
 
