@@ -239,7 +239,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
     const StripTables<N1, V, SPLIT1, false, WARPS, false, false> tables(
         args.tables + DEVICE_INVERSE_AT, args.tables + LOW_INVERSE_AT, args.tables + HIGH_INVERSE_AT, warp, lane);
 #pragma unroll 1
-    for (unsigned piece = blockIdx.x * args.run * WARPS + warp; piece < min((blockIdx.x + 1) * args.run * WARPS, args.items * STRIPS); piece += WARPS + unforeseen()) {
+    for (int i = 0; i < args.run; ++i) {
+        const int piece = (blockIdx.x * args.run + i) * WARPS + warp;
+        if (piece >= args.items * STRIPS) break;
         const int slot = piece / STRIPS, strip = piece % STRIPS;
         const Item item = locate_item(args, slot);
         auto sink = real_sink(args, item.b, item.h);
