@@ -155,7 +155,8 @@ def _device_kernels(
     short = stage.radix == TILE and compute_format == SCALED
     resident = max(1, min(4 if short else 2, target.resident_blocks(warps, 16 * pieces * warps)))
     inward = Kernel("columns", 1, warps, warps, resident, 0, 0, pieces, -1, -1, 16 * pieces * warps, width)
-    # Registers of 12 warps for a strip that is multiplied in fp32 on its way in, and for the longest columns.
+    # Registers of 12 warps for a strip that is multiplied in fp32 on its way in, and for the longest
+    # columns; of 32 or 20 for short ones, of a row or a pair. None spills (as compiled, sm_80 to sm_120).
     if compute_format == BF16_FP32 or (stage.radix >= 128 and target.capability < 90):
         outward = Kernel("columns_inverse", 1, 4, 4, 3, 0, 0, 0, -1, -1, 0, width)
     elif short:
