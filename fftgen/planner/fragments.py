@@ -10,6 +10,10 @@ stores of the kernels 16 bytes wide (templates/device/columns.cuh, chain.cuh):
 
 Frequencies of a stage by halves (Stage.halves) stand with the even ones before the odd ones.
 
+Where half of a radix R is whole tiles, half of the matrix is enough: F[k, n + R/2] = (-1)^k F[k, n]. The
+weights of a right-angle transform leave F[k + R/2, n] = (-1)^n F[k, n] of it: even numbers stand before odd
+ones, and what odd ones bring to a row is taken from the one half of all further on (``parted``).
+
 Source of the register layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 """
 
@@ -32,7 +36,8 @@ ALIGNMENT = 512
 # Tables of the register chain, and all that a block copies to shared memory: these lie first.
 CHAIN = frozenset({"first", "twiddle", "last", "last_inverse", "twiddle_inverse", "first_inverse"})
 SHARED = CHAIN | {"columns", "columns_inverse"}
-MATRICES = frozenset({"first", "last", "columns", "device"})  # and their inverses: the others are twiddles
+_MATRICES = {"first", "last", "columns", "device"}
+MATRICES = frozenset(_MATRICES | {f"{name}_inverse" for name in _MATRICES})  # the others are twiddles
 
 _LANE = np.arange(32).reshape(32, 1, 1)
 _REGISTER = np.arange(4).reshape(1, 4, 1)
@@ -123,11 +128,9 @@ def piece_columns(plan: Plan) -> Indices:
     return np.asarray(32 * run + 8 * _REGISTER + 2 * _T + _HALF, np.int64)
 
 
-def _planes(values: Complex, axis: int, count: int, to: DType = FP16) -> npt.NDArray[np.uint16]:
-    """Planes re, im and, with three, -im along a new axis; (re, -im) when ``count`` is -2."""
-    chosen = {2: (values.real, values.imag), 3: (values.real, values.imag, -values.imag)}
-    parts = (values.real, -values.imag) if count == -2 else chosen[count]
-    return encode(np.stack(parts, axis=axis), to)
+def _planes(values: Complex, axis: int, to: DType = FP16) -> npt.NDArray[np.uint16]:
+    """Planes re, im along a new axis."""
+    return encode(np.stack((values.real, values.imag), axis=axis), to)
 
 
 def matrix(plan: Plan, number: int, k: Indices, n: Indices) -> Complex:
@@ -147,15 +150,11 @@ def twiddles(plan: Plan, number: int, k: Indices, r: Indices) -> Complex:
 
 @dataclass(frozen=True)
 class _Spec:
-    """A table before it has a place: name, stage, and shape with planes.
-
-    ``like``: the table that holds the same numbers, where they need not stand twice.
-    """
+    """A table before it has a place: name, stage, and shape with planes."""
 
     name: str
     stage: int
     shape: tuple[int, ...]
-    like: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -167,7 +166,7 @@ class _Spec:
 
     @property
     def matrix(self) -> bool:
-        return self.name.removesuffix("_inverse") in MATRICES
+        return self.name in MATRICES
 
 
 _LANES = (32, 4, 2)  # lanes, registers, numbers
@@ -184,6 +183,18 @@ def _outer(radix: int, columns: int, width: int) -> tuple[int, ...]:
     return (strips, tiles, 2, width // 4, 2, *_LANES)
 
 
+def _some_tiles(radix: int) -> int:
+    """Tiles in a row or column of the table of a whole matrix (mma.cuh: SOME_TILES)."""
+    tiles = radix // TILE
+    return tiles if tiles % 2 else tiles // 2
+
+
+def parted(stages: Sequence[Stage], real: bool) -> bool:
+    """Whether even numbers stand before odd ones in the first stage, which then takes three quarters of its
+    products. In a warp not with 64 columns, rows of which two apart would meet in banks."""
+    return real and stages[0].radix % (2 * TILE) == 0 and (len(stages) > 2 or stages[1].radix < 64)
+
+
 def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int) -> list[_Spec]:
     """All tables of a plan.
 
@@ -192,29 +203,29 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
     device = 1 if device_width else 0
     a, p = len(stages) - 1, len(stages)
     rows, columns = stages[-2].radix // TILE, stages[-1].radix // TILE
-    planes = 2 if real and a == 1 else 3
+    weighted = real and a == 1
+    some_rows = _some_tiles(stages[-2].radix) if weighted else rows
+    parted_rows = some_rows if parted(stages, weighted) else rows
     few_rows = rows // 2 if stages[-2].halves else rows
     few_columns = columns // 2 if stages[-1].halves else columns
     back_rows, back_columns = (few_rows, few_columns) if width else (rows, columns)  # Plan.halves_back
-    like = "first" if planes == 3 and few_rows == rows else ""
     found = [
-        _Spec("first", a, (rows, few_rows, planes, *_LANES)),
+        _Spec("first", a, (parted_rows, few_rows, 2, *_LANES)),
         _Spec("twiddle", a, (rows, columns, 2, *_LANES)),
-        _Spec("last", p, (few_columns, columns, 3, *_LANES)),
-        _Spec("last_inverse", p, (back_columns, columns, 3, *_LANES)),
+        _Spec("last", p, (few_columns, columns, 2, *_LANES)),
+        _Spec("last_inverse", p, (back_columns, columns, 2, *_LANES)),
         _Spec("twiddle_inverse", a, (columns, rows, 2, *_LANES)),
-        _Spec("first_inverse", a, (back_rows, rows, planes, *_LANES), like),
+        _Spec("first_inverse", a, (back_rows, some_rows, 2, *_LANES)),
     ]
     if width:
         number = device + 1
         stage = stages[device]
         outer = stage.radix // TILE
-        planes = 2 if real and number == 1 else 3
+        some = _some_tiles(stage.radix)
+        there = (some, outer) if real and number == 1 else (outer, some)
         found += [
-            _Spec("columns", number, (outer, outer, planes, *_LANES)),
-            _Spec(
-                "columns_inverse", number, (outer, outer, planes, *_LANES), "columns" if planes == 3 else ""
-            ),
+            _Spec("columns", number, (*there, 2, *_LANES)),
+            _Spec("columns_inverse", number, (outer, some, 2, *_LANES)),
             _Spec("outer", number, _outer(stage.radix, stage.split, width)),
         ]
         if stage.split == stage.rest:
@@ -229,11 +240,12 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
     if device:
         stage = stages[0]
         outer, high = stage.radix // TILE, stage.rest // stage.split
-        planes = 2 if real else 3
         strips = stage.split // (8 * device_width)
+        some = _some_tiles(stage.radix)
+        there = (some, outer) if real else (outer, some)
         found += [
-            _Spec("device", 1, (outer, outer, planes, *_LANES)),
-            _Spec("device_inverse", 1, (outer, outer, planes, *_LANES)),
+            _Spec("device", 1, (*there, 2, *_LANES)),
+            _Spec("device_inverse", 1, (outer, some, 2, *_LANES)),
             _Spec("low", 1, _outer(stage.radix, stage.split, device_width)),
             _Spec("high", 1, (high, stage.radix, 2, 2)),
             _Spec("low_inverse", 1, (strips, outer, device_width // 2, 2, 32, 2, 2, 2)),
@@ -248,27 +260,23 @@ def layout(
     width: int,
     device_width: int,
     operand: str = "fp16",
-    once: bool = False,
 ) -> tuple[Table, ...]:
     """Where each table lies: those that a block copies to shared memory first, then the others.
 
-    ``operand``: the type of matrices. Twiddles are fp16. ``once``: the same numbers stand in one place.
+    ``operand``: the type of matrices. Twiddles are fp16.
     """
-    tables: dict[str, Table] = {}
+    tables = []
     offset = 0
     for spec in sorted(_specs(stages, real, width, device_width), key=lambda s: not s.shared):
         element = operand if spec.matrix else "fp16"
-        again = once and spec.like
-        at = tables[spec.like].offset if again else offset
-        tables[spec.name] = Table(spec.name, spec.stage, spec.name, spec.shape, element, at, spec.nbytes)
-        offset += 0 if again else -(-spec.nbytes // ALIGNMENT) * ALIGNMENT
-    return tuple(tables.values())
+        tables.append(Table(spec.name, spec.stage, spec.name, spec.shape, element, offset, spec.nbytes))
+        offset += -(-spec.nbytes // ALIGNMENT) * ALIGNMENT
+    return tuple(tables)
 
 
-def shared_bytes(inner: tuple[Stage, ...], real: bool, width: int, once: bool = False) -> int:
-    """Bytes of the tables that a block copies to shared memory. ``once`` as in ``layout``."""
-    specs = _specs(inner, real, width, 0)
-    return sum(s.nbytes for s in specs if s.shared and not (once and s.like))
+def shared_bytes(inner: tuple[Stage, ...], real: bool, width: int) -> int:
+    """Bytes of the tables that a block copies to shared memory."""
+    return sum(s.nbytes for s in _specs(inner, real, width, 0) if s.shared)
 
 
 def copied(tables: Iterable[Table]) -> int:
@@ -276,56 +284,46 @@ def copied(tables: Iterable[Table]) -> int:
     return max(t.offset + t.nbytes for t in tables if t.name in SHARED)
 
 
-def once(plan: Plan) -> bool:
-    """Whether matrices and their inverses stand in one place."""
-    at = {t.name: t.offset for t in plan.tables}
-    return plan.block_stage and at["first"] == at["first_inverse"]
-
-
 def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
     """The values of a table, bit patterns in its shape."""
     stage, kind = table.stage, dtype(table.element)
     radix = np.arange(plan.stages[stage - 1].radix)
-    weighted = plan.real_input and stage == 1  # real numbers go in and come out
     rho, pi, tau = row_order(plan), result_order(plan), column_order(plan, plan.factors[-1])
     rows = frequency_order(plan.stages[-2], rho)
     columns = frequency_order(plan.stages[-1], np.arange(plan.factors[-1]))
     left = {"first": (rows, rho), "columns": (radix, radix), "device": (radix, radix)}
     name = table.name.removesuffix("_inverse")
     inverse = name != table.name
-    few = TILE * table.shape[0 if inverse or name == "last" else 1]  # places of numbers, or half of them
+    high, wide = (TILE * x for x in table.shape[:2])  # places that the table has, perhaps half of all
     if name in left:
         frequencies, numbers = left[name]
         if inverse:
-            n, k = _tiles(_LEFT, numbers[:few], frequencies)
+            n, k = _tiles(_LEFT, numbers[:high], frequencies[:wide])
         else:
-            k, n = _tiles(_LEFT, frequencies, numbers[:few])
-        if inverse and weighted:
-            return _planes(matrix(plan, stage, k, n).conj(), 2, -2, kind)
-        # Of the inverse the same planes without weights: inverse_planes (templates/device/mma.cuh) takes one
-        # for the other.
-        return _planes(matrix(plan, stage, k, n), 2, 2 if weighted else 3, kind)
+            if high < len(frequencies):  # even numbers before odd ones
+                numbers = np.concatenate([numbers[0::2], numbers[1::2]])
+            k, n = _tiles(_LEFT, frequencies[:high], numbers[:wide])
+        # Of the inverse the same planes: inverse_planes (templates/device/mma.cuh) takes -im for im.
+        return _planes(matrix(plan, stage, k, n), 2, kind)
     if name == "last":
-        n, k = _tiles(_LEFT if inverse else _RIGHT, (pi if inverse else tau)[:few], columns)
+        n, k = _tiles(_LEFT if inverse else _RIGHT, (pi if inverse else tau)[:high], columns)
         values = matrix(plan, stage, k, n)
-        return _planes(values.conj() if inverse else values, 2, 3, kind)
+        return _planes(values.conj() if inverse else values, 2, kind)
     if name == "twiddle":
         if inverse:
             r, k = _tiles(_LEFT, pi, rows)
         else:
             k, r = _tiles(_LEFT, rows, tau)
-        return _planes(twiddles(plan, stage, k, r), 2, 2)
+        return _planes(twiddles(plan, stage, k, r), 2)
     if table.name == "outer_inverse":
         columns = piece_columns(plan)
         if table.shape[3] == 4:  # two levels: [row, run of 32 columns, plane, t, register, half]
             columns = 32 * np.arange(table.shape[1]).reshape(-1, 1, 1, 1) + columns[0, :4] % 32
         k, r = np.broadcast_arrays(radix.reshape(-1, 1, 1, 1, 1), columns[None])
-        return _planes(twiddles(plan, stage, k, r), 2, 2)
+        return _planes(twiddles(plan, stage, k, r), 2)
     if table.name == "outer":
         k, place = _outer_places(table.shape, plan.body.columns)
-        return _planes(
-            twiddles(plan, stage, k, workspace_order(plan, plan.stages[stage - 1].rest)[place]), 4, 2
-        )
+        return _planes(twiddles(plan, stage, k, workspace_order(plan, plan.stages[stage - 1].rest)[place]), 4)
     if table.name in ("outer_high", "outer_inverse_high"):
         return _high(plan, stage, table.name == "outer_inverse_high")
     return _device_table(plan, table)
@@ -338,7 +336,7 @@ def _high(plan: Plan, number: int, by_row: bool) -> npt.NDArray[np.uint16]:
     high = stage.split * np.arange(stage.rest // stage.split)
     k, r = np.broadcast_arrays(np.arange(stage.radix), high[:, None])
     values = twiddles(plan, number, k, r)
-    planes = _planes(values.T if by_row else values, 2, 2)
+    planes = _planes(values.T if by_row else values, 2)
     return np.repeat(planes[..., None], 2, axis=-1)
 
 
@@ -362,7 +360,7 @@ def _device_table(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
     stage = plan.stages[0]
     width = plan.kernel("columns", 1).columns
     if table.name == "low":
-        return _planes(twiddles(plan, 1, *_outer_places(table.shape, width)), 4, 2)
+        return _planes(twiddles(plan, 1, *_outer_places(table.shape, width)), 4)
     if table.name == "high":
         return _high(plan, 1, False)
     # Right operands: [strip, row tile, pair of columns, plane, lane, column, half, number]
@@ -377,10 +375,10 @@ def _device_table(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
         )
         k = TILE * m + 2 * t + half + 8 * i
         r = 8 * width * strip + width * g + 2 * c + j
-        return _planes(twiddles(plan, 1, *np.broadcast_arrays(k, r)), 3, 2)
+        return _planes(twiddles(plan, 1, *np.broadcast_arrays(k, r)), 3)
     q, m, t, i, half = np.ogrid[: stage.rest // stage.split, : stage.radix // TILE, :4, :2, :2]
     k = TILE * m + 2 * t + half + 8 * i
-    return _planes(twiddles(plan, 1, *np.broadcast_arrays(k, stage.split * q)), 4, 2)
+    return _planes(twiddles(plan, 1, *np.broadcast_arrays(k, stage.split * q)), 4)
 
 
 def spectrum_digits(plan: Plan) -> tuple[tuple[int, int], ...]:

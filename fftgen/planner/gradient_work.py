@@ -81,10 +81,9 @@ def _shared(found: Gradient) -> int:
         planes = 2 if plan.device_stages else 1
         copies = 2 * 2 * n if kernel.brought else 0  # read; written as signals are loaded
         return total + copies + 2 * 2 * 2 * n * planes
-    transforms, columns = n // plan.row_length, plan.row_length // plan.inner[0].radix
-    matrices = 2 * (sizes["columns"] // (8 * kernel.columns)) + back * (sizes["columns_inverse"] // 32)
+    matrices = 2 * work.column_matrices(plan, kernel, False) + back * work.column_matrices(plan, kernel, True)
     twiddles = 2 * work.outer_twiddles(plan, False) + back * work.outer_twiddles(plan, True)
-    return total + (2 + back) * 8 * n + int(twiddles * n) + transforms * columns * matrices
+    return total + (2 + back) * 8 * n + int(twiddles * n) + n // plan.row_length * matrices
 
 
 SIDES = ("u", "v")  # the input, and the cotangent

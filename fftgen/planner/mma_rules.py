@@ -171,12 +171,15 @@ def _device_kernels(
 def _warp_kernels(
     role: str, stages: tuple[Stage, ...], right_angle: bool, target: Target, compute_format: str
 ) -> Iterator[Kernel | str]:
-    """Every number of warps; with rows on their way where as many are resident as anywhere."""
-    warps = (8, 12, 4, 2, 1)
+    """Every number of warps; with rows on their way where about as many are resident as anywhere.
+
+    About: blocks of one warp leave less room over, for one warp more or two.
+    """
+    warps = (8, 12, 6, 4, 2, 1)
     found = [_warp_kernel(role, stages, right_angle, count, target, compute_format) for count in warps]
     most = max((k.warps * k.resident for k in found if isinstance(k, Kernel)), default=0)
     for kernel in found:
-        if isinstance(kernel, str) or role == "rows" or kernel.warps * kernel.resident < most:
+        if isinstance(kernel, str) or role == "rows" or kernel.warps * kernel.resident < 0.9 * most:
             yield kernel
         else:
             yield with_brought(kernel, 1 if right_angle else 2, target)
@@ -293,8 +296,6 @@ def spills(plan: Plan) -> bool:
     """Whether a block's transforms or rows are known to find too few registers, as compiled."""
     radices = [s.radix for s in plan.inner]
     body = plan.body
-    if fragments.once(plan) and radices[0] < 32:
-        return True
     if body.role == "rows" and len(radices) == 3 and (max(radices) >= 64 or min(radices) == 32):
         return True
     real = plan.real_input and body.role == "convolve"
@@ -320,10 +321,15 @@ def tight(plan: Plan) -> bool:
 
 
 class Steady(NamedTuple):
-    """Roles of kernels of the device stage that keep tables in registers from one strip to the next."""
+    """What a warp keeps in registers from one strip of columns to the next.
+
+    Roles of kernels of the device stage that keep low twiddles, and their matrix; whether real columns inside
+    a block keep theirs on the way back.
+    """
 
     twiddles: frozenset[str]
     matrices: frozenset[str]
+    columns: bool
 
 
 def steady(plan: Plan) -> Steady:
@@ -331,14 +337,15 @@ def steady(plan: Plan) -> Steady:
     them, and for the matrix (as compiled). What is not held passes the L1 for every strip, twice the bytes of
     its signals.
     """
+    columns = plan.block_stage and plan.real_input and plan.inner[0].radix <= 2 * TILE
     if not plan.device_stages:
-        return Steady(frozenset(), frozenset())
+        return Steady(frozenset(), frozenset(), columns)
     radix, split, width = plan.stages[0].radix, plan.stages[0].split, plan.kernel("columns").columns
     few = width >= 4 and radix * width <= (128 if plan.real_input else 64)  # a quarter of them in registers
     around = [k for k in plan.every_kernel if k.role in ("columns", "columns_inverse", "whole")]
     twiddles = {k.role for k in around if few and k.warps % (split // (8 * width)) == 0}
     matrices = {"whole"} if radix == TILE and plan.real_input else set[str]()
-    return Steady(frozenset(twiddles), frozenset(matrices))
+    return Steady(frozenset(twiddles), frozenset(matrices), columns=False)
 
 
 def ahead(plan: Plan) -> bool:
@@ -388,11 +395,8 @@ def _block_kernel(
     if compute_format == SCALED:
         # Strips of two rows, then what undoes the scaling of the rows; tables stay on 512 bytes.
         peaks_at, tables_at = 4 * points, 4 * points + 2 * 2 * 4 * STRIPS
-    for once in (False, True):  # matrices and their inverses in one place costs registers
-        shared = tables_at + fragments.shared_bytes(stages, real, width, once)
-        if shared <= target.shared_block:
-            break
-    else:
+    shared = tables_at + fragments.shared_bytes(stages, real, width)
+    if shared > target.shared_block:
         return _too_large(shared, warps, target)
     return Kernel(
         role,

@@ -12,7 +12,7 @@ from itertools import islice
 from fftgen.dtypes import DTYPES
 from fftgen.errors import InputError, NoPlanError
 from fftgen.planner import fragments, mma_rules
-from fftgen.planner.cost import Cost, cost
+from fftgen.planner.cost import Cost, cost, in_one_launch
 from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
 from fftgen.planner.filter import Filter
 from fftgen.planner.filter_design import design
@@ -39,7 +39,8 @@ LENGTHS_TRIED = 12
 ALONE = 1.1  # times longer than predicted takes a block that has a multiprocessor for itself
 BROUGHT = 0.9  # of the time, at a guess, where rows are on their way: it decides between layouts, not shapes
 CLOSE = 1.02  # times longer than the shortest: instructions alone are known no better
-ENOUGH_WARPS = 20  # resident on a multiprocessor
+ENOUGH_WARPS = 20  # resident on a multiprocessor: of 4096 points, and more gain nothing (H200, results/)
+FEW_WARPS = 1.03  # times longer with 16
 CHUNK_LIMIT = 64 * 1024 * 1024
 
 
@@ -178,10 +179,7 @@ def _tables(
         return layout(stages, right_angle)
     body = _body(kernels)
     device = next((k.columns for k in kernels if k.role == "columns"), 0)
-    tables = fragments.layout(stages, right_angle, body.columns, device, operand)
-    if body.shared_bytes - body.matrices_at >= fragments.copied(tables):
-        return tables
-    return fragments.layout(stages, right_angle, body.columns, device, operand, once=True)
+    return fragments.layout(stages, right_angle, body.columns, device, operand)
 
 
 def _body(kernels: tuple[Kernel, ...]) -> Kernel:
@@ -198,9 +196,14 @@ def _memory_class(engine: str, shape: Shape) -> str:
 def expected(plan: Plan, price: Cost) -> float:
     """Predicted seconds, with those that busiest resources do not hide, weighed by what no model knows.
 
+    Of the one launch of all stages, where there is one: most calls take it.
     Two blocks of 16 384 points on a multiprocessor take 10 % less time than one of twice the warps, which all
     stop at the same barrier (measured on an H200, results/).
     """
+    chip = find_target(plan.target)
+    one = whole_kernel(plan, chip)
+    if one is not None:
+        price = in_one_launch(replace(plan, whole=one), price, chip)
     alone = plan.block_stage and _resident(plan, price) == plan.body.warps
     spills = plan.engine == "mma" and mma_rules.spills(plan)
     return price.predicted * (ALONE if alone else 1.0) * (mma_rules.SPILLED if spills else 1.0)
@@ -242,7 +245,7 @@ def candidate(
         if compute_format == SCALED and not _exact(problem, right_angle):
             stages = mma_rules.with_halves(stages, right_angle)
     best: Candidate | None = None
-    least: tuple[float, ...] = ()
+    least = math.inf
     for kernels in _layouts(engine, shape, stages, right_angle, target, compute_format):
         if isinstance(kernels, str):
             reason = reason or kernels
@@ -267,9 +270,8 @@ def candidate(
         )
         price = cost(plan, target)
         hidden = BROUGHT if plan.body.brought else 1.0
-        # Of equals, more warps that hide latencies: 20 of 4096 points take 3 % less time than 16, and more
-        # gain nothing (H200, results/).
-        key = hidden * expected(plan, price), -min(_resident(plan, price), ENOUGH_WARPS)
+        few = 1.0 if _resident(plan, price) >= ENOUGH_WARPS else FEW_WARPS
+        key = hidden * few * expected(plan, price)
         if best is None or key < least:
             best, least = Candidate(transform, shape, engine, packing, plan, price), key
     return best or Candidate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fftgen.planner import fragments, mma_rules
+from fftgen.planner import mma_rules
 from fftgen.planner.filter import Filter
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.targets import target as find_target
@@ -63,5 +63,5 @@ def prefix(plan: Plan) -> str:
     """Which of the sinks in templates/device/signal.cuh a plan's results go to, by the start of its name."""
     if plan.outputs == 1:
         return ""
-    late = fragments.once(plan) or (plan.rows_per_item == 2 and plan.row_length > LATE_POINTS)
+    late = plan.rows_per_item == 2 and plan.row_length > LATE_POINTS
     return "late_twin_" if late and not plan.device_stages else "twin_"

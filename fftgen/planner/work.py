@@ -109,7 +109,8 @@ def tensor_ops(plan: Plan, kernel: Kernel, ways: tuple[str, ...] = (THERE, BACK)
 
     Every stage multiplies N/256 output tiles by radix/16 operand tiles, with four real products per
     complex one, forward and inverse; the first stage reads and the last writes real numbers in
-    right-angle mode (two products). By halves it takes half of them there, three quarters of them back.
+    right-angle mode (two products). By halves it takes half of them there, three quarters of them back, and
+    so many there where even numbers stand before odd ones.
     """
     return sum(
         _stage_ops(plan, number, way)
@@ -124,6 +125,8 @@ def _stage_ops(plan: Plan, number: int, way: str) -> int:
     products = 2 if plan.real_input and number == 1 else 4
     every = plan.transform // (TILE * TILE) * (stage.radix // TILE) * products
     if way == THERE:
+        if number == 1 and plan.engine == "mma" and fragments.parted(plan.stages, plan.real_input):
+            return every * 3 // 4
         return every // 2 if stage.halves else every
     return every * 3 // 4 if plan.halves_back(stage) else every
 
@@ -215,11 +218,20 @@ def _mma_shared(plan: Plan, kernel: Kernel) -> int:
         copies = 2 * n * plan.rows_per_item if kernel.brought else 0  # read; written as signals are loaded
         return total + copies + 2 * 2 * n * (1 if plan.real_input and not plan.device_stages else 2)
     transforms = n // plan.row_length
-    columns = plan.row_length // plan.inner[0].radix
-    matrices = sizes["columns"] // (8 * kernel.columns) + sizes["columns_inverse"] // 32
+    matrices = column_matrices(plan, kernel, False) + column_matrices(plan, kernel, True)
     twiddles = outer_twiddles(plan, False) + outer_twiddles(plan, True)
     # Two exchanges, outer twiddles there and back.
-    return total + 16 * n + int(twiddles * n) + transforms * columns * matrices
+    return total + 16 * n + int(twiddles * n) + transforms * matrices
+
+
+def column_matrices(plan: Plan, kernel: Kernel, back: bool) -> int:
+    """Bytes of the matrix of a block's columns that its warps load for a row, there or back."""
+    size = next(t.nbytes for t in plan.tables if t.name == ("columns_inverse" if back else "columns"))
+    columns = plan.row_length // plan.inner[0].radix
+    if not back:
+        return size * columns // (8 * kernel.columns)
+    groups = columns // 32
+    return size * (min(groups, kernel.warps) if steady(plan).columns else groups)
 
 
 def mma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
@@ -240,8 +252,35 @@ def mma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
     else:
         each = _warp_instructions(plan, kernel)
     halved = sum(plan.stages[number - 1].halves for number in _directions(plan, kernel))
-    each += CONVERTED * _wide_sums(plan, kernel) + HALVED * halved
+    each += CONVERTED * _wide_sums(plan, kernel) + HALVED * halved + signs(plan, kernel)
     return 2 * ops + plan.transform / 128 * each
+
+
+def signs(plan: Plan, kernel: Kernel) -> float:
+    """Instructions for 128 complex elements that make -im and the half of a matrix that its table leaves out,
+    less those that would load them: four for a plane of a tile, or one.
+    """
+    tables = {t.name: t for t in plan.tables}
+
+    def made(name: str) -> int:
+        """Of a matrix, each tile of which is loaded once."""
+        table = tables[name]
+        stage, tiles = plan.stages[table.stage - 1], table.shape[0] * table.shape[1]
+        whole = stage.halves or tiles == (stage.radix // TILE) ** 2
+        if plan.real_input and table.stage == 1:
+            return 0 if whole else 6 * tiles
+        return 3 * tiles if whole else 12 * tiles
+
+    if kernel.role in ("columns", "columns_inverse"):
+        name = "device" if kernel.role == "columns" else "device_inverse"
+        points = 8 * kernel.columns * plan.stages[0].radix
+        return made(name) * 128 / points
+    chain = sum(made(name) for name in tables.keys() & fragments.CHAIN & fragments.MATRICES)
+    found = chain * 128 / (kernel.group * plan.factors[-1] * plan.factors[-2])
+    if plan.block_stage:
+        radix = plan.inner[0].radix
+        found += made("columns") * 16 / (kernel.columns * radix) + made("columns_inverse") * 4 / radix
+    return found
 
 
 def _wide_sums(plan: Plan, kernel: Kernel) -> int:

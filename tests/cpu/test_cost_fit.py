@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fftgen.planner import call_cost, search
+from fftgen.planner import call_cost, fragments, search
 from fftgen.planner import cost as costs
 from fftgen.planner.cost import Cost, KernelCost, cost, filter_cost
 from fftgen.planner.filter import filter_launches
-from fftgen.planner.plan import TILE, Plan
+from fftgen.planner.plan import TILE, Kernel, Plan, Table
+from fftgen.planner.work import signs
 from fftgen.problem import Problem
 from fftgen.targets import target
 
@@ -70,12 +72,15 @@ def as_measured(plan: Plan, kernel: KernelCost, gated: bool) -> KernelCost:
     """The kernel as it was then, with what gates add: bytes of one more signal in, and one on the way out."""
     work, seconds = kernel.work, dict(kernel.seconds)
     l2 = work.l2_bytes + work.workspace_stored * (OLD_STORES.get(kernel.name, 1) - 1)
-    memory, instructions = work.device_bytes, work.instructions
+    made = next(k for k in plan.kernels if k.label == kernel.name)
+    memory, operations = work.device_bytes, work.tensor_ops + spared(plan, made)
+    instructions = work.instructions + 2 * (operations - work.tensor_ops)
     if kernel.name in OLD_STRIPS:
         each, wide, tall = OLD_STRIPS[kernel.name]
-        made = next(k for k in plan.kernels if k.label == kernel.name)
         beside = each + wide / made.columns + tall * TILE / plan.stages[0].radix
-        instructions = 2 * work.tensor_ops + plan.transform / 128 * beside
+        instructions = 2 * operations + plan.transform / 128 * beside
+    elif made.role != "peaks":
+        instructions -= plan.transform / 128 * signs(plan, made)
     if gated and kernel.name != "rows":
         signal = 2 * plan.transform
         inside = not plan.device_stages
@@ -85,16 +90,44 @@ def as_measured(plan: Plan, kernel: KernelCost, gated: bool) -> KernelCost:
     seconds["device memory"] = memory / CHIP.bandwidth
     seconds["L2"] = l2 / CHIP.l2_bandwidth
     seconds["issue slots"] *= instructions / work.instructions
+    if work.tensor_ops:
+        seconds["tensor cores"] *= operations / work.tensor_ops
     return replace(kernel, seconds=seconds)
 
 
+def spared(plan: Plan, kernel: Kernel) -> int:
+    """Products of real rows that are not made any more where even numbers stand before odd ones."""
+    first = (kernel.stage == 1 and kernel.role == "columns") or kernel.role == "convolve"
+    if not first or not fragments.parted(plan.stages, plan.real_input):
+        return 0
+    return plan.transform // TILE**2 * (plan.stages[0].radix // TILE) * 2 // 4
+
+
+def whole(plan: Plan, table: Table) -> Table:
+    """A table of a matrix as it was then: all of its tiles, and three planes where numbers are complex."""
+    if table.name not in fragments.MATRICES:
+        return table
+    tiles = plan.stages[table.stage - 1].radix // TILE
+    shape = (tiles, tiles, 2 if plan.real_input and table.stage == 1 else 3, *table.shape[3:])
+    return replace(table, shape=shape, nbytes=2 * prod(shape))
+
+
 def as_planned(problem: Problem) -> Plan:
-    """The plan as it was then: no stage by halves, twiddles of a block in one level, and stage by stage."""
+    """The plan as it was then: no stage by halves, twiddles of a block in one level, stage by stage, with
+    whole matrices in its tables."""
     plan = search.plan(problem, CHIP)
     if problem.length in SHAPES:
         plan = search.with_shape(problem, CHIP, *SHAPES[problem.length], "mma")
     plan = replace(plan, whole=None, stages=tuple(replace(s, halves=False) for s in plan.stages))
     plan = search.with_outer_split(plan, plan.inner[0].rest)
+    tables = tuple(whole(plan, t) for t in plan.tables)
+    more = sum(
+        then.nbytes - now.nbytes
+        for then, now in zip(tables, plan.tables, strict=True)
+        if now.name in fragments.SHARED
+    )
+    body = replace(plan.body, shared_bytes=plan.body.shared_bytes + more)
+    plan = replace(plan, tables=tables, kernels=tuple(body if k == plan.body else k for k in plan.kernels))
     if plan.memory_class == "warp" and plan.transform > 1024:  # eight warps, of 255 registers a thread
         plan = replace(plan, kernels=(replace(plan.body, warps=8, items=8),))
     return plan

@@ -102,15 +102,25 @@ class Tables:
         self.planes = {t.kind: fragments.build(plan, t) for t in plan.tables}
 
     def __getitem__(self, kind: str) -> Array:
-        """Planes on the third axis: re, im and perhaps -im."""
+        """Planes on the third axis: re, im."""
         planes = self.planes[kind]
-        if planes.shape[2] == 3:
-            assert (planes[:, :, 2] == -planes[:, :, 1]).all()
+        assert planes.shape[2] == 2
         return np.asarray(planes[:, :, 0] + 1j * planes[:, :, 1])
 
-    def inverse(self, kind: str) -> Array:
-        """Two planes are re and -im, all that a real result needs; three those of the matrix itself."""
-        return np.conj(self[kind])
+    def whole(self, kind: str, tiles: int) -> Array:
+        """A matrix that is not taken by halves, [row tile, column tile]: half of it told by the other."""
+        table = self[kind]
+        if table.shape[1] < tiles:  # F[k, n + R/2] = (-1)^k F[k, n]
+            signs = (-1.0) ** A[..., 0]
+            table = np.concatenate([table, table * signs], axis=1)
+        if table.shape[0] < tiles:  # F[k + R/2, n] = (-1)^n F[k, n], even n before odd ones
+            signs = np.repeat([1.0, -1.0], tiles // 2).reshape(-1, 1, 1, 1)
+            table = np.concatenate([table, table * signs], axis=0)
+        assert table.shape[:2] == (tiles, tiles)
+        return table
+
+    def inverse(self, kind: str, tiles: int) -> Array:
+        return np.conj(self.whole(kind, tiles))
 
     def outer(self) -> Array:
         """[strip, row tile, row half, piece, lane, pair, half]; half a piece with 2 columns to a thread."""
@@ -151,12 +161,9 @@ def chain(plan: Plan, t: Tables, rows: Array, spectrum: Array) -> list[list[Arra
         [operands(rows[..., 16 * k : 16 * k + 16, 16 * n : 16 * n + 16]) for n in range(wide)]
         for k in range(tall)
     ]
-    first, last, last_inverse, first_inverse = (
-        t["first"],
-        t["last"],
-        t["last_inverse"],
-        t.inverse("first_inverse"),
-    )
+    last, last_inverse = t["last"], t["last_inverse"]
+    first = t["first"] if rows_halved else t.whole("first", tall)
+    first_inverse = np.conj(t["first_inverse"]) if rows_back else t.inverse("first_inverse", tall)
     y, z, w = [], [], []
     for m in range(tall):
         columns = [
@@ -185,10 +192,17 @@ def chain(plan: Plan, t: Tables, rows: Array, spectrum: Array) -> list[list[Arra
     ]
 
 
+def loaded(plan: Plan, rows: Array) -> Array:
+    """Rows of the first stage as they are loaded: of real numbers perhaps even ones before odd ones."""
+    if not fragments.parted(plan.stages, plan.real_input):
+        return rows
+    return np.concatenate([rows[0::2], rows[1::2]])
+
+
 def warp(plan: Plan, t: Tables, x: Array, spectrum: Array) -> Array:
     """Two stages, (N,) to (N,): a thread of the result holds four or eight neighbours (warp.cuh)."""
     rows, columns = plan.factors
-    results = chain(plan, t, x.reshape(rows, columns), spectrum[0])
+    results = chain(plan, t, loaded(plan, x.reshape(rows, columns)), spectrum[0])
     out = np.full((rows, columns), np.nan, complex)
     run = 4 if columns == 16 else 8
     for lane, g, q in LANES:
@@ -205,7 +219,7 @@ def block(plan: Plan, t: Tables, x: Array, spectrum: Array) -> Array:
     """Three stages, (N,) to (N,), through rows of shared memory (columns.cuh)."""
     radix, rest, width = plan.factors[0], plan.stages[0].rest, plan.body.columns
     inner, columns = plan.factors[-2:]
-    signal, shared = x.reshape(radix, rest), np.full((radix, rest), np.nan, complex)
+    signal, shared = loaded(plan, x.reshape(radix, rest)), np.full((radix, rest), np.nan, complex)
     outer, tiles = t.outer(), radix // 16
     for strip in range(rest // (8 * width)):
         at = signal[:, 8 * width * strip : 8 * width * (strip + 1)]
@@ -215,7 +229,7 @@ def block(plan: Plan, t: Tables, x: Array, spectrum: Array) -> Array:
             for j in range(width)
         ]
         for m in range(tiles):
-            y = [product(list(t["columns"][m]), r) for r in right]
+            y = [product(list(t.whole("columns", tiles)[m]), r) for r in right]
             for lane, g, q in LANES:
                 for i in range(2):
                     for j in range(width):
@@ -257,7 +271,8 @@ def block(plan: Plan, t: Tables, x: Array, spectrum: Array) -> Array:
         for m in range(tiles):
             y = [
                 product(
-                    list(t.inverse("columns_inverse")[m]), list(left[j // 2][:, :, j % 2 * 2 : j % 2 * 2 + 2])
+                    list(t.inverse("columns_inverse", tiles)[m]),
+                    list(left[j // 2][:, :, j % 2 * 2 : j % 2 * 2 + 2]),
                 )
                 for j in range(4)
             ]
@@ -293,6 +308,8 @@ def layouts(mode: str, factors: tuple[int, ...]) -> Iterator[Plan]:
 
 WIDTHS = {
     (16, 16): {0},
+    (64, 32): {0},
+    (32, 64): {0},
     (32, 16): {0},
     (48, 16): {0},
     (32, 32): {0},

@@ -301,7 +301,8 @@ def test_a_name_a_digest_and_a_text_of_its_own() -> None:
     [4096, 32_768, 1_048_576, *slow(256, 512, 1024, 2048, 8192, 12_000, 16_384, 20_000, 65_536, 2_097_152)],
 )
 def test_no_kernel_spills(target: str, length: int) -> None:
-    few = 24 if (length, target) == (2_097_152, "sm_80") else 0  # rows of 32 · 32 · 32 points by halves
+    # Rows of 32 · 32 · 32 points by halves.
+    few = 12 if length in (32_768, 2_097_152) and target == "sm_80" else 0
     assert_nothing_spills(planned(length, target=target), target, few)
 
 

@@ -19,7 +19,6 @@ from plans import on_engine
 
 from fftgen import emulate, sass, toolkit
 from fftgen.execute import spectrum, with_skip
-from fftgen.planner import fragments
 from fftgen.planner.cost import tensor_ops
 from fftgen.planner.plan import SCALED, Plan
 from fftgen.planner.search import with_shape
@@ -27,6 +26,7 @@ from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.sampled import check_launches
 from fftgen.simulator import Report
+from fftgen.targets import target
 
 MODES = ("causal", "circular")
 POWERS = (256, 512, 1024, 4096, 8192, 16_384, 32_768)
@@ -188,10 +188,9 @@ def test_every_target(target: str, mode: str, length: int, rng: np.random.Genera
     run(plan_for(mode, length, "fp16", target), rng, options=("out_gate", "skip"))
 
 
-def test_matrices_that_stand_in_one_place_with_their_inverses(rng: np.random.Generator) -> None:
-    """Shared memory of sm_80 holds pairs of 32768 points so, in a block; rows of 2097152 points: below."""
+def test_pairs_that_fill_the_shared_memory_of_a_block(rng: np.random.Generator) -> None:
     plan = plan_for("circular", 32_768, "fp16", "sm_80")
-    assert fragments.once(plan)
+    assert target("sm_80").shared_block - plan.body.shared_bytes < 8 * 1024
     run(plan, rng, batch=2, options=OPTIONS)
     run(plan, rng, length=32_761)
 
@@ -204,7 +203,6 @@ def test_sampled_rows_of_millions_of_points(
     dtype: str, length: int, mode: str, rng: np.random.Generator
 ) -> None:
     plan = plan_for(mode, length, dtype, "sm_80")
-    assert fragments.once(plan) == ((dtype, mode, length) == ("fp16", "circular", 1 << 21))
     samples = list(check_launches(*built(plan), int(rng.integers(2**31))))
     assert len(samples) == 3
     assert all(s.accuracy.passed for s in samples), samples
@@ -571,13 +569,14 @@ def test_the_workspace_is_moved_in_whole_sectors(
 # 10 % longer than with those of 16 (results/). On sm_89 the kernel of peaks puts one register by, of 40.
 FEW_SPILLED = {
     # Twelve warps, of 168 registers, instead of eight.
-    ("causal", 2048, "sm_80"): 24,
-    ("causal", 2048, "sm_90"): 100,
-    ("circular", 2048, "sm_80"): 156,
-    ("circular", 2048, "sm_90"): 132,
+    ("causal", 2048, "sm_80"): 8,
+    ("causal", 2048, "sm_90"): 8,
+    ("circular", 2048, "sm_80"): 88,
+    ("circular", 2048, "sm_90"): 112,
+    # The number of the transform waits while its columns are multiplied: half of a matrix is made there.
+    ("circular", 16_384, "sm_80"): 12,
     ("circular", 32_768, "sm_80"): 12,
     ("circular", 32_768, "sm_90"): 12,
-    ("circular", 32_768, "sm_89"): 4,
 }
 
 

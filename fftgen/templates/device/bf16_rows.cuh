@@ -20,13 +20,13 @@ __device__ __forceinline__ void operand_words(const RealSource<Operand>& source,
     }
 }
 
-// R rows of a strip, on their way from a tensor.
-template <int R, int V>
+// R rows of a strip, on their way from a tensor; PARTED: even ones before odd ones, if half of them fill whole tiles.
+template <int R, int V, bool PARTED>
 struct Strip : Operands<R, V> {
     // A real row, n = first + row * stride + column, zero beyond its length.
     template <bool SHARED>
     __device__ __forceinline__ void fetch(const RealSource<Operand>& source, int first, int stride, int lane) {
-        const int at = first + lane % 4 * 2 * stride + lane / 4 * V;
+        const int at = first + strip_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V;
         if (source.gate == nullptr)
             load<SHARED, false>(source, at, stride);
         else
@@ -41,7 +41,7 @@ struct Strip : Operands<R, V> {
             unsigned w[4][V / 2];
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                operand_words<V, SHARED, GATED>(near, (TILE * k + i % 2 + i / 2 * 8) * stride, w[i]);
+                operand_words<V, SHARED, GATED>(near, strip_row<R, PARTED>(k, i % 2 + i / 2 * 8) * stride, w[i]);
             this->interleave(k, w);
         }
     }

@@ -39,8 +39,30 @@ __device__ __forceinline__ void twist_tile(
     }
 }
 
+// Real and imaginary sums of G transforms, N results side by side.
+template <typename R, int G, int N>
+struct ResultRow {
+    R re[G][N], im[G][N];
+
+    __device__ __forceinline__ void clear() {
+#pragma unroll
+        for (int i = 0; i < G * N; ++i) re[i / N][i % N].clear(), im[i / N][i % N].clear();
+    }
+};
+
+// Whether even rows of a real x come before odd ones (strip_row): row tile m of X and the one half of all further on are
+// then the sum of what both bring, and the difference. (Rows of 64 columns two apart would meet in banks.)
+template <int A, int P>
+constexpr bool PARTED_ROWS = SOME_TILES<A> < A / TILE && P < 64;
+
+// The row of x in place n of row tile k.
+template <int A, int P, bool REAL>
+__device__ __forceinline__ int chain_row(int k, int n) {
+    return strip_row<A, REAL && PARTED_ROWS<A, P>>(k, n);
+}
+
 // The first two steps: X, then Z before the filter. REAL: x has no imaginary part.
-//   load(g, k, n, re, im)  rows 16 k .. + 15, columns 16 n .. + 15 of transform g as two right operands
+//   load(g, k, n, re, im)  row tile k, columns 16 n .. + 15 of transform g as two right operands
 //   done(n, re, im)        columns 16 n .. + 15 of Z, [transform][row tile][half of the columns]
 template <int A, int P, int G, bool REAL, typename Load, typename Done>
 __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lane, Load load, Done done) {
@@ -69,27 +91,7 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
 
     constexpr int FEW = LAST_HALVES ? COLUMNS / 2 : COLUMNS;  // column tiles of X that one of Z is made of
     Tile yr[G][ROWS][2 * COLUMNS], yi[G][ROWS][2 * COLUMNS];
-#pragma unroll
-    for (int m = 0; m < ROWS; ++m) {
-        Sum<A> re[G][2 * COLUMNS], im[G][2 * COLUMNS];
-        const int from = m / SOME * SOME;
-#pragma unroll
-        for (int k = 0; k < SOME; ++k) {
-            const Planes3<!REAL> f(tables.first, m * SOME + k, lane);
-#pragma unroll
-            for (int g = 0; g < G; ++g)
-#pragma unroll
-                for (int n = 0; n < 2 * COLUMNS; ++n) {
-                    Sum<A> &dr = re[g][n], &di = im[g][n];
-                    if (k == 0) dr.clear(), di.clear();
-                    const Pack* const r = &xr[g][from + k][n / 2][n % 2 * 2];
-                    const Pack* const i = &xi[g][from + k][n / 2][n % 2 * 2];
-                    if constexpr (REAL)
-                        dr.add(f.re, r[0], r[1]), di.add(f.im, r[0], r[1]);
-                    else
-                        multiply(dr, di, f, r[0], r[1], i[0], i[1]);
-                }
-        }
+    const auto finish = [&](int m, const Sum<A>(&re)[G][2 * COLUMNS], const Sum<A>(&im)[G][2 * COLUMNS]) {
 #pragma unroll
         for (int n = 0; n < COLUMNS; ++n) {
             const Planes3<false> w(tables.twiddle, m * COLUMNS + n, lane);
@@ -105,6 +107,47 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
                     butterfly(yr[g][m][i / 2].v[i % 2], yr[g][m][i / 2 + COLUMNS].v[i % 2]);
                     butterfly(yi[g][m][i / 2].v[i % 2], yi[g][m][i / 2 + COLUMNS].v[i % 2]);
                 }
+        }
+    };
+    using Row = ResultRow<Sum<A>, G, 2 * COLUMNS>;
+    const auto add = [&](Row& to, const Planes3<!REAL>& f, int k) {
+#pragma unroll
+        for (int g = 0; g < G; ++g)
+#pragma unroll
+            for (int n = 0; n < 2 * COLUMNS; ++n) {
+                Sum<A> &dr = to.re[g][n], &di = to.im[g][n];
+                const Pack* const r = &xr[g][k][n / 2][n % 2 * 2];
+                const Pack* const i = &xi[g][k][n / 2][n % 2 * 2];
+                if constexpr (REAL)
+                    dr.add(f.re, r[0], r[1]), di.add(f.im, r[0], r[1]);
+                else
+                    multiply(dr, di, f, r[0], r[1], i[0], i[1]);
+            }
+    };
+    if constexpr (REAL && PARTED_ROWS<A, P>) {
+#pragma unroll
+        for (int m = 0; m < ROWS / 2; ++m) {
+            Row sum;
+            sum.clear();
+#pragma unroll
+            for (int k = 0; k < ROWS / 2; ++k) add(sum, Planes3<false>(tables.first, m * ROWS + k, lane), k);
+            Row difference = sum;
+#pragma unroll
+            for (int k = ROWS / 2; k < ROWS; ++k) {
+                const Planes3<false> f(tables.first, m * ROWS + k, lane);
+                add(sum, f, k), add(difference, minus(f), k);
+            }
+            finish(m, sum.re, sum.im);
+            finish(m + ROWS / 2, difference.re, difference.im);
+        }
+    } else {
+#pragma unroll
+        for (int m = 0; m < ROWS; ++m) {
+            Row row;
+            row.clear();
+#pragma unroll
+            for (int k = 0; k < SOME; ++k) add(row, Planes3<!REAL>(tables.first, m * SOME + k, lane), m / SOME * SOME + k);
+            finish(m, row.re, row.im);
         }
     }
 
@@ -138,24 +181,13 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
     }
 }
 
-// Real and imaginary sums of G transforms, N results side by side.
-template <typename R, int G, int N>
-struct ResultRow {
-    R re[G][N], im[G][N];
-
-    __device__ __forceinline__ void clear() {
-#pragma unroll
-        for (int i = 0; i < G * N; ++i) re[i / N][i % N].clear(), im[i / N][i % N].clear();
-    }
-};
-
 // A step on the way back: a matrix times the transpose of X, of T tiles and E / 2 tiles that are contracted. REAL: no
-// imaginary part is wanted. HALVES: by halves.
-//   planes(i)            tile i of the matrix
+// imaginary part is wanted; the table has half of the tiles (SOME_TILES). HALVES: by halves.
+//   planes(i)            tile i of the table
 //   done(m, re, im)      row tile m of the result, [transform][eight columns]
 template <typename R, bool REAL, bool HALVES, int G, int T, int E, typename Planes, typename Done>
-__device__ __forceinline__ void step_back(const Tile (&xr)[G][T][E], const Tile (&xi)[G][T][E], Planes planes, Done done) {
-    constexpr int DEPTH = E / 2, SOME = HALVES ? DEPTH / 2 : DEPTH;
+__device__ __forceinline__ void step_back(const Tile (&xr)[G][T][E], const Tile (&xi)[G][T][E], int lane, Planes planes, Done done) {
+    constexpr int DEPTH = E / 2, SOME = HALVES ? DEPTH / 2 : DEPTH, KNOWN = REAL ? SOME_TILES<DEPTH * TILE> : DEPTH;
     using Row = ResultRow<R, G, 2 * T>;
     const auto add = [&](Row& to, const Planes3<!REAL>& f, int k) {
 #pragma unroll
@@ -176,7 +208,11 @@ __device__ __forceinline__ void step_back(const Tile (&xr)[G][T][E], const Tile 
         Row row;
         row.clear();
 #pragma unroll
-        for (int k = 0; k < SOME; ++k) add(row, planes(m * DEPTH + k), k);
+        for (int k = 0; k < (KNOWN < SOME ? KNOWN : SOME); ++k) {
+            const Planes3<!REAL> f = planes(m * KNOWN + k);
+            add(row, f, k);
+            if constexpr (KNOWN < DEPTH) add(row, turned(f, odd_rows(lane)), k + KNOWN);
+        }
         if constexpr (HALVES) {
             Row other = row;
 #pragma unroll
@@ -192,16 +228,16 @@ __device__ __forceinline__ void step_back(const Tile (&xr)[G][T][E], const Tile 
 }
 
 // The last two steps, from Z filtered to x. REAL: no imaginary part of x is wanted. WIDE: results come in fp32,
-// else as Sum<A>. ONCE: first and first_inverse are one table.
+// else as Sum<A>.
 //   emit(g, m, re, im)  rows 16 m .. + 15 of the result, as P / 8 results of eight columns
-template <int A, int P, int G, bool REAL, bool WIDE, bool ONCE, typename Emit>
+template <int A, int P, int G, bool REAL, bool WIDE, typename Emit>
 __device__ __forceinline__ void chain_back(
     const InnerTables& tables, int lane, const Tile (&zr)[G][A / TILE][P / 8], const Tile (&zi)[G][A / TILE][P / 8], Emit emit) {
     constexpr int ROWS = A / TILE, COLUMNS = P / TILE;  // tiles
     using Out = Result<WIDE || (WIDE_SUMS && A > TILE)>;
     Tile wr[G][COLUMNS][2 * ROWS], wi[G][COLUMNS][2 * ROWS];
     step_back<Result<false>, false, LAST_HALVES_BACK>(
-        zr, zi, [&](int i) { return Planes3<true>(tables.last_inverse, i, lane); },
+        zr, zi, lane, [&](int i) { return Planes3<true>(tables.last_inverse, i, lane); },
         [&](int m, const Result<false>(&re)[G][2 * ROWS], const Result<false>(&im)[G][2 * ROWS]) {
 #pragma unroll
             for (int n = 0; n < ROWS; ++n) {
@@ -213,19 +249,19 @@ __device__ __forceinline__ void chain_back(
         });
 
     // The same matrix as in the first step, asked for anew: it would fill registers from there to here.
-    const int last_lane = ONCE || REAL ? thread_index() % LANES : lane;
+    const int last_lane = REAL ? thread_index() % LANES : lane;
     step_back<Out, REAL, FIRST_HALVES_BACK>(
-        wr, wi, [&](int i) { return inverse_planes<!REAL>(tables.first_inverse, i, last_lane); },
+        wr, wi, last_lane, [&](int i) { return inverse_planes<!REAL>(tables.first_inverse, i, last_lane); },
         [&](int m, const Out(&re)[G][2 * COLUMNS], const Out(&im)[G][2 * COLUMNS]) {
 #pragma unroll
             for (int g = 0; g < G; ++g) emit(g, m, re[g], im[g]);
         });
 }
 
-// The whole chain. REAL, WIDE, ONCE and emit as in its parts.
+// The whole chain. REAL, WIDE and emit as in its parts.
 //   load(g, k, n, re, im)    as in the first two steps
 //   filter(g, m, n, kr, ki)  the tile m, n of the spectrum
-template <int A, int P, int G, bool REAL, bool WIDE, bool ONCE, typename Load, typename Filter, typename Emit>
+template <int A, int P, int G, bool REAL, bool WIDE, typename Load, typename Filter, typename Emit>
 __device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load load, Filter filter, Emit emit) {
     constexpr int ROWS = A / TILE;  // tiles
     Tile zr[G][ROWS][P / 8], zi[G][ROWS][P / 8];
@@ -240,7 +276,7 @@ __device__ __forceinline__ void chain(const InnerTables& tables, int lane, Load 
                     twist_tile<false>(&zr[g][m][2 * n], &zi[g][m][2 * n], re[g][m], im[g][m], kr, ki);
                 }
         });
-    chain_back<A, P, G, REAL, WIDE, ONCE>(tables, lane, zr, zi, emit);
+    chain_back<A, P, G, REAL, WIDE>(tables, lane, zr, zi, emit);
 }
 
 }  // namespace fftgen

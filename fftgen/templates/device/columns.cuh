@@ -141,24 +141,68 @@ __device__ __forceinline__ void store_rows(
     }
 }
 
-// Row tile m of F x, for the 8 V columns of a strip. planes(i): tile i of F.
-template <int R, int V, bool COMPLEX, typename Planes>
-__device__ __forceinline__ void sum_columns(
-    Planes planes, int m, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2], Sum<R> (&sr)[V],
-    Sum<R> (&si)[V], int tiles) {
+// F x, for the 8 V columns of a strip. Of a real x even rows come before odd ones (strip_row): row tile m of F x and the
+// one half of all further on are the sum of what both bring, and the difference.
+//   lane_of()              lane of the thread, for one row tile or two
+//   planes(i, lane)        tile i of the table
+//   done(m, lane, re, im)  row tile m
+template <int R, int V, bool COMPLEX, typename Lane, typename Planes, typename Done>
+__device__ __forceinline__ void multiply_columns(
+    const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2], int tiles, Lane lane_of, Planes planes, Done done) {
+    constexpr int ALL = R / TILE, SOME = SOME_TILES<R>;
+    const auto clear = [](Sum<R>(&sr)[V], Sum<R>(&si)[V]) {
 #pragma unroll
-    for (int j = 0; j < V; ++j) sr[j].clear(), si[j].clear();
+        for (int j = 0; j < V; ++j) sr[j].clear(), si[j].clear();
+    };
+    const auto add = [&](Sum<R>(&sr)[V], Sum<R>(&si)[V], const Planes3<COMPLEX>& f, int k) {
 #pragma unroll
-    for (int k = 0; k < R / TILE; ++k) {
-        if (k < tiles) {
-            const Planes3<COMPLEX> f = planes(m * (R / TILE) + k);
+        for (int j = 0; j < V; ++j) {
+            if constexpr (COMPLEX)
+                multiply(sr[j], si[j], f, xr[k][j][0], xr[k][j][1], xi[k][j][0], xi[k][j][1]);
+            else
+                sr[j].add(f.re, xr[k][j][0], xr[k][j][1]), si[j].add(f.im, xr[k][j][0], xr[k][j][1]);
+        }
+    };
+    if constexpr (COMPLEX || SOME == ALL) {
+        // Rolled for long columns: addresses would spill.
+#pragma unroll (COMPLEX && R > 64 ? 1 : 1024)
+        for (int m = 0; m < ALL; ++m) {
+            const int lane = lane_of();
+            const Pack signs = odd_rows(lane);
+            Sum<R> sr[V], si[V];
+            clear(sr, si);
 #pragma unroll
-            for (int j = 0; j < V; ++j) {
-                if constexpr (COMPLEX)
-                    multiply(sr[j], si[j], f, xr[k][j][0], xr[k][j][1], xi[k][j][0], xi[k][j][1]);
-                else
-                    sr[j].add(f.re, xr[k][j][0], xr[k][j][1]), si[j].add(f.im, xr[k][j][0], xr[k][j][1]);
+            for (int k = 0; k < SOME; ++k) {
+                if (k < tiles) {
+                    const Planes3<COMPLEX> f = planes(m * SOME + k, lane);
+                    add(sr, si, f, k);
+                    if (SOME < ALL && k + SOME < tiles) add(sr, si, turned(f, signs), k + SOME);
+                }
             }
+            done(m, lane, sr, si);
+        }
+    } else {
+        const int few = (tiles + 1) / 2;
+#pragma unroll
+        for (int m = 0; m < SOME; ++m) {
+            const int lane = lane_of();
+            Sum<R> sr[V], si[V], dr[V], di[V];
+            clear(sr, si);
+#pragma unroll
+            for (int k = 0; k < SOME; ++k)
+                if (k < few) add(sr, si, planes(m * ALL + k, lane), k);
+#pragma unroll
+            for (int j = 0; j < V; ++j) dr[j] = sr[j], di[j] = si[j];
+#pragma unroll
+            for (int k = 0; k < SOME; ++k) {
+                if (k < few) {
+                    const Planes3<COMPLEX> f = planes(m * ALL + k + SOME, lane);
+                    add(sr, si, f, k + SOME);
+                    add(dr, di, minus(f), k + SOME);
+                }
+            }
+            done(m, lane, sr, si);
+            done(m + SOME, lane, dr, di);
         }
     }
 }
@@ -167,18 +211,15 @@ __device__ __forceinline__ void sum_columns(
 template <int R, int V, int REST, int SPLIT, bool COMPLEX, int LAYOUT = V>
 __device__ __forceinline__ void columns_forward(
     const uint4* matrix, const TwoLevels& twiddle, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2],
-    uint4* re, uint4* im, int strip, int tiles, int lane) {
+    uint4* re, uint4* im, int strip, int tiles) {
     constexpr int STRIPS = SPLIT / (8 * V), pieces = REST / 8;
     constexpr bool TWO = SPLIT < REST;
-    const int g = lane / 4, t = lane % 4;
-    // Rolled for long columns: addresses would spill.
-#pragma unroll (COMPLEX && R > 64 ? 1 : 1024)
-    for (int m = 0; m < R / TILE; ++m) {
-        Sum<R> sr[V], si[V];
-        // The lane anew: of a matrix that it keeps from strip to strip the compiler loads what is left in pieces,
-        // each at the distance of 16 bytes, which meet in banks.
-        const int anew = thread_index() % LANES;
-        sum_columns<R, V, COMPLEX>([&](int i) { return Planes3<COMPLEX>(matrix, i, anew); }, m, xr, xi, sr, si, tiles);
+    // The lane anew: of a matrix that it keeps from strip to strip the compiler loads what is left in pieces, each at the
+    // distance of 16 bytes, which meet in banks. And addresses do not wait in registers.
+    const auto anew = [] { return (int)(thread_index() % LANES); };
+    const auto planes = [&](int i, int lane) { return Planes3<COMPLEX>(matrix, i, lane); };
+    multiply_columns<R, V, COMPLEX>(xr, xi, tiles, anew, planes, [&](int m, int lane, const Sum<R>(&sr)[V], const Sum<R>(&si)[V]) {
+        const int g = lane / 4, t = lane % 4;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             Pair a[V], b[V];
@@ -212,18 +253,20 @@ __device__ __forceinline__ void columns_forward(
                 }
             }
         }
-    }
+    });
 }
 
 // x[n, r] = sum_k F*[n, k] X[k, r] for 32 columns from 32 `group` on, eight neighbours at a time, to place
 // n * stride + r of the sink. REAL: im is not computed. Row tiles from `tiles` on are not wanted; ONE: nor are those
 // before the last one that is.
-template <int R, int V, bool REAL, bool ONE = false, typename Sink>
+template <int R, int V, bool REAL, bool ONE = false, typename Matrix, typename Sink>
 __device__ __forceinline__ void columns_inverse(
-    const uint4* matrix, const uint4* re, const uint4* im, int pieces, int group, int tiles, int lane, const Sink& sink, int stride) {
+    const Matrix& matrix, const uint4* re, const uint4* im, int pieces, int group, int tiles, int lane, const Sink& sink, int stride) {
     constexpr bool KEEP = R <= 64;  // operands of all rows stay in registers
     constexpr bool HOLD = REAL || R <= TILE;  // and so do the gates of a row tile, on their way meanwhile
+    constexpr int SOME = SOME_TILES<R>;
     const int g = lane / 4, t = lane % 4;
+    const Pack signs = odd_rows(lane);
     const unsigned from_re = shared_address(re), from_im = shared_address(im);
     const auto load = [&](int k, Pack(&r)[2][4], Pack(&i)[2][4]) {
         const int row = TILE * k + lane % TILE;
@@ -250,10 +293,8 @@ __device__ __forceinline__ void columns_inverse(
         Result<true> yr[4], yi[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) yr[j].clear(), yi[j].clear();
-#pragma unroll
-        for (int k = 0; k < R / TILE; ++k) {
+        const auto add = [&](const Planes3<!REAL>& f, int k) {
             if constexpr (!KEEP) load(k, xr[k], xi[k]);
-            const Planes3<!REAL> f = inverse_planes<!REAL>(matrix, m * (R / TILE) + k, lane);
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 const Pack* const r = &xr[k][j / 2][j % 2 * 2];
@@ -263,6 +304,12 @@ __device__ __forceinline__ void columns_inverse(
                 else
                     multiply(yr[j], yi[j], f, r[0], r[1], i[0], i[1]);
             }
+        };
+#pragma unroll
+        for (int k = 0; k < SOME; ++k) {
+            const Planes3<!REAL> f = inverse(matrix(m * SOME + k));
+            add(f, k);
+            if constexpr (SOME < R / TILE) add(turned(f, signs), k + SOME);
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -288,21 +335,30 @@ __device__ __forceinline__ void columns_inverse(
 }
 
 // The same for all REST columns, by WARPS warps: each takes groups of columns, or, of groups that are fewer, row tiles.
-template <int R, int V, int REST, int WARPS, bool REAL, typename Sink>
+// STEADY: a warp keeps the matrix from one group to the next.
+template <int R, int V, int REST, int WARPS, bool REAL, bool STEADY, typename Sink>
 __device__ __forceinline__ void columns_inverse_by(
-    const uint4* matrix, const uint4* re, const uint4* im, int warp, int tiles, int lane, const Sink& sink) {
-    constexpr int GROUPS = REST / 32, pieces = REST / 8;
+    const uint4* table, const uint4* re, const uint4* im, int warp, int tiles, int lane, const Sink& sink) {
+    constexpr int GROUPS = REST / 32, pieces = REST / 8, COUNT = R / TILE * SOME_TILES<R>;
+    constexpr bool HELD = STEADY && GROUPS > WARPS;
+    // The lane anew for each group, if the matrix is not kept: the compiler would keep a part of it (columns_forward).
+    const auto loaded = [&] { return Tiles<Planes3<!REAL>, COUNT, false>(table, 0, thread_index() % LANES); };
     if constexpr (GROUPS < WARPS && V != ANY_WIDTH) {
 #pragma unroll
         for (int i = 0; i < GROUPS * R / TILE; i += WARPS) {
             const int task = i + warp;
             if (task < GROUPS * tiles)
-                columns_inverse<R, V, REAL, true>(matrix, re, im, pieces, task % GROUPS, task / GROUPS + 1, lane, sink, REST);
+                columns_inverse<R, V, REAL, true>(loaded(), re, im, pieces, task % GROUPS, task / GROUPS + 1, lane, sink, REST);
         }
+    } else if constexpr (HELD) {
+        const Tiles<Planes3<!REAL>, COUNT, true> held(table, 0, lane);
+#pragma unroll
+        for (int group = warp; group < GROUPS; group += WARPS)
+            columns_inverse<R, V, REAL>(held, re, im, pieces, group, tiles, lane, sink, REST);
     } else {
 #pragma unroll
         for (int group = warp; group < GROUPS; group += WARPS)
-            columns_inverse<R, V, REAL>(matrix, re, im, pieces, group, tiles, lane, sink, REST);
+            columns_inverse<R, V, REAL>(loaded(), re, im, pieces, group, tiles, lane, sink, REST);
     }
 }
 

@@ -18,28 +18,6 @@ __device__ __forceinline__ RealSource<T> staged_strip(const RealSource<T>& sourc
     return {copy, source.gate == nullptr ? nullptr : copy + R * COLUMNS, R * COLUMNS, true};
 }
 
-// COUNT tiles of a table: loaded where they are used, or (HELD) in registers from one strip to the next.
-template <typename Tile, int COUNT, bool HELD>
-struct Tiles {
-    const uint4* from;
-    int lane;
-    Tile held[HELD ? COUNT : 1];
-
-    __device__ __forceinline__ Tiles(const unsigned char* table, int first, int lane)
-        : from(reinterpret_cast<const uint4*>(table) + first), lane(lane) {
-        if constexpr (HELD) {
-#pragma unroll
-            for (int i = 0; i < COUNT; ++i) held[i] = Tile(from, i, lane);
-        }
-    }
-    __device__ __forceinline__ Tile operator()(int i) const {
-        if constexpr (HELD)
-            return held[i];
-        else
-            return Tile(from, i, lane);
-    }
-};
-
 // What strips of 8 V columns are multiplied by, there or back: the matrix, and twiddles in two levels, the low one of
 // SPLIT columns. A warp that takes every STEP-th strip may hold low twiddles: all its strips have the same.
 template <int R, int V, int SPLIT, bool COMPLEX, int STEP, bool HELD_TWIDDLES, bool HELD_MATRIX>
@@ -48,7 +26,7 @@ struct StripTables {
     static_assert(!HELD_TWIDDLES || STEP % STRIPS == 0, "strips of a warp share low twiddles");
     using Low = Tiles<Planes3<false>, R / TILE * V / 2, HELD_TWIDDLES>;
 
-    const Tiles<Planes3<COMPLEX>, R / TILE * (R / TILE), HELD_MATRIX> matrix;
+    const Tiles<Planes3<COMPLEX>, R / TILE * SOME_TILES<R>, HELD_MATRIX> matrix;
     const unsigned char *low, *high;
     const Low first;  // of the first strip
 
@@ -74,10 +52,8 @@ __device__ __forceinline__ void device_forward(
     const uint2* const high_twiddles = reinterpret_cast<const uint2*>(tables.high);
     const int g = lane / 4, t = lane % 4;
     constexpr int STRIPS = SPLIT / (8 * V);
-#pragma unroll
-    for (int m = 0; m < R / TILE; ++m) {
-        Sum<R> sr[V], si[V];
-        sum_columns<R, V, COMPLEX>(tables.matrix, m, xr, xi, sr, si, tiles);
+    const auto planes = [&](int i, int) { return tables.matrix(i); };
+    multiply_columns<R, V, COMPLEX>(xr, xi, tiles, [=] { return lane; }, planes, [&](int m, int, const Sum<R>(&sr)[V], const Sum<R>(&si)[V]) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = TILE * m + 8 * i + g;
@@ -107,7 +83,7 @@ __device__ __forceinline__ void device_forward(
                 }
             }
         }
-    }
+    });
 }
 
 // A strip of the workspace, both planes.
@@ -123,6 +99,8 @@ template <int REST, int R, int V, int SPLIT, bool COMPLEX, int STEP, bool... HEL
 __device__ __forceinline__ void device_inverse(
     const StripTables<R, V, SPLIT, COMPLEX, STEP, HELD...>& tables, const From& from, int strip, int tiles, int lane, const Sink& sink) {
     constexpr bool REAL = !COMPLEX;
+    constexpr int SOME = SOME_TILES<R>;
+    const Pack signs = odd_rows(lane);
     const auto low = tables.twiddles(strip, lane);
     const uint4* const high = reinterpret_cast<const uint4*>(tables.high);
     const int t = lane % 4;
@@ -158,9 +136,7 @@ __device__ __forceinline__ void device_inverse(
             Result<true> yr[V], yi[V];
 #pragma unroll
             for (int j = 0; j < V; ++j) yr[j].clear(), yi[j].clear();
-#pragma unroll
-            for (int k = 0; k < R / TILE; ++k) {
-                const Planes3<!REAL> f = inverse(tables.matrix(m * (R / TILE) + k));
+            const auto add = [&](const Planes3<!REAL>& f, int k) {
 #pragma unroll
                 for (int j = 0; j < V; ++j) {
                     const Pack* const r = re.b[k][j];
@@ -170,6 +146,12 @@ __device__ __forceinline__ void device_inverse(
                     else
                         multiply(yr[j], yi[j], f, r[0], r[1], i[0], i[1]);
                 }
+            };
+#pragma unroll
+            for (int k = 0; k < SOME; ++k) {
+                const Planes3<!REAL> f = inverse(tables.matrix(m * SOME + k));
+                add(f, k);
+                if constexpr (SOME < R / TILE) add(turned(f, signs), k + SOME);
             }
 #pragma unroll
             for (int i = 0; i < 2; ++i) {

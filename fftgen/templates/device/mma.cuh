@@ -23,19 +23,71 @@ __device__ __forceinline__ Fragment fragment(const uint4* table, int tile, int l
     return {x.x, x.y, x.z, x.w};
 }
 
-// What a matrix tile brings: the planes of F and, where complex numbers meet complex numbers, -im F.
+// With the signs of some numbers turned.
+__device__ __forceinline__ Fragment turned(const Fragment& f, Pack signs) {
+    return {f.r[0] ^ signs, f.r[1] ^ signs, f.r[2] ^ signs, f.r[3] ^ signs};
+}
+__device__ __forceinline__ Fragment negative(const Fragment& f) { return turned(f, 0x80008000u); }
+
+// Tiles in a row, or a column, of the table of a matrix of R rows. Where R / 2 is a multiple of 16 half of them are
+// enough: F[k, n + R/2] is (-1)^k F[k, n], with the weights of real numbers F[k + R/2, n] is (-1)^n F[k, n].
+template <int R>
+constexpr int SOME_TILES = R % (2 * TILE) == 0 ? R / TILE / 2 : R / TILE;
+
+// What a matrix tile brings: the planes of F and, where complex numbers meet complex numbers, -im F. The latter is made
+// here: it takes four instructions, and four turns of the pipe of shared memory, which has the most to do, to load.
 template <bool COMPLEX>
 struct Planes3 {
     Fragment re, im, neg;
 
     Planes3() = default;
     __device__ __forceinline__ Planes3(const uint4* table, int tile, int lane) {
-        constexpr int PLANES = COMPLEX ? 3 : 2;
-        re = fragment(table, tile * PLANES, lane);
-        im = fragment(table, tile * PLANES + 1, lane);
-        if constexpr (COMPLEX) neg = fragment(table, tile * PLANES + 2, lane);
+        re = fragment(table, 2 * tile, lane);
+        im = fragment(table, 2 * tile + 1, lane);
+        if constexpr (COMPLEX) neg = negative(im);
     }
 };
+
+// A row of a strip whose even rows come before the odd ones (PARTED), where half of them fill whole tiles: the one that
+// stands in place n of row tile k. Or n of tile k as they are.
+template <int R, bool PARTED>
+__device__ __forceinline__ int strip_row(int k, int n) {
+    constexpr int SOME = SOME_TILES<R>;
+    return PARTED && SOME < R / TILE ? 2 * (TILE * (k % SOME) + n) + k / SOME : TILE * k + n;
+}
+
+// COUNT tiles of a table: loaded where they are used, or (HELD) in registers from one use to the next.
+template <typename Tile, int COUNT, bool HELD>
+struct Tiles {
+    const uint4* from;
+    int lane;
+    Tile held[HELD ? COUNT : 1];
+
+    __device__ __forceinline__ Tiles(const void* table, int first, int lane)
+        : from(reinterpret_cast<const uint4*>(table) + first), lane(lane) {
+        if constexpr (HELD) {
+#pragma unroll
+            for (int i = 0; i < COUNT; ++i) held[i] = Tile(from, i, lane);
+        }
+    }
+    __device__ __forceinline__ Tile operator()(int i) const {
+        if constexpr (HELD)
+            return held[i];
+        else
+            return Tile(from, i, lane);
+    }
+};
+
+// Signs that turn the odd rows of a tile.
+__device__ __forceinline__ Pack odd_rows(int lane) { return lane / 4 % 2 * 0x80008000u; }
+
+template <bool COMPLEX>
+__device__ __forceinline__ Planes3<COMPLEX> turned(const Planes3<COMPLEX>& f, Pack signs) {
+    Planes3<COMPLEX> x;
+    x.re = turned(f.re, signs), x.im = turned(f.im, signs);
+    if constexpr (COMPLEX) x.neg = negative(x.im);
+    return x;
+}
 
 // The same of the inverse. A matrix without weights is symmetric, its inverse the conjugate: the same planes.
 __device__ __forceinline__ Planes3<true> inverse(const Planes3<true>& f) {
@@ -59,12 +111,15 @@ __device__ __forceinline__ void multiply(R& zr, R& zi, const Planes3<true>& f, P
     zi.add(f.im, r0, r1);
 }
 
-// What an odd frequency adds to one half of the numbers it takes from the other: -F.
+// What an odd frequency adds to one half of the numbers it takes from the other: -F. Odd numbers, of frequencies.
 __device__ __forceinline__ Planes3<true> minus(const Planes3<true>& f) {
-    Planes3<true> m = f;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) m.re.r[i] ^= 0x80008000u;
-    m.im = f.neg, m.neg = f.im;
+    Planes3<true> m;
+    m.re = negative(f.re), m.im = f.neg, m.neg = f.im;
+    return m;
+}
+__device__ __forceinline__ Planes3<false> minus(const Planes3<false>& f) {
+    Planes3<false> m;
+    m.re = negative(f.re), m.im = negative(f.im);
     return m;
 }
 

@@ -5,8 +5,8 @@
 
 namespace fftgen {
 
-// R rows of a strip, on their way from a tensor.
-template <int R, int V>
+// R rows of a strip, on their way from a tensor; PARTED: even ones before odd ones, if half of them fill whole tiles.
+template <int R, int V, bool PARTED>
 struct Strip : Operands<R, V> {
     using Operands<R, V>::b;
     unsigned peak;  // of the strip: the numbers were scaled by its power
@@ -14,7 +14,7 @@ struct Strip : Operands<R, V> {
     // A real row, n = first + row * stride + column, zero beyond its length; scaled by the strip's own power.
     template <bool SHARED, typename Source>
     __device__ __forceinline__ void fetch(const Source& source, int first, int stride, int lane) {
-        const int at = first + lane % 4 * 2 * stride + lane / 4 * V;
+        const int at = first + strip_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V;
         if (source.gate == nullptr)
             load<SHARED, false>(source, at, stride);
         else
@@ -25,7 +25,7 @@ struct Strip : Operands<R, V> {
     // The same, scaled by a power that is known; zeros in place of a row that is not finite.
     template <bool SHARED, typename Source>
     __device__ __forceinline__ void fetch(const Source& source, int first, int stride, int lane, const Power& power) {
-        const int at = first + lane % 4 * 2 * stride + lane / 4 * V;
+        const int at = first + strip_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V;
         Peak<typename Source::Number> unused;
         float x[R / TILE][4][V];
         if (source.gate == nullptr)
@@ -56,7 +56,7 @@ struct Strip : Operands<R, V> {
         for (int k = 0; k < R / TILE; ++k)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                near.template wide<V, SHARED, GATED>((TILE * k + i % 2 + i / 2 * 8) * stride, x[k][i], most);
+                near.template wide<V, SHARED, GATED>(strip_row<R, PARTED>(k, i % 2 + i / 2 * 8) * stride, x[k][i], most);
     }
 
     __device__ __forceinline__ void scale(const float (&x)[R / TILE][4][V], const Power& power) {
