@@ -83,6 +83,7 @@ def _shared(found: Gradient) -> int:
         return total + copies + 2 * 2 * 2 * n * planes
     matrices = 2 * work.column_matrices(plan, kernel, False) + back * work.column_matrices(plan, kernel, True)
     twiddles = 2 * work.outer_twiddles(plan, False) + back * work.outer_twiddles(plan, True)
+    twiddles += back * work.read_again(plan, kernel)
     return total + (2 + back) * 8 * n + int(twiddles * n) + n // plan.row_length * matrices
 
 

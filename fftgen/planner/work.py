@@ -21,6 +21,8 @@ OPERAND_TRAFFIC = 8  # two 16-bit numbers written, two read
 # multiprocessor instead of 128 (3.27 TB/s between the pairs of an H100 PCIe, arXiv 2402.13499).
 REMOTE = 8
 VECTOR = 8  # numbers of a piece of 16 bytes
+KEPT_ROWS = 64  # of a group of columns, on the way back, that stay in registers for all row tiles
+LOW_RUN = 32  # columns of a row that four threads store together, with low twiddles of their own
 THERE, BACK = "forward", "inverse"
 ELEMENT = 4  # bytes of a complex number of two 16-bit parts: workspace and spectrum
 WMMA_PER_ELEMENT = 1.1  # instructions per complex element, stage and direction, per lane
@@ -190,11 +192,18 @@ def outer_twiddles(plan: Plan, back: bool) -> float:
     """Bytes of the outer twiddles that threads load, a point of the transform: there, or back.
 
     Of two levels a number of the low one for every point, and of the high one, each part twice, for so many
-    as a thread stores at a time.
+    as a thread stores at a time. Back, pieces that a thread stores of a row tile share the low one where the
+    runs of columns that they lie in do (columns.cuh: store_rows).
     """
-    stage = plan.inner[0]
-    at_once = VECTOR if back else 2 * plan.body.columns
-    return ELEMENT + (2 * ELEMENT / at_once if stage.two_levels else 0)
+    stage, columns = plan.inner[0], plan.factors[-1]
+    if not stage.two_levels:
+        return ELEMENT
+    if not back:
+        return ELEMENT + 2 * ELEMENT / (2 * plan.body.columns)
+    runs = stage.split // LOW_RUN
+    pieces = columns // TILE
+    different = min(runs, columns // LOW_RUN) if pieces > 1 and TILE // 2 % runs == 0 else pieces
+    return ELEMENT * different / pieces + 2 * ELEMENT / VECTOR
 
 
 def _mma_shared(plan: Plan, kernel: Kernel) -> int:
@@ -221,7 +230,15 @@ def _mma_shared(plan: Plan, kernel: Kernel) -> int:
     matrices = column_matrices(plan, kernel, False) + column_matrices(plan, kernel, True)
     twiddles = outer_twiddles(plan, False) + outer_twiddles(plan, True)
     # Two exchanges, outer twiddles there and back.
-    return total + 16 * n + int(twiddles * n) + transforms * matrices
+    return total + 16 * n + int((twiddles + read_again(plan, kernel)) * n) + transforms * matrices
+
+
+def read_again(plan: Plan, kernel: Kernel) -> int:
+    """Bytes of a point of a block's columns that are read once more on the way back (columns.cuh: KEEP, ONE):
+    for every row tile but one, where rows are too many for registers or warps share the tiles of a group."""
+    radix = plan.inner[0].radix
+    tiles = radix > KEPT_ROWS or plan.row_length // radix // 32 < kernel.warps
+    return ELEMENT * (radix // TILE - 1) if tiles else 0
 
 
 def column_matrices(plan: Plan, kernel: Kernel, back: bool) -> int:

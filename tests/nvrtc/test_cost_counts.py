@@ -21,7 +21,7 @@ from fftgen.emulate import Simulated
 from fftgen.errors import InternalError, ToolchainError
 from fftgen.execute import storage
 from fftgen.pipeline import Built, build_plan
-from fftgen.planner import search
+from fftgen.planner import fragments, search
 from fftgen.planner.filter_work import filter_work
 from fftgen.planner.launch import items_per_channel
 from fftgen.planner.plan import Plan
@@ -102,6 +102,31 @@ def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
             ("spectrum", "loads", work.spectrum),
         ):
             assert moved(counters, buffer, kind) == transforms * predicted, (kernel.label, buffer, kind)
+
+
+PIPED = (
+    *[p for p in PLANS if p.engine == "mma" and p.problem.length == p.transform],
+    search.plan(Problem("causal", 1024, "bf16"), "sm_90"),
+    shaped("causal", (32, 16, 32), 0, "mma"),  # twiddles in two levels, here and below
+    shaped("circular", (16, 32, 32), 0, "mma"),
+    shaped("causal", (80, 16, 16), 0, "mma"),
+)
+
+
+@pytest.mark.drawn(3)
+@pytest.mark.parametrize("plan", PIPED, ids=str)
+def test_what_passes_the_pipe_of_shared_memory_is_what_the_model_says(plan: Plan) -> None:
+    """Beside tables that blocks copy to shared memory, once each, and peaks of rows, below a hundredth."""
+    transforms = CHANNELS * items_per_channel(plan, BATCH)
+    kernel = plan.body
+    report = simulated(plan).reports[plan.entry(kernel)]
+    counters = report.counters
+    copied = 2 * report.blocks * fragments.copied(plan.tables)  # loaded, and stored
+    shared = counters.shared_loads.bytes + counters.shared_stores.bytes
+    found = shared + moved(counters, "tables", "loads") + moved(counters, "spectrum", "loads") - copied
+    work = kernel_work(plan, kernel, target(plan.target))
+    brought = work.loaded if kernel.brought else 0  # on its way past the pipe, but into shared memory
+    assert transforms * (work.shared_bytes + brought) == pytest.approx(found, rel=0.01)
 
 
 @pytest.mark.drawn(4, together="counted plans")

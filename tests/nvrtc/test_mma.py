@@ -577,7 +577,10 @@ FEW_SPILLED = {
     ("circular", 16_384, "sm_80"): 12,
     ("circular", 32_768, "sm_80"): 12,
     ("circular", 32_768, "sm_90"): 12,
+    ("circular", 32_768, "sm_89"): 4,
 }
+# Pairs of fp16 rows, whose chain multiplies by whole matrices: four operands of a strip wait as well.
+FEW_IN_FP16 = {("circular", 32_768, "sm_80"): 56, ("circular", 32_768, "sm_90"): 36}
 
 
 @pytest.mark.drawn(3)
@@ -620,7 +623,10 @@ def test_at_least_sixteen_warps_stay_resident_at_4096() -> None:
 def test_sweep(mode: str, length: int, dtype: str, target: str, rng: np.random.Generator) -> None:
     """Every combination of options; with none of them spilling but what is known to."""
     plan = plan_for(mode, length, dtype, target)
-    few = FEW_SPILLED.get((mode, length, target), 0)
+    shape = mode, length, target
+    few = FEW_SPILLED.get(shape, 0)
+    if dtype == "fp16":
+        few = FEW_IN_FP16.get(shape, few)
     for name, taken in compiled.cubin(render(plan), target).resources.items():
         assert max(taken.spill_store_bytes, taken.spill_load_bytes) <= few, name
     for options in COMBINATIONS:
