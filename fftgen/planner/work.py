@@ -210,14 +210,16 @@ def _mma_shared(plan: Plan, kernel: Kernel) -> int:
     """Exchanges, tables, spectrum, twiddles.
 
     An exchange writes and reads 4 bytes a complex element; a table of the register chain is read once for
-    each group of rows that a warp takes at a time, one of columns once for each strip.
+    each group of rows that a warp takes at a time, one of columns once for each strip. Low twiddles that a
+    warp keeps (mma_rules.steady) are not counted: its first strip is one of many.
     """
     n = plan.transform
     sizes = {t.name: t.nbytes for t in plan.tables}
     if kernel.role in ("columns", "columns_inverse"):
         width = plan.kernel("columns", 1).columns
         matrix = "device" if kernel.role == "columns" else "device_inverse"
-        return 4 * n + sizes[matrix] * plan.stages[0].rest // (8 * width)
+        low = 0 if kernel.role in steady(plan).twiddles else ELEMENT * n
+        return low + ELEMENT * n // width + sizes[matrix] * plan.stages[0].rest // (8 * width)
     if kernel.role == "peaks":
         return 0
     chain = sum(sizes[name] for name in sizes.keys() & fragments.CHAIN)

@@ -15,6 +15,7 @@ from fftgen.planner import call_cost, fragments, search
 from fftgen.planner import cost as costs
 from fftgen.planner.cost import Cost, KernelCost, cost, filter_cost
 from fftgen.planner.filter import filter_launches
+from fftgen.planner.mma_rules import steady
 from fftgen.planner.plan import TILE, Kernel, Plan, Table
 from fftgen.planner.work import signs
 from fftgen.problem import Problem
@@ -87,6 +88,8 @@ def as_measured(plan: Plan, kernel: KernelCost, gated: bool) -> KernelCost:
         l2 += signal * (2 if inside else 1)
         memory += signal * (2 if inside else kernel.name != "columns1")  # columns find theirs in the L2
         instructions += plan.transform / 128 * GATES * (1 if inside else 0.5)
+    if made.role in steady(plan).twiddles:  # none were kept
+        seconds["shared memory"] *= 1 + 4 * plan.transform / work.pipe_bytes
     seconds["device memory"] = memory / CHIP.bandwidth
     seconds["L2"] = l2 / CHIP.l2_bandwidth
     seconds["issue slots"] *= instructions / work.instructions

@@ -21,7 +21,7 @@ from fftgen.emulate import Simulated
 from fftgen.errors import InternalError, ToolchainError
 from fftgen.execute import storage
 from fftgen.pipeline import Built, build_plan
-from fftgen.planner import fragments, search
+from fftgen.planner import fragments, mma_rules, search
 from fftgen.planner.filter_work import filter_work
 from fftgen.planner.launch import items_per_channel
 from fftgen.planner.plan import Plan
@@ -127,6 +127,22 @@ def test_what_passes_the_pipe_of_shared_memory_is_what_the_model_says(plan: Plan
     work = kernel_work(plan, kernel, target(plan.target))
     brought = work.loaded if kernel.brought else 0  # on its way past the pipe, but into shared memory
     assert transforms * (work.shared_bytes + brought) == pytest.approx(found, rel=0.01)
+
+
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize("plan", [p for p in PIPED if p.device_stages], ids=str)
+def test_tables_that_strips_load_are_what_the_model_says(plan: Plan) -> None:
+    """A warp has one strip here, and loads the twiddles that it would keep."""
+    transforms = CHANNELS * items_per_channel(plan, BATCH)
+    for role in ("columns", "columns_inverse"):
+        kernel = plan.kernel(role)
+        report = simulated(plan).reports[plan.entry(kernel)]
+        width = plan.kernel("columns").columns
+        strips = transforms * plan.stages[0].rest // (8 * width)
+        kept = 4 * 8 * width * plan.stages[0].radix if role in mma_rules.steady(plan).twiddles else 0
+        assert report.blocks * kernel.warps >= strips
+        found = moved(report.counters, "tables", "loads") - strips * kept
+        assert found == transforms * kernel_work(plan, kernel, target(plan.target)).shared_bytes
 
 
 @pytest.mark.drawn(4, together="counted plans")
