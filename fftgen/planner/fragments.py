@@ -303,7 +303,7 @@ def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
             if high < len(frequencies):  # even numbers before odd ones
                 numbers = np.concatenate([numbers[0::2], numbers[1::2]])
             k, n = _tiles(_LEFT, frequencies[:high], numbers[:wide])
-        # Of the inverse the same planes: inverse_planes (templates/device/mma.cuh) takes -im for im.
+        # Of the inverse the same planes: inverse (templates/device/mma.cuh) takes -im for im.
         return _planes(matrix(plan, stage, k, n), 2, kind)
     if name == "last":
         n, k = _tiles(_LEFT if inverse else _RIGHT, (pi if inverse else tau)[:high], columns)

@@ -251,7 +251,7 @@ __device__ __forceinline__ void chain_back(
     // The same matrix as in the first step, asked for anew: it would fill registers from there to here.
     const int last_lane = REAL ? thread_index() % LANES : lane;
     step_back<Out, REAL, FIRST_HALVES_BACK>(
-        wr, wi, last_lane, [&](int i) { return inverse_planes<!REAL>(tables.first_inverse, i, last_lane); },
+        wr, wi, last_lane, [&](int i) { return inverse(Planes3<!REAL>(tables.first_inverse, i, last_lane)); },
         [&](int m, const Out(&re)[G][2 * COLUMNS], const Out(&im)[G][2 * COLUMNS]) {
 #pragma unroll
             for (int g = 0; g < G; ++g) emit(g, m, re[g], im[g]);

@@ -137,13 +137,8 @@ struct CopiedOrHeld {
     }
 };
 
-// The spectrum of the filter that one side meets: conjugate for V.
-__device__ __forceinline__ Fragment turned(Fragment imaginary, int side) {
-    const Pack sign = side == 0 ? 0u : 0x80008000u;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) imaginary.r[i] ^= sign;
-    return imaginary;
-}
+// Signs of the imaginary part of the spectrum that one side meets, which is conjugate for V.
+__device__ __forceinline__ Pack spectrum_signs(int side) { return side == 0 ? 0u : 0x80008000u; }
 
 // Two results side by side as the pieces that a lane keeps of X.
 __device__ __forceinline__ uint4 keep(const Tile (&x)[2]) { return {x[0].v[0], x[0].v[1], x[1].v[0], x[1].v[1]}; }

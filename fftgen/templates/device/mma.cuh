@@ -97,10 +97,6 @@ __device__ __forceinline__ Planes3<true> inverse(const Planes3<true>& f) {
 }
 // That of one which is given as it stands, (re, -im).
 __device__ __forceinline__ Planes3<false> inverse(const Planes3<false>& f) { return f; }
-template <bool COMPLEX>
-__device__ __forceinline__ Planes3<COMPLEX> inverse_planes(const uint4* table, int tile, int lane) {
-    return inverse(Planes3<COMPLEX>(table, tile, lane));
-}
 
 // (zr, zi) += F (xr, xi), both operands complex.
 template <typename R>
@@ -118,9 +114,7 @@ __device__ __forceinline__ Planes3<true> minus(const Planes3<true>& f) {
     return m;
 }
 __device__ __forceinline__ Planes3<false> minus(const Planes3<false>& f) {
-    Planes3<false> m;
-    m.re = negative(f.re), m.im = negative(f.im);
-    return m;
+    return turned(f, 0x80008000u);
 }
 
 // Sum and difference of packed fp16 numbers, in their places.
