@@ -15,7 +15,7 @@ import torch
 from fftgen import emulate, sampled
 from fftgen.cache import Cache
 from fftgen.execute import storage
-from fftgen.hot_path import hot_paths
+from fftgen.hot_path import hot_paths, whole_hot_paths
 from fftgen.pipeline import Built, build_plan
 from fftgen.planner import search
 from fftgen.planner.cost import matrix_operations
@@ -63,7 +63,7 @@ class Figures:
             pieces = self.plan.transform // 128
             causes = [f"{self.operations / pieces:.0f} matrix operations"]
             if self.plan.device_stages:
-                causes.append("three kernels load and store, twiddles in two levels")
+                causes.append("three stages load and store, twiddles in two levels")
             if self.plan.rows_per_item == 2:
                 causes.append("two rows are loaded, scaled and stored for a transform")
             if self.gated:
@@ -126,6 +126,7 @@ def figures(
     resources = {k.role: built.resources[plan.entry(k)] for k in plan.every_kernel}
     whole = plan.transform <= FULL_POINTS
     counted = sum(operations.values()) // transforms if whole else matrix_operations(plan)
+    paths = (whole_hot_paths if full(plan) else hot_paths)(plan, gated)
     return Figures(
         problem=problem,
         gated=gated,
@@ -138,9 +139,7 @@ def figures(
             for report in reports.values()
             for a in (report.counters.shared_loads, report.counters.shared_stores)
         ),
-        instructions={k: v.per_128 for k, v in hot_paths(plan, gated).items()}
-        if plan.engine == "mma"
-        else {},
+        instructions={k: v.per_128 for k, v in paths.items()},
         registers={role: r.registers for role, r in resources.items()},
         spilled=sum(r.spill_store_bytes + r.spill_load_bytes for r in resources.values()),
         resident={
@@ -234,12 +233,12 @@ def page(found: Sequence[Figures], target: str, compiler: str) -> str:
         "operations (m16n8k16) of one transform, counted in the simulator; 32-byte sectors of u, gates and y",
         "and wavefronts of shared memory over the least possible; machine instructions of a warp for 128",
         "complex elements, counted in the compiled code of the path that aligned rows of full length take",
-        "(all kernels of a long transform together); registers a thread; warps resident on a",
+        "(all stages of a long transform together); registers a thread; warps resident on a",
         "multiprocessor. A circular transform does two rows. Two results: gradients of u and of its gate, by",
-        "one transform. 65 536 points are counted in the one launch that takes many rows (the last of their",
-        "registers and warps), their instructions in the kernels of a launch for each stage. Longer",
-        "ones are counted on sampled blocks of the latter, with gates in all but the instructions, sectors",
-        "against each kernel's own least.",
+        "one transform. From 65 536 points on many rows take one launch for all stages (the last of the",
+        "registers and warps): instructions are its own, and so is all that is counted of 65 536 points.",
+        "Longer ones are simulated in sampled blocks of a launch for each stage, with gates, sectors against",
+        "each kernel's own least.",
         "",
         f"The bounds asked of 4096 points, causal: sectors {SECTORS}, wavefronts {WAVEFRONTS}, "
         f"{INSTRUCTIONS} instructions, {WARPS} warps, no spill. The last column says why a figure is beyond.",

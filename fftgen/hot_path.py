@@ -92,6 +92,42 @@ def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str
     return found
 
 
+def whole_hot_paths(plan: Plan, gated: bool) -> dict[str, HotPath]:
+    """By role: the stages of a long transform, in the kernel that does them all (none where no plan has one).
+
+    What finds the sizes of pairs before is not counted, as in ``hot_paths``.
+    """
+    kernel = plan.whole
+    if kernel is None:
+        return {}
+    length = min(plan.problem.length, plan.transform)
+    cubin = nvrtc.compile_cubin(specialised(render(plan), length, gated), plan.target)
+    code, loops = _parsed(_kernels(sass.disassemble(cubin.image))[plan.entry(kernel)])
+    begin, end = max(loops, key=_size)
+    inside = [(a, b) for a, b in loops if begin < a and b <= end]
+    outer = [x for x in inside if not any(a <= x[0] and x[1] <= b for a, b in inside if (a, b) != x)]
+    stages = sorted(x for x in outer if any(opcode.startswith("HMMA") for opcode, _ in code[slice(*x)]))
+    rows = max(stages, key=_size)
+    there, back = stages[: stages.index(rows)], stages[stages.index(rows) + 1 :]
+    lines = plan.inner[0].radix
+    times = [n for n in (kernel.held, lines - kernel.held) if n]  # in lines of a row: strips in either place
+    if not len(there) == len(back) == len(times):
+        raise InternalError(f"{len(stages)} loops with products in {plan.entry(kernel)}")
+    team = replace(plan.body, warps=kernel.warps // kernel.items)
+    again = max((_size(x) for x in inside if rows[0] < x[0] and x[1] < rows[1]), default=0)
+    strip = plan.stages[0].radix * 8 * plan.kernel("columns").columns
+
+    def strips(loops: list[tuple[int, int]]) -> HotPath:
+        return HotPath(sum(n * _size(x) for n, x in zip(times, loops, strict=True)), lines * strip)
+
+    turns = _turns(plan, team)
+    return {
+        "columns": strips(there),
+        "rows": HotPath(_size(rows) + (turns - 1) * again, plan.row_length // team.warps),
+        "columns_inverse": strips(back),
+    }
+
+
 def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
     """The same for a gradient: its own kernel and the columns around it, for a row of each signal.
 
@@ -140,6 +176,14 @@ def _kernels(listing: str) -> dict[str, list[str]]:
 
 def _body(lines: list[str], turns: int) -> int:
     """Instructions of the longest loop; those of a loop inside it that is no copy count ``turns`` times."""
+    _, loops = _parsed(lines)
+    begin, end = max(loops, key=_size)
+    again = max((_size((a, b)) for a, b in loops if begin < a and b < end), default=0)
+    return end - begin + (turns - 1) * again
+
+
+def _parsed(lines: list[str]) -> tuple[list[tuple[str, str]], list[tuple[int, int]]]:
+    """Opcodes with their operands, and where loops begin and end."""
     labels: dict[str, int] = {}
     code: list[tuple[str, str]] = []
     for line in lines:
@@ -154,7 +198,8 @@ def _body(lines: list[str], turns: int) -> int:
             loops.append((labels[target[1]], end + 1))
     if not loops:
         raise InternalError("no loop over the work in the disassembly")
-    begin, end = max(loops, key=lambda x: x[1] - x[0])
-    inner = [(a, b) for a, b in loops if begin < a and b < end]
-    again = max((b - a for a, b in inner), default=0)
-    return end - begin + (turns - 1) * again
+    return code, loops
+
+
+def _size(loop: tuple[int, int]) -> int:
+    return loop[1] - loop[0]

@@ -211,6 +211,7 @@ def _mma_names(plan: Plan) -> dict[str, Any]:
         "sink": twins.prefix(plan) + ("real_sink" if plan.real_input else "pair_sink"),
         "shared_tables": fragments.copied(plan.tables),
         "ahead": mma_rules.ahead(plan) and not plan.body.brought,
+        "whole_ahead": mma_rules.whole_ahead(plan),
         "steady": mma_rules.steady(plan),
         "tight": mma_rules.tight(plan),
         "size_words": size_words(plan),

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 from fftgen.planner import work as counts
 from fftgen.planner.filter_work import filter_work
-from fftgen.planner.plan import TILE, Plan
-from fftgen.planner.whole import holding
+from fftgen.planner.plan import TILE, Kernel, Plan
+from fftgen.planner.whole import holding, share
 from fftgen.planner.work import Work, kernel_work
 from fftgen.targets import Target
 
@@ -22,6 +23,8 @@ RESOURCES = ("device memory", "L2", "shared memory", "tensor cores", "issue slot
 PIPE_BYTES = 128  # of shared memory and L1, a cycle and multiprocessor
 SCHEDULERS = 4  # of a multiprocessor, an instruction of a warp a cycle each
 FILL_WARPS = 16  # resident warps from which on latencies are hidden
+# Instructions for 128 elements that places in shared memory take more than those in the workspace (compiled).
+ADDRESSES = {"columns_inverse": 4, "columns": 1, "rows": 11}
 SHOWING, SHOWING_OUTSIDE = 0.254, 0.964  # of the other resources' time: of inner stages, of those around
 
 
@@ -208,27 +211,47 @@ def in_one_launch(plan: Plan, price: Cost, target: Target) -> Cost:
     """The same where one launch does all stages (planner/whole.py), stage by stage.
 
     Rows by themselves are read once, from device memory: their strips are scaled by peaks of their own, so no
-    kernel looks for those of rows before. Where the blocks of a cluster hold the rows, no workspace passes
-    the L2.
+    kernel looks for those of rows before. What blocks have of the rows in their shared memory passes no
+    workspace in the L2, and leaves less room in the L1.
     """
     kernels = list(price.kernels)
+    if plan.whole is None:
+        return price
     if plan.real_input:
         peaks, columns, *others = kernels
         work = replace(columns.work, device_bytes=columns.work.device_bytes + peaks.work.device_bytes)
         memory = columns.seconds["device memory"] + peaks.seconds["device memory"]
         seconds = {**columns.seconds, "device memory": memory}
         kernels = [replace(columns, work=work, seconds=seconds), *others]
-    if plan.whole is not None and plan.whole.row:
-        kernels = [_in_cluster(k, holding(plan, plan.whole), target) for k in kernels]
+    kernels = [_beside(k, plan, plan.whole, target) for k in kernels]
+    if plan.whole.row:
+        part, blocks = share(plan, plan.whole), holding(plan, plan.whole)
+        kernels = [_in_shared(k, plan, part, blocks, target) for k in kernels]
     return Cost(tuple(kernels))
 
 
-def _in_cluster(kernel: KernelCost, blocks: int, target: Target) -> KernelCost:
-    """A stage whose workspace is the shared memory of so many blocks: columns meet rows of all of them."""
+def _beside(kernel: KernelCost, plan: Plan, whole: Kernel, target: Target) -> KernelCost:
+    """A stage whose tables have the L1 that the one launch leaves."""
+    if kernel.name != plan.body.label:
+        return kernel
+    done = replace(kernel.work, tables=counts.tables(plan, whole, target))
+    return replace(kernel, work=done, seconds=_seconds(done, target, kernel.resident))
+
+
+def _in_shared(kernel: KernelCost, plan: Plan, part: Fraction, blocks: int, target: Target) -> KernelCost:
+    """A stage part of whose workspace is the shared memory of so many blocks: columns meet rows of all."""
     work = kernel.work
-    far = work.workspace_bytes * (blocks - 1) // blocks if kernel.name.startswith("columns") else 0
-    shared = work.shared_bytes + work.workspace_bytes
-    done = replace(work, workspace_loaded=0, workspace_stored=0, shared_bytes=shared, remote=far)
+    addresses = next((n for name, n in ADDRESSES.items() if kernel.name.startswith(name)), 0)
+    loaded, stored = int(part * work.workspace_loaded), int(part * work.workspace_stored)
+    far = (loaded + stored) * (blocks - 1) // blocks if kernel.name.startswith("columns") else 0
+    done = replace(
+        work,
+        workspace_loaded=work.workspace_loaded - loaded,
+        workspace_stored=work.workspace_stored - stored,
+        shared_bytes=work.shared_bytes + loaded + stored,
+        remote=far,
+        instructions=work.instructions + addresses * plan.transform / 128,
+    )
     return replace(kernel, work=done, seconds=_seconds(done, target, kernel.resident))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fftgen.planner.plan import TILE, Kernel, Plan
-from fftgen.planner.whole import Clusters, clusters, strip_peaks
+from fftgen.planner.whole import Clusters, clusters, share, strip_peaks
 from fftgen.targets import target
 
 MAX_RUN = 16  # pieces that one worker takes in a row: longer ones would leave the end of a launch to few
@@ -53,7 +53,7 @@ def together(plan: Plan, batch: int, channels: int) -> Clusters | None:
 def workspace_elements(plan: Plan, batch: int, channels: int, whole: Clusters | None = None) -> int:
     """16-bit elements of workspace that a call needs; bounded whatever the batch: by ``plan.chunk_bytes``,
     or where one launch carries it out by a place for every cluster."""
-    if not plan.chunk_bytes or (whole and plan.whole and plan.whole.row):
+    if not plan.chunk_bytes or (whole and plan.whole and plan.whole.row and share(plan, plan.whole) == 1):
         return 0
     places = whole.total if whole else chunk_items(plan, items_per_channel(plan, batch) * channels)
     return 2 * plan.transform * places

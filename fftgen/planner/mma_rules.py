@@ -98,9 +98,13 @@ def outer_split(stage: Stage, body: Kernel, target: Target, exact: bool) -> int:
     resident blocks, what a block reads beside its signals would come from the L2 again and again. ``exact``:
     the second rounding of two levels is not to be had (pairs of fp16 rows: 1.27e-3 where 1.24e-3 is allowed).
     """
+    return stage.rest if exact or one_level_fits(stage, body, target) else two_levels(body)
+
+
+def one_level_fits(stage: Stage, kernel: Kernel, target: Target) -> bool:
+    """Whether the L1 has room for one level beside the resident blocks of a kernel, and for a spectrum."""
     one = 2 * 4 * stage.radix * stage.rest
-    fits = one + one // 2 <= target.l1_beside(body.resident, body.shared_bytes)
-    return stage.rest if fits or exact else two_levels(body)
+    return one + one // 2 <= target.l1_beside(kernel.resident, kernel.shared_bytes)
 
 
 def two_levels(body: Kernel) -> int:
@@ -358,6 +362,15 @@ def ahead(plan: Plan) -> bool:
     if plan.device_stages or not plan.real_input or chip.capability < AHEAD or chip.virtual:
         return False
     return plan.memory_class == "block" or plan.transform > CHAIN_POINTS
+
+
+def whole_ahead(plan: Plan) -> bool:
+    """Whether the launch that does all stages has the L2 bring what it reads next: where a multiprocessor has
+    one block, and nothing else to do while that waits."""
+    chip = find_target(plan.target)
+    if plan.whole is None or plan.whole.row < plan.stages[0].radix:
+        return False
+    return plan.real_input and chip.capability >= AHEAD and not chip.virtual
 
 
 def _block_kernel(

@@ -77,7 +77,8 @@ class Kernel:
     ``items``: transforms that a block works on at a time ("warp" placed tiles: one per warp; "whole": rows).
     ``resident`` is the number of blocks per multiprocessor that registers must leave room for.
     ``pitch`` is the distance of tile rows in shared memory, ``row`` the distance of block rows (elements); of
-    "whole" the rows of the workspace that a block's shared memory holds, 0 where they stand in the L2.
+    "whole" the rows of the workspace that a block's shared memory holds, 0 where they stand in the L2;
+    ``held`` of the lines of each, as many as the radix of the block stage: the others stand in the L2.
     Offsets are in bytes from the start of dynamic shared memory; ``matrices_at`` < 0: the DFT matrices
     stay in device memory.
 
@@ -104,6 +105,7 @@ class Kernel:
     group: int = 0
     brought: int = 0
     brought_at: int = 0
+    held: int = 0
 
     @property
     def label(self) -> str:
@@ -112,9 +114,9 @@ class Kernel:
 
 
 def plain(kernel: Kernel) -> dict[str, Any]:
-    """What JSON says of a kernel: that nothing is brought to it goes without saying."""
+    """What JSON says of a kernel: that nothing is brought to it, or held, goes without saying."""
     raw = asdict(kernel)
-    return {name: x for name, x in raw.items() if x or name not in ("brought", "brought_at")}
+    return {name: x for name, x in raw.items() if x or name not in ("brought", "brought_at", "held")}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
+from typing import NamedTuple
 
 from fftgen.dtypes import DTYPES
 from fftgen.errors import InputError, NoPlanError
@@ -28,7 +29,7 @@ from fftgen.planner.rules import (
     supports_dtype,
 )
 from fftgen.planner.tables import layout, twiddle_split
-from fftgen.planner.whole import whole_kernel
+from fftgen.planner.whole import held_kernel, whole_kernel
 from fftgen.problem import MAX_LENGTH, Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -38,7 +39,7 @@ AND_FORMAT = ":"  # between an engine and a compute format that is not its first
 LENGTHS_TRIED = 12
 ALONE = 1.1  # times longer than predicted takes a block that has a multiprocessor for itself
 BROUGHT = 0.9  # of the time, at a guess, where rows are on their way: it decides between layouts, not shapes
-CLOSE = 1.02  # times longer than the shortest: instructions alone are known no better
+CLOSE = 1.03  # times longer than the shortest: instructions alone are known no better
 ENOUGH_WARPS = 20  # resident on a multiprocessor: of 4096 points, and more gain nothing (H200, results/)
 FEW_WARPS = 1.03  # times longer with 16
 CHUNK_LIMIT = 64 * 1024 * 1024
@@ -200,13 +201,42 @@ def expected(plan: Plan, price: Cost) -> float:
     Two blocks of 16 384 points on a multiprocessor take 10 % less time than one of twice the warps, which all
     stop at the same barrier (measured on an H200, results/).
     """
-    chip = find_target(plan.target)
-    one = whole_kernel(plan, chip)
-    if one is not None:
-        price = in_one_launch(replace(plan, whole=one), price, chip)
+    one = one_launch(plan, price, find_target(plan.target))
     alone = plan.block_stage and _resident(plan, price) == plan.body.warps
     spills = plan.engine == "mma" and mma_rules.spills(plan)
-    return price.predicted * (ALONE if alone else 1.0) * (mma_rules.SPILLED if spills else 1.0)
+    weight = (ALONE if alone else 1.0) * (mma_rules.SPILLED if spills else 1.0)
+    return weight * (price.predicted if one is None else one.seconds)
+
+
+class OneLaunch(NamedTuple):
+    """A plan with the kernel of all its stages, and the seconds that a transform is expected to take."""
+
+    plan: Plan
+    seconds: float
+
+
+def one_launch(plan: Plan, price: Cost, chip: Target) -> OneLaunch | None:
+    """The quickest way to do all of a plan's stages by one launch: rows in the L2, or in part in the shared
+    memory of single blocks, where the L1 has little room and twiddles come in two levels. None: there is
+    none."""
+    in_l2 = whole_kernel(plan, chip)
+    if in_l2 is None:
+        return None
+
+    def judged(of: Plan, kernel: Kernel) -> OneLaunch:
+        found = replace(of, whole=kernel)
+        seconds = in_one_launch(found, price if of is plan else cost(of, chip), chip).predicted
+        return OneLaunch(found, seconds * (ALONE if kernel.resident < in_l2.resident else 1.0))
+
+    ways = [judged(plan, in_l2)]
+    held = held_kernel(plan, chip)
+    if held is not None:
+        stage = plan.inner[0]
+        if stage.two_levels or mma_rules.one_level_fits(stage, held, chip):
+            ways.append(judged(plan, held))
+        elif not _exact(plan.problem, plan.real_input):
+            ways.append(judged(with_outer_split(plan, mma_rules.two_levels(plan.body)), held))
+    return min(ways, key=lambda way: way.seconds)
 
 
 def _resident(plan: Plan, price: Cost) -> int:
@@ -328,7 +358,9 @@ def search(
         for name in (ENGINES if engine is None else (engine,))
     ]
     ranked = sorted(found, key=_rank)
-    return tuple(sorted(ranked, key=lambda c: _busiest(c) if _close(c, ranked[0]) else (math.inf, True, 0.0)))
+    return tuple(
+        sorted(ranked, key=lambda c: _busiest(c) if _close(c, ranked[0]) else (math.inf, True, 0, 0.0))
+    )
 
 
 def _rank(found: Candidate) -> tuple[bool, bool, float, tuple[int, ...], int]:
@@ -346,16 +378,19 @@ def _close(found: Candidate, first: Candidate) -> bool:
     return found.row_expected <= CLOSE * first.row_expected
 
 
-def _busiest(found: Candidate) -> tuple[float, bool, float]:
+def _busiest(found: Candidate) -> tuple[float, bool, int, float]:
     """Of equals the least by its busiest resources; then batch pairs before folds, which do more matrix work;
-    then what issues least: where memory bounds two shapes, the rest is room for its latency."""
+    then short transforms, with less to do for gradients and filters; then what issues least: where memory
+    bounds two shapes, the rest is room for its latency."""
     fold = found.plan is not None and found.plan.fold > 0
-    return found.row_seconds, fold, 0.0 if found.cost is None else found.cost.seconds["issue slots"]
+    issue = 0.0 if found.cost is None else found.cost.seconds["issue slots"]
+    return found.row_seconds, fold, found.transform, issue
 
 
 def finished(found: Plan, chip: Target) -> Plan:
     """A chosen plan with the kernels of its filter's spectrum, and the one that does all stages."""
-    return replace(found, filter=design(found, chip), whole=whole_kernel(found, chip))
+    one = one_launch(found, cost(found, chip), chip)
+    return replace(found if one is None else one.plan, filter=design(found, chip))
 
 
 def plan(problem: Problem, target: str | Target, engine: str | None = None) -> Plan:

@@ -15,7 +15,7 @@ from fftgen.planner.cost import cost
 from fftgen.planner.launch import together
 from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import Plan
-from fftgen.planner.whole import cluster_kernels, cluster_sizes, whole_kernels
+from fftgen.planner.whole import cluster_kernels, cluster_sizes, held_kernel, share, whole_kernels
 from fftgen.problem import Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -95,7 +95,9 @@ def _of_shape(found: Plan, chip: Target) -> Iterator[Plan]:
         for kernel in whole_kernels(plan, chip):
             together = replace(plan, whole=kernel)
             yield from (replace(together, cluster=size) for size in cluster_sizes(together, chip))
-        yield from (replace(plan, whole=kernel) for kernel in cluster_kernels(plan, chip))
+        held = held_kernel(plan, chip)
+        alone = () if held is None else (held,)
+        yield from (replace(plan, whole=kernel) for kernel in (*cluster_kernels(plan, chip), *alone))
 
 
 def _levels(found: Plan, chip: Target) -> Iterator[Plan]:
@@ -134,9 +136,10 @@ def _apart(choice: Plan, plan: Plan) -> str:
         if plan.whole is None:
             said.append("a launch for each stage")
         else:
-            (size, *_), held = cluster_sizes(plan, find_target(plan.target)), plan.whole.row > 0
+            (size, *_), held = cluster_sizes(plan, find_target(plan.target)), share(plan, plan.whole)
+            part = "" if held == 1 else f"{held} of "
             said.append(
                 f"one launch, {plan.whole.warps}w x{plan.whole.resident}, clusters of {plan.cluster or size}"
-                + (" that hold a transform in shared memory" if held else "")
+                + (f" that hold {part}a transform in shared memory" if held else "")
             )
     return ", ".join(said) or "the same kernels, other tables"

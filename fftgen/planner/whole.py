@@ -8,12 +8,18 @@ Where blocks form no clusters (before sm_90) a block does a transform alone.
 The place is in the L2, or in the shared memory of the cluster's blocks, a share of the rows in each (design
 2.2, cluster class): then nothing but signals, spectra and tables passes the L2. That takes as many blocks as
 hold a transform, two with a multiprocessor each at 65 536 points: by the model what the L2 is spared (9 %) is
-what single blocks lost elsewhere (BLOCKS). No GPU has told yet: the planner takes the L2, ``fftgen tune``
-times both.
+what single blocks lost elsewhere (BLOCKS), so the planner takes the L2.
+
+Or it is in both: a block has the first lines of every row's matrix in its shared memory, as many as fit, and
+the others in the L2. Three quarters of 65 536 points fit a block of a multiprocessor of sm_90 (``held``),
+whose columns then meet nothing of other blocks. What is the shorter by the model is taken (search.py). No GPU
+has told yet; ``fftgen tune`` times all.
 """
 
 from __future__ import annotations
 
+from fractions import Fraction
+from itertools import product
 from typing import NamedTuple
 
 from fftgen.planner.fragments import ALIGNMENT
@@ -29,7 +35,10 @@ BLOCKS = ((8, 2), (16, 1))
 CLUSTERS = 90  # capability from which on blocks form clusters: PTX ISA, barrier.cluster
 SIZES = (1, 2, 4, 8)  # blocks of a cluster; 8 is the most that every chip takes
 ROOM = 0.6  # of the L2 for what is under way: signals, spectra and results pass through it, too
-BUSY = 0.8  # of the chip at least, when there is work for all of it
+LEAST = 0.25  # of a transform in shared memory: less is not worth its addresses
+BUSY = (
+    0.8  # of the chip at least, when there is work for all of it: less, and stages by themselves are quicker
+)
 ENOUGH = 0.45  # of it, when there is not
 
 
@@ -60,17 +69,29 @@ def whole_kernels(plan: Plan, chip: Target) -> tuple[Kernel, ...]:
 
 
 def cluster_kernels(plan: Plan, chip: Target) -> tuple[Kernel, ...]:
-    """Every kernel that does the same with rows in the shared memory of a cluster's blocks."""
+    """Every kernel that does the same with rows, or a part of each, in the shared memory of a cluster's
+    blocks."""
     if not whole_kernels(plan, chip) or chip.capability < CLUSTERS:
         return ()
-    radix = plan.stages[0].radix
-    found = (
-        _kernel(plan, chip, warps, resident, radix // size)
-        for warps, resident in BLOCKS
-        for size in SIZES[1:]
-        if radix % size == 0
-    )
+    sizes = (size for size in SIZES[1:] if plan.stages[0].radix % size == 0)
+    found = (_fullest(plan, chip, *blocks, size) for blocks, size in product(BLOCKS, sizes))
     return tuple(k for k in found if k)
+
+
+def held_kernel(plan: Plan, chip: Target) -> Kernel | None:
+    """The kernel of single blocks that have a part of every row in their shared memory."""
+    return _fullest(plan, chip, *BLOCKS[-1], 1) if whole_kernels(plan, chip) else None
+
+
+def _fullest(plan: Plan, chip: Target, warps: int, resident: int, size: int) -> Kernel | None:
+    """The kernel of clusters whose shared memory has as many lines of every row as fit, if these are enough
+    and the L2 has room for the others."""
+    lines, rows = plan.inner[0].radix, plan.stages[0].radix // size
+    for held in range(lines, int(LEAST * lines), -1):
+        if kernel := _kernel(plan, chip, warps, resident, rows, held):
+            left = 4 * plan.transform * (1 - share(plan, kernel)) * (chip.multiprocessors * resident // size)
+            return kernel if left <= ROOM * chip.l2_bytes else None
+    return None
 
 
 def cluster_sizes(plan: Plan, chip: Target) -> tuple[int, ...]:
@@ -90,22 +111,30 @@ def _places(plan: Plan, chip: Target, total: int, room: float) -> int:
 
 
 def holding(plan: Plan, kernel: Kernel) -> int:
-    """Blocks whose shared memory holds all rows of a transform, ``kernel.row`` each."""
+    """Blocks whose shared memory has all rows of a transform, or some lines of them, ``kernel.row`` each."""
     return plan.stages[0].radix // kernel.row
 
 
-def _kernel(plan: Plan, chip: Target, warps: int, resident: int, rows: int = 0) -> Kernel | None:
+def share(plan: Plan, kernel: Kernel) -> Fraction:
+    """Of a transform, what stands in the shared memory of blocks, and not in the workspace."""
+    return Fraction(kernel.held, plan.inner[0].radix)
+
+
+def _kernel(
+    plan: Plan, chip: Target, warps: int, resident: int, rows: int = 0, held: int = 0
+) -> Kernel | None:
     """A block of so many warps, which take rows in teams of as many as the kernel of rows has; of more where
-    that has just the registers for its strips (as compiled: here they would spill). ``rows`` that its shared
-    memory holds, 0: each team's one."""
+    that has just the registers for its strips (as compiled: here they would spill). ``rows`` of which its
+    shared memory has ``held`` lines each, 0: each team's one."""
     body, stage = plan.body, plan.inner[0]
     strips, team = stage.rest // (8 * body.columns), body.warps
     while operands(strips // team, stage.radix, body.columns, False) == OPERANDS and 2 * team <= warps:
         team *= 2
     teams, rest = divmod(warps, team)
-    at = teams * 4 * plan.row_length  # behind the teams' rows
-    if rows:  # which begin out of step (templates/device/cluster_rows.cuh)
-        at = -(-rows * (4 * plan.row_length + 128) // ALIGNMENT) * ALIGNMENT
+    lines = 4 * stage.rest * held, 4 * stage.rest * (stage.radix - held)
+    out_of_step = 128 if rows else 0  # templates/device/cluster_rows.cuh
+    at = rows * (lines[0] + out_of_step) + (teams * (lines[1] + out_of_step) if lines[1] else 0)
+    at = -(-at // ALIGNMENT) * ALIGNMENT
     ratios = at + body.shared_bytes - body.matrices_at  # behind the tables
     shared = ratios + 2 * strip_peaks(plan)  # fp16
     if (
@@ -118,7 +147,7 @@ def _kernel(plan: Plan, chip: Target, warps: int, resident: int, rows: int = 0) 
     ):
         return None
     staging = ratios if plan.real_input else -1
-    return Kernel("whole", 0, warps, teams, resident, 0, rows, 0, staging, at, shared)
+    return Kernel("whole", 0, warps, teams, resident, 0, rows, 0, staging, at, shared, held=held)
 
 
 def strip_peaks(plan: Plan) -> int:
@@ -146,10 +175,11 @@ def clusters(plan: Plan, items: int) -> Clusters | None:
         return None
     chip, resident = find_target(plan.target), plan.whole.resident
     blocks = chip.multiprocessors * resident
-    if plan.whole.row:
+    if plan.whole.row:  # these do not grow where there are few transforms: stages by themselves are quicker
         size = holding(plan, plan.whole)
-        total = min(items, blocks // size)
-        return Clusters(size, total) if size * total >= ENOUGH * blocks else None
+        total = blocks // size
+        turns = -(-items // total)
+        return Clusters(size, min(items, total)) if items >= BUSY * turns * total else None
     if plan.cluster:
         total = min(items, _places(plan, chip, blocks // plan.cluster, 1.0))
         return Clusters(plan.cluster, total) if plan.cluster * total >= ENOUGH * blocks else None

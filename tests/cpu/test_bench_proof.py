@@ -218,7 +218,8 @@ def test_the_sanitizer_is_run_on_the_program(
     [
         (Problem("causal", 256, "fp16"), None),
         (Problem("circular", 1000, "fp16"), None),
-        (Problem("causal", 65536, "bf16"), (15, 1)),
+        (Problem("causal", 65536, "bf16"), (106, 1)),
+        (Problem("causal", 131072, "bf16"), (15, 1)),
     ],
 )
 def test_the_program_under_the_sanitizer_makes_a_small_call_and_a_crowded_one(

@@ -6,6 +6,7 @@ Operations and bytes exactly, kernel by kernel; instructions within the band tha
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from fftgen.errors import InternalError, ToolchainError
 from fftgen.execute import storage
 from fftgen.pipeline import Built, build_plan
 from fftgen.planner import fragments, mma_rules, search
+from fftgen.planner.cost import cost, in_one_launch
 from fftgen.planner.filter_work import filter_work
 from fftgen.planner.launch import items_per_channel
 from fftgen.planner.plan import Plan
+from fftgen.planner.whole import cluster_kernels, held_kernel, whole_kernel
 from fftgen.planner.work import kernel_work
 from fftgen.problem import Problem
 from fftgen.simulator import Counters
@@ -39,6 +42,7 @@ needs_disassembler = pytest.mark.skipif(
 BATCH, CHANNELS = 4, 2
 # The formula over the compiled code, by the kind of kernel (planner/work.py).
 BLOCK, WARP, DEVICE = 0.10, 0.07, 0.08
+ONE = 0.15  # of stages in one launch, which have what a kernel of pairs works out for each strip
 FITTED = (13, 5)  # 13.0 takes 2 % more instructions
 FILTER = (0.65, 1.05)  # machine instructions by formula over PTX instructions
 
@@ -196,6 +200,27 @@ def test_the_formula_for_issue_slots_is_near_the_compiled_code(name: str, proble
         ratio = kernel_work(plan, plan.kernel(role), target(name)).instructions / compiled
         kind = DEVICE if role.startswith("columns") else BLOCK if plan.block_stage else WARP
         assert abs(ratio - 1) < kind, f"{plan}: {role} {ratio:.3f}"
+
+
+@needs_disassembler
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize("name", ["sm_90", *slow(["sm_80"])])
+@pytest.mark.parametrize("length", [65_536, *slow([131_072, 262_144, 1_048_576])])
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+def test_the_formula_is_near_the_code_of_the_one_launch(mode: str, length: int, name: str) -> None:
+    """Rows in the L2, and in part or all in shared memory; stages together, without what looks at pairs."""
+    if nvrtc.version() < FITTED:
+        pytest.skip("the formula is fitted to the code of a later compiler")
+    chip = target(name)
+    plan = search.plan(Problem(mode, length, "bf16"), chip)
+    for kernel in (whole_kernel(plan, chip), held_kernel(plan, chip), *cluster_kernels(plan, chip)[:1]):
+        if kernel is None:
+            continue
+        one = replace(plan, whole=kernel)
+        counted = sum(p.per_transform(plan.transform) for p in hot_path.whole_hot_paths(one, False).values())
+        price = in_one_launch(one, cost(one, chip), chip)
+        planned = sum(k.work.instructions for k in price.kernels if k.name != "peaks")
+        assert abs(planned / counted - 1) < ONE, f"{one} {kernel}: {planned / counted:.3f}"
 
 
 @pytest.fixture(scope="module")

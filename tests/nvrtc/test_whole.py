@@ -25,7 +25,7 @@ from fftgen.planner.cost import cost, in_one_launch
 from fftgen.planner.filter import Filter
 from fftgen.planner.launch import workspace_elements
 from fftgen.planner.plan import Plan
-from fftgen.planner.whole import Clusters, cluster_kernels, full
+from fftgen.planner.whole import Clusters, cluster_kernels, full, held_kernel, share, whole_kernel
 from fftgen.problem import Problem
 from fftgen.simulator import SimulationError
 from fftgen.source import Source
@@ -38,9 +38,19 @@ LENGTH = 65_536
 
 @lru_cache(maxsize=4)
 def planned(mode: str, length: int = LENGTH, dtype: str = "bf16", arch: str = "sm_90") -> Plan:
+    """With rows in the L2."""
     found = search.plan(Problem(mode, length, dtype), arch)
-    assert found.whole is not None
-    return replace(found, filter=Filter())
+    in_l2 = whole_kernel(found, target(arch))
+    assert in_l2 is not None
+    return replace(found, filter=Filter(), whole=in_l2)
+
+
+def held(mode: str, length: int = LENGTH, dtype: str = "bf16", arch: str = "sm_90") -> Plan:
+    """With a part of every row in the shared memory of a block by itself."""
+    plan = planned(mode, length, dtype, arch)
+    kernel = held_kernel(plan, target(arch))
+    assert kernel is not None
+    return replace(plan, whole=kernel)
 
 
 def in_cluster(
@@ -73,6 +83,12 @@ def even(given: dict[str, Tensor], rng: np.random.Generator) -> None:
     signs = torch.from_numpy(rng.choice([-1.0, 1.0], u.shape))
     given["u"] = (torch.from_numpy(rng.uniform(1, 1.9, u.shape)) * signs).to(u.dtype)
     given["in_gate"] = torch.ones_like(u)
+
+
+def alike(plan: Plan, y: Tensor, z: Tensor) -> bool:
+    """The same bits; of pairs nearly all: the squares by which two rows are brought to like norms are added
+    up thread by thread, and a last bit of their ratio changes the rounding of some results."""
+    return torch.equal(y, z) if plan.real_input else float((y != z).double().mean()) < 0.1
 
 
 def run(plan: Plan, grouped: Clusters, rng: np.random.Generator, **given: Tensor) -> emulate.Simulated:
@@ -118,7 +134,7 @@ def test_one_launch_gives_what_a_launch_for_each_stage_does(
     assert list(simulated.reports) == [plan.entry(plan.whole)]
     rest = {name: x for name, x in given.items() if name not in "uk"}
     check(plan, y, given["u"], given["k"], **rest)
-    assert torch.equal(y, call(plan, given["u"], given["k"], **rest))
+    assert alike(plan, y, call(plan, given["u"], given["k"], **rest))
 
 
 @pytest.mark.parametrize(
@@ -156,17 +172,16 @@ def test_shorter_signals_in_strided_tensors(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("clustered", [False, True])
+@pytest.mark.parametrize(("of", "blocks"), [(planned, 2), (in_cluster, 2), (held, 1)])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
-def test_two_results(mode: str, clustered: bool, rng: np.random.Generator) -> None:
+def test_two_results(mode: str, of: Callable[[str], Plan], blocks: int, rng: np.random.Generator) -> None:
     plan = twins.twin(planned(mode))
     assert plan is not None
-    if clustered:
-        plan = replace(plan, whole=in_cluster(mode).whole)
+    plan = replace(plan, whole=of(mode).whole)
     module, ptx = built(plan)
     given = inputs(plan, rng, 2 * plan.rows_per_item, 1, LENGTH)
     u, k, gate = (given.pop(name) for name in ("u", "k", "out_gate"))
-    y, twin, simulated = emulate.both(module, u, k, (gate, u), **given, ptx=ptx, clusters=Clusters(2, 1))
+    y, twin, simulated = emulate.both(module, u, k, (gate, u), **given, ptx=ptx, clusters=Clusters(blocks, 1))
     assert list(simulated.reports) == [plan.entry(plan.whole)]
     check(plan, y, u, k, **given, out_gate=gate)
     check(plan, twin, u, k, **given, out_gate=u)
@@ -190,9 +205,9 @@ def test_signals_that_are_large_in_one_strip(name: str, rng: np.random.Generator
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of", [planned, in_cluster])
+@pytest.mark.parametrize(("of", "blocks"), [(planned, 2), (in_cluster, 2), (held, 1)])
 def test_a_row_that_is_not_finite_makes_itself_nan_and_nothing_else(
-    of: Callable[[str], Plan], rng: np.random.Generator
+    of: Callable[[str], Plan], blocks: int, rng: np.random.Generator
 ) -> None:
     """The place of a transform in the workspace is taken by the next one."""
     plan = of("causal")
@@ -200,7 +215,7 @@ def test_a_row_that_is_not_finite_makes_itself_nan_and_nothing_else(
     u = draw(rng, 2, 1, LENGTH).bfloat16()
     u[0, 0, int(rng.integers(LENGTH))] = float("inf")
     k = filters(rng, 1, LENGTH)
-    y, _ = emulate.convolve(module, u, k, ptx=ptx, clusters=Clusters(2, 1))
+    y, _ = emulate.convolve(module, u, k, ptx=ptx, clusters=Clusters(blocks, 1))
     assert y[0].isnan().all()
     check(plan, y[1:], u[1:], k)
 
@@ -222,6 +237,10 @@ def test_a_row_that_is_not_finite_makes_itself_nan_and_nothing_else(
                 ("circular", 131_072, "fp16", "sm_90", 8, 8),
                 ("causal", 262_144, "bf16", "sm_90", 16, 8),
                 ("circular", 262_144, "bf16", "sm_90", 16, 8),
+                # In part.
+                ("causal", LENGTH, "bf16", "sm_90", 8, 2),
+                ("causal", 131_072, "bf16", "sm_90", 16, 2),
+                ("circular", 131_072, "bf16", "sm_90", 16, 2),
             ]
         ),
     ],
@@ -231,16 +250,52 @@ def test_rows_in_shared_memory_give_the_same_bits(
 ) -> None:
     """As rows that go through the L2, by one launch as well; two transforms, one after the other."""
     plan = in_cluster(mode, length, dtype, arch, warps=warps, size=size)
-    assert workspace_elements(plan, 9, 1, Clusters(size, 1)) == 0
+    assert plan.whole is not None
+    all_there = share(plan, plan.whole) == 1
+    assert (workspace_elements(plan, 9, 1, Clusters(size, 1)) == 0) == all_there
     given = inputs(plan, rng, 2 * plan.rows_per_item, 1, length - 8 * int(rng.integers(1, length // 32)))
     module, ptx = built(plan)
     y, simulated = emulate.convolve(module, **given, ptx=ptx, clusters=Clusters(size, 1))
     (report,) = simulated.reports.values()
-    assert "workspace" not in report.counters.buffers
+    assert ("workspace" in report.counters.buffers) != all_there
     rest = {name: x for name, x in given.items() if name not in "uk"}
     check(plan, y, given["u"], given["k"], **rest)
     other, ptx = built(planned(mode, length, dtype, arch))
-    assert torch.equal(y, emulate.convolve(other, **given, ptx=ptx, clusters=Clusters(1, 1))[0])
+    assert alike(plan, y, emulate.convolve(other, **given, ptx=ptx, clusters=Clusters(1, 1))[0])
+
+
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize(
+    ("mode", "length", "dtype", "arch", "lines"),
+    [
+        ("causal", LENGTH, "bf16", "sm_90", 12),
+        ("circular", LENGTH, "bf16", "sm_90", 12),
+        ("causal", LENGTH, "fp16", "sm_80", 7),
+        *slow(
+            [
+                ("circular", LENGTH, "fp16", "sm_90", 12),
+                ("causal", LENGTH, "bf16", "sm_100", 12),
+                ("circular", LENGTH, "bf16", "sm_80", 7),
+                ("causal", 57_344, "bf16", "sm_90", 12),
+                ("circular", 57_344, "bf16", "sm_90", 12),
+            ]
+        ),
+    ],
+)
+def test_rows_in_part_in_shared_memory_give_the_same_bits(
+    mode: str, length: int, dtype: str, arch: str, lines: int, rng: np.random.Generator
+) -> None:
+    """As rows that go through the L2, by one launch as well; two blocks take transforms of two channels."""
+    plan = held(mode, length, dtype, arch)
+    assert plan.whole is not None
+    assert plan.whole.held == lines
+    given = inputs(plan, rng, 3, 2, length - 8 * int(rng.integers(1, length // 32)))
+    module, ptx = built(plan)
+    y, _ = emulate.convolve(module, **given, ptx=ptx, clusters=Clusters(1, 2))
+    rest = {name: x for name, x in given.items() if name not in "uk"}
+    check(plan, y, given["u"], given["k"], **rest)
+    other, ptx = built(planned(mode, length, dtype, arch))
+    assert alike(plan, y, emulate.convolve(other, **given, ptx=ptx, clusters=Clusters(1, 1))[0])
 
 
 @pytest.mark.slow
@@ -248,9 +303,11 @@ def test_rows_in_shared_memory_give_the_same_bits(
 def test_rows_in_shared_memory_spill_nothing_in_a_loop(mode: str, session_cache: Path) -> None:
     """Up to three registers wait from one stage of a transform to the next."""
     plan = planned(mode)
-    for kernel in cluster_kernels(plan, target("sm_90")):
-        held = replace(plan, whole=kernel)
-        resources = build_plan(held, Cache(session_cache)).resources[held.entry(kernel)]
+    alone = held(mode).whole
+    assert alone is not None
+    for kernel in (*cluster_kernels(plan, target("sm_90")), alone):
+        clustered = replace(plan, whole=kernel)
+        resources = build_plan(clustered, Cache(session_cache)).resources[clustered.entry(kernel)]
         assert resources.registers <= 128
         assert resources.spill_store_bytes == resources.spill_load_bytes <= 12, kernel
 
@@ -303,28 +360,50 @@ def test_no_barrier_can_be_dropped(
 
 
 # One more behind the last transform: blocks whose memory others read stay.
-HELD = [*SITES, ("causal", CLUSTER, 3), ("circular", CLUSTER, 4)]
+CLUSTERED = [*SITES, ("causal", CLUSTER, 3), ("circular", CLUSTER, 4)]
 
 
 @pytest.mark.drawn(4)
 @pytest.mark.parametrize(
-    ("mode", "barrier", "number"), usually(HELD, [site for site in HELD if site[0] == "causal"])
+    ("mode", "barrier", "number"), usually(CLUSTERED, [site for site in CLUSTERED if site[0] == "causal"])
 )
 def test_no_barrier_of_rows_in_shared_memory_can_be_dropped(
     mode: str, barrier: str, number: int, rng: np.random.Generator
 ) -> None:
     plan = in_cluster(mode)
-    text = without(built(plan)[0].source.text, mode, barrier, number, HELD)
+    text = without(built(plan)[0].source.text, mode, barrier, number, CLUSTERED)
     with pytest.raises((SimulationError, InternalError)):
         runs_without(plan, text, 2, rng)
+
+
+@pytest.mark.drawn(3)
+@pytest.mark.parametrize(
+    ("mode", "barrier", "number"), usually(SITES, [site for site in SITES if site[0] == "causal"])
+)
+def test_no_barrier_of_rows_in_part_in_shared_memory_can_be_dropped(
+    mode: str, barrier: str, number: int, rng: np.random.Generator
+) -> None:
+    plan = held(mode)
+    text = without(built(plan)[0].source.text, mode, barrier, number, SITES)
+    with pytest.raises((SimulationError, InternalError)):
+        runs_without(plan, text, 1, rng)
 
 
 # What a call takes
 
 
-def test_a_call_of_many_rows_is_one_launch_and_one_of_few_is_not() -> None:
+@pytest.mark.parametrize(
+    ("of", "calls"),
+    [
+        (planned, [(200, (264, 2)), (33, (264, 8)), (20, (160, 8)), (2, None)]),
+        (held, [(1000, (132, 1)), (132, (132, 1)), (106, (106, 1)), (105, None), (200, None)]),
+    ],
+)
+def test_a_call_of_many_rows_is_one_launch_and_one_of_few_is_not(
+    of: Callable[[str], Plan], calls: list[tuple[int, tuple[int, int] | None]]
+) -> None:
     """As ``Executable`` decides for a GPU: no kernel runs here."""
-    plan = planned("causal")
+    plan = of("causal")
     made: list[tuple[str, int, int]] = []
 
     class Noted:
@@ -335,7 +414,7 @@ def test_a_call_of_many_rows_is_one_launch_and_one_of_few_is_not() -> None:
 
     executable = Executable(plan, torch.zeros(1, dtype=torch.uint8))
     k = spectrum(plan, torch.ones(1, 1))
-    for batch, expected in ((200, (264, 2)), (33, (264, 8)), (20, (160, 8)), (2, None)):
+    for batch, expected in calls:
         made.clear()
         executable(Noted(), torch.zeros(batch, 1, LENGTH, dtype=torch.bfloat16), k.planes, k.scale)
         if expected is None:
@@ -347,17 +426,17 @@ def test_a_call_of_many_rows_is_one_launch_and_one_of_few_is_not() -> None:
 WORKSPACE = [("workspace", "loads", "workspace_loaded"), ("workspace", "stores", "workspace_stored")]
 
 
-@pytest.mark.parametrize("of", [planned, in_cluster])
+@pytest.mark.parametrize(("of", "blocks"), [(planned, 2), (in_cluster, 2), (held, 1)])
 @pytest.mark.parametrize("mode", ["causal", *slow(["circular"])])
 def test_one_launch_moves_what_the_model_says(
-    mode: str, of: Callable[[str], Plan], rng: np.random.Generator
+    mode: str, of: Callable[[str], Plan], blocks: int, rng: np.random.Generator
 ) -> None:
-    """Columns write the workspace, rows read and write it, columns read it, in whole sectors, or half of it
-    goes to the other block and half comes from there; signals move once, but for those that share a
-    transform: peaks come first. Two transforms, one after the other."""
+    """Columns write the workspace, rows read and write it, columns read it, in whole sectors, or a quarter of
+    it, or half of it goes to the other block and half comes from there; signals move once, but for those that
+    share a transform: peaks come first. Two transforms, one after the other."""
     plan = of(mode)
     chip = target(plan.target)
-    simulated = run(plan, Clusters(2, 1), rng, **inputs(plan, rng, 2 * plan.rows_per_item, 1, LENGTH))
+    simulated = run(plan, Clusters(blocks, 1), rng, **inputs(plan, rng, 2 * plan.rows_per_item, 1, LENGTH))
     (report,) = simulated.reports.values()
     found = in_one_launch(plan, cost(plan, chip), chip)
     works = [kernel.work for kernel in found.kernels]

@@ -22,6 +22,9 @@ __device__ __forceinline__ int place(int q, int row) {
     return q ^ (q >> 3 & 7) ^ ((row << BITS & 7) | (row & 7) >> (3 - BITS));
 }
 
+// Where a row begins, in pieces, of rows that are so many pieces apart, or of others (cluster_rows.cuh).
+__device__ __forceinline__ int line(int pitch, int row) { return row * pitch; }
+
 // Twiddles T(k, r), the real plane before the imaginary one; in two levels where a table of all exceeds the L1:
 // T(k, r) = high(k, r / SPLIT) low(k, r % SPLIT), SPLIT a multiple of a strip's columns and of 32.
 struct TwoLevels {
@@ -109,9 +112,9 @@ __device__ __forceinline__ int row_piece(int k, int i) {
 }
 
 // Results of the chain, rows 16 m .. + 15 of row `row`, times the conjugate outer twiddle, back to shared memory.
-template <int A, int P, int V, int SPLIT>
+template <int A, int P, int V, int SPLIT, typename Pitch>
 __device__ __forceinline__ void store_rows(
-    uint4* re, uint4* im, const TwoLevels& twiddle, int pieces, int row, int m, int lane, const Sum<A>* r, const Sum<A>* i) {
+    uint4* re, uint4* im, const TwoLevels& twiddle, const Pitch& pitch, int row, int m, int lane, const Sum<A>* r, const Sum<A>* i) {
     constexpr int COUNT = P / TILE;  // pieces of a thread
     constexpr int RUNS = SPLIT / 32;  // runs of 32 columns that share a high level
     const int g = lane / 4, t = lane % 4;
@@ -135,7 +138,7 @@ __device__ __forceinline__ void store_rows(
             twist<true>(x, y, wr.r[j], wi.r[j]);
             a[j] = packed(x), b[j] = packed(y);
         }
-        const int at = row * pieces + place<V>(4 * run + t, row);
+        const int at = line(pitch, row) + place<V>(4 * run + t, row);
         re[at] = uint4{a[0], a[1], a[2], a[3]};
         im[at] = uint4{b[0], b[1], b[2], b[3]};
     }
@@ -208,11 +211,11 @@ __device__ __forceinline__ void multiply_columns(
 }
 
 // X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for the 8 V columns of `strip`, into rows of REST / 8 pieces.
-template <int R, int V, int REST, int SPLIT, bool COMPLEX, int LAYOUT = V>
+template <int R, int V, int REST, int SPLIT, bool COMPLEX, int LAYOUT = V, typename Pitch = int>
 __device__ __forceinline__ void columns_forward(
     const uint4* matrix, const TwoLevels& twiddle, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2],
-    uint4* re, uint4* im, int strip, int tiles) {
-    constexpr int STRIPS = SPLIT / (8 * V), pieces = REST / 8;
+    uint4* re, uint4* im, int strip, int tiles, const Pitch& pitch = REST / 8) {
+    constexpr int STRIPS = SPLIT / (8 * V);
     constexpr bool TWO = SPLIT < REST;
     // The lane anew: of a matrix that it keeps from strip to strip the compiler loads what is left in pieces, each at the
     // distance of 16 bytes, which meet in banks. And addresses do not wait in registers.
@@ -237,7 +240,7 @@ __device__ __forceinline__ void columns_forward(
                 const uint4 w = twiddle.low[tile * LANES + lane];
                 twist<false>(a[0], b[0], w.x, w.z);
                 twist<false>(a[1], b[1], w.y, w.w);
-                const int at = 2 * (row * pieces + place<LAYOUT>(strip * V + t / 2, row)) + t % 2;
+                const int at = 2 * (line(pitch, row) + place<LAYOUT>(strip * V + t / 2, row)) + t % 2;
                 reinterpret_cast<uint2*>(re)[at] = uint2{packed(a[0]), packed(a[1])};
                 reinterpret_cast<uint2*>(im)[at] = uint2{packed(b[0]), packed(b[1])};
             } else {
@@ -247,7 +250,7 @@ __device__ __forceinline__ void columns_forward(
                     Pair *const x = a + 4 * h, *const y = b + 4 * h;
 #pragma unroll
                     for (int j = 0; j < 4; ++j) twist<false>(x[j], y[j], w.re.r[j], w.im.r[j]);
-                    const int at = row * pieces + place<LAYOUT>(strip * V + t * (V / 4) + h, row);
+                    const int at = line(pitch, row) + place<LAYOUT>(strip * V + t * (V / 4) + h, row);
                     re[at] = uint4{packed(x[0]), packed(x[1]), packed(x[2]), packed(x[3])};
                     im[at] = uint4{packed(y[0]), packed(y[1]), packed(y[2]), packed(y[3])};
                 }
@@ -259,9 +262,9 @@ __device__ __forceinline__ void columns_forward(
 // x[n, r] = sum_k F*[n, k] X[k, r] for 32 columns from 32 `group` on, eight neighbours at a time, to place
 // n * stride + r of the sink. REAL: im is not computed. Row tiles from `tiles` on are not wanted; ONE: nor are those
 // before the last one that is.
-template <int R, int V, bool REAL, bool ONE = false, typename Matrix, typename Sink>
+template <int R, int V, bool REAL, bool ONE = false, typename Matrix, typename Pitch, typename Sink>
 __device__ __forceinline__ void columns_inverse(
-    const Matrix& matrix, const uint4* re, const uint4* im, int pieces, int group, int tiles, int lane, const Sink& sink, int stride) {
+    const Matrix& matrix, const uint4* re, const uint4* im, const Pitch& pitch, int group, int tiles, int lane, const Sink& sink, int stride) {
     constexpr bool KEEP = R <= 64;  // operands of all rows stay in registers
     constexpr bool HOLD = REAL || R <= TILE;  // and so do the gates of a row tile, on their way meanwhile
     constexpr int SOME = SOME_TILES<R>;
@@ -272,7 +275,7 @@ __device__ __forceinline__ void columns_inverse(
         const int row = TILE * k + lane % TILE;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-            const int at = row * pieces + place<V>(group * 4 + 2 * j + lane / TILE, row);
+            const int at = line(pitch, row) + place<V>(group * 4 + 2 * j + lane / TILE, row);
             load_right(r[j], from_re + at * 16);
             load_right(i[j], from_im + at * 16);
         }
@@ -336,10 +339,11 @@ __device__ __forceinline__ void columns_inverse(
 
 // The same for all REST columns, by WARPS warps: each takes groups of columns, or, of groups that are fewer, row tiles.
 // STEADY: a warp keeps the matrix from one group to the next.
-template <int R, int V, int REST, int WARPS, bool REAL, bool STEADY, typename Sink>
+template <int R, int V, int REST, int WARPS, bool REAL, bool STEADY, typename Sink, typename Pitch = int>
 __device__ __forceinline__ void columns_inverse_by(
-    const uint4* table, const uint4* re, const uint4* im, int warp, int tiles, int lane, const Sink& sink) {
-    constexpr int GROUPS = REST / 32, pieces = REST / 8, COUNT = R / TILE * SOME_TILES<R>;
+    const uint4* table, const uint4* re, const uint4* im, int warp, int tiles, int lane, const Sink& sink,
+    const Pitch& pitch = REST / 8) {
+    constexpr int GROUPS = REST / 32, COUNT = R / TILE * SOME_TILES<R>;
     constexpr bool HELD = STEADY && GROUPS > WARPS;
     // The lane anew for each group, if the matrix is not kept: the compiler would keep a part of it (columns_forward).
     const auto loaded = [&] { return Tiles<Planes3<!REAL>, COUNT, false>(table, 0, thread_index() % LANES); };
@@ -348,17 +352,17 @@ __device__ __forceinline__ void columns_inverse_by(
         for (int i = 0; i < GROUPS * R / TILE; i += WARPS) {
             const int task = i + warp;
             if (task < GROUPS * tiles)
-                columns_inverse<R, V, REAL, true>(loaded(), re, im, pieces, task % GROUPS, task / GROUPS + 1, lane, sink, REST);
+                columns_inverse<R, V, REAL, true>(loaded(), re, im, pitch, task % GROUPS, task / GROUPS + 1, lane, sink, REST);
         }
     } else if constexpr (HELD) {
         const Tiles<Planes3<!REAL>, COUNT, true> held(table, 0, lane);
 #pragma unroll
         for (int group = warp; group < GROUPS; group += WARPS)
-            columns_inverse<R, V, REAL>(held, re, im, pieces, group, tiles, lane, sink, REST);
+            columns_inverse<R, V, REAL>(held, re, im, pitch, group, tiles, lane, sink, REST);
     } else {
 #pragma unroll
         for (int group = warp; group < GROUPS; group += WARPS)
-            columns_inverse<R, V, REAL>(loaded(), re, im, pieces, group, tiles, lane, sink, REST);
+            columns_inverse<R, V, REAL>(loaded(), re, im, pitch, group, tiles, lane, sink, REST);
     }
 }
 
