@@ -36,9 +36,7 @@ CLUSTERS = 90  # capability from which on blocks form clusters: PTX ISA, barrier
 SIZES = (1, 2, 4, 8)  # blocks of a cluster; 8 is the most that every chip takes
 ROOM = 0.6  # of the L2 for what is under way: signals, spectra and results pass through it, too
 LEAST = 0.25  # of a transform in shared memory: less is not worth its addresses
-BUSY = (
-    0.8  # of the chip at least, when there is work for all of it: less, and stages by themselves are quicker
-)
+BUSY = 0.8  # of the chip at least, when there is work for all of it
 ENOUGH = 0.45  # of it, when there is not
 
 

@@ -361,32 +361,20 @@ def test_no_barrier_can_be_dropped(
 
 # One more behind the last transform: blocks whose memory others read stay.
 CLUSTERED = [*SITES, ("causal", CLUSTER, 3), ("circular", CLUSTER, 4)]
+HELD = [*((in_cluster, 2, site) for site in CLUSTERED), *((held, 1, site) for site in SITES)]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize(
-    ("mode", "barrier", "number"), usually(CLUSTERED, [site for site in CLUSTERED if site[0] == "causal"])
+    ("of", "size", "site"), usually(HELD, [one for one in HELD if one[2][0] == "causal"])
 )
 def test_no_barrier_of_rows_in_shared_memory_can_be_dropped(
-    mode: str, barrier: str, number: int, rng: np.random.Generator
+    of: Callable[[str], Plan], size: int, site: tuple[str, str, int], rng: np.random.Generator
 ) -> None:
-    plan = in_cluster(mode)
-    text = without(built(plan)[0].source.text, mode, barrier, number, CLUSTERED)
+    plan = of(site[0])
+    text = without(built(plan)[0].source.text, *site, CLUSTERED if of is in_cluster else SITES)
     with pytest.raises((SimulationError, InternalError)):
-        runs_without(plan, text, 2, rng)
-
-
-@pytest.mark.drawn(3)
-@pytest.mark.parametrize(
-    ("mode", "barrier", "number"), usually(SITES, [site for site in SITES if site[0] == "causal"])
-)
-def test_no_barrier_of_rows_in_part_in_shared_memory_can_be_dropped(
-    mode: str, barrier: str, number: int, rng: np.random.Generator
-) -> None:
-    plan = held(mode)
-    text = without(built(plan)[0].source.text, mode, barrier, number, SITES)
-    with pytest.raises((SimulationError, InternalError)):
-        runs_without(plan, text, 1, rng)
+        runs_without(plan, text, size, rng)
 
 
 # What a call takes
