@@ -7,7 +7,6 @@ over the work are counted in the disassembly. What still branches inside counts 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 
 from fftgen import nvrtc, sass
@@ -17,9 +16,7 @@ from fftgen.planner.plan import Kernel, Plan
 from fftgen.render import render, render_gradient
 from fftgen.source import Source
 
-_LABEL = re.compile(r"^(\.L\w+):")
-_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
-_TARGET = re.compile(r"\((\.L\w+)\)")
+Loop = tuple[int, int]  # of sass.Code
 _ENTRY = "(const Args<T> args) {"
 _GRADIENT_ENTRY = "(const GradientArgs<T> args) {"
 _SIDES = "int side = 0; side < 2;"
@@ -82,7 +79,7 @@ def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str
         return {}
     length = min(plan.problem.length, plan.transform)
     cubin = nvrtc.compile_cubin(specialised(source or render(plan), length, gated), plan.target)
-    listing = _kernels(sass.disassemble(cubin.image))
+    listing = sass.codes(sass.disassemble(cubin.image))
     found = {}
     for kernel in plan.kernels:
         if kernel.role == "peaks":
@@ -102,22 +99,19 @@ def whole_hot_paths(plan: Plan, gated: bool) -> dict[str, HotPath]:
         return {}
     length = min(plan.problem.length, plan.transform)
     cubin = nvrtc.compile_cubin(specialised(render(plan), length, gated), plan.target)
-    code, loops = _parsed(_kernels(sass.disassemble(cubin.image))[plan.entry(kernel)])
-    begin, end = max(loops, key=_size)
-    inside = [(a, b) for a, b in loops if begin < a and b <= end]
-    outer = [x for x in inside if not any(a <= x[0] and x[1] <= b for a, b in inside if (a, b) != x)]
-    stages = sorted(x for x in outer if any(opcode.startswith("HMMA") for opcode, _ in code[slice(*x)]))
-    rows = max(stages, key=_size)
-    there, back = stages[: stages.index(rows)], stages[stages.index(rows) + 1 :]
+    code = sass.codes(sass.disassemble(cubin.image))[plan.entry(kernel)]
+    there, rows, back = whole_stages(code)
     lines = plan.inner[0].radix
     times = [n for n in (kernel.held, lines - kernel.held) if n]  # in lines of a row: strips in either place
     if not len(there) == len(back) == len(times):
-        raise InternalError(f"{len(stages)} loops with products in {plan.entry(kernel)}")
+        raise InternalError(
+            f"{len(there)} loops over strips there and {len(back)} back: {plan.entry(kernel)}"
+        )
     team = replace(plan.body, warps=kernel.warps // kernel.items)
-    again = max((_size(x) for x in inside if rows[0] < x[0] and x[1] < rows[1]), default=0)
+    again = max((_size(x) for x in _inside(code, rows)), default=0)
     strip = plan.stages[0].radix * 8 * plan.kernel("columns").columns
 
-    def strips(loops: list[tuple[int, int]]) -> HotPath:
+    def strips(loops: list[Loop]) -> HotPath:
         return HotPath(sum(n * _size(x) for n, x in zip(times, loops, strict=True)), lines * strip)
 
     turns = _turns(plan, team)
@@ -126,6 +120,16 @@ def whole_hot_paths(plan: Plan, gated: bool) -> dict[str, HotPath]:
         "rows": HotPath(_size(rows) + (turns - 1) * again, plan.row_length // team.warps),
         "columns_inverse": strips(back),
     }
+
+
+def whole_stages(code: sass.Code) -> tuple[list[Loop], Loop, list[Loop]]:
+    """Loops in the kernel that does all stages: over strips of columns, in one place or two, over rows, and
+    over strips on their way back."""
+    inside = _inside(code, max(code.loops, key=_size))
+    outer = [x for x in inside if not any(a <= x[0] and x[1] <= b for a, b in inside if (a, b) != x)]
+    stages = sorted(x for x in outer if code.count(x, "HMMA"))
+    rows = stages.index(max(stages, key=_size))
+    return stages[:rows], stages[rows], stages[rows + 1 :]
 
 
 def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
@@ -145,7 +149,7 @@ def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
         text = source.text.replace(_SIDES, f"int side = {side}; side < {side + 1};")
         text = text.replace(_SIDE_OF_STEP, f"side = {side};")
         one = Source(source.name, text, dict(source.headers), source.entries)
-        listing = _kernels(sass.disassemble(nvrtc.compile_cubin(one, plan.target).image))
+        listing = sass.codes(sass.disassemble(nvrtc.compile_cubin(one, plan.target).image))
         total += _body(listing[found.name], _turns(plan, replace(kernel, role="rows")))
         for k in (*found.before, *found.after):
             if k.role == "columns" or (k.role == "columns_inverse" and (gated or side)):
@@ -168,38 +172,17 @@ def _turns(plan: Plan, kernel: Kernel) -> int:
     return -(-plan.inner[0].radix // (kernel.warps * kernel.group))
 
 
-def _kernels(listing: str) -> dict[str, list[str]]:
-    """Lines by kernel."""
-    parts = re.split(r"^//-+\s+\.text\.(\S+)\s+-+\s*$", listing, flags=re.M)
-    return {name: body.splitlines() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
-
-
-def _body(lines: list[str], turns: int) -> int:
+def _body(code: sass.Code, turns: int) -> int:
     """Instructions of the longest loop; those of a loop inside it that is no copy count ``turns`` times."""
-    _, loops = _parsed(lines)
-    begin, end = max(loops, key=_size)
-    again = max((_size((a, b)) for a, b in loops if begin < a and b < end), default=0)
-    return end - begin + (turns - 1) * again
-
-
-def _parsed(lines: list[str]) -> tuple[list[tuple[str, str]], list[tuple[int, int]]]:
-    """Opcodes with their operands, and where loops begin and end."""
-    labels: dict[str, int] = {}
-    code: list[tuple[str, str]] = []
-    for line in lines:
-        if label := _LABEL.match(line.strip()):
-            labels[label[1]] = len(code)
-        elif found := _INSTRUCTION.match(line):
-            code.append((found[1], found[2]))
-    loops = []
-    for end, (opcode, rest) in enumerate(code):
-        target = _TARGET.search(rest) if opcode.startswith("BRA") else None
-        if target and labels.get(target[1], end) < end:
-            loops.append((labels[target[1]], end + 1))
-    if not loops:
+    if not code.loops:
         raise InternalError("no loop over the work in the disassembly")
-    return code, loops
+    longest = max(code.loops, key=_size)
+    return _size(longest) + (turns - 1) * max((_size(x) for x in _inside(code, longest)), default=0)
 
 
-def _size(loop: tuple[int, int]) -> int:
+def _inside(code: sass.Code, loop: Loop) -> list[Loop]:
+    return [x for x in code.loops if loop[0] < x[0] and x[1] < loop[1]]
+
+
+def _size(loop: Loop) -> int:
     return loop[1] - loop[0]

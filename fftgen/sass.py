@@ -10,12 +10,15 @@ import subprocess
 import tempfile
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from fftgen import toolkit
 from fftgen.errors import InputError, ToolchainError
 
 _SECTION = re.compile(r"^//-+\s+(\.\S+)\s+-+\s*$")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+_LABEL = re.compile(r"^(\.L\w+):")
+_TARGET = re.compile(r"\((\.L\w+)\)")
 _SECONDS = 120
 
 
@@ -49,6 +52,44 @@ def disassemble(cubin: bytes) -> str:
             f"{(done.stderr or done.stdout).strip()}"
         )
     return done.stdout
+
+
+class Code(NamedTuple):
+    """A kernel's opcodes in their order, with modifiers, and its loops: where their first instruction is, and
+    the one behind their last."""
+
+    opcodes: tuple[str, ...]
+    loops: tuple[tuple[int, int], ...]
+
+    def count(self, loop: tuple[int, int], *names: str) -> int:
+        """Instructions of a loop whose opcodes begin with one of these names."""
+        return sum(opcode.startswith(names) for opcode in self.opcodes[slice(*loop)])
+
+
+def codes(sass: str) -> dict[str, Code]:
+    """Kernel name to its code."""
+    found, lines = {}, sass.splitlines()
+    starts = [i for i, line in enumerate(lines) if _SECTION.match(line)]
+    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+        section = _SECTION.match(lines[start])
+        if section and section[1].startswith(".text."):
+            found[section[1][6:]] = _code(lines[start:end])
+    return found
+
+
+def _code(lines: list[str]) -> Code:
+    labels: dict[str, int] = {}
+    opcodes: list[str] = []
+    loops = []
+    for line in lines:
+        if label := _LABEL.match(line.strip()):
+            labels[label[1]] = len(opcodes)
+        elif instruction := _INSTRUCTION.match(line):
+            opcodes.append(instruction[1])
+            target = _TARGET.search(line) if opcodes[-1].startswith("BRA") else None
+            if target and target[1] in labels:
+                loops.append((labels[target[1]], len(opcodes)))
+    return Code(tuple(opcodes), tuple(loops))
 
 
 def instruction_mix(sass: str, *, modifiers: bool = False) -> dict[str, Counter[str]]:

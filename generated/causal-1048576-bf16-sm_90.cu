@@ -299,7 +299,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal
             for (int outer = Cluster::rank() * TEAMS + thread_index() / (WARPS * LANES); outer < N1; outer += Cluster::size() * TEAMS) {
                 {  // Stage 2, columns: X[k, r] = T2(k, r) * sum_n F2[k, n] x[n M2 + r]
                     const unsigned index = thread_index();
-                    const int lane = index % LANES, warp = index / LANES % WARPS;
+                    const int lane = index % LANES, warp = any_bits(index / LANES % WARPS);
                     uint4* const re = shared + index / (WARPS * LANES) * (2 * N2 * PIECES);
                     uint4* const im = re + N2 * PIECES;
                     Operands<N2, V> re_strip[STRIPS];
@@ -324,7 +324,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal
                 team_barrier<WARPS>();
                 {  // Stages 3 and 4 of each row, the filter's spectrum, and back
                     const unsigned index = thread_index();
-                    const int lane = index % LANES, warp = index / LANES % WARPS;
+                    const int lane = index % LANES, warp = any_bits(index / LANES % WARPS);
                     uint4* const re = shared + index / (WARPS * LANES) * (2 * N2 * PIECES);
                     uint4* const im = re + N2 * PIECES;
                     const InnerTables inner = inner_tables(tables);
@@ -354,7 +354,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal
                 team_barrier<WARPS>();
                 {  // Inverse of stage 2: x[n M2 + r] = sum_k F2*[k, n] X[k, r]
                     const unsigned index = thread_index();
-                    const int lane = index % LANES, warp = index / LANES % WARPS;
+                    const int lane = index % LANES, warp = any_bits(index / LANES % WARPS);
                     uint4* const re = shared + index / (WARPS * LANES) * (2 * N2 * PIECES);
                     uint4* const im = re + N2 * PIECES;
                     const Complex row = workspace_row(args, Cluster::number(), outer);

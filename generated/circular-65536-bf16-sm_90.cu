@@ -327,7 +327,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n65536_circular
             for (int outer = Cluster::rank() * 16 + thread_index() / (WARPS * LANES); outer < (Cluster::rank() + 1) * 16; outer += TEAMS) {
                 {  // Stage 2, columns: X[k, r] = T2(k, r) * sum_n F2[k, n] x[n M2 + r]
                     const unsigned index = thread_index();
-                    const int lane = index % LANES, warp = index / LANES % WARPS;
+                    const int lane = index % LANES, warp = any_bits(index / LANES % WARPS);
                     uint4* const re = shared + Rows::start(outer);
                     uint4* const im = re + PIECES;
                     const auto lines = Rows::lines(outer, index / (WARPS * LANES));
@@ -347,7 +347,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n65536_circular
                 team_barrier<WARPS>();
                 {  // Stages 3 and 4 of each row, the filter's spectrum, and back
                     const unsigned index = thread_index();
-                    const int lane = index % LANES, warp = index / LANES % WARPS;
+                    const int lane = index % LANES, warp = any_bits(index / LANES % WARPS);
                     uint4* const re = shared + Rows::start(outer);
                     uint4* const im = re + PIECES;
                     const auto lines = Rows::lines(outer, index / (WARPS * LANES));
@@ -378,7 +378,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n65536_circular
                 team_barrier<WARPS>();
                 {  // Inverse of stage 2: x[n M2 + r] = sum_k F2*[k, n] X[k, r]
                     const unsigned index = thread_index();
-                    const int lane = index % LANES, warp = index / LANES % WARPS;
+                    const int lane = index % LANES, warp = any_bits(index / LANES % WARPS);
                     uint4* const re = shared + Rows::start(outer);
                     uint4* const im = re + PIECES;
                     const auto lines = Rows::lines(outer, index / (WARPS * LANES));

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Any
 
 from fftgen.planner import work as counts
@@ -25,6 +24,7 @@ SCHEDULERS = 4  # of a multiprocessor, an instruction of a warp a cycle each
 FILL_WARPS = 16  # resident warps from which on latencies are hidden
 # Instructions for 128 elements that places in shared memory take more than those in the workspace (compiled).
 ADDRESSES = {"columns_inverse": 4, "columns": 1, "rows": 11}
+POWERS = 100  # for a strip of a pair, to find what scales its rows: in one launch once a transform
 SHOWING, SHOWING_OUTSIDE = 0.254, 0.964  # of the other resources' time: of inner stages, of those around
 
 
@@ -214,43 +214,39 @@ def in_one_launch(plan: Plan, price: Cost, target: Target) -> Cost:
     kernel looks for those of rows before. What blocks have of the rows in their shared memory passes no
     workspace in the L2, and leaves less room in the L1.
     """
-    kernels = list(price.kernels)
     if plan.whole is None:
         return price
+    kernels = price.kernels
     if plan.real_input:
         peaks, columns, *others = kernels
         work = replace(columns.work, device_bytes=columns.work.device_bytes + peaks.work.device_bytes)
-        memory = columns.seconds["device memory"] + peaks.seconds["device memory"]
-        seconds = {**columns.seconds, "device memory": memory}
-        kernels = [replace(columns, work=work, seconds=seconds), *others]
-    kernels = [_beside(k, plan, plan.whole, target) for k in kernels]
-    if plan.whole.row:
-        part, blocks = share(plan, plan.whole), holding(plan, plan.whole)
-        kernels = [_in_shared(k, plan, part, blocks, target) for k in kernels]
-    return Cost(tuple(kernels))
+        kernels = (replace(columns, work=work), *others)
+    return Cost(tuple(_beside_others(k, plan, plan.whole, target) for k in kernels))
 
 
-def _beside(kernel: KernelCost, plan: Plan, whole: Kernel, target: Target) -> KernelCost:
-    """A stage whose tables have the L1 that the one launch leaves."""
-    if kernel.name != plan.body.label:
-        return kernel
-    done = replace(kernel.work, tables=counts.tables(plan, whole, target))
-    return replace(kernel, work=done, seconds=_seconds(done, target, kernel.resident))
-
-
-def _in_shared(kernel: KernelCost, plan: Plan, part: Fraction, blocks: int, target: Target) -> KernelCost:
-    """A stage part of whose workspace is the shared memory of so many blocks: columns meet rows of all."""
-    work = kernel.work
-    addresses = next((n for name, n in ADDRESSES.items() if kernel.name.startswith(name)), 0)
+def _beside_others(kernel: KernelCost, plan: Plan, whole: Kernel, target: Target) -> KernelCost:
+    """A stage as the one launch does it. Columns meet rows of all blocks of a cluster that holds some."""
+    work, part = kernel.work, share(plan, whole)
     loaded, stored = int(part * work.workspace_loaded), int(part * work.workspace_stored)
-    far = (loaded + stored) * (blocks - 1) // blocks if kernel.name.startswith("columns") else 0
+    instructions, remote, tables = work.instructions, 0, work.tables
+    if part:
+        added = next((n for name, n in ADDRESSES.items() if kernel.name.startswith(name)), 0)
+        instructions += added * plan.transform / 128
+    if kernel.name.startswith("columns"):
+        blocks = holding(plan, whole) if whole.row else 1
+        remote = (loaded + stored) * (blocks - 1) // blocks
+        if not plan.real_input:
+            instructions -= POWERS * plan.stages[0].rest / (8 * plan.kernel("columns").columns)
+    elif kernel.name == plan.body.label:
+        tables = counts.tables(plan, whole, target)
     done = replace(
         work,
         workspace_loaded=work.workspace_loaded - loaded,
         workspace_stored=work.workspace_stored - stored,
         shared_bytes=work.shared_bytes + loaded + stored,
-        remote=far,
-        instructions=work.instructions + addresses * plan.transform / 128,
+        remote=remote,
+        tables=tables,
+        instructions=instructions,
     )
     return replace(kernel, work=done, seconds=_seconds(done, target, kernel.resident))
 

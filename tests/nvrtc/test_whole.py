@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 
+import compiled
 import numpy as np
 import pytest
 import torch
@@ -15,11 +15,9 @@ from cases import slow, usually
 from command_line import why_not
 from torch import Tensor
 
-from fftgen import emulate
-from fftgen.cache import Cache
+from fftgen import emulate, hot_path, sass, toolkit
 from fftgen.errors import InternalError
 from fftgen.execute import Executable, spectrum
-from fftgen.pipeline import build_plan
 from fftgen.planner import search, twins
 from fftgen.planner.cost import cost, in_one_launch
 from fftgen.planner.filter import Filter
@@ -27,6 +25,7 @@ from fftgen.planner.launch import workspace_elements
 from fftgen.planner.plan import Plan
 from fftgen.planner.whole import Clusters, cluster_kernels, full, held_kernel, share, whole_kernel
 from fftgen.problem import Problem
+from fftgen.render import render
 from fftgen.simulator import SimulationError
 from fftgen.source import Source
 from fftgen.targets import target
@@ -298,18 +297,29 @@ def test_rows_in_part_in_shared_memory_give_the_same_bits(
     assert alike(plan, y, emulate.convolve(other, **given, ptx=ptx, clusters=Clusters(1, 1))[0])
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize("length", [LENGTH, *slow([131_072, 262_144])])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
-def test_rows_in_shared_memory_spill_nothing_in_a_loop(mode: str, session_cache: Path) -> None:
-    """Up to three registers wait from one stage of a transform to the next."""
-    plan = planned(mode)
-    alone = held(mode).whole
-    assert alone is not None
-    for kernel in (*cluster_kernels(plan, target("sm_90")), alone):
-        clustered = replace(plan, whole=kernel)
-        resources = build_plan(clustered, Cache(session_cache)).resources[clustered.entry(kernel)]
-        assert resources.registers <= 128
-        assert resources.spill_store_bytes == resources.spill_load_bytes <= 12, kernel
+def test_nothing_is_put_by_in_loops_over_strips_and_rows(mode: str, length: int) -> None:
+    """Up to three registers wait from one stage of a transform to the next, eight where rows are in the L2 or
+    in part in shared memory. All kernels that ``tune`` times of 65 536 points."""
+    plan, chip = planned(mode, length), target("sm_90")
+    others = cluster_kernels(plan, chip) if length == LENGTH else ()
+    for kernel in (plan.whole, held_kernel(plan, chip), *others):
+        if kernel is None:
+            continue
+        one = replace(plan, whole=kernel)
+        module = compiled.cubin(render(one), "sm_90")
+        code = sass.codes(sass.disassemble(module.cubin))[one.entry(kernel)]
+        there, rows, back = hot_path.whole_stages(code)
+        part = share(plan, kernel)
+        assert len(there) == len(back) == (2 if 0 < part < 1 else 1)
+        for loop in (*there, rows, *back):
+            assert code.count(loop, "LDL", "STL") == 0, kernel
+        taken = module.resources[one.entry(kernel)]
+        assert taken.registers <= 128
+        assert max(taken.spill_store_bytes, taken.spill_load_bytes) <= (12 if part == 1 else 32), kernel
 
 
 def test_rows_that_start_anywhere_take_a_launch_for_each_stage(rng: np.random.Generator) -> None:

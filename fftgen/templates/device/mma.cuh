@@ -132,6 +132,13 @@ __device__ __forceinline__ unsigned thread_index() {
     return x;
 }
 
+// A number of few bits that the compiler takes for any: it would join it to constants bit by bit, where it knows that no
+// bits meet, and no address takes such a sum.
+__device__ __forceinline__ int any_bits(int x) {
+    asm("" : "+r"(x));
+    return x;
+}
+
 // Zero (a grid has one dimension), which the compiler does not know: the end of a loop that steps by one more is not
 // worked out where it begins, and kept through it in a register that there may be none for.
 __device__ __forceinline__ int unforeseen() {
