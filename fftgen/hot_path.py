@@ -103,10 +103,6 @@ def whole_hot_paths(plan: Plan, gated: bool) -> dict[str, HotPath]:
     there, rows, back = whole_stages(code)
     lines = plan.inner[0].radix
     times = [n for n in (kernel.held, lines - kernel.held) if n]  # in lines of a row: strips in either place
-    if not len(there) == len(back) == len(times):
-        raise InternalError(
-            f"{len(there)} loops over strips there and {len(back)} back: {plan.entry(kernel)}"
-        )
     team = replace(plan.body, warps=kernel.warps // kernel.items)
     again = max((_size(x) for x in _inside(code, rows)), default=0)
     strip = plan.stages[0].radix * 8 * plan.kernel("columns").columns
@@ -124,11 +120,13 @@ def whole_hot_paths(plan: Plan, gated: bool) -> dict[str, HotPath]:
 
 def whole_stages(code: sass.Code) -> tuple[list[Loop], Loop, list[Loop]]:
     """Loops in the kernel that does all stages: over strips of columns, in one place or two, over rows, and
-    over strips on their way back."""
+    over strips on their way back. Raises InternalError where there are not as many there as back."""
     inside = _inside(code, max(code.loops, key=_size))
     outer = [x for x in inside if not any(a <= x[0] and x[1] <= b for a, b in inside if (a, b) != x)]
     stages = sorted(x for x in outer if code.count(x, "HMMA"))
-    rows = stages.index(max(stages, key=_size))
+    rows, rest = divmod(len(stages), 2)
+    if not rows or not rest:
+        raise InternalError(f"{len(stages)} loops with products in the code of one launch")
     return stages[:rows], stages[rows], stages[rows + 1 :]
 
 
