@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from string import digits
 from typing import Any
 
 from fftgen.planner import work as counts
@@ -23,7 +24,7 @@ PIPE_BYTES = 128  # of shared memory and L1, a cycle and multiprocessor
 SCHEDULERS = 4  # of a multiprocessor, an instruction of a warp a cycle each
 FILL_WARPS = 16  # resident warps from which on latencies are hidden
 # Instructions for 128 elements that places in shared memory take more than those in the workspace (compiled).
-ADDRESSES = {"columns_inverse": 4, "columns": 1, "rows": 11}
+ADDRESSES = {"columns": 1, "rows": 11, "columns_inverse": 4}
 POWERS = 100  # for a strip of a pair, to find what scales its rows: in one launch once a transform
 SHOWING, SHOWING_OUTSIDE = 0.254, 0.964  # of the other resources' time: of inner stages, of those around
 
@@ -230,8 +231,7 @@ def _beside_others(kernel: KernelCost, plan: Plan, whole: Kernel, target: Target
     loaded, stored = int(part * work.workspace_loaded), int(part * work.workspace_stored)
     instructions, remote, tables = work.instructions, 0, work.tables
     if part:
-        added = next((n for name, n in ADDRESSES.items() if kernel.name.startswith(name)), 0)
-        instructions += added * plan.transform / 128
+        instructions += ADDRESSES.get(kernel.name.rstrip(digits), 0) * plan.transform / 128
     if kernel.name.startswith("columns"):
         blocks = holding(plan, whole) if whole.row else 1
         remote = (loaded + stored) * (blocks - 1) // blocks

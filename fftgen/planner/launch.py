@@ -53,7 +53,7 @@ def together(plan: Plan, batch: int, channels: int) -> Clusters | None:
 def workspace_elements(plan: Plan, batch: int, channels: int, whole: Clusters | None = None) -> int:
     """16-bit elements of workspace that a call needs; bounded whatever the batch: by ``plan.chunk_bytes``,
     or where one launch carries it out by a place for every cluster."""
-    if not plan.chunk_bytes or (whole and plan.whole and plan.whole.row and share(plan, plan.whole) == 1):
+    if not plan.chunk_bytes or (whole and plan.whole and share(plan, plan.whole) == 1):
         return 0
     places = whole.total if whole else chunk_items(plan, items_per_channel(plan, batch) * channels)
     return 2 * plan.transform * places

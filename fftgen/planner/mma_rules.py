@@ -365,8 +365,8 @@ def ahead(plan: Plan) -> bool:
 
 
 def whole_ahead(plan: Plan) -> bool:
-    """Whether the launch that does all stages has the L2 bring what it reads next: where a multiprocessor has
-    one block, and nothing else to do while that waits."""
+    """Whether the launch that does all stages has the L2 bring what it reads next (``ahead``): where a
+    multiprocessor has one block, and nothing else to do while that waits."""
     chip = find_target(plan.target)
     if plan.whole is None or plan.whole.row < plan.stages[0].radix:
         return False

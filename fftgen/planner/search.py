@@ -358,9 +358,8 @@ def search(
         for name in (ENGINES if engine is None else (engine,))
     ]
     ranked = sorted(found, key=_rank)
-    return tuple(
-        sorted(ranked, key=lambda c: _busiest(c) if _close(c, ranked[0]) else (math.inf, True, 0, 0.0))
-    )
+    last = math.inf, True, 0, 0.0
+    return tuple(sorted(ranked, key=lambda c: _busiest(c) if _close(c, ranked[0]) else last))
 
 
 def _rank(found: Candidate) -> tuple[bool, bool, float, tuple[int, ...], int]:

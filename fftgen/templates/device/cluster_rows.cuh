@@ -57,10 +57,12 @@ struct ClusterRows {
     uint4* rows;
 
     // In pieces. Neighbouring rows begin four pieces apart, every second one two: what eight threads of the outer
-    // stage store together, four pieces of two rows, or load, two pieces of four rows, falls on different banks.
-    static __device__ __forceinline__ int start(unsigned row) { return row % ROWS * PITCH + (row / 2 * 2 + row % 2 * 4) % 8; }
-    // The same for the rows of a block by itself: eight further is a constant further, and what threads add it to the same.
-    static __device__ __forceinline__ int start_alone(unsigned row) { return row / 8 * (8 * PITCH) + start(row % 8); }
+    // stage store together, four pieces of two rows, or load, two pieces of four rows, falls on different banks. Eight
+    // rows further is a constant further, which threads need not work out.
+    static __device__ __forceinline__ int start(unsigned row) {
+        const unsigned own = ALONE ? row : row % ROWS;
+        return own / 8 * (8 * PITCH) + own % 8 * PITCH + (row % 8 / 2 * 2 + row % 2 * 4) % 8;
+    }
 
     // Where lines of a row are, from its start on, while a team works on it: all on banks that fit together.
     static __device__ __forceinline__ auto lines(int row, int team) {
@@ -72,8 +74,7 @@ struct ClusterRows {
 
     __device__ __forceinline__ Operand* own(int row, int column) const {
         const unsigned piece = column / 8u, n = piece / PIECES;
-        const int from = ALONE ? start_alone(row) : start(row);
-        return reinterpret_cast<Operand*>(rows + from + n * LINE + place<ANY_WIDTH>(piece % PIECES, n)) + column % 8u;
+        return reinterpret_cast<Operand*>(rows + start(row) + n * LINE + place<ANY_WIDTH>(piece % PIECES, n)) + column % 8u;
     }
     __device__ __forceinline__ unsigned address(int row, int column) const {
         return peer(shared_address(own(row, column)), row / ROWS);
