@@ -12,8 +12,8 @@ from fftgen import api
 from fftgen.cli import roofline as views
 from fftgen.cli.options import common, one_problem, print_json, table
 from fftgen.planner import search
-from fftgen.planner.cost import Cost, cost, filter_cost
-from fftgen.planner.plan import Plan
+from fftgen.planner.cost import Cost, cost, filter_cost, in_one_launch
+from fftgen.planner.plan import Plan, plain
 from fftgen.roofline import of_plan
 from fftgen.targets import target as find_target
 
@@ -46,7 +46,10 @@ def command(
     problem = api.problem(length, dtype, causal=causal)
     chosen = search.plan(problem, chip, engine)
     price, spectrum = cost(chosen, chip), filter_cost(chosen, chip)
+    together = in_one_launch(chosen, price, chip) if chosen.whole else None
     candidates = search.search(problem, chip, engine=engine) if why else ()
+    taken = candidates[0] if candidates else None
+    ways = search.one_launches(taken.plan, taken.cost, chip) if taken and taken.plan and taken.cost else ()
     view = of_plan(chosen, shape) if roofline else None
     if plot is not None and view is not None:
         views.draw([view], plot)
@@ -56,6 +59,7 @@ def command(
             "digest": chosen.digest,
             "plan": asdict(chosen),
             "cost": price.as_dict(),
+            "one_launch_cost": together.as_dict() if together else None,
             "filter_cost": spectrum.as_dict() if spectrum.kernels else None,
         }
         if view is not None:
@@ -73,11 +77,14 @@ def command(
                 }
                 for c in candidates
             ]
+            document["one_launch"] = [
+                {"kernel": way.plan.whole and plain(way.plan.whole), "seconds": way.seconds} for way in ways
+            ]
         print_json(document)
         return
     click.echo(chosen)
     click.echo(_kernels(chosen))
-    click.echo(_cost(chosen, price, spectrum, chip.chip))
+    click.echo(_cost(chosen, price, together, chip.chip) + _preparing(spectrum))
     if verbose:
         click.echo(f"digest {chosen.digest}\ntables {chosen.table_bytes} bytes")
     if view is not None:
@@ -87,6 +94,10 @@ def command(
         click.echo(f"\n{len(candidates)} candidates, {len(legal)} legal; the first is taken")
         for candidate in candidates:
             click.echo(f"  {candidate}")
+        if ways:
+            click.echo("\nall stages of many rows by one launch, single blocks weighed; the first is taken")
+        for way in ways:
+            click.echo(f"  {way}")
 
 
 def _kernels(plan: Plan) -> str:
@@ -98,14 +109,22 @@ def _kernels(plan: Plan) -> str:
     return table(rows)
 
 
-def _cost(plan: Plan, price: Cost, spectrum: Cost, chip: str) -> str:
+def _cost(plan: Plan, price: Cost, together: Cost | None, chip: str) -> str:
+    """``together``: where one launch does all stages."""
     rows = "row" if plan.rows_per_item == 1 else "pair of rows"
-    times = ", ".join(f"{name} {1e9 * seconds:.2f}" for name, seconds in price.seconds.items())
+    many = "" if together is None else f"\nmany rows by one launch: {_predicted(together)}"
     return (
         f"per {rows}: {price.tensor_ops} matrix instructions, {price.device_bytes} bytes of device memory, "
         f"{price.workspace_bytes} bytes of workspace\n"
-        f"predicted for {chip}: {1e9 * price.predicted:.2f} ns, {1e9 * price.showing:.2f} of them not hidden "
-        f"by the busiest resource, {views.bound(price)}; busy, in ns: {times}" + _preparing(spectrum)
+        f"predicted for {chip}: {_predicted(price)}{many}"
+    )
+
+
+def _predicted(price: Cost) -> str:
+    times = ", ".join(f"{name} {1e9 * seconds:.2f}" for name, seconds in price.seconds.items())
+    return (
+        f"{1e9 * price.predicted:.2f} ns, {1e9 * price.showing:.2f} of them not hidden "
+        f"by the busiest resource, {views.bound(price)}; busy, in ns: {times}"
     )
 
 

@@ -29,7 +29,7 @@ from fftgen.planner.rules import (
     supports_dtype,
 )
 from fftgen.planner.tables import layout, twiddle_split
-from fftgen.planner.whole import held_kernel, whole_kernel
+from fftgen.planner.whole import held_kernel, share, whole_kernel
 from fftgen.problem import MAX_LENGTH, Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -201,27 +201,39 @@ def expected(plan: Plan, price: Cost) -> float:
     Two blocks of 16 384 points on a multiprocessor take 10 % less time than one of twice the warps, which all
     stop at the same barrier (measured on an H200, results/).
     """
-    one = one_launch(plan, price, find_target(plan.target))
+    ways = one_launches(plan, price, find_target(plan.target))
     alone = plan.block_stage and _resident(plan, price) == plan.body.warps
     spills = plan.engine == "mma" and mma_rules.spills(plan)
     weight = (ALONE if alone else 1.0) * (mma_rules.SPILLED if spills else 1.0)
-    return weight * (price.predicted if one is None else one.seconds)
+    return weight * (ways[0].seconds if ways else price.predicted)
 
 
 class OneLaunch(NamedTuple):
-    """A plan with the kernel of all its stages, and the seconds that a transform is expected to take."""
+    """A plan with the kernel of all its stages, and the seconds that a transform is expected to take:
+    predicted, weighed by what no model knows."""
 
     plan: Plan
     seconds: float
 
+    def __str__(self) -> str:
+        kernel = self.plan.whole
+        assert kernel is not None
+        part = share(self.plan, kernel)
+        place = f"{part} of every row in shared memory" if part else "rows in the L2"
+        levels = "two levels" if self.plan.inner[0].two_levels else "one level"
+        return (
+            f"{place}, {kernel.resident} x {kernel.warps} warps on a multiprocessor, twiddles of rows in "
+            f"{levels}: {1e9 * self.seconds:.2f} ns per transform"
+        )
 
-def one_launch(plan: Plan, price: Cost, chip: Target) -> OneLaunch | None:
-    """The quickest way to do all of a plan's stages by one launch: rows in the L2, or in part in the shared
-    memory of single blocks, where the L1 has little room and twiddles come in two levels. None: there is
-    none."""
+
+def one_launches(plan: Plan, price: Cost, chip: Target) -> tuple[OneLaunch, ...]:
+    """The ways to do all of a plan's stages by one launch, the quickest first: rows in the L2, or in part in
+    the shared memory of single blocks, where the L1 has little room and twiddles come in two levels. Empty
+    where there is none."""
     in_l2 = whole_kernel(plan, chip)
     if in_l2 is None:
-        return None
+        return ()
 
     def judged(of: Plan, kernel: Kernel) -> OneLaunch:
         found = replace(of, whole=kernel)
@@ -236,7 +248,7 @@ def one_launch(plan: Plan, price: Cost, chip: Target) -> OneLaunch | None:
             ways.append(judged(plan, held))
         elif not _exact(plan.problem, plan.real_input):
             ways.append(judged(with_outer_split(plan, mma_rules.two_levels(plan.body)), held))
-    return min(ways, key=lambda way: way.seconds)
+    return tuple(sorted(ways, key=lambda way: way.seconds))
 
 
 def _resident(plan: Plan, price: Cost) -> int:
@@ -388,8 +400,8 @@ def _busiest(found: Candidate) -> tuple[float, bool, int, float]:
 
 def finished(found: Plan, chip: Target) -> Plan:
     """A chosen plan with the kernels of its filter's spectrum, and the one that does all stages."""
-    one = one_launch(found, cost(found, chip), chip)
-    return replace(found if one is None else one.plan, filter=design(found, chip))
+    ways = one_launches(found, cost(found, chip), chip)
+    return replace(ways[0].plan if ways else found, filter=design(found, chip))
 
 
 def plan(problem: Problem, target: str | Target, engine: str | None = None) -> Plan:

@@ -15,7 +15,7 @@ from fftgen.bench import roofline as pictures
 from fftgen.conv import JustInTime
 from fftgen.errors import InputError, NoPlanError
 from fftgen.planner import search
-from fftgen.planner.cost import RESOURCES, cost, filter_cost
+from fftgen.planner.cost import RESOURCES, cost, filter_cost, in_one_launch
 from fftgen.problem import Problem
 from fftgen.render import command, render
 from fftgen.targets import TARGETS, target
@@ -89,6 +89,24 @@ def test_the_plan_tells_what_preparing_a_filter_costs() -> None:
     assert "per filter, once: 524296 bytes of device memory, 1544256 bytes of workspace" in text
     assert re.search(r"^filter_rows +\d+", text, re.M)
     assert answer("plan", 4096)["filter_cost"]["device_bytes"] == 8 * 4096 + 8
+
+
+def test_the_plan_tells_what_one_launch_of_all_stages_costs_and_why_it_is_that_one() -> None:
+    chip = target("sm_90")
+    plan = search.plan(Problem("causal", 65536, "bf16"), chip)
+    price = in_one_launch(plan, cost(plan, chip), chip)
+    text = fftgen("plan", 65536, "--causal", "--why").stdout
+    assert f"many rows by one launch: {1e9 * price.predicted:.2f} ns, " in text
+    ways = re.findall(r"^  (.+), \d x \d+ warps on a multiprocessor, .+: ([0-9.]+) ns", text, re.M)
+    assert [place for place, _ in ways] == ["3/4 of every row in shared memory", "rows in the L2"]
+    assert float(ways[0][1]) == pytest.approx(search.ALONE * 1e9 * price.predicted, abs=0.01)
+    assert float(ways[0][1]) < float(ways[1][1])
+    document = answer("plan", 65536, "--causal", "--why")
+    assert document["one_launch_cost"]["time"] == price.predicted
+    assert [way["kernel"].get("held") for way in document["one_launch"]] == [12, None]
+    alone = answer("plan", 4096, "--why")
+    assert (alone["one_launch_cost"], alone["one_launch"]) == (None, [])
+    assert "one launch" not in fftgen("plan", 4096, "--why").stdout
 
 
 def test_pictures_show_every_kernel(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
