@@ -69,6 +69,13 @@ def _switched(gates: tuple[str, ...], there: bool) -> str:
     )
 
 
+def _compiled(plan: Plan, source: Source, gated: bool) -> dict[str, sass.Code]:
+    """By entry: the code of a plan's kernels for aligned calls of full length."""
+    length = min(plan.problem.length, plan.transform)
+    cubin = nvrtc.compile_cubin(specialised(source, length, gated), plan.target)
+    return sass.codes(sass.disassemble(cubin.image))
+
+
 def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str, HotPath]:
     """By role: every kernel of a plan of the mma engine that works on complex elements (none of others).
 
@@ -77,9 +84,7 @@ def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str
     """
     if plan.engine != "mma":
         return {}
-    length = min(plan.problem.length, plan.transform)
-    cubin = nvrtc.compile_cubin(specialised(source or render(plan), length, gated), plan.target)
-    listing = sass.codes(sass.disassemble(cubin.image))
+    listing = _compiled(plan, source or render(plan), gated)
     found = {}
     for kernel in plan.kernels:
         if kernel.role == "peaks":
@@ -97,23 +102,19 @@ def whole_hot_paths(plan: Plan, gated: bool) -> dict[str, HotPath]:
     kernel = plan.whole
     if kernel is None:
         return {}
-    length = min(plan.problem.length, plan.transform)
-    cubin = nvrtc.compile_cubin(specialised(render(plan), length, gated), plan.target)
-    code = sass.codes(sass.disassemble(cubin.image))[plan.entry(kernel)]
+    code = _compiled(plan, render(plan), gated)[plan.entry(kernel)]
     there, rows, back = whole_stages(code)
     lines = plan.inner[0].radix
     times = [n for n in (kernel.held, lines - kernel.held) if n]  # in lines of a row: strips in either place
     team = replace(plan.body, warps=kernel.warps // kernel.items)
-    again = max((_size(x) for x in _inside(code, rows)), default=0)
-    strip = plan.stages[0].radix * 8 * plan.kernel("columns").columns
+    strip = _elements(plan, plan.kernel("columns"))
 
     def strips(loops: list[Loop]) -> HotPath:
         return HotPath(sum(n * _size(x) for n, x in zip(times, loops, strict=True)), lines * strip)
 
-    turns = _turns(plan, team)
     return {
         "columns": strips(there),
-        "rows": HotPath(_size(rows) + (turns - 1) * again, plan.row_length // team.warps),
+        "rows": HotPath(_issued(code, rows, _turns(plan, team)), _elements(plan, team)),
         "columns_inverse": strips(back),
     }
 
@@ -171,11 +172,15 @@ def _turns(plan: Plan, kernel: Kernel) -> int:
 
 
 def _body(code: sass.Code, turns: int) -> int:
-    """Instructions of the longest loop; those of a loop inside it that is no copy count ``turns`` times."""
+    """Instructions of the longest loop, a loop inside it that is no copy taken ``turns`` times."""
     if not code.loops:
         raise InternalError("no loop over the work in the disassembly")
-    longest = max(code.loops, key=_size)
-    return _size(longest) + (turns - 1) * max((_size(x) for x in _inside(code, longest)), default=0)
+    return _issued(code, max(code.loops, key=_size), turns)
+
+
+def _issued(code: sass.Code, loop: Loop, turns: int) -> int:
+    """Those of a loop, the longest one inside it counted so often."""
+    return _size(loop) + (turns - 1) * max((_size(x) for x in _inside(code, loop)), default=0)
 
 
 def _inside(code: sass.Code, loop: Loop) -> list[Loop]:

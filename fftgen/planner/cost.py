@@ -238,7 +238,7 @@ def _beside_others(kernel: KernelCost, plan: Plan, whole: Kernel, target: Target
         if not plan.real_input:
             instructions -= POWERS * plan.stages[0].rest / (8 * plan.kernel("columns").columns)
     elif kernel.name == plan.body.label:
-        tables = counts.tables(plan, whole, target)
+        tables = counts.far_twiddles(plan, whole, target)
     done = replace(
         work,
         workspace_loaded=work.workspace_loaded - loaded,

@@ -358,8 +358,7 @@ def ahead(plan: Plan) -> bool:
     Measured on an H200 (results/): 8 % of the time of causal blocks, 10 % of 2048 points in a warp; shorter
     ones have other warps to wait for, and what pairs read ahead pushes other rows out of the L2.
     """
-    chip = find_target(plan.target)
-    if plan.device_stages or not plan.real_input or chip.capability < AHEAD or chip.virtual:
+    if plan.device_stages or not _brings(plan):
         return False
     return plan.memory_class == "block" or plan.transform > CHAIN_POINTS
 
@@ -367,9 +366,12 @@ def ahead(plan: Plan) -> bool:
 def whole_ahead(plan: Plan) -> bool:
     """Whether the launch that does all stages has the L2 bring what it reads next (``ahead``): where a
     multiprocessor has one block, and nothing else to do while that waits."""
+    return plan.whole is not None and plan.whole.row == plan.stages[0].radix and _brings(plan)
+
+
+def _brings(plan: Plan) -> bool:
+    """Whether the chip can, and rows do not share a transform."""
     chip = find_target(plan.target)
-    if plan.whole is None or plan.whole.row < plan.stages[0].radix:
-        return False
     return plan.real_input and chip.capability >= AHEAD and not chip.virtual
 
 

@@ -88,7 +88,7 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target) -> Work:
         workspace_loaded=workspace_loaded,
         workspace_stored=workspace_stored,
         spectrum=ELEMENT * plan.transform if body else 0,
-        tables=tables(plan, kernel, target) if mma and body else 0,
+        tables=far_twiddles(plan, kernel, target) if mma and body else 0,
         shared_bytes=_mma_shared(plan, kernel) if mma else _wmma_shared(plan, kernel),
         instructions=mma_instructions(plan, kernel, ops) if mma else _wmma_instructions(plan, kernel, ops),
     )
@@ -175,7 +175,7 @@ def _passes(plan: Plan, kernel: Kernel) -> int:
     return sum(map(len, _directions(plan, kernel).values()))
 
 
-def tables(plan: Plan, kernel: Kernel, target: Target) -> int:
+def far_twiddles(plan: Plan, kernel: Kernel, target: Target) -> int:
     """Bytes of the outer twiddles from the L2, beside the shared memory of a kernel."""
     outer = [t.nbytes for t in plan.tables if t.name.startswith("outer")]
     return missed(2 * ELEMENT * plan.transform, sum(outer), kernel, target)
