@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,7 +21,9 @@ WARPS = (16, 8, 4, 2, 1)
 WIDTHS = (8, 4, 2)  # columns of a thread in the outer stage: loads of 16, 8 or 4 bytes
 FORMATS = (SCALED, BF16_FP32)  # the first one is the planner's choice: faster and more exact
 REGISTERS = {SCALED: 128, BF16_FP32: 168}  # of a thread: 16 or 12 warps of a multiprocessor share its 65536
-SPILLED = 1.25  # times longer than predicted, at a guess: some registers of the shapes known to spill
+# Times longer than predicted, at a guess, where a block finds too few registers for its columns: some dozens
+# of bytes cost nothing that could be measured (H200, results/), a hundred are a tenth of what its pipe does.
+SPILLS, SPILLS_MANY = 1.03, 1.1
 OPERANDS = 64  # registers that the operands of a warp's strips may take
 MOST_HELD = 160  # radix times width: a thread holds a quarter of it in fp32 until the peak is known
 RUN = 32  # columns that a warp stores in one piece: the low level of twiddles holds whole ones
@@ -296,19 +297,22 @@ def _warp_registers(role: str, points: int, right_angle: bool, compute_format: s
     return 80 if small and compute_format == SCALED else REGISTERS[compute_format]
 
 
-def spills(plan: Plan) -> bool:
-    """Whether a block's transforms or rows are known to find too few registers, as compiled."""
-    radices = [s.radix for s in plan.inner]
+def spilling(plan: Plan) -> float:
+    """How much longer a block takes whose complex columns find too few registers (as compiled, sm_80, sm_90).
+
+    With all operands that rules allow 4 to 64 bytes are put by, none with radix 16 in strips of less than 8
+    columns. With radix 48 and more in two strips it is 56 to 140 bytes, but for pairs in a block's own
+    transform with radix 48, which find a place.
+    """
     body = plan.body
-    if body.role == "rows" and len(radices) == 3 and (max(radices) >= 64 or min(radices) == 32):
-        return True
-    real = plan.real_input and body.role == "convolve"
-    if not plan.block_stage or real or body.warps > 8 or (radices[0] < 32 and body.columns < 8):
-        return False
-    if body.role == "convolve" and radices[0] >= 32 and any(s.halves for s in plan.inner):
-        return False
-    strips = math.prod(radices[1:]) // (8 * body.columns * body.warps)
-    return operands(strips, radices[0], body.columns, real) == OPERANDS
+    if not plan.block_stage or (plan.real_input and body.role == "convolve"):
+        return 1.0
+    stage = plan.inner[0]
+    strips = stage.rest // (8 * body.columns * body.warps)
+    if strips > 1 and stage.radix >= (48 if body.role == "rows" else 64):
+        return SPILLS_MANY
+    full = operands(strips, stage.radix, body.columns, False) == OPERANDS
+    return SPILLS if full and (stage.radix > TILE or body.columns == 8) else 1.0
 
 
 def operands(strips: int, radix: int, width: int, real: bool) -> int:

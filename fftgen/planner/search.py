@@ -202,10 +202,13 @@ def expected(plan: Plan, price: Cost) -> float:
     stop at the same barrier (measured on an H200, results/).
     """
     ways = one_launches(plan, price, find_target(plan.target))
+    return _weight(plan, price) * (ways[0].seconds if ways else price.predicted)
+
+
+def _weight(plan: Plan, price: Cost) -> float:
+    """Times longer than predicted, for what no model knows."""
     alone = plan.block_stage and _resident(plan, price) == plan.body.warps
-    spills = plan.engine == "mma" and mma_rules.spills(plan)
-    weight = (ALONE if alone else 1.0) * (mma_rules.SPILLED if spills else 1.0)
-    return weight * (ways[0].seconds if ways else price.predicted)
+    return (ALONE if alone else 1.0) * (mma_rules.spilling(plan) if plan.engine == "mma" else 1.0)
 
 
 class OneLaunch(NamedTuple):
@@ -390,12 +393,13 @@ def _close(found: Candidate, first: Candidate) -> bool:
 
 
 def _busiest(found: Candidate) -> tuple[float, bool, int, float]:
-    """Of equals the least by its busiest resources; then batch pairs before folds, which do more matrix work;
-    then short transforms, with less to do for gradients and filters; then what issues least: where memory
-    bounds two shapes, the rest is room for its latency."""
-    fold = found.plan is not None and found.plan.fold > 0
-    issue = 0.0 if found.cost is None else found.cost.seconds["issue slots"]
-    return found.row_seconds, fold, found.transform, issue
+    """Of equals the least by its busiest resources, weighed as the whole is; then batch pairs before folds,
+    which do more matrix work; then short transforms, with less to do for gradients and filters; then what
+    issues least: where memory bounds two shapes, the rest is room for its latency."""
+    if found.plan is None or found.cost is None:
+        return math.inf, True, 0, 0.0
+    seconds = _weight(found.plan, found.cost) * found.row_seconds
+    return seconds, found.plan.fold > 0, found.transform, found.cost.seconds["issue slots"]
 
 
 def finished(found: Plan, chip: Target) -> Plan:

@@ -20,8 +20,9 @@ from plans import on_engine
 from fftgen import emulate, sass, toolkit
 from fftgen.execute import spectrum, with_skip
 from fftgen.planner.cost import tensor_ops
+from fftgen.planner.mma_rules import SPILLS, SPILLS_MANY, spilling
 from fftgen.planner.plan import SCALED, Plan
-from fftgen.planner.search import with_shape
+from fftgen.planner.search import layouts, with_shape
 from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.sampled import check_launches
@@ -605,6 +606,32 @@ def test_no_kernel_spills(mode: str, length: int, target: str) -> None:
         mix = sass.instruction_mix(sass.disassemble(module.cubin))
         work = {plan.entry(kernel) for kernel in plan.kernels if kernel.role != "peaks"}
         assert all(mix[name]["HMMA"] > 0 for name in work)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize(
+    ("mode", "factors"),
+    [
+        ("causal", (64, 32, 32, 32)),
+        ("circular", (32, 32, 16, 32)),
+        ("circular", (16, 48, 16, 16)),
+        ("causal", (16, 64, 32, 16)),
+        ("circular", (16, 32, 32)),
+        ("circular", (64, 16, 32)),
+    ],
+)
+def test_layouts_are_weighed_by_the_registers_that_they_put_by(
+    mode: str, factors: tuple[int, ...], arch: str
+) -> None:
+    """Bytes of a thread, as compiled: up to 36, whose cost could not be measured, up to 72, or more."""
+    problem = Problem(mode, int(np.prod(factors)), "bf16")
+    plan = with_shape(problem, arch, factors, len(factors) - 3, "mma")
+    for layout in layouts(plan, target(arch)):
+        taken = compiled.cubin(render(layout), arch).resources[layout.entry(layout.body)]
+        most = max(taken.spill_store_bytes, taken.spill_load_bytes)
+        assert most <= {1.0: 36, SPILLS: 72, SPILLS_MANY: 480}[spilling(layout)], str(layout)
+        if spilling(layout) == SPILLS_MANY and arch == "sm_90":
+            assert most > 36, str(layout)
 
 
 def test_at_least_sixteen_warps_stay_resident_at_4096() -> None:
