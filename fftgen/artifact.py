@@ -25,7 +25,7 @@ from fftgen.errors import ArtifactError, InputError, InternalError
 from fftgen.source import Source
 
 #: Number of the layout. A reader takes this one; how the header is digested stays the same in every schema.
-SCHEMA = 3
+SCHEMA = 4
 _FORMAT = "fftgen"
 _BLANK = "0" * 64
 _TARGET = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")

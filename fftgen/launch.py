@@ -107,7 +107,7 @@ def argument_block(plan: Plan, call: Call, launch: Launch) -> bytes:
             launch.run,
             call.vector,
             *reciprocal(per_channel),
-            0,
+            per_channel * call.channels,
         ),
     )
 

@@ -156,6 +156,7 @@ def render_gradient(gradient: Gradient) -> Source:
             headers=_headers(plan)[1:],
             ahead=mma_rules.ahead(plan),
             steady=mma_rules.steady(plan),
+            ratio_pitch=_ratio_pitch(plan),
             kernel_templates=MMA_TEMPLATES,
             sink="maybe_twin_real_sink",
             tables=gradients.tables(gradient),
@@ -181,7 +182,7 @@ def _headers(plan: Plan) -> tuple[str, ...]:
     if not plan.block_stage:
         used.append("warp")
     if plan.device_stages:
-        used += ["device", "scaled_peaks"] if plan.scaled else ["device"]
+        used += ["device", "strips" if plan.strip_peaks else "scaled_peaks"] if plan.scaled else ["device"]
     if plan.whole is not None:
         used += ["cluster_rows", "whole"] if plan.whole.row else ["whole"]
     return tuple(used)
@@ -215,7 +216,13 @@ def _mma_names(plan: Plan) -> dict[str, Any]:
         "steady": mma_rules.steady(plan),
         "tight": mma_rules.tight(plan),
         "size_words": size_words(plan),
+        "ratio_pitch": _ratio_pitch(plan),
     }
+
+
+def _ratio_pitch(plan: Plan) -> int:
+    """Words between what brings strips of two rows to their power and that of the next two; 0: none are."""
+    return mma_rules.ratio_pitch(plan.inner[0], plan.kernel("columns").columns) if plan.strip_peaks else 0
 
 
 def _wmma_names(plan: Plan) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from fftgen.pipeline import Built
 from fftgen.planner import interpret
 from fftgen.planner.launch import Launch, launches
 from fftgen.planner.order import stored_places
+from fftgen.planner.plan import Plan
 from fftgen.simulator import DeviceMemory, Report, parse, simulate
 
 SAMPLES = 3
@@ -49,12 +50,29 @@ def _planes(z: npt.NDArray[Any], kind: DType) -> Bits:
     return np.ascontiguousarray(encode(np.stack([z.real, z.imag], axis=-2).reshape(-1, 2, z.shape[-1]), kind))
 
 
-def _sizes(gated: npt.NDArray[np.float64]) -> npt.NDArray[np.uint32]:
-    """What the peaks kernel leaves for rows (1 or 2, 1, L) of a transform (planner/launch.py)."""
-    peaks: npt.NDArray[np.uint32] = np.abs(gated).max(axis=(1, 2)).astype(np.float32).view(np.uint32)
-    if len(gated) == 1:
-        return peaks
-    return np.concatenate([peaks, np.square(gated).sum(axis=(1, 2)).view(np.uint32)])
+def _sizes(plan: Plan, gated: npt.NDArray[np.float64]) -> npt.NDArray[np.uint32]:
+    """What is known of rows (1 or 2, 1, L) of a transform before its columns, or after them
+    (planner/launch.py)."""
+    found = [np.abs(gated).max(axis=(1, 2)).astype(np.float32).view(np.uint32)]
+    if plan.strip_peaks:
+        found.append(_strip_peaks(plan, gated).astype(np.float32).view(np.uint32))
+    if len(gated) == 2:
+        found.append(np.square(gated).sum(axis=(1, 2)).view(np.uint32))
+    return np.concatenate(found)
+
+
+def _strip_peaks(plan: Plan, gated: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The largest absolute value of every strip of columns of a row (1, 1, L)."""
+    row = np.zeros(plan.transform)
+    row[: gated.size] = np.abs(gated).ravel()
+    found: npt.NDArray[np.float64] = row.reshape(plan.stages[0].radix, plan.strip_peaks, -1).max(axis=(0, 2))
+    return found
+
+
+def _power(peaks: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The power of two that numbers up to a peak are divided by."""
+    found: npt.NDArray[np.float64] = 2.0 ** np.floor(np.log2(np.where(peaks > 0, peaks, 1.0)))
+    return found
 
 
 def _sample(grid: int, rng: np.random.Generator) -> list[tuple[int, int, int]]:
@@ -83,7 +101,7 @@ def check_launches(
     gated = wide["u"] * wide["in_gate"]
     largest = np.abs(gated).max(axis=(1, 2))
     scaled = plan.scaled  # rows enter divided by the power of two of their peak
-    powers = 2.0 ** np.floor(np.log2(largest)) if scaled else np.ones(rows)
+    powers = _power(largest) if scaled else np.ones(rows)
     if scaled and rows == 2:  # and brought to like norms
         powers /= interpret.balance(gated / powers[:, None, None])[:, 0, 0]
     states = interpret.workspace_states(plan, gated / powers[:, None, None], taps, skip=skip)
@@ -102,7 +120,12 @@ def check_launches(
         "scale": made.scale.numpy(),
         "tables": np.frombuffer(built.tables, np.uint8).copy(),
     }
-    sizes = _sizes(gated)
+    sizes = _sizes(plan, gated)
+    if plan.strip_peaks:  # columns leave each at a power of its own
+        ratio = powers[0] / _power(_strip_peaks(plan, gated))
+        columns = states["columns", 1]
+        strips = columns.reshape(plan.stages[0].radix, plan.strip_peaks, -1) * ratio[:, None]
+        states["columns", 1] = strips.reshape(columns.shape)
     before: Bits | None = None
     for launch in launches(plan, rows, 1, length):
         role = (launch.kernel.role, launch.kernel.stage)
@@ -122,7 +145,8 @@ def check_launches(
         for name, y in outputs.items():
             at[name] = memory.bind(name, y, writable=True, initialized=False)
         at["workspace"] = memory.bind("workspace", workspace, writable=True, initialized=before is not None)
-        found = np.zeros_like(sizes) if role == ("peaks", 0) else sizes.copy()
+        finds_strips = role == ("columns", 1) and plan.strip_peaks > 0
+        found = np.zeros_like(sizes) if role == ("peaks", 0) or finds_strips else sizes.copy()
         at["peaks"] = memory.bind("peaks", found, writable=True)
         report = simulate(
             module,
@@ -142,6 +166,10 @@ def check_launches(
             if not (np.abs(squares - right) <= SLOPPY * right).all():
                 raise InternalError(f"{description}: sums of squares {squares} instead of {right}")
             continue
+        if finds_strips:
+            seen = np.append(False, found[1:] != 0)
+            if not (seen.any() and (found[seen] == sizes[seen]).all() and found[0] == found[1:].max()):
+                raise InternalError(f"{description}: peaks of strips {found[seen]} instead of {sizes[seen]}")
         to_output = role == ("columns_inverse", 1)
         if to_output:
             after, target = (np.stack([by[name] for name in exact]) for by in (outputs, exact))

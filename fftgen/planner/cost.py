@@ -24,7 +24,7 @@ PIPE_BYTES = 128  # of shared memory and L1, a cycle and multiprocessor
 SCHEDULERS = 4  # of a multiprocessor, an instruction of a warp a cycle each
 FILL_WARPS = 16  # resident warps from which on latencies are hidden
 # Instructions for 128 elements that places in shared memory take more than those in the workspace (compiled).
-ADDRESSES = {"columns": 1, "rows": 11, "columns_inverse": 4}
+ADDRESSES = {"columns": 1, "rows": 7, "columns_inverse": 4}
 POWERS = 100  # for a strip of a pair, to find what scales its rows: in one launch once a transform
 SHOWING, SHOWING_OUTSIDE = 0.254, 0.964  # of the other resources' time: of inner stages, of those around
 
@@ -211,18 +211,12 @@ def cost(plan: Plan, target: Target, compiled: Compiled | None = None) -> Cost:
 def in_one_launch(plan: Plan, price: Cost, target: Target) -> Cost:
     """The same where one launch does all stages (planner/whole.py), stage by stage.
 
-    Rows by themselves are read once, from device memory: their strips are scaled by peaks of their own, so no
-    kernel looks for those of rows before. What blocks have of the rows in their shared memory passes no
-    workspace in the L2, and leaves less room in the L1.
+    What blocks have of the rows in their shared memory passes no workspace in the L2, and leaves less room in
+    the L1.
     """
     if plan.whole is None:
         return price
-    kernels = price.kernels
-    if plan.real_input:
-        peaks, columns, *others = kernels
-        work = replace(columns.work, device_bytes=columns.work.device_bytes + peaks.work.device_bytes)
-        kernels = (replace(columns, work=work), *others)
-    return Cost(tuple(_beside_others(k, plan, plan.whole, target) for k in kernels))
+    return Cost(tuple(_beside_others(k, plan, plan.whole, target) for k in price.kernels))
 
 
 def _beside_others(kernel: KernelCost, plan: Plan, whole: Kernel, target: Target) -> KernelCost:
@@ -239,6 +233,8 @@ def _beside_others(kernel: KernelCost, plan: Plan, whole: Kernel, target: Target
             instructions -= POWERS * plan.stages[0].rest / (8 * plan.kernel("columns").columns)
     elif kernel.name == plan.body.label:
         tables = counts.far_twiddles(plan, whole, target)
+        if plan.strip_peaks:  # once a transform
+            instructions -= counts.ratios_made(plan) * plan.transform / 128
     done = replace(
         work,
         workspace_loaded=work.workspace_loaded - loaded,

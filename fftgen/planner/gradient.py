@@ -76,6 +76,11 @@ class Gradient:
         return self.plan.block_stage
 
     @property
+    def ratios_at(self) -> int:
+        """Where a block has what brings strips of the workspace to the power of their row (bytes)."""
+        return self.kernel.staging_at + _peaks_bytes(self.signals)
+
+    @property
     def rows(self) -> int:
         """Rows of a transform, each with workers of its own."""
         return self.plan.transform // self.plan.row_length
@@ -170,6 +175,11 @@ def copied(plan: Plan, signals: bool) -> int:
     return max(t.offset + t.nbytes for t in plan.tables if t.name in FORWARD)
 
 
+def _peaks_bytes(signals: bool) -> int:
+    """Shared memory of a block for peaks of a row's strips, of each side, and for what undoes its scaling."""
+    return (2 if signals else 1) * 2 * 4 * STRIPS
+
+
 def columns_bytes(plan: Plan) -> int:
     """Bytes of the matrices of the block stage, which a block copies as well."""
     return sum(t.nbytes for t in plan.tables if t.name == "columns")
@@ -186,7 +196,10 @@ def _fitted(
     if plan.block_stage:
         workers, kept, plane, registers = 1, 1, points, REGISTERS
         peaks_at = 4 * points
-        at = peaks_at + (2 if signals else 1) * 2 * 4 * STRIPS
+        at = peaks_at + _peaks_bytes(signals)
+        if plan.strip_peaks:
+            at += mma_rules.ratio_bytes(plan.inner[0], plan.kernel("columns").columns)
+            at = -(-at // fragments.ALIGNMENT) * fragments.ALIGNMENT
     else:
         workers, kept, registers = warps, group, _warp_registers(group * points, signals)
         plane, peaks_at = group * points, -1

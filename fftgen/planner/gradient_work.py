@@ -45,6 +45,7 @@ def gradient_work(found: Gradient, target: Target) -> Work:
     shared = 1 if plan.block_stage else found.kernel.group  # rows of a channel that a warp takes together
     body = replace(plan.body, warps=found.kernel.warps, group=found.kernel.group)
     both_ways = work.mma_instructions(plan, body, 0)
+    rescaled = (2 - one_way / 2) * work.rescaling(plan)  # both ways do it once, two transforms there twice
     return Work(
         tensor_ops=ops,
         loaded=loaded,
@@ -55,7 +56,7 @@ def gradient_work(found: Gradient, target: Target) -> Work:
         spectrum=back * 2 * ELEMENT * n // shared,
         tables=_tables(found, target),
         shared_bytes=_shared(found),
-        instructions=2 * ops + one_way / 2 * both_ways + n / 128 * PRODUCT[plan.memory_class],
+        instructions=2 * ops + one_way / 2 * both_ways + n / 128 * (PRODUCT[plan.memory_class] + rescaled),
     )
 
 
@@ -84,6 +85,7 @@ def _shared(found: Gradient) -> int:
     matrices = 2 * work.column_matrices(plan, kernel, False) + back * work.column_matrices(plan, kernel, True)
     twiddles = 2 * work.outer_twiddles(plan, False) + back * work.outer_twiddles(plan, True)
     twiddles += back * work.read_again(plan, kernel)
+    total += 2 * work.ratios_read(plan, kernel)
     return total + (2 + back) * 8 * n + int(twiddles * n) + n // plan.row_length * matrices
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fftgen.planner.plan import TILE, Kernel, Plan
-from fftgen.planner.whole import Clusters, clusters, share, strip_peaks
+from fftgen.planner.whole import Clusters, clusters, share
 from fftgen.targets import target
 
 MAX_RUN = 16  # pieces that one worker takes in a row: longer ones would leave the end of a launch to few
@@ -60,12 +60,12 @@ def workspace_elements(plan: Plan, batch: int, channels: int, whole: Clusters | 
 
 
 def size_words(plan: Plan) -> int:
-    """32-bit words of the sizes of a transform's rows, which are found before its columns.
+    """32-bit words of the sizes of a transform's rows, which are found before its columns or by them.
 
     A row's peak, or for a pair two peaks and two sums of squares in double: PairSize in
     templates/device/scaled_peaks.cuh.
     """
-    if not any(kernel.role == "peaks" for kernel in plan.kernels):
+    if not plan.scaled or not plan.device_stages:
         return 0
     return 6 if plan.rows_per_item == 2 else 1
 
@@ -73,10 +73,11 @@ def size_words(plan: Plan) -> int:
 def peaks_words(plan: Plan, batch: int, channels: int, whole: Clusters | None = None) -> int:
     """32-bit words, zero before a call: sizes of all its rows, and behind them what clusters draw from.
 
-    Where rows do not share a transform, behind that the peaks of the strips of each cluster's (whole.cuh).
+    Behind that the peaks of strips (``Plan.strip_peaks``) of all transforms that are under way.
     """
-    tickets = 1 + whole.total * (1 + strip_peaks(plan)) if whole else 0
-    return size_words(plan) * items_per_channel(plan, batch) * channels + tickets
+    items = items_per_channel(plan, batch) * channels
+    tickets, under_way = (1 + whole.total, whole.total) if whole else (0, chunk_items(plan, items))
+    return size_words(plan) * items + tickets + under_way * plan.strip_peaks
 
 
 def _pieces(plan: Plan, kernel: Kernel, items: int) -> int:

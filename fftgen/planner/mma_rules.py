@@ -123,14 +123,17 @@ def kernels(
         if isinstance(found, str):
             yield found
             return
-        around = (peaks_kernel(target), *found) if compute_format == SCALED else found
+        # Strips of columns are scaled each by its own peak where a block can bring them to that of their row.
+        by_rows = compute_format == SCALED and not (real and len(stages) - device == 3)
+        around = (peaks_kernel(target), *found) if by_rows else found
     inner = stages[device:]
+    own = around[0].columns if around and around[0].role == "columns" and compute_format == SCALED else 0
     role = "rows" if device else "convolve"
     if len(inner) == 2:
         bodies = _warp_kernels(role, inner, real, target, compute_format)
     else:
         bodies = (
-            _block_kernel(role, inner, real, width, warps, target, compute_format)
+            _block_kernel(role, inner, real, width, warps, target, compute_format, own)
             for width in WIDTHS
             for warps in WARPS
         )
@@ -387,8 +390,12 @@ def _block_kernel(
     warps: int,
     target: Target,
     compute_format: str,
+    own: int,
 ) -> Kernel | str:
-    """A block takes one transform: columns, exchange, rows in registers, exchange, columns."""
+    """A block takes one transform: columns, exchange, rows in registers, exchange, columns.
+
+    ``own``: columns to a thread of the strips of the workspace, where each is scaled by its own peak, or 0.
+    """
     real = right_angle and role == "convolve"
     radix, rest = stages[0].radix, stages[0].rest
     strips = rest // (8 * width)
@@ -411,7 +418,10 @@ def _block_kernel(
     group = _group(stages[1].radix * stages[2].radix, radix)
     points = radix * rest
     peaks_at, tables_at = -1, 4 * points
-    if compute_format == SCALED:
+    if own:
+        peaks_at = 4 * points
+        tables_at = -(-(peaks_at + ratio_bytes(stages[0], own)) // fragments.ALIGNMENT) * fragments.ALIGNMENT
+    elif compute_format == SCALED:
         # Strips of two rows, then what undoes the scaling of the rows; tables stay on 512 bytes.
         peaks_at, tables_at = 4 * points, 4 * points + 2 * 2 * 4 * STRIPS
     shared = tables_at + fragments.shared_bytes(stages, real, width)
@@ -432,6 +442,21 @@ def _block_kernel(
         width,
         group,
     )
+
+
+def ratio_pitch(stage: Stage, width: int) -> int:
+    """32-bit words from what brings two rows' strips to the power of a transform to that of the next two.
+
+    ``stage``: of the block; strips of 8 ``width`` columns in device memory. Threads that read four such rows
+    find them in banks of their own.
+    """
+    strips = stage.rest // (8 * width)
+    return strips + 4 if strips % 16 == 0 else strips
+
+
+def ratio_bytes(stage: Stage, width: int) -> int:
+    """Shared memory for all of them."""
+    return 4 * ratio_pitch(stage, width) * (stage.radix // 2)
 
 
 def _too_many(warps: int, registers: int, target: Target) -> str:

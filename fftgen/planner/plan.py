@@ -225,6 +225,15 @@ class Plan:
         return next(k for k in self.kernels if k.role in ("convolve", "rows"))
 
     @property
+    def strip_peaks(self) -> int:
+        """Strips of a transform's columns in device memory, where each stands in the workspace scaled by its
+        own peak; 0 where all are scaled by that of their row, which a kernel finds before."""
+        before = any(kernel.role == "peaks" for kernel in self.kernels)
+        if before or self.engine != "mma" or not self.scaled or not self.device_stages:
+            return 0
+        return self.stages[0].rest // (8 * self.kernel("columns").columns)
+
+    @property
     def block_stage(self) -> bool:
         """The inner stages start with columns of a block's shared memory."""
         return len(self.inner) > 2

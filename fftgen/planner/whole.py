@@ -23,7 +23,7 @@ from itertools import product
 from typing import NamedTuple
 
 from fftgen.planner.fragments import ALIGNMENT
-from fftgen.planner.mma_rules import OPERANDS, operands
+from fftgen.planner.mma_rules import OPERANDS, operands, ratio_bytes
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -134,7 +134,7 @@ def _kernel(
     at = rows * (lines[0] + out_of_step) + (teams * (lines[1] + out_of_step) if lines[1] else 0)
     at = -(-at // ALIGNMENT) * ALIGNMENT
     ratios = at + body.shared_bytes - body.matrices_at  # behind the tables
-    shared = ratios + 2 * strip_peaks(plan)  # fp16
+    shared = ratios + (ratio_bytes(stage, plan.kernel("columns").columns) if plan.strip_peaks else 0)
     if (
         not teams
         or rest
@@ -144,14 +144,8 @@ def _kernel(
         or chip.resident_blocks(warps, shared) < resident
     ):
         return None
-    staging = ratios if plan.real_input else -1
+    staging = ratios if plan.strip_peaks else -1
     return Kernel("whole", 0, warps, teams, resident, 0, rows, 0, staging, at, shared, held=held)
-
-
-def strip_peaks(plan: Plan) -> int:
-    """Strips of a transform's outer stage, where each stands in the workspace scaled by its own peak: where a
-    row has the transform for itself. 0: others."""
-    return plan.stages[0].rest // (8 * plan.kernel("columns").columns) if plan.real_input else 0
 
 
 def _shape(plan: Plan, chip: Target, resident: int, room: float) -> Clusters | None:

@@ -29,6 +29,7 @@ WMMA_PER_ELEMENT = 1.1  # instructions per complex element, stage and direction,
 WMMA_PER_PRODUCT = 12
 CONVERTED = 4  # instructions that 128 elements of a result in fp32 take to become operands
 HALVED = 3  # and a stage by halves: four sums, less what it spares in loads of its matrices
+RESCALED = 4  # and strips of the workspace, to reach the power of their row
 
 
 @dataclass(frozen=True)
@@ -231,8 +232,9 @@ def _mma_shared(plan: Plan, kernel: Kernel) -> int:
     transforms = n // plan.row_length
     matrices = column_matrices(plan, kernel, False) + column_matrices(plan, kernel, True)
     twiddles = outer_twiddles(plan, False) + outer_twiddles(plan, True)
+    again = int((twiddles + read_again(plan, kernel)) * n)
     # Two exchanges, outer twiddles there and back.
-    return total + 16 * n + int((twiddles + read_again(plan, kernel)) * n) + transforms * matrices
+    return total + 16 * n + again + ratios_read(plan, kernel) + transforms * matrices
 
 
 def read_again(plan: Plan, kernel: Kernel) -> int:
@@ -241,6 +243,12 @@ def read_again(plan: Plan, kernel: Kernel) -> int:
     radix = plan.inner[0].radix
     tiles = radix > KEPT_ROWS or plan.row_length // radix // 32 < kernel.warps
     return ELEMENT * (radix // TILE - 1) if tiles else 0
+
+
+def ratios_read(plan: Plan, kernel: Kernel) -> int:
+    """Bytes of what brings strips of the workspace to the power of their row: a word of each lane for every
+    two of its rows, which all its columns share."""
+    return 2 * plan.transform // kernel.columns if plan.strip_peaks else 0
 
 
 def column_matrices(plan: Plan, kernel: Kernel, back: bool) -> int:
@@ -322,7 +330,8 @@ def _device_instructions(plan: Plan, kernel: Kernel) -> float:
     held = kernel.role in steady(plan).twiddles
     if kernel.role == "columns":
         wider = (20 - 12 / tiles) * wide
-        return 25.5 + 36.5 * pair + 47 / kernel.columns + 12 / tiles + wider - 1.2 * held
+        peaks = (2 + 7 / tiles) * (plan.strip_peaks > 0)
+        return 25.5 + 36.5 * pair + 47 / kernel.columns + 12 / tiles + peaks + wider - 1.2 * held
     two = (15 + 12 / tiles) * pair
     return 16 + two + 60 / kernel.columns + 15 / tiles + 37 * wide - 3.5 * held
 
@@ -354,4 +363,14 @@ def _block_instructions(plan: Plan, kernel: Kernel) -> float:
         return 167 + 4 * tensor + 4.5 * (tiles - 3) + idle + levels
     tall = 33 * (plan.rows_per_item == 1 and plan.inner[0].radix > 64)
     signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1) + tall)
-    return 70 + signals + 0.5 * (tiles - 3) + 73 / kernel.columns + idle + levels
+    return 70 + signals + rescaling(plan) + 0.5 * (tiles - 3) + 73 / kernel.columns + idle + levels
+
+
+def rescaling(plan: Plan) -> float:
+    """Instructions for 128 elements of a row of the workspace that bring its strips to the row's power."""
+    return RESCALED + ratios_made(plan) if plan.strip_peaks else 0.0
+
+
+def ratios_made(plan: Plan) -> float:
+    """Those of them that find what strips are multiplied by."""
+    return 16 / plan.kernel("columns").columns

@@ -34,7 +34,7 @@ def test_kernels_add_up_to_the_plan(name: str) -> None:
             assert [k.name for k in price.kernels] == [k.label for k in found.kernels]
             assert price.tensor_ops == costs.tensor_ops(found)
             assert price.workspace_bytes == costs.workspace_bytes(found)
-            # The peaks read a row first; the columns after them find it in the L2.
+            # Where peaks read a row first, the columns after them find it in the L2.
             assert price.device_bytes == costs.device_bytes(found)
             for resource, seconds in price.seconds.items():
                 assert seconds == pytest.approx(sum(k.seconds[resource] for k in price.kernels))
@@ -44,15 +44,24 @@ def test_kernels_add_up_to_the_plan(name: str) -> None:
 
 
 def test_each_kernel_is_bound_by_a_resource_of_its_own() -> None:
-    """A row's peaks need device memory while its columns need the L2: neither helps the other."""
-    found = plan(Problem("causal", 65_536, "bf16"), "sm_90")
+    """The peaks of a pair need device memory while its columns need the L2: neither helps the other."""
+    found = plan(Problem("circular", 65_536, "bf16"), "sm_90")
     by = {k.name: k for k in cost(found, target("sm_90")).kernels}
     assert by["peaks"].bound == "device memory"
     assert by["columns1"].seconds["device memory"] == 0
-    assert by["columns1"].work.loaded == by["peaks"].work.loaded == 2 * 65_536
+    assert by["columns1"].work.loaded == by["peaks"].work.loaded == 2 * 2 * 65_536
     assert by["peaks"].time + by["columns1"].time > max(
         by["peaks"].seconds[r] + by["columns1"].seconds[r] for r in costs.RESOURCES
     )
+
+
+def test_a_row_by_itself_is_read_once() -> None:
+    """Nobody looks for its peak before: strips of it are scaled each by its own."""
+    found = plan(Problem("causal", 65_536, "bf16"), "sm_90")
+    price = cost(found, target("sm_90"))
+    assert [k.work.loaded for k in price.kernels] == [2 * 65_536, 0, 0]
+    pairs = with_shape(Problem("circular", 65_536, "bf16"), "sm_90", found.factors, 1, "mma")
+    assert (found.strip_peaks, pairs.strip_peaks) == (4096 // 32, 0)
 
 
 def test_seconds_are_work_over_rate() -> None:
@@ -204,13 +213,11 @@ def test_a_call_of_the_device_class_pays_for_every_launch() -> None:
 
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_one_launch_of_all_stages_pays_for_none_of_theirs(mode: str) -> None:
-    """And rows by themselves are read once: nobody looks for their peaks before."""
     chip = target("sm_90")
     found = plan(Problem(mode, 65_536, "bf16"), chip)
     price = cost(found, chip)
     one = in_one_launch(found, price, target("sm_90"))
-    names = [k.name for k in price.kernels]
-    assert [k.name for k in one.kernels] == (names[1:] if mode == "causal" else names)
+    assert [k.name for k in one.kernels] == [k.name for k in price.kernels]
     assert one.device_bytes == price.device_bytes
     whole = call_cost(found, chip, price, 132 * 2, 2)
     apart = call_cost(replace(found, whole=None), chip, price, 132 * 2, 2)

@@ -17,6 +17,7 @@ from fftgen.planner.cost import Cost, KernelCost, cost, filter_cost
 from fftgen.planner.filter import filter_launches
 from fftgen.planner.mma_rules import steady
 from fftgen.planner.plan import TILE, Kernel, Plan, Table
+from fftgen.planner.rules import peaks_kernel
 from fftgen.planner.work import signs
 from fftgen.problem import Problem
 from fftgen.targets import target
@@ -117,13 +118,15 @@ def whole(plan: Plan, table: Table) -> Table:
 
 
 def as_planned(problem: Problem) -> Plan:
-    """The plan as it was then: no stage by halves, twiddles of a block in one level, stage by stage, with
-    whole matrices in its tables."""
+    """The plan as it was then: no stage by halves, twiddles of a block in one level, stage by stage, peaks of
+    rows before their columns, with whole matrices in its tables."""
     plan = search.plan(problem, CHIP)
     if problem.length in SHAPES:
         plan = search.with_shape(problem, CHIP, *SHAPES[problem.length], "mma")
     plan = replace(plan, whole=None, stages=tuple(replace(s, halves=False) for s in plan.stages))
     plan = search.with_outer_split(plan, plan.inner[0].rest)
+    if plan.strip_peaks:
+        plan = replace(plan, kernels=(peaks_kernel(CHIP), *plan.kernels))
     tables = tuple(whole(plan, t) for t in plan.tables)
     more = sum(
         then.nbytes - now.nbytes

@@ -14,6 +14,7 @@ from fftgen.planner.launch import (
     MAX_RUN,
     START,
     Launch,
+    chunk_items,
     items_per_channel,
     launches,
     peaks_words,
@@ -105,16 +106,24 @@ def test_every_piece_has_exactly_one_worker_and_no_block_is_idle(shape: tuple[in
 
 
 def test_sizes_of_rows_have_room_for_the_whole_call() -> None:
-    """A peak to a row; two to a pair, and two sums in double: PairSize in device/scaled_peaks.cuh."""
+    """A peak to a row; two to a pair, and two sums in double: PairSize in device/scaled_peaks.cuh.
+
+    Behind them the peaks of strips of all rows that go through the workspace together (device/strips.cuh).
+    """
     seen = set()
     for found in plans():
         peaks = any(kernel.role == "peaks" for kernel in found.kernels)
-        seen.add((peaks, found.packing))
-        one = 0 if not peaks else 1 if found.packing == "right-angle" else 2 * 4 + 2 * 8 >> 2
+        seen.add((peaks, found.strip_peaks > 0, found.packing))
+        one = 1 if found.packing == "right-angle" else 2 * 4 + 2 * 8 >> 2
+        strips = 0
+        if found.strip_peaks:
+            strips = found.stages[0].rest // (8 * found.kernel("columns").columns)
         for batch, channels in SHAPES:
-            items = batch if found.packing == "right-angle" else (batch + 1) // 2
-            assert peaks_words(found, batch, channels) == one * items * channels
-    assert {(True, "right-angle"), (True, "batch-pair")} <= seen
+            items = (batch if found.packing == "right-angle" else (batch + 1) // 2) * channels
+            words = (one * items if peaks or strips else 0) + strips * chunk_items(found, items)
+            assert peaks_words(found, batch, channels) == words
+    rows, pairs = "right-angle", "batch-pair"
+    assert {(True, False, rows), (False, True, rows), (True, False, pairs)} <= seen
 
 
 def test_pieces_are_dealt_out_as_the_kernels_take_them() -> None:
@@ -197,7 +206,8 @@ def test_one_launch_has_a_place_and_a_ticket_for_every_cluster() -> None:
             assert workspace_elements(found, batch, channels, whole) == 2 * found.transform * whole.total
             words = peaks_words(found, batch, channels, whole)
             strips = 131_072 // 32 // 32 if mode == "causal" else 0  # 32 columns of radix 32
-            assert words == peaks_words(found, batch, channels) + 1 + whole.total * (1 + strips)
+            sizes = items if mode == "causal" else 6 * items
+            assert words == sizes + 1 + whole.total * (1 + strips)
         assert together(found, 1, 1) is None
 
 

@@ -208,8 +208,9 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
         assert kernel.plane == points
         assert kernel.items == 1
         assert radices[0] % kernel.group == 0
-        # Two planes of fp16, which also hold a row and its gate; peaks of strips, what undoes their scaling.
-        regions = [(0, 2 * 2 * points), (kernel.staging_at, 4 * (2 * 32 + 2))]
+        # Two planes of fp16, which also hold a row and its gate; peaks of strips, what undoes their scaling,
+        # or of the workspace's strips a number in fp16.
+        regions = [(0, 2 * 2 * points), (kernel.staging_at, 2 * found.strip_peaks or 4 * (2 * 32 + 2))]
     else:
         assert kernel.columns == 0
         assert kernel.items == kernel.warps * kernel.group
@@ -249,7 +250,9 @@ def test_kernels_walk_through_all_stages_and_back(name: str) -> None:
         inward = [("columns", s) for s in range(1, count + 1)]
         outward = [("columns_inverse", s) for s in range(count, 0, -1)]
         expected = [*inward, ("rows", 0), *outward] if count else [("convolve", 0)]
-        if found.scaled and count:
+        # Strips of a row by itself stand in the workspace at powers of their own, where a block reads them.
+        own = found.engine == "mma" and found.packing == "right-angle" and len(found.inner) == 3
+        if found.scaled and count and not own:
             expected.insert(0, ("peaks", 0))
         assert roles == expected, str(found)
         entries = [found.entry(k) for k in found.kernels]

@@ -300,6 +300,7 @@ FEW_SPILLED = {
     (20_000, "sm_90"): 24,
     (32_768, "sm_80"): 12,
     (2_097_152, "sm_80"): 12,
+    (2_097_152, "sm_90"): 28,
 }
 
 
@@ -332,10 +333,9 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
     assert (sums.loads.units, sums.stores.units) == (sums.loads.least, sums.stores.least)
     assert made.u is not None
     nbytes = made.u.numel() * made.u.element_size()
-    passes = 2 if found.plan.device_stages else 1  # peaks look at them first
     for name in ("u", "v_u", "in_gate", "v_in_gate"):
         loads = [r.counters.buffers[name].loads for r in reports if name in r.counters.buffers]
-        assert sum(x.bytes for x in loads) == passes * nbytes
+        assert sum(x.bytes for x in loads) == nbytes
         assert sum(x.units for x in loads) == sum(x.least for x in loads)
     for name in emulate.RESULTS:
         gate = "v_gate" if name == "d_out_gate" else f"{name}_gate"

@@ -235,7 +235,7 @@ def test_targets_without_the_instructions() -> None:
 )
 def test_no_kernel_spills(target: str, length: int) -> None:
     # Twelve warps instead of eight; rows of 32 · 32 · 32 points by halves.
-    few = {(2048, "sm_80"): 32, (2048, "sm_90"): 32, (2_097_152, "sm_80"): 16}
+    few = {(2048, "sm_80"): 32, (2048, "sm_90"): 32, (2_097_152, "sm_90"): 8}
     assert_nothing_spills(planned(length, target=target), target, few.get((length, target), 0))
 
 
@@ -252,10 +252,9 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
     assert sum(sum(r.counters.tensor.values()) for r in reports) == 2 * found.tensor_ops * batch
     report = simulated.reports[found.name]
     assert report.counters.shared_wavefronts <= 1.05 * report.counters.shared_wavefronts_least
-    passes = 2 if found.plan.device_stages else 1  # peaks look at them first
     for name in ("u", "v_u"):
         loads = [r.counters.buffers[name].loads for r in reports if name in r.counters.buffers]
-        assert sum(x.bytes for x in loads) == passes * u.nbytes
+        assert sum(x.bytes for x in loads) == u.nbytes
         assert sum(x.units for x in loads) == sum(x.least for x in loads)
 
 

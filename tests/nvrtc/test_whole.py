@@ -76,14 +76,6 @@ def inputs(plan: Plan, rng: np.random.Generator, batch: int, channels: int, step
     return {**given, "k": k, "skip": torch.copysign(draw(rng, channels).float(), k[:, 0])}
 
 
-def even(given: dict[str, Tensor], rng: np.random.Generator) -> None:
-    """Numbers between 1 and 2 in place of u and its gate: the peaks of all strips have one power of two."""
-    u = given["u"]
-    signs = torch.from_numpy(rng.choice([-1.0, 1.0], u.shape))
-    given["u"] = (torch.from_numpy(rng.uniform(1, 1.9, u.shape)) * signs).to(u.dtype)
-    given["in_gate"] = torch.ones_like(u)
-
-
 def alike(plan: Plan, y: Tensor, z: Tensor) -> bool:
     """The same bits; of pairs nearly all: the squares by which two rows are brought to like norms are added
     up thread by thread, and a last bit of their ratio changes the rounding of some results."""
@@ -119,15 +111,9 @@ def run(plan: Plan, grouped: Clusters, rng: np.random.Generator, **given: Tensor
 def test_one_launch_gives_what_a_launch_for_each_stage_does(
     mode: str, arch: str, grouped: Clusters, batch: int, rng: np.random.Generator
 ) -> None:
-    """More transforms than clusters: some draw again. An odd batch leaves the last pair half empty.
-
-    Strips of causal rows are scaled by peaks of their own, so that fp16 keeps digits of small ones that a
-    launch for each stage loses: bits are the same only for strips alike, ``even`` ones.
-    """
+    """More transforms than clusters: some draw again. An odd batch leaves the last pair half empty."""
     plan = planned(mode, arch=arch)
     given = inputs(plan, rng, batch, 1, LENGTH)
-    if mode == "causal":
-        even(given, rng)
     module, ptx = built(plan)
     y, simulated = emulate.convolve(module, **given, ptx=ptx, clusters=grouped)
     assert list(simulated.reports) == [plan.entry(plan.whole)]

@@ -42,7 +42,7 @@ struct Args {
     int run;                       // consecutive pieces of work of one worker
     int vector;                    // 1: every row starts on 16 bytes and length is a multiple of eight
     unsigned reciprocal, shift;    // what per_channel divides by (channel_of)
-    int reserved;
+    int all;                       // transforms of the call
 };
 
 // The channel of a transform, id / per_channel in three instructions instead of 25. 2^(32 + shift) / (2 per_channel),

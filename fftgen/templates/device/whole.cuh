@@ -1,7 +1,6 @@
 // Blocks that take one transform together, and how they get it.
 #pragma once
 
-#include "fftgen/scaled_rows.cuh"
 #include "fftgen/signal.cuh"
 
 namespace fftgen {
@@ -51,7 +50,7 @@ struct Cluster {
 // which a transform has `WORDS`. Barriers of the cluster lie between drawing and reading, and drawing again.
 template <int WORDS, typename T>
 __device__ __forceinline__ unsigned* tickets(const Args<T>& args) {
-    return args.peaks + (long long)WORDS * args.items;
+    return args.peaks + (long long)WORDS * args.all;
 }
 template <int WORDS, typename T>
 __device__ __forceinline__ void draw(const Args<T>& args) {
@@ -63,34 +62,10 @@ __device__ __forceinline__ int drawn(const Args<T>& args) {
     return (int)min(tickets<WORDS>(args)[1 + Cluster::number()], 0x7fffffffu);
 }
 
-// The peaks of a transform's strips, which stand in the workspace scaled each by its own. Words behind the tickets.
+// The peaks of a cluster's strips (strips.cuh). Words behind the tickets.
 template <int WORDS, int STRIPS, typename T>
-__device__ __forceinline__ unsigned* strip_peaks(const Args<T>& args) {
+__device__ __forceinline__ unsigned* cluster_peaks(const Args<T>& args) {
     return tickets<WORDS>(args) + 1 + Cluster::total() + Cluster::number() * STRIPS;
-}
-
-// What brings numbers of those strips to the power of the whole row, two neighbouring rows of `across` strips to
-// a word: as operands hold them.
-__device__ __forceinline__ void fill_ratios(
-    Pack* ratios, const unsigned* peaks, int strips, int across, const Power& row, int thread, int threads) {
-    const auto ratio = [&](int strip) { return Power(peaks[strip]).to(row); };
-    for (int i = thread; i < strips / 2; i += threads) {
-        const int first = i / across * 2 * across + i % across;
-        ratios[i] = pack(ratio(first), ratio(first + across));
-    }
-}
-
-// Rows of a strip of operands that starts at one of `across` strips.
-template <int R, int V>
-__device__ __forceinline__ void rescale(Operands<R, V>& re, Operands<R, V>& im, const Pack* ratios, int across, int lane) {
-#pragma unroll
-    for (int k = 0; k < R / TILE; ++k)
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-            const Pack ratio = ratios[(TILE / 2 * k + lane % 4 + 4 * i) * across];
-#pragma unroll
-            for (int j = 0; j < V; ++j) re.b[k][j][i] = mul2(re.b[k][j][i], ratio), im.b[k][j][i] = mul2(im.b[k][j][i], ratio);
-        }
 }
 
 // A team of WARPS warps of a block comes together.
