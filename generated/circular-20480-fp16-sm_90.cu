@@ -251,7 +251,7 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
 }
 
 __device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
-    args.scale[channel] = {power(-exponent), power(exponent) * 0.8f};
+    args.scale[channel] = {power(-exponent), power(exponent) * 0.8000554319146487f};
 }
 
 }  // namespace

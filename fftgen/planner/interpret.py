@@ -314,7 +314,8 @@ def convolve(
     z = _forward(machine, _pack(plan, x))
     z = _inverse(machine, machine.twist(z, filters))
     y = _unpack(plan, z, *signal.shape[::2])
-    y = y * (machine.wide(np.ldexp(plan.residual, -exponent))[:, None] * down)
+    residual = plan.residual if rounded else plan.unscaled
+    y = y * (machine.wide(np.ldexp(residual, -exponent))[:, None] * down)
     if gate_out is not None:
         y = y * machine.wide(machine.store_real(gate_out))
     return machine.store_real(y).astype(np.float64)

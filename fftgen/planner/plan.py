@@ -15,6 +15,7 @@ from typing import Any
 
 from fftgen.errors import ArtifactError, InternalError
 from fftgen.planner.filter import Filter, FilterKernel
+from fftgen.planner.matrix_scale import kept
 from fftgen.problem import Problem
 
 SCHEMA = 6
@@ -247,9 +248,17 @@ class Plan:
         return length
 
     @property
-    def residual(self) -> float:
-        """What the scales of the stages leave of 1/N, applied once at the output (fp32)."""
+    def unscaled(self) -> float:
+        """What the scales of the stages leave of 1/N."""
         return math.prod(s.scale for s in self.stages) ** -2 / self.transform
+
+    @cached_property
+    def residual(self) -> float:
+        """The same, applied once at the output (fp32), between what white noise and what means would have
+        where rounded matrices make the former smaller (planner/matrix_scale.py)."""
+        if self.real_input or self.problem.dtype != "fp16":
+            return self.unscaled
+        return self.unscaled * math.prod(kept(s.radix, s.scale, self.operand) for s in self.stages) ** -0.5
 
     @cached_property
     def digest(self) -> str:

@@ -341,7 +341,7 @@ def test_the_chain_of_fragments_is_the_convolution(
         planes = stored.reshape(-1, tall, wide, 2, 32, 4, 2)
         spectrum = planes[:, :, :, 0] + 1j * planes[:, :, :, 1]
         x = u[0, 0] if mode == "causal" else u[0, 0] + 1j * u[1, 0]
-        y = (block if plan.block_stage else warp)(plan, Tables(plan), x, spectrum) * plan.residual
+        y = (block if plan.block_stage else warp)(plan, Tables(plan), x, spectrum) * plan.unscaled
         rows = y.real[None, None] if mode == "causal" else np.stack([y.real, y.imag])[:, None]
         exact = reference.convolve(u[: len(rows)], k, mode=mode, length=n)
         assert np.linalg.norm(rows - exact) < 1e-11 * np.linalg.norm(exact), str(plan)

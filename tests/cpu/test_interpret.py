@@ -280,7 +280,7 @@ def test_the_workspace_after_each_kernel_leads_to_the_output(
     taps = inputs.k.copy()
     taps[:, 0] += inputs.skip
     _, exponent = spectrum(found, taps)
-    z = states["columns_inverse", 1] * np.ldexp(found.residual, -exponent)[:, None]
+    z = states["columns_inverse", 1] * np.ldexp(found.unscaled, -exponent)[:, None]
     if mode == "circular" and not fold:
         rows = np.stack([z.real, z.imag], axis=1).reshape(4, 2, n)[:3]
     else:

@@ -210,7 +210,7 @@ def test_scales_and_residual_give_one_over_n(mode: str, length: int) -> None:
         grown = stage.radix * Fraction(stage.scale) ** 2
         power *= grown
         assert 1 / 2 <= (grown**2 if found.real_input else power) <= 2
-    assert abs(Fraction(found.residual) * power - 1) < 2.0**-50
+    assert abs(Fraction(found.unscaled) * power - 1) < 2.0**-50
 
 
 @pytest.mark.parametrize("weighted", [False, True])
