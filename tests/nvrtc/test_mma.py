@@ -593,7 +593,12 @@ FEW_SPILLED = {
     ("circular", 32_768, "sm_89"): 4,
 }
 # Pairs of fp16 rows, whose chain multiplies by whole matrices: four operands of a strip wait as well.
-FEW_IN_FP16 = {("circular", 32_768, "sm_80"): 56, ("circular", 32_768, "sm_90"): 36}
+FEW_IN_FP16 = {
+    ("circular", 32_768, "sm_80"): 56,
+    ("circular", 32_768, "sm_90"): 36,
+    # Two blocks of eight warps instead of one of sixteen.
+    ("circular", 16_384, "sm_90"): 28,
+}
 
 
 @pytest.mark.drawn(3)

@@ -1,0 +1,84 @@
+"""Long rows by themselves, a launch for each stage: strips of columns, each scaled by its own peak."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from calls import TORCH, built, call, draw, filters
+from cases import usually
+from command_line import why_not
+from hard_signals import PARTNERS, judge_rows_alone, row_of_a_pair
+from torch import Tensor
+
+from fftgen import emulate
+from fftgen.planner.mma_rules import ratio_pitch
+from fftgen.planner.plan import SCALED, Plan, Stage
+from fftgen.planner.search import with_shape
+from fftgen.problem import Problem
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+LENGTH = 65_536
+UNEVEN = ("quiet", "columns", "ramp")
+
+
+def staged(dtype: str = "bf16", arch: str = "sm_90", *factors: int) -> Plan:
+    factors = factors or (16, 16, 16, 16)
+    plan = with_shape(Problem("causal", int(np.prod(factors)), dtype), arch, factors, 1, "mma")
+    assert plan.strip_peaks
+    return plan
+
+
+def uneven(rng: np.random.Generator, name: str, plan: Plan) -> Tensor:
+    """A row whose strips are of unlike sizes.
+
+    "quiet": ones, what fp16 does not hold beside them, and zeros; "columns": all in one; "ramp": 1e-6 to 1e3.
+    """
+    column = torch.arange(plan.transform) % plan.stages[0].rest
+    if name == "quiet":
+        size = torch.where(column < 32, 0.0, torch.where(column < 100, 1.0, 1e-9))
+    elif name == "columns":
+        size = (column // 32 == int(rng.integers(plan.stages[0].rest // 32))).double()
+    else:
+        size = 10.0 ** (9 * column / plan.stages[0].rest - 6)
+    return draw(rng, plan.transform) * size
+
+
+@pytest.mark.parametrize(
+    ("dtype", "arch"), usually([("bf16", "sm_90"), ("fp16", "sm_90"), ("bf16", "sm_80")], [("bf16", "sm_90")])
+)
+def test_every_row_is_as_exact_whatever_its_strips(dtype: str, arch: str, rng: np.random.Generator) -> None:
+    """Zeros come out zero, what is not finite NaN, and all other rows within the bounds of white noise."""
+    plan = staged(dtype, arch)
+    rows = [row_of_a_pair(rng, "1" if name == "white" else name, LENGTH) for name in PARTNERS[dtype]]
+    rows += [uneven(rng, name, plan) for name in UNEVEN if dtype == "bf16" or name == "columns"]
+    u = torch.stack(rows)[:, None].to(TORCH[dtype])
+    decay = torch.exp(-8 * torch.arange(LENGTH) / LENGTH)
+    k = filters(rng, 1, LENGTH) / 8
+    k += torch.copysign(k.norm(), k.sum()) * decay / decay.sum()  # lest a mean is cancelled
+    judge_rows_alone(plan, call(plan, u, k), u, k, SCALED)
+
+
+def test_ratios_of_strips_meet_in_no_bank(rng: np.random.Generator) -> None:
+    """A row of 1024 columns has 32 strips: four of them would start in one bank."""
+    plan = staged("bf16", "sm_90", 16, 16, 32, 32)
+    module, ptx = built(plan)
+    u, k = uneven(rng, "ramp", plan)[None, None].bfloat16(), filters(rng, 1, plan.transform)
+    y, simulated = emulate.convolve(module, u, k, ptx=ptx)
+    judge_rows_alone(plan, y, u, k, SCALED)
+    rows = simulated.reports[plan.entry(plan.body)].counters
+    assert rows.shared_loads.units == rows.shared_loads.least
+
+
+@pytest.mark.parametrize("width", [2, 4])
+@pytest.mark.parametrize("columns", [128, 256, 384, 512, 768, 1024, 1536, 2048])
+def test_rows_of_ratios_lie_in_banks_of_their_own(columns: int, width: int) -> None:
+    """What a warp reads at a time, for strips of 8 columns a thread of the block's, 4 and 2 (strips.cuh)."""
+    pitch = ratio_pitch(Stage(16, columns, "block", 0.25, columns), width)
+    for own, first in itertools.product((8, 4, 2), range(0, columns, 64)):
+        lanes = range(32)
+        words = {lane % 4 * pitch + (first // own + lane // 4) * own // (8 * width) for lane in lanes}
+        assert len({word % 32 for word in words}) == len(words)
