@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hard_signals import PARTNERS, judge_rows_alone, row_of_a_pair
 from torch import Tensor
 
 from fftgen import emulate
+from fftgen.planner.launch import launches
 from fftgen.planner.mma_rules import ratio_pitch
 from fftgen.planner.plan import SCALED, Plan, Stage
 from fftgen.planner.search import with_shape
@@ -60,6 +62,20 @@ def test_every_row_is_as_exact_whatever_its_strips(dtype: str, arch: str, rng: n
     k = filters(rng, 1, LENGTH) / 8
     k += torch.copysign(k.norm(), k.sum()) * decay / decay.sum()  # lest a mean is cancelled
     judge_rows_alone(plan, call(plan, u, k), u, k, SCALED)
+
+
+def test_chunks_and_rows_that_start_anywhere_give_the_same_bits(rng: np.random.Generator) -> None:
+    """Two rows at a time go through the workspace: peaks of strips are found by their place there."""
+    plan = staged()
+    u = (draw(rng, 3, 1, LENGTH) * torch.tensor([1e-3, 1.0, 1e4])[:, None, None]).bfloat16()
+    k = filters(rng, 1, LENGTH)
+    y = call(plan, u, k)
+    judge_rows_alone(plan, y, u, k, SCALED)
+    small = replace(plan, chunk_bytes=2 * 4 * LENGTH)
+    assert [launch.items for launch in launches(small, 3, 1, LENGTH)] == [2, 2, 2, 1, 1, 1]
+    off = torch.zeros(3, 1, LENGTH + 3, dtype=u.dtype)
+    off[..., 3:] = u
+    assert torch.equal(call(small, off[..., 3:], k), y)
 
 
 def test_ratios_of_strips_meet_in_no_bank(rng: np.random.Generator) -> None:
