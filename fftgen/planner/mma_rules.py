@@ -118,16 +118,17 @@ def kernels(
 ) -> Iterator[tuple[Kernel, ...] | str]:
     """Layouts of the kernels of a transform, and reasons against others."""
     around: tuple[Kernel, ...] | None = None
+    own = 0
     if device:
         found = _device_kernels(stages[0], real, target, compute_format)
         if isinstance(found, str):
             yield found
             return
+        scaled = compute_format == SCALED
         # Strips of columns are scaled each by its own peak where a block can bring them to that of their row.
-        by_rows = compute_format == SCALED and not (real and len(stages) - device == 3)
-        around = (peaks_kernel(target), *found) if by_rows else found
+        own = found[0].columns if scaled and real and len(stages) - device == 3 else 0
+        around = (peaks_kernel(target), *found) if scaled and not own else found
     inner = stages[device:]
-    own = around[0].columns if around and around[0].role == "columns" and compute_format == SCALED else 0
     role = "rows" if device else "convolve"
     if len(inner) == 2:
         bodies = _warp_kernels(role, inner, real, target, compute_format)
