@@ -172,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
             }
             constexpr int STRIPS1 = M1 / (8 * V1);  // of a transform's columns
             ratios.fill<STRIPS1, THREADS>(strip_peaks<STRIPS1>(args, slot), Power(args.peaks[args.first + slot]), index);
-            __syncthreads();  // nobody reads any more what this row replaces in shared memory
+            __syncthreads();  // nobody reads any more what this row replaces in shared memory; ratios are there
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s)
                 ratios.rescale(re_strip[s], im_strip[s], ((s * WARPS + warp) * 8 + lane / 4) * V / (8 * V1), lane);
