@@ -623,6 +623,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_b
 // Filters to spectra, the end: rows by the power of two of their channel.
 extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_bf16_mma_sm90_326c20a6_filter_level(const FilterArgs<Stored> args) {
     constexpr int P = 4096, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
+    constexpr bool EVEN = PIECES % (AT_ONCE * LANES) == 0;  // every lane takes as many
     const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;
     const int slot = row / ROWS, channel = args.first + slot, number = row % ROWS;
     const int found = __float_as_int(args.workspace[slot * (long long)N + row_place(number) * P].x);
@@ -638,16 +639,17 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_b
 #pragma unroll
         for (int i = 0; i < 2 * AT_ONCE; ++i) {
             const int piece = first + i / 2 * LANES;
-            if (piece < PIECES) held[i / 2][i % 2] = load_vector(planes + piece_at(piece) + i % 2 * PLANE);
+            if (EVEN || piece < PIECES) held[i / 2][i % 2] = load_vector(planes + piece_at(piece) + i % 2 * PLANE);
         }
 #pragma unroll
         for (int i = 0; i < 2 * AT_ONCE; ++i) {
             const int piece = first + i / 2 * LANES;
+            if (!EVEN && piece >= PIECES) break;
             float x[VECTOR];
             widen(held[i / 2][i % 2], x);
 #pragma unroll
             for (int j = 0; j < VECTOR; ++j) x[j] *= factor;
-            if (piece < PIECES) store_part(planes + piece_at(piece) + i % 2 * PLANE, x);
+            store_part(planes + piece_at(piece) + i % 2 * PLANE, x);
         }
     }
 }

@@ -419,6 +419,9 @@ def test_the_peak_decides_exactly(rng: np.random.Generator) -> None:
     [
         plan_for("circular", 8192, "fp16", "sm_75"),
         plan_for("causal", 32_768),
+        # Rows of 320 and of 96 pieces, of which a warp takes 128 at a time.
+        plan_for("causal", 40_960),
+        *slow([plan_for("circular", 196_608)]),
         *slow([plan_for("circular", 65_536), wmma("causal", 96, 32, 32, device=1)]),
     ],
     ids=lambda p: f"{p.problem.mode}-{p.problem.length}-{p.engine}",
