@@ -47,13 +47,14 @@ LEAST_SHARE = 4  # transforms of a worker: each writes 8 N bytes where a transfo
 class Gradient:
     """The gradient's kernels for a transform and a target.
 
-    ``plan``: the causal plan whose stages and tables they use, and whose peaks and columns kernels run
-    before them where there is a device stage, each signal in a workspace of its own, so that ``chunk_bytes``
-    is half of the convolution's; its ``filter`` are the kernels that take the sum to taps
-    (planner/finish.py). ``kernel``: the kernel that makes the sum. A worker's spectrum of the first signal
-    stands at ``spectra_at`` of shared memory (bytes), its sum at ``sums_at``; -1: in device memory. A warp's
-    rows of tensors are on their way while it computes (``kernel.brought``): the signal and its gate that come
-    next, in whose place operands stand when they have come, and where there is room gates of V's results.
+    ``plan``: the causal plan whose stages and tables they use, and whose columns kernel (of a warp's rows
+    that of peaks, too) runs before them where there is a device stage, each signal in a workspace of its own,
+    so that ``chunk_bytes`` is half of the convolution's; its ``filter`` are the kernels that take the sum to
+    taps (planner/finish.py). ``kernel``: the kernel that makes the sum. A worker's spectrum of the
+    first signal stands at ``spectra_at`` of shared memory (bytes), its sum at ``sums_at``; -1: in device
+    memory. A warp's rows of tensors are on their way while it computes (``kernel.brought``): the signal and
+    its gate that come next, in whose place operands stand when they have come, and where there is room gates
+    of V's results.
     ``signals``: gradients of signals and gates as well as of the filter.
     """
 

@@ -85,8 +85,8 @@ class Kernel:
 
     Engine "mma": ``columns`` that a thread loads side by side in the outer stage (V), ``group`` of rows or
     transforms that a warp takes through the inner stages at a time. ``pitch`` is then the distance of block
-    rows in 16-byte pieces, ``staging_at`` where warps exchange their peaks, of "whole" what brings strips to
-    the power of their row, of a warp's pairs what undoes their scaling (< 0: registers hold it).
+    rows in 16-byte pieces, ``staging_at`` where warps exchange their peaks, of "rows" and "whole" what brings
+    strips to the power of their row, of a warp's pairs what undoes their scaling (< 0: registers hold it).
     ``brought``: tensors of which rows are on their way to shared memory, at ``brought_at``, while a warp
     computes: the signal and its gate, then the gate of each result.
     """
