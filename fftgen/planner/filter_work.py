@@ -22,7 +22,8 @@ GATHER = 8  # of a piece's frequency: where it lies, its load, scaling both part
 STORE = 14  # of a piece: rounding, packing, two stores
 DIGIT = 7  # of a digit of its place
 ROOT = 18  # of a root: where its two levels lie, their loads, their product
-LEVEL = 50  # of a piece that is brought to another power of two
+LEVEL, LEVEL_EVEN = 50, 47  # of a piece that is brought to another power of two; where all lanes have as many
+LEVEL_TURN = 4 * 32  # pieces that a warp takes in a turn (filter_level.j2)
 PEAK = 4  # bytes that a row tells of itself
 
 
@@ -146,7 +147,8 @@ def _instructions(plan: Plan, kernel: FilterKernel) -> float:
     if kernel.role in ("filter", "filter_rows"):
         total += pieces * (STORE + digits + PIECE * GATHER)
     if kernel.role == "filter_level":
-        total += pieces * (LEVEL + DIGIT * len(plan.filter.pieces.at))
+        even = kernel.length % (PIECE * LEVEL_TURN) == 0
+        total += pieces * (LEVEL_EVEN if even else LEVEL + DIGIT * len(plan.filter.pieces.at))
     return total
 
 
