@@ -52,17 +52,18 @@ class Timing:
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "median_s": _digits(self.median),
-            "low_s": _digits(self.low),
-            "high_s": _digits(self.high),
-            "smallest_s": _digits(self.smallest),
-            "passes_s": [_digits(p) for p in self.passes],
-            "spread": _digits(self.spread),
+            "median_s": digits(self.median),
+            "low_s": digits(self.low),
+            "high_s": digits(self.high),
+            "smallest_s": digits(self.smallest),
+            "passes_s": [digits(p) for p in self.passes],
+            "spread": digits(self.spread),
             "samples": self.samples,
         }
 
 
-def _digits(value: float) -> float:
+def digits(value: float) -> float:
+    """What of a measured value is worth writing down."""
     return float(f"{value:.5g}")
 
 
@@ -204,4 +205,4 @@ def copy_bandwidth(backend: Backend, seconds: float = 0.5) -> dict[str, Any]:
         raise RuntimeError("a copy did not copy: nothing measured on this device can be believed")
     rate = 2 * size / timing.median
     assert math.isfinite(rate)
-    return {"bytes": 2 * size, "bytes_per_s": _digits(rate), **timing.as_dict()}
+    return {"bytes": 2 * size, "bytes_per_s": digits(rate), **timing.as_dict()}

@@ -118,6 +118,11 @@ def rows(doc: Document) -> list[dict[str, Any]]:
     return [s["result"] for s in doc["steps"] if s["kind"] == "row" and "contenders" in s.get("result", {})]
 
 
+def by_kernel(doc: Document) -> list[dict[str, Any]]:
+    """Cases whose kernels were timed one by one."""
+    return [s["result"] for s in doc["steps"] if s["kind"] == "kernels" and "ways" in s.get("result", {})]
+
+
 def crossover(measured: Sequence[dict[str, Any]]) -> dict[str, int | None]:
     """Of forward rows, by dtype: the shortest length from which on fftgen beats attention wherever both were
     timed.

@@ -27,12 +27,14 @@ DRY_GRADIENTS = DRY_PROBLEMS
 
 @dataclass(frozen=True)
 class Wish:
-    """What a run is asked to do. ``seconds``: of device time for each contender of a row."""
+    """What a run is asked to do. ``seconds``: of device time for each contender of a row; ``kernels``: those
+    of every forward case by themselves as well."""
 
     cases: Sequence[Case]
     contenders: Sequence[str]
     seed: int
     suite: bool = False
+    kernels: bool = False
     dry_run: bool = False
     budget: float | None = None
     seconds: float = SECONDS
@@ -53,7 +55,8 @@ def plan(wish: Wish) -> list[Step]:
         if not wish.dry_run and len(problems) > 1:
             found.append(steps.build_step(problems, threads, trained))
         rows = steps.row_steps(wish.cases, wish.contenders, wish.seed, wish.seconds)
-        return [*found, steps.bandwidth_step(), *rows]
+        alone = [steps.rates_step(), *steps.kernel_steps(wish.cases, wish.seed)] if wish.kernels else []
+        return [*found, steps.bandwidth_step(), *rows, *alone]
     forward, backward = (
         steps.suite_rows(
             by_importance(c for c in wish.cases if c.direction == direction),
@@ -75,6 +78,8 @@ def plan(wish: Wish) -> list[Step]:
             *steps.host_steps(wish.seed, 5, (256,)),
             *forward,
             *backward,
+            steps.rates_step(),
+            *steps.kernel_steps(wish.cases, wish.seed),
         ]
     proven, back = (steps.with_padded(p) for p in ((*PROBLEMS, *steps.GRADIENTS), steps.GRADIENTS))
     return [
@@ -86,6 +91,8 @@ def plan(wish: Wish) -> list[Step]:
         *steps.host_steps(wish.seed, ROUNDS),
         *forward[:FIRST_ROWS],
         *backward[:FIRST_BACKWARD],
+        steps.rates_step(),
+        *steps.suite_kernels(wish.cases, wish.seed),
         # More of the slow tools must not cost the rows that matter most.
         *steps.sanitizer_steps(TOOLS[:2], steps.SANITIZED_GRADIENTS, "gradient"),
         *steps.sanitizer_steps(TOOLS[:2], steps.SANITIZED_GRADIENTS, "backward"),

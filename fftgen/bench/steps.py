@@ -10,9 +10,11 @@ from typing import Any
 from fftgen.bench.backend import Backend, environment
 from fftgen.bench.cases import DIRECTIONS, Case
 from fftgen.bench.gradient_proof import check_gradient, check_gradient_agreement
+from fftgen.bench.kernels import kernel_times
 from fftgen.bench.measure import copy_bandwidth
 from fftgen.bench.overhead import cold_start, host_overhead
 from fftgen.bench.proof import check_agreement, check_portfolio
+from fftgen.bench.rates import device_rates
 from fftgen.bench.row import CONTENDERS, first_line, measure_row
 from fftgen.bench.sanitizer import TOOLS, sanitize
 from fftgen.bundle import Kind, build_twin, problems_of, trains
@@ -35,6 +37,10 @@ COMPILED_BACKWARD = (4096,)  # two compilations each
 NOT_COMPILED_BACKWARD = "compiling takes long: in a suite backward only at " + ", ".join(
     map(str, COMPILED_BACKWARD)
 )
+# Lengths whose kernels a suite times one by one: a warp's, a block's, and several with a device stage.
+KERNELS_CAUSAL = (1024, 4096, 32768, 65536, 131072, 1048576, 4194304)
+KERNELS_CIRCULAR = (4096, 65536, 1048576)
+KERNELS_GATED = (4096, 65536)
 SANITIZED = (
     Problem("causal", 1024, "bf16"),
     Problem("circular", 4096, "bf16"),
@@ -57,6 +63,7 @@ DIRECTION_OF = {
     "gradient agreement": "backward",
     "sanitizer": None,
     "row": None,
+    "kernels": "forward",
 }
 Kernels = tuple[str, int, str, str]  # mode, length, dtype, direction
 OF_BACKWARD: tuple[Kind, ...] = ("backward", "gradient", "twin")  # modules, the largest first
@@ -134,10 +141,13 @@ def _built(problem: Problem, kind: Kind, backend: Backend) -> Built | None:
     return build_gradient(gradient(problem, chip)) if trains(problem, chip) else None
 
 
+def _case(params: dict[str, Any]) -> Case:
+    return Case(_problem(params), params["gated"], params["batch"], params["channels"], params["direction"])
+
+
 def _run_row(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str, Any]:
-    case = Case(_problem(params), params["gated"], params["batch"], params["channels"], params["direction"])
     row = measure_row(
-        case,
+        _case(params),
         backend,
         contenders=params["contenders"],
         lost=params.get("lost", ()),
@@ -169,11 +179,15 @@ RUNNERS: dict[str, Callable[[dict[str, Any], Backend, Tell], dict[str, Any]]] = 
         _problem(params), backend.target, params["timeout"]
     ),
     "row": _run_row,
+    "kernels": lambda params, backend, tell: kernel_times(
+        _case(params), backend, seed=params["seed"], tell=tell
+    ),
+    "rates": lambda params, backend, tell: {"status": "passed", **device_rates(backend)},
 }
 # Kinds whose steps may show that something of ours is wrong or broken: the run fails with them.
 PROOFS = (
     *("build", "correctness", "agreement", "gradient", "gradient agreement"),
-    *("sanitizer", "row", "overhead", "cold start"),
+    *("sanitizer", "row", "overhead", "cold start", "kernels"),
 )
 
 
@@ -207,21 +221,44 @@ def row_steps(cases: Iterable[Case], contenders: Sequence[str], seed: int, secon
     """A step per case; a contender gets ``seconds`` of device time."""
     found = []
     for case in cases:
-        params = {
-            **asdict(case.problem),
-            "gated": case.gated,
-            "batch": case.batch,
-            "channels": case.channels,
-            "direction": case.direction,
-            "contenders": list(contenders),
-            "seed": seed,
-            "seconds": seconds,
-        }
+        params = {**_fields(case), "contenders": list(contenders), "seed": seed, "seconds": seconds}
         slow = sum(6.0 for name in contenders if name in COMPILED)  # seconds
         if case.direction == "backward":
             slow *= 2  # the graph of the backward pass is compiled as well
         found.append(Step("row", str(case), params, expected=4 + slow, limit=ROW_LIMIT + 2 * slow))
     return found
+
+
+def _fields(case: Case) -> dict[str, Any]:
+    """What ``_case`` makes a case of."""
+    names = ("gated", "batch", "channels", "direction")
+    return {**asdict(case.problem), **{name: getattr(case, name) for name in names}}
+
+
+def kernel_steps(cases: Iterable[Case], seed: int) -> list[Step]:
+    """Every kernel by itself, of forward cases."""
+    forward = (c for c in cases if c.direction == "forward")
+    return [
+        Step("kernels", f"kernels of {case}", {**_fields(case), "seed": seed}, expected=4, limit=ROW_LIMIT)
+        for case in forward
+    ]
+
+
+def suite_kernels(cases: Sequence[Case], seed: int) -> list[Step]:
+    """The same of a suite: those that a model of kernels has to be fitted to, which knows no gates; and two
+    of the published problem."""
+    wanted = [c for c in cases if c.problem.dtype == "bf16" and _telling(c)]
+    return kernel_steps(sorted(wanted, key=lambda c: (c.gated, not c.problem.causal)), seed)
+
+
+def _telling(case: Case) -> bool:
+    if case.gated:
+        return case.problem.causal and case.length in KERNELS_GATED
+    return case.length in (KERNELS_CAUSAL if case.problem.causal else KERNELS_CIRCULAR)
+
+
+def rates_step() -> Step:
+    return Step("rates", "rates of memories and matrix units", expected=5)
 
 
 def suite_rows(cases: Iterable[Case], contenders: Sequence[str], seed: int, seconds: float) -> list[Step]:

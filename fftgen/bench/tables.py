@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from fftgen.bench.results import Document, rows
+from fftgen.bench.results import Document, by_kernel, rows
 
 NAMES = ("torch-complex", "torch-real")  # those the short table always shows; then the fastest peer
 PREPARED = "torch-real-prepared"  # beside fftgen-prepared
@@ -14,8 +14,11 @@ PEERS = ("flashfftconv", "subquadratic-ops", "cudnn")
 
 
 def text(doc: Document, *, details: bool = False) -> str:
-    """The account of a run. ``details``: also a line for every contender of every row."""
+    """The account of a run. ``details``: also a line for every contender of every row, and for every kernel
+    that a suite timed by itself."""
     parts = [head(doc), proofs(doc)]
+    if details or doc["kind"] == "rows":
+        parts.append(kernels(doc))
     if details:
         parts.append(contenders(doc))
     parts += [untimed(doc), not_run(doc), backward_note(doc), short(doc)]
@@ -93,7 +96,47 @@ def _summary(kind: str, result: dict[str, Any]) -> str:
         return ", ".join(f"{name} {c['median_us']:.1f} us" for name, c in result["calls"].items())
     if kind == "cold start":
         return f"{result['cold_s']:.2f} s, from the cache {1e3 * result['from_cache_s']:.0f} ms"
+    if kind == "rates":
+        slopes = ", ".join(f"{n} {_rate(x)}" for n, x in result["l2_bytes_per_s"].items())
+        return f"L2 {slopes}; matrices {result['matrix_flops'] / 1e12:.3g} TFLOP/s"
+    if kind == "kernels":
+        return "; ".join(f"{way['way']} {_ns(_sum(way, 'each_s'))}" for way in result["ways"])
     return f"{result['modules']} modules" if "modules" in result else ""
+
+
+def _rate(bytes_per_s: float | None) -> str:
+    return "unknown" if bytes_per_s is None else f"{bytes_per_s / 1e9:.0f} GB/s"
+
+
+def _ns(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e9 * seconds:.{1 if seconds < 1e-7 else 0}f} ns"
+
+
+def _sum(way: dict[str, Any], figure: str) -> float | None:
+    """Of all kernels of a transform; None: not known of all."""
+    every = [k[figure] for k in way["kernels"] if k["of"] == "transform"]
+    return None if None in every else sum(every)
+
+
+def kernels(doc: Document) -> str:
+    """Every kernel that was timed by itself: times of a transform or of a filter, and by the cost model."""
+    lines = [("case", "B x H", "way", "kernel", "launches", "each", "predicted", "x predicted")]
+    for case in by_kernel(doc):
+        where = (case["case"], f"{case['batch']} x {case['channels']}")
+        for way in case["ways"]:
+            whole = {"kernel": "all of a transform", "launches": "", **{f: _sum(way, f) for f in _TIMES}}
+            for which, k in enumerate((*way["kernels"], whole)):
+                each, predicted = k["each_s"], k["predicted_s"]
+                times = "" if predicted is None else f"{each / predicted:.2f}"
+                name = way["way"] if which == 0 else ""
+                lines.append(
+                    (*where, name, k["kernel"], str(k["launches"]), _ns(each), _ns(predicted), times)
+                )
+                where = ("", "")
+    return _table(lines) if len(lines) > 1 else ""
+
+
+_TIMES = ("each_s", "predicted_s")
 
 
 def contenders(doc: Document) -> str:

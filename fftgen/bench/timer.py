@@ -26,6 +26,15 @@ class Timer(Protocol):
     def time(self, calls: Sequence[Call]) -> list[float]:
         """Run the calls in order; the seconds each took where the work is done."""
 
+    def mark(self) -> Any:
+        """A point on the way of what is queued: all before it is done when the device passes it."""
+
+    def between(self, first: Any, second: Any) -> float:
+        """Seconds from one mark to a later one, when the device has passed both."""
+
+    def hold(self, seconds: float) -> None:
+        """Hold the device back for so long, as a rule, while the host queues what follows."""
+
 
 class CudaTimer:
     """CUDA events around every call, on the current stream.
@@ -44,8 +53,7 @@ class CudaTimer:
         cuda: Any = torch.cuda  # its events carry no annotations
         events = [cuda.Event(enable_timing=True) for _ in range(len(calls) + 1)]
         torch.cuda.synchronize()
-        spin = min(LONGEST_SPIN, 1.5 * self._queueing * len(calls))
-        cuda._sleep(int(spin * FASTEST_CLOCK))
+        self.hold(1.5 * self._queueing * len(calls))
         started = time.perf_counter()
         events[0].record()
         for call, event in zip(calls, events[1:], strict=True):
@@ -54,8 +62,20 @@ class CudaTimer:
         queued = time.perf_counter() - started
         torch.cuda.synchronize()
         self._queueing = max(0.5 * self._queueing, min(queued / len(calls), LONGEST_SPIN))
-        pairs = itertools.pairwise(events)
-        return [first.elapsed_time(second) / 1e3 for first, second in pairs]
+        return [self.between(first, second) for first, second in itertools.pairwise(events)]
+
+    def mark(self) -> Any:
+        cuda: Any = torch.cuda
+        event = cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def between(self, first: Any, second: Any) -> float:
+        return float(first.elapsed_time(second)) / 1e3
+
+    def hold(self, seconds: float) -> None:
+        cuda: Any = torch.cuda
+        cuda._sleep(int(min(seconds, LONGEST_SPIN) * FASTEST_CLOCK))
 
 
 class HostTimer:
@@ -71,6 +91,15 @@ class HostTimer:
             call()
             found.append(time.perf_counter() - started)
         return found
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def between(self, first: float, second: float) -> float:
+        return second - first
+
+    def hold(self, seconds: float) -> None:
+        """Calls are done when they return."""
 
 
 class FakeTimer:
@@ -91,3 +120,12 @@ class FakeTimer:
             call()
             found.append(next(self._seconds))
         return found
+
+    def mark(self) -> None:
+        """Nothing to remember."""
+
+    def between(self, first: None, second: None) -> float:
+        return next(self._seconds)
+
+    def hold(self, seconds: float) -> None:
+        """Nothing to hold."""

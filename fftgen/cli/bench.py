@@ -35,6 +35,12 @@ from fftgen.errors import InputError
     help="What is timed: y, or all its gradients; both when given twice. Default: forward; of a suite also "
     "backward where it matters most.",
 )
+@click.option(
+    "--kernels",
+    is_flag=True,
+    help="Also every kernel of the forward cases by itself, beside what the cost model says of it, and the "
+    "rates of memories and matrix units. A suite has some of them anyway.",
+)
 @click.option("--batch", type=int, help="Rows of a batch. Default: 64.")
 @click.option("--channels", type=int, help="Default: 768, fewer where memory does not hold them.")
 @click.option("--contender", "names", multiple=True, help="One to measure; several times. Default: all.")
@@ -59,6 +65,7 @@ def command(
     causal: bool | None,
     gated: bool | None,
     directions: tuple[str, ...],
+    kernels: bool,
     batch: int | None,
     channels: int | None,
     names: tuple[str, ...],
@@ -133,6 +140,7 @@ def command(
             names or tuple(CONTENDERS),
             secrets.randbelow(2**31) if seed is None else seed,
             suite=suite,
+            kernels=kernels,
             dry_run=dry_run,
             budget=SUITE_BUDGET if suite and budget is None else budget,
             seconds=seconds,

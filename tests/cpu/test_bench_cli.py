@@ -161,7 +161,7 @@ def test_directions_are_those_that_were_asked(words: tuple[str, ...]) -> None:
     found = results.rows(results.read(Path("bench.json")))
     assert [r["direction"] for r in found] == list(dict.fromkeys(words))
     assert all(c["status"] == "ok" for r in found for c in r["contenders"].values())
-    assert found[0]["over_forward"] > 0
+    assert ("over_forward" in found[0]) == ("forward" in words)  # it is over a row that was measured
     assert "causal 64 bf16 gated backward" in result.stdout
     assert "x forward" in result.stdout
 

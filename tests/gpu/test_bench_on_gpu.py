@@ -13,6 +13,7 @@ from test_kernels_on_gpu import needs, no_gpu
 from fftgen.bench import results
 from fftgen.bench.backend import CudaBackend
 from fftgen.bench.gradient_proof import check_gradient, check_gradient_agreement
+from fftgen.bench.kernels import kernel_times
 from fftgen.bench.row import measure_row
 from fftgen.bench.steps import AGREEING, GRADIENTS
 from fftgen.conv import Conv, JustInTime
@@ -54,6 +55,16 @@ def test_a_backward_row_is_measured() -> None:
     assert all(1e-6 < entry["median_s"] < 1 for entry in found.values())
     assert found["torch-complex"]["peak_bytes"] > 20 * out  # a training step keeps the forward pass
     assert found["fftgen"]["peak_bytes"] < found["torch-real"]["peak_bytes"]
+
+
+@pytest.mark.parametrize("length", [1024, 65_536])
+def test_kernels_are_right_and_timed_one_by_one(length: int) -> None:
+    needs("bf16")
+    found = kernel_times(case("causal", length, gated=False, batch=32, channels=16), CudaBackend(), seed=3)
+    assert found["status"] == "passed", found
+    for way in found["ways"]:
+        assert way["status"] == "ok"
+        assert all(1e-11 < k["least_s"] <= k["each_s"] < 1e-3 for k in way["kernels"]), way
 
 
 @pytest.mark.parametrize("problem", GRADIENTS, ids=lambda p: f"{p.mode}-{p.length}-{p.dtype}")

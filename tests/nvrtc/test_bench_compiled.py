@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from bench_kit import host
+from bench_kit import case, host
 from cases import usually
 from command_line import answer, why_not
 
 from fftgen import emulate, shortcut
 from fftgen.bench import gradient_proof, proof, steps
 from fftgen.bench.gradient_proof import check_gradient_agreement
+from fftgen.bench.kernels import Running, kernel_times
 from fftgen.bench.overhead import cold_start
 from fftgen.bench.proof import check_agreement
 from fftgen.bench.row import CONTENDERS
@@ -66,6 +67,37 @@ def test_the_simulator_runs_the_call_that_the_device_gets(
     assert 0.05 < real["identical"] < 0.95
     assert real["relative_difference"] < 1e-2  # the same convolution, gates and skip included
     assert real["largest_row_ulps"] > 0
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_kernels_are_judged_before_their_times_are_told(wrong: bool) -> None:
+    """The simulator stands for the device: launches of a whole call, filter included, each by itself."""
+    built = build(Problem("causal", 256, "bf16"), "sm_90")
+
+    class Anew:
+        """A simulator for every call, whose first buffer is the filter."""
+
+        def address(self, name: str, x: torch.Tensor) -> int:
+            if name == "filter":
+                self.device = emulate.Simulated(emulate.line_ptx(built), built.source.text)
+            if name == "scale" and wrong:
+                x = 2 * x
+            return self.device.address(name, x)
+
+        def launch(self, *launch: Any) -> None:
+            self.device.launch(*launch)
+
+    def run(*_: Any) -> Running:
+        device = Anew()
+        tables = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
+        return Running(built.plan, tables, device, device.address)
+
+    found = kernel_times(case(batch=2, channels=1), host(), seed=4, rounds=1, run=run)
+    (way,) = found["ways"]
+    assert found["status"] == ("wrong" if wrong else "passed")
+    assert ("reason" in found) == wrong
+    assert [k["kernel"] for k in way["kernels"]] == ["filter", "convolve"]
+    assert (way["error"] > 0.9) == wrong
 
 
 @pytest.mark.parametrize("fault", [None, "scale", "crowd"])

@@ -1,0 +1,215 @@
+"""How long each kernel of a call takes by itself, beside what the cost model says of it.
+
+Rows time whole calls, which do not tell what of a long transform its columns take, and what its rows. Here
+every launch stands between two events: stage by stage and, where a call goes by one launch, that as well.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fftgen.bench.backend import Backend
+from fftgen.bench.cases import Case
+from fftgen.bench.inputs import Inputs, draw_sets
+from fftgen.bench.measure import digits
+from fftgen.bench.reference import exact, figures, judge, poison
+from fftgen.bench.row import OK, WRONG
+from fftgen.bench.timer import Timer
+from fftgen.execute import Address, Executable
+from fftgen.launch import Launcher
+from fftgen.loaded import Loaded, stream_of
+from fftgen.pipeline import build
+from fftgen.planner.cost import cost, filter_cost, in_one_launch
+from fftgen.planner.launch import items_per_channel, together
+from fftgen.planner.plan import Plan
+from fftgen.planner.search import plan as find_plan
+from fftgen.planner.whole import Clusters
+from fftgen.prepare import transform
+from fftgen.problem import Problem
+from fftgen.targets import target as find_target
+
+ELEMENTS = 1 << 27  # of u at most: several chunks of the longest workspace, launches that a queue holds
+ROUNDS = 9  # calls that are timed, after one that is not
+STAGES, ONE = "launch by launch", "one launch"
+TRANSFORM, FILTER = "transform", "filter"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A plan whose kernels can be launched: its tables, and where tensors are (execute.py)."""
+
+    plan: Plan
+    tables: Tensor
+    launcher: Launcher
+    address: Address = lambda _, x: x.data_ptr()
+
+
+Run = Callable[[Problem, Backend], Running]
+
+
+class _Silent:
+    """A launcher that launches nothing: of a dry run."""
+
+    def launch(
+        self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes, cluster: int = 1
+    ) -> None:
+        pass
+
+
+class _Watched:
+    """Launches of another launcher, each between two marks on the device's way."""
+
+    def __init__(self, launcher: Launcher, timer: Timer) -> None:
+        self._launcher = launcher
+        self._timer = timer
+        self._seen: list[tuple[str, Any, Any]] = []
+
+    def launch(
+        self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes, cluster: int = 1
+    ) -> None:
+        before = self._timer.mark()
+        self._launcher.launch(entry, grid, block, shared_bytes, params, cluster)
+        self._seen.append((entry, before, self._timer.mark()))
+
+    def seconds(self) -> dict[str, list[float]]:
+        """Those of every launch, by entry, once the device is done."""
+        found: dict[str, list[float]] = {}
+        for entry, before, after in self._seen:
+            found.setdefault(entry, []).append(self._timer.between(before, after))
+        return found
+
+
+def kernel_times(
+    case: Case,
+    backend: Backend,
+    *,
+    seed: int,
+    rounds: int = ROUNDS,
+    tell: Callable[[str], None] = lambda _: None,
+    run: Run | None = None,
+) -> dict[str, Any]:
+    """Time every kernel of a forward case, on at most ELEMENTS numbers: plain data.
+
+    Of each way a call can go its result is judged first. ``each_s`` are seconds of a transform, of a filter's
+    kernels of a filter: the median over the rounds of what all launches of a kernel take, which ``launches``
+    counts. ``predicted_s`` is the same by the cost model, on a full chip (which few filters do not fill);
+    it knows no gates. ``run`` finds the kernels: those of the device, in a dry run none.
+    """
+    scaled = case.scaled(backend.free_bytes())
+    while scaled.elements > ELEMENTS and scaled.channels > 1:
+        scaled = replace(scaled, channels=scaled.channels // 2)
+    while scaled.elements > ELEMENTS and scaled.batch > 2:
+        scaled = replace(scaled, batch=scaled.batch // 2)
+    running = (run or (_on_device if backend.kernels else _nowhere))(case.problem, backend)
+    plan = running.plan
+    sets = draw_sets(scaled, backend.device, seed, backend.l2_bytes)
+    judged = backend.kernels or run is not None
+    reference = exact(scaled, sets[0]) if judged else None
+    ways: dict[str, Callable[[Plan, int, int], Clusters | None]] = {STAGES: lambda *_: None}
+    if together(plan, scaled.batch, scaled.channels):
+        ways[ONE] = together
+    found: list[dict[str, Any]] = []
+    with torch.no_grad():
+        for name, how in ways.items():
+            tell(name)
+            one = _Way(running, backend, how)
+            poison(sets[0].u)
+            y, _ = one(sets[0])
+            way: dict[str, Any] = {"way": name}
+            if reference is not None:
+                verdict = judge(scaled, y, reference, plan)
+                way |= {"status": OK if verdict.passed else WRONG, **figures(verdict)}
+            kept = deque([y], maxlen=len(sets))  # a result that is freed would find its lines in the L2 again
+            times = []
+            for i in range(rounds):
+                y, seconds = one(sets[(i + 1) % len(sets)])
+                kept.append(y)
+                times.append(seconds)
+            found.append({**way, "kernels": _told(plan, scaled, times, name)})
+    wrong = [way["way"] for way in found if way.get("status") == WRONG]
+    return {
+        "status": WRONG if wrong else "passed",
+        **({"reason": f"the result is not the convolution by {', '.join(wrong)}"} if wrong else {}),
+        "case": str(case),
+        "batch": scaled.batch,
+        "channels": scaled.channels,
+        "plan": str(plan),
+        "transforms": items_per_channel(plan, scaled.batch) * scaled.channels,
+        "ways": found,
+    }
+
+
+class _Way:
+    """Calls that go one way, each of them launch by launch."""
+
+    def __init__(
+        self, running: Running, backend: Backend, how: Callable[[Plan, int, int], Clusters | None]
+    ) -> None:
+        self._running = running
+        self._backend = backend
+        self._executable = Executable(running.plan, running.tables, how)
+        self._queueing = 0.0  # seconds that the host took for the call before
+
+    def __call__(self, x: Inputs) -> tuple[Tensor, dict[str, list[float]]]:
+        """The result, and the seconds of all launches by entry.
+
+        The device is held back until the host has queued them all, lest gaps count.
+        """
+        it, timer = self._running, self._backend.timer
+        watched = _Watched(it.launcher, timer)
+        self._backend.synchronize()
+        timer.hold(1.5 * self._queueing)
+        started = time.perf_counter()
+        planes, scale = transform(it.plan, it.tables, watched, x.k, address=it.address)
+        y = self._executable(watched, x.u, planes, scale, x.in_gate, x.out_gate, it.address)
+        self._queueing = time.perf_counter() - started
+        self._backend.synchronize()
+        return y, watched.seconds()
+
+
+def _on_device(problem: Problem, backend: Backend) -> Running:
+    built = build(problem, find_target(backend.target), gpu=backend.gpu)
+    loaded = Loaded(built, backend.device)
+    launcher = loaded.module.on(stream_of(backend.device))
+    return Running(built.plan, loaded.executable.tables, launcher)
+
+
+def _nowhere(problem: Problem, backend: Backend) -> Running:
+    return Running(find_plan(problem, backend.target), torch.empty(0, dtype=torch.uint8), _Silent())
+
+
+def _told(plan: Plan, case: Case, times: Sequence[dict[str, list[float]]], way: str) -> list[dict[str, Any]]:
+    """The kernels of a way, in the order of their launches."""
+    chip = find_target(plan.target)
+    price = cost(plan, chip)
+    predicted = {k.name: k.predicted for k in price.kernels}
+    if way == ONE:
+        predicted["whole"] = in_one_launch(plan, price, chip).predicted
+    predicted |= {k.name: k.predicted for k in filter_cost(plan, chip).kernels}
+    filters = {plan.filter_entry(k): k.role for k in plan.filter.kernels}
+    names = {plan.entry(k): k.label for k in plan.every_kernel} | filters
+    transforms = items_per_channel(plan, case.batch) * case.channels
+    found = []
+    for entry, launches in times[0].items():
+        sums = [sum(seconds[entry]) for seconds in times]
+        count = case.channels if entry in filters else transforms
+        model = None if case.gated and entry not in filters else predicted[names[entry]]
+        found.append(
+            {
+                "kernel": names[entry],
+                "of": FILTER if entry in filters else TRANSFORM,
+                "launches": len(launches),
+                "each_s": digits(statistics.median(sums) / count),
+                "least_s": digits(min(sums) / count),
+                "predicted_s": None if model is None else digits(model),
+            }
+        )
+    return found
