@@ -30,9 +30,9 @@ COMPILED = "as compiled"
 class Roofline:
     """The predicted costs of one plan on its target.
 
-    ``convolution``: of one transform; ``spectrum``: of one channel's filter. ``compiled``: the kernels whose
-    instructions were counted in machine code; ``note`` says why others were not. ``call``: of a whole call,
-    where one was asked for.
+    ``convolution``: of one transform, ``gated`` or not; ``spectrum``: of one channel's filter. ``compiled``:
+    the kernels whose instructions were counted in machine code; ``note`` says why others were not. ``call``:
+    of a whole call, where one was asked for.
     """
 
     plan: Plan
@@ -44,6 +44,7 @@ class Roofline:
     note: str = ""
     call: CallCost | None = None
     gradient: Gradient | None = None
+    gated: bool = False
 
     @property
     def subject(self) -> Plan | Gradient:
@@ -55,7 +56,8 @@ class Roofline:
         """What ``convolution`` is the cost of."""
         if self.gradient is not None:
             return "row and its cotangent"
-        return "row" if self.plan.rows_per_item == 1 else "pair of rows"
+        rows = "row" if self.plan.rows_per_item == 1 else "pair of rows"
+        return f"gated {rows}" if self.gated else rows
 
     def floor(self, of: Cost | KernelCost) -> float:
         """Seconds that the bytes which must cross device memory take at its bandwidth."""
@@ -92,17 +94,18 @@ class Roofline:
             "note": self.note,
             "per_transform": costs(self.convolution),
             "rows_per_transform": self.plan.rows_per_item,
+            "gated": self.gated,
             "per_filter": costs(self.spectrum) if self.spectrum.kernels else None,
             "call": self.call.as_dict() if self.call else None,
         }
 
 
-def of_plan(plan: Plan, shape: tuple[int, int] | None = None) -> Roofline:
+def of_plan(plan: Plan, shape: tuple[int, int] | None = None, gated: bool = False) -> Roofline:
     """From the plan alone; ``shape``: (batch, channels) of a whole call to predict as well."""
     chip = find_target(plan.target)
-    found = cost(plan, chip)
+    found = cost(plan, chip, gated=gated)
     call = call_cost(plan, chip, found, *shape) if shape else None
-    return Roofline(plan, chip, found, filter_cost(plan, chip), call=call)
+    return Roofline(plan, chip, found, filter_cost(plan, chip), call=call, gated=gated)
 
 
 def of_gradient(built: Built, shape: tuple[int, int] | None = None) -> Roofline:
@@ -131,20 +134,23 @@ def of_gradient(built: Built, shape: tuple[int, int] | None = None) -> Roofline:
     return Roofline(plan, chip, price, Cost(()), tuple(instructions), how, note, call, found)
 
 
-def of_built(built: Built, shape: tuple[int, int] | None = None) -> Roofline:
-    """From a build: registers by the compiler, instructions from the code where they can be counted."""
+def of_built(built: Built, shape: tuple[int, int] | None = None, gated: bool = False) -> Roofline:
+    """From a build: registers by the compiler, instructions from the code where they can be counted.
+
+    Gradients are those of calls without gates, whatever is asked.
+    """
     if built.gradient is not None:
         return of_gradient(built, shape)
     plan, chip = built.plan, find_target(built.plan.target)
     if not built.cubin:
-        return of_plan(plan, shape)
+        return of_plan(plan, shape, gated)
     names = {k.label: plan.entry(k) for k in plan.kernels}
     names |= {k.role: plan.filter_entry(k) for k in plan.filter.kernels}
     registers = {label: built.resources[e].registers for label, e in names.items() if e in built.resources}
     note = ""
     instructions: dict[str, float] = {}
     try:
-        paths = hot_paths(plan, False, built.source)
+        paths = hot_paths(plan, gated, built.source)
     except ToolchainError as error:
         note = f"instructions by formula: {error}"
     else:
@@ -153,7 +159,7 @@ def of_built(built: Built, shape: tuple[int, int] | None = None) -> Roofline:
         if not paths:
             note = f"instructions by formula: of the engine {plan.engine} none are counted"
     known = Compiled(registers, instructions)
-    found = cost(plan, chip, known)
+    found = cost(plan, chip, known, gated)
     call = call_cost(plan, chip, found, *shape) if shape else None
     made = filter_cost(plan, chip, compiled=known)
-    return Roofline(plan, chip, found, made, tuple(instructions), COMPILED, note, call)
+    return Roofline(plan, chip, found, made, tuple(instructions), COMPILED, note, call, gated=gated)

@@ -100,8 +100,8 @@ def kernel_times(
 
     Of each way a call can go its result is judged first. ``each_s`` are seconds of a transform, of a filter's
     kernels of a filter: the median over the rounds of what all launches of a kernel take, which ``launches``
-    counts. ``predicted_s`` is the same by the cost model, on a full chip (which few filters do not fill);
-    it knows no gates. ``run`` finds the kernels: those of the device, in a dry run none.
+    counts. ``predicted_s`` is the same by the cost model, on a full chip (which few filters do not fill).
+    ``run`` finds the kernels: those of the device, in a dry run none.
     """
     scaled = case.scaled(backend.free_bytes())
     while scaled.elements > ELEMENTS and scaled.channels > 1:
@@ -189,7 +189,7 @@ def _nowhere(problem: Problem, backend: Backend) -> Running:
 def _told(plan: Plan, case: Case, times: Sequence[dict[str, list[float]]], way: str) -> list[dict[str, Any]]:
     """The kernels of a way, in the order of their launches."""
     chip = find_target(plan.target)
-    price = cost(plan, chip)
+    price = cost(plan, chip, gated=case.gated)
     predicted = {k.name: k.predicted for k in price.kernels}
     if way == ONE:
         predicted["whole"] = in_one_launch(plan, price, chip).predicted
@@ -201,7 +201,6 @@ def _told(plan: Plan, case: Case, times: Sequence[dict[str, list[float]]], way: 
     for entry, launches in times[0].items():
         sums = [sum(seconds[entry]) for seconds in times]
         count = case.channels if entry in filters else transforms
-        model = None if case.gated and entry not in filters else predicted[names[entry]]
         found.append(
             {
                 "kernel": names[entry],
@@ -209,7 +208,7 @@ def _told(plan: Plan, case: Case, times: Sequence[dict[str, list[float]]], way: 
                 "launches": len(launches),
                 "each_s": digits(statistics.median(sums) / count),
                 "least_s": digits(min(sums) / count),
-                "predicted_s": None if model is None else digits(model),
+                "predicted_s": digits(predicted[names[entry]]),
             }
         )
     return found

@@ -245,8 +245,8 @@ def kernel_steps(cases: Iterable[Case], seed: int) -> list[Step]:
 
 
 def suite_kernels(cases: Sequence[Case], seed: int) -> list[Step]:
-    """The same of a suite: those that a model of kernels has to be fitted to, which knows no gates; and two
-    of the published problem."""
+    """The same of a suite: those that a model of kernels has to be fitted to, and two of the published
+    problem."""
     wanted = [c for c in cases if c.problem.dtype == "bf16" and _telling(c)]
     return kernel_steps(sorted(wanted, key=lambda c: (c.gated, not c.problem.causal)), seed)
 

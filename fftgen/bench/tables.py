@@ -108,14 +108,13 @@ def _rate(bytes_per_s: float | None) -> str:
     return "unknown" if bytes_per_s is None else f"{bytes_per_s / 1e9:.0f} GB/s"
 
 
-def _ns(seconds: float | None) -> str:
-    return "" if seconds is None else f"{1e9 * seconds:.{1 if seconds < 1e-7 else 0}f} ns"
+def _ns(seconds: float) -> str:
+    return f"{1e9 * seconds:.{1 if seconds < 1e-7 else 0}f} ns"
 
 
-def _sum(way: dict[str, Any], figure: str) -> float | None:
-    """Of all kernels of a transform; None: not known of all."""
-    every = [k[figure] for k in way["kernels"] if k["of"] == "transform"]
-    return None if None in every else sum(every)
+def _sum(way: dict[str, Any], figure: str) -> float:
+    """Of all kernels of a transform."""
+    return float(sum(k[figure] for k in way["kernels"] if k["of"] == "transform"))
 
 
 def kernels(doc: Document) -> str:
@@ -127,11 +126,9 @@ def kernels(doc: Document) -> str:
             whole = {"kernel": "all of a transform", "launches": "", **{f: _sum(way, f) for f in _TIMES}}
             for which, k in enumerate((*way["kernels"], whole)):
                 each, predicted = k["each_s"], k["predicted_s"]
-                times = "" if predicted is None else f"{each / predicted:.2f}"
                 name = way["way"] if which == 0 else ""
-                lines.append(
-                    (*where, name, k["kernel"], str(k["launches"]), _ns(each), _ns(predicted), times)
-                )
+                times = _ns(each), _ns(predicted), f"{each / predicted:.2f}"
+                lines.append((*where, name, k["kernel"], str(k["launches"]), *times))
                 where = ("", "")
     return _table(lines) if len(lines) > 1 else ""
 

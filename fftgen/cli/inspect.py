@@ -37,6 +37,7 @@ def command(
     mix: bool,
     archs: tuple[str, ...],
     roofline: bool,
+    gated: bool,
     plot: Path | None,
     batch: int | None,
     channels: int | None,
@@ -49,14 +50,14 @@ def command(
     times from registers as compiled and, where NVRTC and nvdisasm are installed, from the instructions on
     the path that a full, aligned call takes (every module is compiled once more for it).
     """
-    shape = views.check(roofline, plot, batch, channels)
+    shape = views.check(roofline, gated, plot, batch, channels)
     shelf = open_shelf(file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     modules = _chosen([bundle.unpack(m) for m in shelf.contents.modules], archs)
     found: dict[str, Roofline] = {}
     for number, built in enumerate(modules if roofline else (), 1):
         click.echo(f"[{number}/{len(modules)}] {built.subject.name}", err=True)
-        found[built.subject.name] = of_built(built, shape)
+        found[built.subject.name] = of_built(built, shape, gated)
     if plot is not None:
         views.draw(list(found.values()), plot)
     mixes = {

@@ -31,6 +31,7 @@ def command(
     engine: str | None,
     why: bool,
     roofline: bool,
+    gated: bool,
     plot: Path | None,
     batch: int | None,
     channels: int | None,
@@ -41,7 +42,7 @@ def command(
 
     Times are predictions of the cost model, for one transform on a full chip; none is measured.
     """
-    shape = views.check(roofline, plot, batch, channels)
+    shape = views.check(roofline, gated, plot, batch, channels)
     chip = find_target(arch)
     problem = api.problem(length, dtype, causal=causal)
     chosen = search.plan(problem, chip, engine)
@@ -50,7 +51,7 @@ def command(
     candidates = search.search(problem, chip, engine=engine) if why else ()
     taken = candidates[0] if candidates else None
     ways = search.one_launches(taken.plan, taken.cost, chip) if taken and taken.plan and taken.cost else ()
-    view = of_plan(chosen, shape) if roofline else None
+    view = of_plan(chosen, shape, gated) if roofline else None
     if plot is not None and view is not None:
         views.draw([view], plot)
     if as_json:

@@ -18,7 +18,7 @@ HEADS = ("device", "L2", "shared", "tensor", "issue")  # of RESOURCES, short
 
 
 def options(function: Function) -> Function:
-    """``--roofline``, ``--plot``, ``--batch`` and ``--channels``."""
+    """``--roofline``, ``--gated``, ``--plot``, ``--batch`` and ``--channels``."""
     function = click.option("--channels", type=int, help="With --batch and --roofline: of the call.")(
         function
     )
@@ -30,6 +30,11 @@ def options(function: Function) -> Function:
         type=click.Path(path_type=Path),
         help="With --roofline: draw the predicted times (.png, .svg; matplotlib).",
     )(function)
+    function = click.option(
+        "--gated",
+        is_flag=True,
+        help="With --roofline: of calls whose input and results are gated (gradients: without gates anyway).",
+    )(function)
     return click.option(
         "--roofline",
         is_flag=True,
@@ -38,14 +43,14 @@ def options(function: Function) -> Function:
 
 
 def check(
-    roofline: bool, plot: Path | None, batch: int | None, channels: int | None
+    roofline: bool, gated: bool, plot: Path | None, batch: int | None, channels: int | None
 ) -> tuple[int, int] | None:
     """The shape of the call to predict, if one is asked for; before anything is done.
 
     Raises InputError for options that need others, ToolchainError where --plot has nothing to draw with.
     """
-    if not roofline and (plot is not None or batch is not None or channels is not None):
-        raise InputError("--plot, --batch and --channels go with --roofline")
+    if not roofline and (gated or plot is not None or batch is not None or channels is not None):
+        raise InputError("--gated, --plot, --batch and --channels go with --roofline")
     if (batch is None) != (channels is None):
         raise InputError("--batch and --channels go together: the shape of a call")
     if plot is not None:

@@ -32,7 +32,7 @@ CHIP_WIDE = ("device memory", "L2")  # shared by all multiprocessors: a few busy
 
 @dataclass(frozen=True)
 class CallCost:
-    """A call on (batch, channels, length), ungated, the spectrum prepared: seconds are predictions.
+    """A call on (batch, channels, length), the spectrum prepared: seconds are predictions.
 
     ``fixed``: beside the work of kernels; ``last_wave``: what the last, partly filled waves cost beyond their
     share of work; ``showing``: what the busiest resource of each kernel does not hide.
@@ -51,7 +51,7 @@ class CallCost:
 
 
 def call_cost(plan: Plan, target: Target, price: Cost, batch: int, channels: int) -> CallCost:
-    """``price`` is the plan's cost of one transform, as planned or as compiled.
+    """``price`` is the plan's cost of one transform, as planned or as compiled, with gates or without.
 
     Where one launch carries out all stages, it takes what theirs take, without their launches and waves;
     what different stages of different transforms hide of each other is not in it.

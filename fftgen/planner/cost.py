@@ -1,8 +1,9 @@
 """What a plan costs: the work of its kernels, and the time a target needs for it (design 5.2).
 
 Counts are per transform (one batch row in right-angle mode, two rows in batch-pair mode) at full length,
-without gates. The time of a kernel is the largest of work / rate over the resources, and a part of what the
-others take. Kernels run one after another, so the time of a plan is the sum of theirs.
+without gates unless they are asked for. The time of a kernel is the largest of work / rate over the
+resources, and a part of what the others take. Kernels run one after another, so the time of a plan is the
+sum of theirs.
 """
 
 from __future__ import annotations
@@ -197,12 +198,12 @@ def resident_blocks(
     return target.resident_blocks(warps, shared_bytes, registers)
 
 
-def cost(plan: Plan, target: Target, compiled: Compiled | None = None) -> Cost:
-    """Counts and seconds of one transform when the chip is full."""
+def cost(plan: Plan, target: Target, compiled: Compiled | None = None, gated: bool = False) -> Cost:
+    """Counts and seconds of one transform when the chip is full. ``gated``: the input, and every result."""
     known = compiled or Compiled()
     found = []
     for kernel in plan.kernels:
-        done = kernel_work(plan, kernel, target)
+        done = kernel_work(plan, kernel, target, gated)
         size = (kernel.shared_bytes, kernel.warps, kernel.resident)
         found.append(kernel_cost(kernel.label, done, size, target, known.registers.get(kernel.label), known))
     return Cost(tuple(found))

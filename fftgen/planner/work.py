@@ -30,22 +30,24 @@ WMMA_PER_PRODUCT = 12
 CONVERTED = 4  # instructions that 128 elements of a result in fp32 take to become operands
 HALVED = 3  # and a stage by halves: four sums, less what it spares in loads of its matrices
 RESCALED = 4  # and strips of the workspace, to reach the power of their row
+GATE, NARROW_GATE = 13, 16.5  # and a gate on a row: loaded, widened, multiplied; in pieces of 4 bytes, or 8
 
 
 @dataclass(frozen=True)
 class Work:
     """The work of one kernel for one transform.
 
-    ``loaded`` and ``stored``: bytes of signals (of a filter's kernel: taps, and the stored spectrum).
-    ``device_bytes``: what of these device memory has to move; a second read of a row comes from the L2.
-    ``tables``: bytes of constants that no first-level cache holds. ``shared_bytes``: through the pipe of
-    shared memory and L1, signals and workspace apart; ``remote`` of them to and from other blocks of a
-    cluster. ``instructions``: of warps.
+    ``loaded`` and ``stored``: bytes of signals (of a filter's kernel: taps, and the stored spectrum);
+    ``gates``: of those that multiply them. ``device_bytes``: what of all these device memory has to move; a
+    second read of a row comes from the L2. ``tables``: bytes of constants that no first-level cache holds.
+    ``shared_bytes``: through the pipe of shared memory and L1, signals and workspace apart; ``remote`` of
+    them to and from other blocks of a cluster. ``instructions``: of warps.
     """
 
     tensor_ops: int = 0  # 16x16x16
     loaded: int = 0
     stored: int = 0
+    gates: int = 0
     device_bytes: int = 0
     workspace_loaded: int = 0
     workspace_stored: int = 0
@@ -62,18 +64,19 @@ class Work:
     @property
     def l2_bytes(self) -> int:
         """All that multiprocessors exchange with the L2."""
-        return self.loaded + self.stored + self.workspace_bytes + self.spectrum + self.tables
+        signals = self.loaded + self.stored + self.gates
+        return signals + self.workspace_bytes + self.spectrum + self.tables
 
     @property
     def pipe_bytes(self) -> int:
         """All that passes the pipe of shared memory and L1, 128 bytes a cycle and multiprocessor; bytes of
         other blocks count for as many as would take as long."""
-        signals = self.loaded + self.stored + self.workspace_bytes
+        signals = self.loaded + self.stored + self.gates + self.workspace_bytes
         return self.shared_bytes + (REMOTE - 1) * self.remote + signals
 
 
-def kernel_work(plan: Plan, kernel: Kernel, target: Target) -> Work:
-    """What one kernel of the convolution does for one transform."""
+def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False) -> Work:
+    """What one kernel of the convolution does for one transform. ``gated``: the input, and every result."""
     ops = tensor_ops(plan, kernel)
     loaded, stored = _signals(plan, kernel)
     workspace_loaded, workspace_stored = workspace(plan, kernel)
@@ -81,18 +84,33 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target) -> Work:
     body = kernel == plan.body
     mma = plan.engine == "mma"
     twice = not mma and plan.scaled and kernel.role == "convolve"  # before its columns for the peak of a row
+    inward, outward = (loaded, stored) if gated else (0, 0)
+    instructions = mma_instructions(plan, kernel, ops) if mma else _wmma_instructions(plan, kernel, ops)
+    shared = _mma_shared(plan, kernel) if mma else _wmma_shared(plan, kernel)
+    if kernel.brought:  # read; written as they are loaded
+        shared += inward + (outward if kernel.brought > 2 else 0)
     return Work(
         tensor_ops=ops,
         loaded=2 * loaded if twice else loaded,
         stored=stored,
-        device_bytes=(0 if again else loaded) + stored,
+        gates=(2 * inward if twice else inward) + outward,
+        device_bytes=(0 if again else loaded + inward) + stored + outward,
         workspace_loaded=workspace_loaded,
         workspace_stored=workspace_stored,
         spectrum=ELEMENT * plan.transform if body else 0,
         tables=far_twiddles(plan, kernel, target) if mma and body else 0,
-        shared_bytes=_mma_shared(plan, kernel) if mma else _wmma_shared(plan, kernel),
-        instructions=mma_instructions(plan, kernel, ops) if mma else _wmma_instructions(plan, kernel, ops),
+        shared_bytes=shared,
+        instructions=instructions + _gating(plan, inward + outward),
     )
+
+
+def _gating(plan: Plan, gates: int) -> float:
+    """Instructions that take so many bytes of gates to signals and results (as compiled, sm_80 and sm_90)."""
+    narrow = not plan.device_stages and (
+        plan.body.columns == 2 if plan.block_stage else plan.factors[-1] == TILE
+    )
+    rows = gates / (2 * min(plan.problem.length, plan.transform))
+    return rows * plan.transform / 128 * (NARROW_GATE if narrow else GATE)
 
 
 def _directions(plan: Plan, kernel: Kernel) -> dict[int, tuple[str, ...]]:

@@ -102,11 +102,16 @@ def test_chunks_of_a_kernel_are_added_up_and_one_launch_is_timed_as_well(
     assert [k["kernel"] for k in found["ways"][1]["kernels"] if k["of"] == "transform"] == ["whole"]
 
 
-def test_gates_are_timed_without_a_prediction() -> None:
-    (way,) = kernel_times(case(length=256), host(), seed=1, rounds=1)["ways"]
-    of = {k["kernel"]: k["predicted_s"] for k in way["kernels"]}
-    assert of["convolve"] is None
-    assert of["filter"] > 0
+def test_calls_with_gates_are_beside_the_model_of_such() -> None:
+    found = []
+    for gated in (False, True):
+        (way,) = kernel_times(case(length=256, gated=gated), host(), seed=1, rounds=1)["ways"]
+        found.append({k["kernel"]: k["predicted_s"] for k in way["kernels"]})
+    chosen, chip = find_plan(case(length=256).problem, "sm_90"), target("sm_90")
+    for times, gated in zip(found, (False, True), strict=True):
+        assert times["convolve"] == pytest.approx(cost(chosen, chip, gated=gated).predicted, rel=1e-4)
+    assert found[0]["filter"] == found[1]["filter"]
+    assert found[0]["convolve"] < found[1]["convolve"]
 
 
 def test_long_cases_are_cut_to_what_a_queue_holds(monkeypatch: pytest.MonkeyPatch) -> None:

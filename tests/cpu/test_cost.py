@@ -64,6 +64,24 @@ def test_a_row_by_itself_is_read_once() -> None:
     assert (found.strip_peaks, pairs.strip_peaks) == (4096 // 32, 0)
 
 
+def test_gates_cost_what_they_move() -> None:
+    """A pair that is looked at first finds the gate of its columns in the L2."""
+    chip = target("sm_90")
+    for mode, inward in (("circular", ("peaks", "columns1")), ("causal", ("columns1",))):
+        found = plan(Problem(mode, 65_536, "bf16"), chip)
+        plain, gated = (cost(found, chip, gated=gates) for gates in (False, True))
+        signal = 2 * 65_536 * found.rows_per_item
+        for one, other in zip(plain.kernels, gated.kernels, strict=True):
+            gates = signal if one.name in (*inward, "columns_inverse1") else 0
+            assert other.work.gates == gates
+            assert other.work.l2_bytes - one.work.l2_bytes == gates
+            assert (other.work.instructions > one.work.instructions) == (gates > 0)
+        assert gated.device_bytes == 2 * plain.device_bytes == 4 * signal
+        together = in_one_launch(found, gated, chip)
+        assert together.device_bytes == gated.device_bytes
+        assert sum(k.work.gates for k in together.kernels) == signal * (1 + len(inward))
+
+
 def test_seconds_are_work_over_rate() -> None:
     found = with_shape(Problem("circular", 4096, "bf16"), "sm_90", (16, 16, 16), 0, "mma")
     chip = target("sm_90")

@@ -28,11 +28,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_roofline_of_a_plan_is_its_cost() -> None:
-    found = answer("plan", 65536, "--causal", "--roofline")["roofline"]
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_roofline_of_a_plan_is_its_cost(gated: bool) -> None:
+    found = answer("plan", 65536, "--causal", "--roofline", *["--gated"] * gated)["roofline"]
     plan, chip = search.plan(Problem("causal", 65536, "bf16"), "sm_90"), target("sm_90")
-    price, spectrum = cost(plan, chip), filter_cost(plan, chip)
-    assert found["predicted"] is True
+    price, spectrum = cost(plan, chip, gated=gated), filter_cost(plan, chip)
+    assert (found["predicted"], found["gated"]) == (True, gated)
+    assert price.device_bytes == 65536 * (8 if gated else 4)
     assert found["instructions_compiled"] == []
     for document, expected in ((found["per_transform"], price), (found["per_filter"], spectrum)):
         assert document["time"] == pytest.approx(expected.time + expected.showing)
@@ -55,6 +57,8 @@ def test_the_table_says_that_it_predicts_and_what_it_assumes() -> None:
     assert "us for launching" in text
     one = fftgen("plan", 1024, "--roofline", "--batch", 2, "--channels", 3).stdout
     assert "in 1 launch (" in one
+    assert "; ns per pair of rows\n" in one
+    assert "; ns per gated pair of rows\n" in fftgen("plan", 1024, "--roofline", "--gated").stdout
 
 
 def test_the_time_shown_is_the_time_that_plans_are_ranked_by() -> None:
@@ -142,6 +146,7 @@ def test_a_missing_plotting_library_is_told_before_anything_is_done(monkeypatch:
     ("arguments", "message"),
     [
         (("plan", "4096", "--plot", "p.png"), "go with --roofline"),
+        (("plan", "4096", "--gated"), "go with --roofline"),
         (("plan", "4096", "--batch", "4", "--channels", "4"), "go with --roofline"),
         (("plan", "4096", "--roofline", "--batch", "4"), "--batch and --channels go together"),
         (("plan", "4096", "--roofline", "--batch", "0", "--channels", "4"), "at least one row"),

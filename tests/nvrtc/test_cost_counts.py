@@ -74,14 +74,15 @@ PLANS = (
 
 
 @lru_cache(maxsize=2)  # tests come plan by plan
-def simulated(plan: Plan) -> Simulated:
-    """A call of full length, ungated. The filter has a tone that stands out: of a spectrum by columns and
+def simulated(plan: Plan, gated: bool = False) -> Simulated:
+    """A call of full length. The filter has a tone that stands out: of a spectrum by columns and
     rows all rows but that one are levelled."""
     generator = torch.Generator().manual_seed(5)
     length = plan.problem.length
     u = torch.randn(BATCH, CHANNELS, length, generator=generator).to(storage(plan))
     k = torch.randn(CHANNELS, length, generator=generator) + 100
-    return emulate.convolve(calls.built(plan)[0], u, k)[1]
+    gates = {name: u.flip(-1) for name in ("in_gate", "out_gate") if gated}
+    return emulate.convolve(calls.built(plan)[0], u, k, **gates)[1]
 
 
 def moved(counters: Counters, buffer: str, kind: str) -> int:
@@ -108,6 +109,24 @@ def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
             assert moved(counters, buffer, kind) == transforms * predicted, (kernel.label, buffer, kind)
 
 
+@pytest.mark.drawn(3)
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_gates_are_read_as_often_as_the_model_says(plan: Plan) -> None:
+    transforms = CHANNELS * items_per_channel(plan, BATCH)
+    for kernel in plan.kernels:
+        plain, work = (kernel_work(plan, kernel, target(plan.target), gated) for gated in (False, True))
+        counters = simulated(plan, True).reports[plan.entry(kernel)].counters
+        loaded = [moved(counters, name, "loads") for name in ("in_gate", "out_gate")]
+        assert sum(loaded) == transforms * work.gates, kernel.label
+        assert moved(counters, "u", "loads") == transforms * work.loaded
+        assert work.l2_bytes - plain.l2_bytes == work.gates
+        assert work.tensor_ops == plain.tensor_ops
+        if kernel.role == "columns" and any(k.role == "peaks" for k in plan.kernels):
+            assert work.device_bytes == plain.device_bytes  # what the kernel before has read
+        else:
+            assert transforms * (work.device_bytes - plain.device_bytes) <= sum(loaded)
+
+
 PIPED = (
     *[p for p in PLANS if p.engine == "mma" and p.problem.length == p.transform],
     search.plan(Problem("causal", 1024, "bf16"), "sm_90"),
@@ -119,17 +138,20 @@ PIPED = (
 
 @pytest.mark.drawn(3)
 @pytest.mark.parametrize("plan", PIPED, ids=str)
-def test_what_passes_the_pipe_of_shared_memory_is_what_the_model_says(plan: Plan) -> None:
+@pytest.mark.parametrize("gated", [False, True])
+def test_what_passes_the_pipe_of_shared_memory_is_what_the_model_says(gated: bool, plan: Plan) -> None:
     """Beside tables that blocks copy to shared memory, once each, and peaks of rows, below a hundredth."""
     transforms = CHANNELS * items_per_channel(plan, BATCH)
     kernel = plan.body
-    report = simulated(plan).reports[plan.entry(kernel)]
+    report = simulated(plan, gated).reports[plan.entry(kernel)]
     counters = report.counters
     copied = 2 * report.blocks * fragments.copied(plan.tables)  # loaded, and stored
     shared = counters.shared_loads.bytes + counters.shared_stores.bytes
     found = shared + moved(counters, "tables", "loads") + moved(counters, "spectrum", "loads") - copied
-    work = kernel_work(plan, kernel, target(plan.target))
-    brought = work.loaded if kernel.brought else 0  # on its way past the pipe, but into shared memory
+    work = kernel_work(plan, kernel, target(plan.target), gated)
+    brought = 0
+    if kernel.brought:  # on their way past the pipe, but into shared memory: signals, and of gates as many
+        brought = work.loaded + (work.gates if kernel.brought > 2 else min(work.loaded, work.gates))
     assert transforms * (work.shared_bytes + brought) == pytest.approx(found, rel=0.01)
 
 
@@ -187,17 +209,20 @@ def test_short_filters_are_read_as_far_as_they_go() -> None:
 @pytest.mark.drawn(7)
 @pytest.mark.parametrize("problem", portfolio.PROBLEMS, ids=str)
 @pytest.mark.parametrize("name", ["sm_90", *slow(["sm_80"])])
-def test_the_formula_for_issue_slots_is_near_the_compiled_code(name: str, problem: Problem) -> None:
+@pytest.mark.parametrize("gated", [False, *slow([True])])
+def test_the_formula_for_issue_slots_is_near_the_compiled_code(
+    gated: bool, name: str, problem: Problem
+) -> None:
     """Kernels of the portfolio whose machine instructions can be counted."""
     if nvrtc.version() < FITTED:
         pytest.skip("the formula is fitted to the code of a later compiler")
     plan = search.plan(problem, name)
-    found = hot_path.hot_paths(plan, False)
+    found = hot_path.hot_paths(plan, gated)
     assert found
     assert any(role.startswith("columns") for role in found) == bool(plan.device_stages)
     for role, path in found.items():
         compiled = path.per_transform(plan.transform)
-        ratio = kernel_work(plan, plan.kernel(role), target(name)).instructions / compiled
+        ratio = kernel_work(plan, plan.kernel(role), target(name), gated).instructions / compiled
         kind = DEVICE if role.startswith("columns") else BLOCK if plan.block_stage else WARP
         assert abs(ratio - 1) < kind, f"{plan}: {role} {ratio:.3f}"
 
