@@ -34,7 +34,9 @@ from fftgen.targets import target as find_target
 BLOCKS = ((8, 2), (16, 1))
 CLUSTERS = 90  # capability from which on blocks form clusters: PTX ISA, barrier.cluster
 SIZES = (1, 2, 4, 8)  # blocks of a cluster; 8 is the most that every chip takes
-ROOM = 0.6  # of the L2 for what is under way: signals, spectra and results pass through it, too
+# Of the L2 for what is under way: signals, spectra and results pass through it, too, and reads of more than
+# 0.7 of it were measured to miss (targets.py).
+ROOM = 0.6
 LEAST = 0.25  # of a transform in shared memory: less is not worth its addresses
 BUSY = 0.8  # of the chip at least, when there is work for all of it
 ENOUGH = 0.45  # of it, when there is not
