@@ -51,7 +51,7 @@ def proofs(doc: Document) -> str:
             continue
         said = step.get("reason") or _summary(step["kind"], step.get("result", {}))
         lines.append((step["name"], step["status"], said))
-    return _table(lines) if lines else ""
+    return table(lines) if lines else ""
 
 
 def backward_note(doc: Document) -> str:
@@ -130,7 +130,7 @@ def kernels(doc: Document) -> str:
                 times = _ns(each), _ns(predicted), f"{each / predicted:.2f}"
                 lines.append((*where, name, k["kernel"], str(k["launches"]), *times))
                 where = ("", "")
-    return _table(lines) if len(lines) > 1 else ""
+    return table(lines) if len(lines) > 1 else ""
 
 
 _TIMES = ("each_s", "predicted_s")
@@ -147,7 +147,7 @@ def contenders(doc: Document) -> str:
             where = (_case(row), f"{row['batch']} x {row['channels']}") if first else ("", "")
             first = False
             lines.append((*where, name, *_figures(c)))
-    return _table(lines) if len(lines) > 1 else ""
+    return table(lines) if len(lines) > 1 else ""
 
 
 def _case(row: dict[str, Any]) -> str:
@@ -181,7 +181,7 @@ def untimed(doc: Document) -> str:
         said = f" (error up to {max(known):.1e})" if known else ""
         rows_ = f"{len(errors)} row{'' if len(errors) == 1 else 's'}"
         lines.append((name, status if status == "unavailable" else status.upper(), rows_, reason + said))
-    return _table(lines) if lines else ""
+    return table(lines) if lines else ""
 
 
 def not_run(doc: Document) -> str:
@@ -239,7 +239,7 @@ def short(doc: Document) -> str:
         f"attention ({dtype}): " + ("still faster at the longest length" if n is None else f"slower from {n}")
         for dtype, n in doc["crossover"].items()
     ]
-    return "\n".join([_table(lines)] * bool(found) + crossings + [total])
+    return "\n".join([table(lines)] * bool(found) + crossings + [total])
 
 
 def _own(c: dict[str, Any]) -> tuple[str, str]:
@@ -277,7 +277,8 @@ def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.4g}"
 
 
-def _table(lines: Sequence[tuple[str, ...]]) -> str:
+def table(lines: Sequence[tuple[str, ...]]) -> str:
+    """Lines of cells, as wide as the widest of their column."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -55,6 +55,11 @@ from fftgen.errors import InputError
 @click.option(
     "--show", type=click.Path(path_type=Path), help="Measure nothing: tables (and --plot) of a results file."
 )
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="With --show: times beside those of an earlier results file, and which differ by more than noise.",
+)
 @common
 @click.pass_context
 def command(
@@ -76,6 +81,7 @@ def command(
     output: Path,
     plot: Path | None,
     show: Path | None,
+    against: Path | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -86,14 +92,26 @@ def command(
     contender. Exits with 1 when anything of fftgen's is wrong.
     """
     started = time.monotonic()
-    from fftgen.bench import plots, results, tables  # PyTorch: a second that `fftgen --help` should not take
+    # PyTorch: a second that `fftgen --help` should not take
+    from fftgen.bench import compare, plots, results, tables
 
     writable(plot, None if show else output)
+    if against is not None and show is None:
+        raise InputError("--against goes with --show: a results file beside an earlier one")
     if show is not None:
-        useless = given(ctx, besides=("show", "plot", "as_json", "verbose"))
+        useless = given(ctx, besides=("show", "against", "plot", "as_json", "verbose"))
         if useless:
             raise InputError(f"--show measures nothing: leave {', '.join(useless)} out")
         doc = results.read(show)
+        if against is not None:
+            before = results.read(against)
+            if plot is not None:
+                raise InputError("--plot draws one results file: leave --against out")
+            if as_json:
+                print_json(compare.compare(before, doc))
+            else:
+                click.echo(compare.text(before, doc))
+            return
     else:
         from fftgen.bench.backend import require_cuda
         from fftgen.bench.cases import (
