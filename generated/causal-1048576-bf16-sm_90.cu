@@ -12,6 +12,7 @@ constexpr bool FIRST_HALVES = true, LAST_HALVES = true;
 constexpr bool FIRST_HALVES_BACK = true, LAST_HALVES_BACK = true;
 }
 
+#define FFTGEN_PASSING  // signals and gates are read once, the workspace twice
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

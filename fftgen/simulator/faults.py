@@ -99,5 +99,9 @@ class ReadOnlyWrite(SimulationError):
     """A write to a buffer bound with ``writable=False``, to constant memory or to parameters."""
 
 
+class InvalidPolicy(SimulationError):
+    """A cache hint by a value that no createpolicy made."""
+
+
 class Trap(SimulationError):
     """The kernel executed ``trap`` or ``brkpt``."""

@@ -1,11 +1,14 @@
-"""ld, st and prefetch (PTX ISA, "Data Movement and Conversion Instructions")."""
+"""ld, st, prefetch and createpolicy (PTX ISA, "Data Movement and Conversion Instructions")."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 from fftgen.simulator.atomics import meet
 from fftgen.simulator.decode import Decoder
+from fftgen.simulator.faults import InvalidPolicy
 from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.ops import Modifiers, Op, handles
 from fftgen.simulator.ordering import ATOMIC
@@ -29,6 +32,11 @@ _HINTS = (
 _SPACES = ("global", "shared", "shared::cta", "shared::cluster", "local", "const", "param", "param::entry")
 _CALL = ", the arguments of a call: functions must be inlined (mark them __forceinline__)"
 _STRONG = ("relaxed", "acquire", "release", "volatile", "mmio")
+# Cache policies are opaque: these numbers mean nothing elsewhere.
+_POLICIES = {
+    f"L2::evict_{name}": np.uint64(0x706F6C6963790000 + i)
+    for i, name in enumerate(("last", "normal", "first", "unchanged"))
+}
 
 
 def state_space(mods: Modifiers) -> str:
@@ -63,14 +71,45 @@ def _access_modifiers(mods: Modifiers) -> tuple[str | None, str | None, bool]:
     return strong, scope, hint
 
 
+@handles("createpolicy")
+def _policy(d: Decoder, ins: Instruction) -> Op:
+    mods = Modifiers(ins)
+    if not mods.flag("fractional"):
+        d.refuse("policies other than .fractional")
+    value = _POLICIES[mods.need(*_POLICIES)]
+    mods.take("L2::evict_unchanged")  # of the lines that are not in the fraction
+    mods.need("b64")
+    mods.done()
+    put = d.put(ins.operands[0], TYPES["b64"])
+    return d.op("createpolicy", lambda m, g: put(m, g, np.full(g.n, value)))
+
+
+def _hinted(d: Decoder, ins: Instruction, hint: bool, at: int) -> Callable[[Machine, Group], None]:
+    """Checks the cache policy of an access, operand ``at``: it changes no value."""
+    if len(ins.operands) != at + hint:
+        d.refuse(f"{len(ins.operands)} operands")
+    if not hint:
+        return lambda m, g: None
+    read, known = d.get(ins.operands[at], TYPES["b64"]), np.array(list(_POLICIES.values()))
+
+    def check(m: Machine, g: Group) -> None:
+        wrong = np.flatnonzero(~np.isin(np.broadcast_to(read(m, g), g.n), known))
+        if len(wrong):
+            thread = int(g.threads[wrong[0]])
+            m.fault(InvalidPolicy, ins, "the cache hint is no policy that createpolicy made", thread)
+
+    return check
+
+
 @handles("ld", "ldu")
 def _load(d: Decoder, ins: Instruction) -> Op:
     mods = Modifiers(ins)
     kind, items = _shape(d, mods, ins.operands[0])
     space = state_space(mods)
     invariant = mods.flag("nc")
-    strong, _scope, _hint = _access_modifiers(mods)
+    strong, _scope, hint = _access_modifiers(mods)
     mods.done()
+    policy = _hinted(d, ins, hint, 2)
     raw = kind if kind.kind in "us" else TYPES[f"b{kind.bits}"]
     puts = [d.put(item, raw, widen=True) for item in items]
     address = ins.operands[1]
@@ -85,6 +124,7 @@ def _load(d: Decoder, ins: Instruction) -> Op:
 
     def run(m: Machine, g: Group) -> None:
         addresses = read(m, g)
+        policy(m, g)
         now = m.tick(pc)
         parts = m.spaces.resolve(m, g, ins, space, addresses, nbytes, far=True)
         values = np.empty((g.n, count), own) if len(parts) > 1 else None
@@ -136,8 +176,9 @@ def _store(d: Decoder, ins: Instruction) -> Op:
     mods = Modifiers(ins)
     kind, items = _shape(d, mods, ins.operands[1])
     space = state_space(mods)
-    strong, scope, _hint = _access_modifiers(mods)
+    strong, scope, hint = _access_modifiers(mods)
     mods.done()
+    policy = _hinted(d, ins, hint, 2)
     if space in ("param", "const"):
         d.refuse(f"stores to .{space}" + (_CALL if space == "param" else ""))
     raw = TYPES[f"b{kind.bits}"]
@@ -150,6 +191,7 @@ def _store(d: Decoder, ins: Instruction) -> Op:
 
     def run(m: Machine, g: Group) -> None:
         addresses = write(m, g)
+        policy(m, g)
         now = m.tick(pc)
         values: Array = np.empty((g.n, count), dtype)
         for i, source in enumerate(sources):

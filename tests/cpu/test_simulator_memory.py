@@ -10,7 +10,17 @@ import pytest
 from simulator_counts import device
 from simulator_kit import check, launch, out, ptx, ro
 
-from fftgen.simulator import DeviceMemory, Misaligned, OutOfBounds, SimulationError, parse, simulate
+from fftgen.simulator import (
+    DeviceMemory,
+    InvalidPolicy,
+    Misaligned,
+    OutOfBounds,
+    SimulationError,
+    UninitializedRead,
+    UnknownInstruction,
+    parse,
+    simulate,
+)
 
 Array = np.ndarray[Any, Any]
 INDEX4 = "mul.wide.u32 %d0, %tx, 4;"
@@ -109,6 +119,39 @@ def test_load_flavours_read_the_same(cache: str, rng: np.random.Generator) -> No
       {INDEX4} add.u64 %d1, %x, %d0;  add.u64 %d2, %y, %d0;
       {cache}.u32 %r0, [%d1];  st.global.cs.u32 [%d2], %r0;"""
     assert np.array_equal(launch(ptx(body, "x y"), {"x": ro(x), "y": out(32)})["y"], x)
+
+
+HINTED = f"""
+      {INDEX4} add.u64 %d1, %x, %d0;  add.u64 %d2, %y, %d0;
+      ld.global.nc.L1::no_allocate.L2::cache_hint.u32 %r0, [%d1], %d3;
+      st.global.L2::cache_hint.u32 [%d2], %r0, %d3;"""
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "createpolicy.fractional.L2::evict_first.b64 %d3;",
+        "createpolicy.fractional.L2::evict_last.L2::evict_unchanged.b64 %d3, 0.5;",
+    ],
+)
+def test_a_cache_policy_changes_no_value(policy: str, rng: np.random.Generator) -> None:
+    x = rng.integers(0, 2**32, 32, np.uint64).astype(np.uint32)
+    assert np.array_equal(launch(ptx(policy + HINTED, "x y"), {"x": ro(x), "y": out(32)})["y"], x)
+
+
+@pytest.mark.parametrize(
+    ("body", "fault", "text"),
+    [
+        (HINTED, UninitializedRead, "%d3"),
+        ("mov.u64 %d3, 0;" + HINTED, InvalidPolicy, "no policy that createpolicy made"),
+        ("createpolicy.range.global.L2::evict_first.b64 %d3, [%x], 4, 4;", UnknownInstruction, "fractional"),
+        (f"{INDEX4} add.u64 %d1, %x, %d0; ld.global.u32 %r0, [%d1], %d3;", UnknownInstruction, "3 operands"),
+        ("st.global.L2::cache_hint.u32 [%y], %tx;", UnknownInstruction, "2 operands"),
+    ],
+)
+def test_a_cache_hint_without_its_policy_stops(body: str, fault: type[Exception], text: str) -> None:
+    with pytest.raises(fault, match=text):
+        launch(ptx(body, "x y"), {"x": ro(np.arange(32, dtype=np.uint32)), "y": out(32)})
 
 
 def test_address_forms(rng: np.random.Generator) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,12 +15,15 @@ from command_line import why_not
 from hard_signals import PARTNERS, judge_rows_alone, row_of_a_pair
 from torch import Tensor
 
-from fftgen import emulate
+from fftgen import emulate, nvrtc
+from fftgen.planner import search
+from fftgen.planner.gradient import backward
 from fftgen.planner.launch import launches
 from fftgen.planner.mma_rules import ratio_pitch
 from fftgen.planner.plan import SCALED, Plan, Stage
 from fftgen.planner.search import with_shape
 from fftgen.problem import Problem
+from fftgen.render import render, render_gradient
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -76,6 +80,35 @@ def test_chunks_and_rows_that_start_anywhere_give_the_same_bits(rng: np.random.G
     off = torch.zeros(3, 1, LENGTH + 3, dtype=u.dtype)
     off[..., 3:] = u
     assert torch.equal(call(small, off[..., 3:], k), y)
+
+
+def accesses(text: str, of: str) -> list[str]:
+    """The loads or stores of device memory in PTX."""
+    return re.findall(rf"^\s*(?:@%p\d+ )?({of}\.global[.\w:]*)", text, re.M)
+
+
+def test_signals_make_room_in_the_l2_for_the_workspace() -> None:
+    """Signals and gates are evicted first; workspace, results, spectrum and tables are not, nor is what
+    kernels of other plans read twice, or have no workspace for."""
+    plan = search.plan(Problem("causal", LENGTH, "bf16"), "sm_90")
+    assert plan.whole is not None
+    text = emulate.line_ptx(built(plan)[0])
+    signals = [x for x in accesses(text, "ld") if "L1::no_allocate" in x]
+    assert signals
+    assert all("L2::cache_hint" in x for x in signals)
+    assert not [x for x in accesses(text, "ld") if "L2::cache_hint" in x and x not in signals]
+    assert "st.global.v4.u32" in accesses(text, "st")  # workspace, and results
+    assert not [x for x in accesses(text, "st") if "L2::cache_hint" in x]
+    assert "createpolicy.fractional.L2::evict_first.b64" in text
+    every = backward(plan.problem, "sm_90")
+    assert every is not None
+    others = (
+        render_gradient(every),
+        render(search.plan(Problem("circular", LENGTH, "bf16"), "sm_90")),  # looked at first
+        render(search.plan(Problem("causal", 4096, "bf16"), "sm_90")),
+    )
+    for source in others:
+        assert "L2::cache_hint" not in nvrtc.compile_ptx(source, "compute_90")
 
 
 def test_ratios_of_strips_meet_in_no_bank(rng: np.random.Generator) -> None:

@@ -103,6 +103,24 @@ struct Peak {
     }
 };
 
+// Where a workspace has to stay in the L2, lines of signals and gates that pass by make room first (PTX ISA, createpolicy
+// and .L2::cache_hint: sm_80 and later). The policy is a constant in uniform registers, as compiled. (Stores with a hint
+// are no stores that the compiler knows, and cost registers: results go as they did.)
+#ifdef FFTGEN_PASSING
+__device__ __forceinline__ unsigned long long passing() {
+    unsigned long long policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0;" : "=l"(policy));
+    return policy;
+}
+#define PASSING_HINT ".L2::cache_hint"
+#define PASSING_AS(n) ", %" #n
+#define PASSING_POLICY , "l"(passing())
+#else
+#define PASSING_HINT ""
+#define PASSING_AS(n) ""
+#define PASSING_POLICY
+#endif
+
 // Words that start on their own size. Those of a tensor are read once and need not stay in the L1 cache.
 template <bool SHARED>
 __device__ __forceinline__ void load_words(const void* from, unsigned (&w)[4]) {
@@ -110,9 +128,9 @@ __device__ __forceinline__ void load_words(const void* from, unsigned (&w)[4]) {
         const uint4 x = *reinterpret_cast<const uint4*>(from);
         w[0] = x.x, w[1] = x.y, w[2] = x.z, w[3] = x.w;
     } else {
-        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        asm volatile("ld.global.nc.L1::no_allocate" PASSING_HINT ".v4.u32 {%0, %1, %2, %3}, [%4]" PASSING_AS(5) ";"
                      : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-                     : "l"(from));
+                     : "l"(from) PASSING_POLICY);
     }
 }
 template <bool SHARED>
@@ -121,7 +139,9 @@ __device__ __forceinline__ void load_words(const void* from, unsigned (&w)[2]) {
         const uint2 x = *reinterpret_cast<const uint2*>(from);
         w[0] = x.x, w[1] = x.y;
     } else {
-        asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(w[0]), "=r"(w[1]) : "l"(from));
+        asm volatile("ld.global.nc.L1::no_allocate" PASSING_HINT ".v2.u32 {%0, %1}, [%2]" PASSING_AS(3) ";"
+                     : "=r"(w[0]), "=r"(w[1])
+                     : "l"(from) PASSING_POLICY);
     }
 }
 template <bool SHARED>
@@ -129,7 +149,9 @@ __device__ __forceinline__ void load_words(const void* from, unsigned (&w)[1]) {
     if constexpr (SHARED)
         w[0] = *reinterpret_cast<const unsigned*>(from);
     else
-        asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(w[0]) : "l"(from));
+        asm volatile("ld.global.nc.L1::no_allocate" PASSING_HINT ".u32 %0, [%1]" PASSING_AS(2) ";"
+                     : "=r"(w[0])
+                     : "l"(from) PASSING_POLICY);
 }
 
 // Numbers of the workspace.
