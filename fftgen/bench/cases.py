@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from fftgen.errors import InputError
 from fftgen.problem import MODES, Problem
@@ -63,6 +64,11 @@ class Case:
         p = self.problem
         gates = "gated" if self.gated else "ungated"
         return f"{p.mode} {p.length} {p.dtype} {gates} {self.direction}"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is measured, as plain data, but for the rows that memory holds."""
+        return {**asdict(self.problem), "gated": self.gated, "direction": self.direction}
 
     @property
     def length(self) -> int:

@@ -117,11 +117,7 @@ def measure_row(
         found[name] = {**_about(name), "status": UNAVAILABLE, "reason": reason}
     return {
         "case": str(case),
-        "mode": case.problem.mode,
-        "length": case.length,
-        "dtype": case.problem.dtype,
-        "gated": case.gated,
-        "direction": case.direction,
+        **case.about,
         "timed": f"{case.direction} pass",
         "memory_of": "training step" if case.direction == "backward" else "forward pass",
         "batch": scaled.batch,

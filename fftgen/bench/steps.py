@@ -231,8 +231,7 @@ def row_steps(cases: Iterable[Case], contenders: Sequence[str], seed: int, secon
 
 def _fields(case: Case) -> dict[str, Any]:
     """What ``_case`` makes a case of."""
-    names = ("gated", "batch", "channels", "direction")
-    return {**asdict(case.problem), **{name: getattr(case, name) for name in names}}
+    return {**case.about, "batch": case.batch, "channels": case.channels}
 
 
 def kernel_steps(cases: Iterable[Case], seed: int) -> list[Step]:
