@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Iterator
 from typing import Any
 
+from fftgen.bench.measure import digits
 from fftgen.bench.results import Document, by_kernel, rows
-from fftgen.bench.tables import head, table
+from fftgen.bench.tables import case_name, head, table
 
 SAME = ("mode", "length", "dtype", "gated", "direction", "batch", "channels")  # of rows that compare
 
@@ -23,21 +24,15 @@ def compare(before: Document, now: Document) -> dict[str, Any]:
     first, second = ({_row(row): row for row in rows(doc)} for doc in (before, now))
     for key in first.keys() & second.keys():
         for name, times in _both(first[key]["contenders"], second[key]["contenders"]):
-            ratio = times[1]["median_s"] / times[0]["median_s"]
+            change = _change(*(t["median_s"] for t in times))
             if not times[1]["ours"]:
-                others.append(ratio)
+                others.append(change["ratio"])
                 continue
-            figures = {
-                "before_s": times[0]["median_s"],
-                "now_s": times[1]["median_s"],
-                "ratio": _short(ratio),
-            }
             noise = max(t["spread"] for t in times)
-            ours.append({**dict(zip(SAME, key, strict=True)), "contender": name, **figures, "noise": noise})
+            ours.append({**dict(zip(SAME, key, strict=True)), "contender": name, **change, "noise": noise})
     timed = [dict(_kernels(doc)) for doc in (before, now)]
     kernels = [
-        {**dict(zip((*SAME, "way", "kernel"), key, strict=True)), "ratio": _short(timed[1][key] / seconds)}
-        | {"before_s": seconds, "now_s": timed[1][key]}
+        {**dict(zip((*SAME, "way", "kernel"), key, strict=True)), **_change(seconds, timed[1][key])}
         for key, seconds in timed[0].items()
         if key in timed[1]
     ]
@@ -45,7 +40,7 @@ def compare(before: Document, now: Document) -> dict[str, Any]:
     return {
         "rows": sorted(ours, key=_order),
         "kernels": kernels,
-        "others": _short(statistics.median(others)) if others else None,
+        "others": digits(statistics.median(others)) if others else None,
         "alone": alone,
     }
 
@@ -75,8 +70,8 @@ def _kernels(doc: Document) -> Iterator[tuple[tuple[Any, ...], float]]:
                 yield (*_row(case), way["way"], kernel["kernel"]), kernel["each_s"]
 
 
-def _short(ratio: float) -> float:
-    return float(f"{ratio:.4g}")
+def _change(before: float, now: float) -> dict[str, float]:
+    return {"before_s": before, "now_s": now, "ratio": digits(now / before)}
 
 
 def text(before: Document, now: Document) -> str:
@@ -101,9 +96,7 @@ def text(before: Document, now: Document) -> str:
 
 
 def _where(row: dict[str, Any]) -> tuple[str, str]:
-    words = [row["mode"], row["length"], row["dtype"]]
-    words += ["gated"] * row["gated"] + ["backward"] * (row["direction"] == "backward")
-    return " ".join(map(str, words)), f"{row['batch']} x {row['channels']}"
+    return case_name(row), f"{row['batch']} x {row['channels']}"
 
 
 def _warnings(before: Document, now: Document, found: dict[str, Any]) -> str:

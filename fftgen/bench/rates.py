@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fftgen.bench.backend import Backend
 from fftgen.bench.measure import digits, interleave
@@ -33,7 +32,7 @@ def device_rates(backend: Backend, seconds: float = 0.1) -> dict[str, Any]:
     slopes = {name: _slope(inside[0], inside[-1], name) for name in memory[0]["seconds"]}
     size = MATRIX if backend.kernels else 64
     x, y = (torch.randn(size, size, device=backend.device).to(torch.float16) for _ in range(2))
-    product = _timed(backend, {"product": lambda: _multiply(x, y)}, seconds)["product"]
+    product = _timed(backend, {"product": lambda: x @ y}, seconds)["product"]
     return {
         "l2_bytes": backend.l2_bytes,
         "memory": memory,
@@ -46,10 +45,6 @@ def _touching(half: int, device: torch.device) -> dict[str, Callable[[], object]
     """Calls that touch 2 ``half`` bytes each."""
     a, b, x = (torch.randn(count // 4, device=device) for count in (half, half, 2 * half))
     return {"copy": lambda: b.copy_(a), "write": lambda: x.fill_(1.0), "read": x.sum}
-
-
-def _multiply(x: Tensor, y: Tensor) -> Tensor:
-    return x @ y
 
 
 def _timed(backend: Backend, calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:

@@ -123,17 +123,14 @@ def kernels(doc: Document) -> str:
     for case in by_kernel(doc):
         where = (case["case"], f"{case['batch']} x {case['channels']}")
         for way in case["ways"]:
-            whole = {"kernel": "all of a transform", "launches": "", **{f: _sum(way, f) for f in _TIMES}}
-            for which, k in enumerate((*way["kernels"], whole)):
-                each, predicted = k["each_s"], k["predicted_s"]
-                name = way["way"] if which == 0 else ""
+            name = way["way"]
+            found = [(k["kernel"], str(k["launches"]), k["each_s"], k["predicted_s"]) for k in way["kernels"]]
+            found.append(("all of a transform", "", _sum(way, "each_s"), _sum(way, "predicted_s")))
+            for kernel, launches, each, predicted in found:
                 times = _ns(each), _ns(predicted), f"{each / predicted:.2f}"
-                lines.append((*where, name, k["kernel"], str(k["launches"]), *times))
-                where = ("", "")
+                lines.append((*where, name, kernel, launches, *times))
+                where, name = ("", ""), ""
     return table(lines) if len(lines) > 1 else ""
-
-
-_TIMES = ("each_s", "predicted_s")
 
 
 def contenders(doc: Document) -> str:
@@ -144,13 +141,14 @@ def contenders(doc: Document) -> str:
         for name, c in row["contenders"].items():
             if "median_s" not in c:
                 continue
-            where = (_case(row), f"{row['batch']} x {row['channels']}") if first else ("", "")
+            where = (case_name(row), f"{row['batch']} x {row['channels']}") if first else ("", "")
             first = False
             lines.append((*where, name, *_figures(c)))
     return table(lines) if len(lines) > 1 else ""
 
 
-def _case(row: dict[str, Any]) -> str:
+def case_name(row: dict[str, Any]) -> str:
+    """What a row is of, short."""
     backward = " backward" if row["direction"] == "backward" else ""
     return f"{row['mode']} {row['length']} {row['dtype']}{' gated' if row['gated'] else ''}{backward}"
 
@@ -224,7 +222,7 @@ def short(doc: Document) -> str:
         c = row["contenders"]
         lines.append(
             (
-                _case(row),
+                case_name(row),
                 *_own(c.get("fftgen", {})),
                 *((_over_forward(row),) if backward else ()),
                 *_own(c.get("fftgen-prepared", {})),

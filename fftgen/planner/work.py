@@ -83,7 +83,8 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
     again = kernel.role == "columns" and any(k.role == "peaks" for k in plan.kernels)
     body = kernel == plan.body
     mma = plan.engine == "mma"
-    twice = not mma and plan.scaled and kernel.role == "convolve"  # before its columns for the peak of a row
+    # Before its columns for the peak of a row.
+    reads = 2 if not mma and plan.scaled and kernel.role == "convolve" else 1
     inward, outward = (loaded, stored) if gated else (0, 0)
     instructions = mma_instructions(plan, kernel, ops) if mma else _wmma_instructions(plan, kernel, ops)
     shared = _mma_shared(plan, kernel) if mma else _wmma_shared(plan, kernel)
@@ -91,9 +92,9 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
         shared += inward + (outward if kernel.brought > 2 else 0)
     return Work(
         tensor_ops=ops,
-        loaded=2 * loaded if twice else loaded,
+        loaded=reads * loaded,
         stored=stored,
-        gates=(2 * inward if twice else inward) + outward,
+        gates=reads * inward + outward,
         device_bytes=(0 if again else loaded + inward) + stored + outward,
         workspace_loaded=workspace_loaded,
         workspace_stored=workspace_stored,

@@ -5,8 +5,9 @@ raises the SimulationError that names the first fault.
 
 The way of a launch: lexer, parser, declarations and body make a Module of frozen syntax; dataflow finds
 the registers whose initialisation is in doubt; decode and the instruction families (integer, bits, moves,
-floating, half, convert, compare, memory_ops, atomics, async_copy, collectives, matrix, wmma, control)
-turn instructions into closures over arrays; scheduler and barriers run the threads of a machine; spaces,
+floating, half, convert, compare, memory_ops, policies, atomics, async_copy, collectives, matrix, wmma,
+control) turn instructions into closures over arrays;
+scheduler and barriers run the threads of a machine; spaces,
 shadow, ordering and release check every access; counters, traffic and report count. Clusters has the
 barriers of thread block clusters, distributed what their blocks do in each other's shared memory. A family
 adds instructions with ``@handles``; bulk copies would be a family of their own, with their barriers beside

@@ -11,6 +11,7 @@ from fftgen.simulator.faults import Misaligned, OutOfBounds, SharedRace, Uniniti
 from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.ops import Modifiers, Op, handles
 from fftgen.simulator.ordering import PENDING
+from fftgen.simulator.policies import hinted
 from fftgen.simulator.regions import Region
 from fftgen.simulator.syntax import Imm, Instruction, Reg
 from fftgen.simulator.types import TYPES, Array
@@ -215,8 +216,7 @@ def _copy(d: Decoder, ins: Instruction, mods: Modifiers) -> Op:
     mods.take("L2::64B", "L2::128B", "L2::256B")
     mods.done()
     operands = list(ins.operands)
-    if hint:
-        operands.pop()
+    policy = hinted(d, ins, operands, hint)
     size_operand = operands[2]
     if not isinstance(size_operand, Imm) or size_operand.value not in (4, 8, 16):
         d.refuse("the size must be 4, 8 or 16")
@@ -236,6 +236,7 @@ def _copy(d: Decoder, ins: Instruction, mods: Modifiers) -> Op:
 
     def run(m: Machine, g: Group) -> None:
         targets, sources = to(m, g), origin(m, g)
+        policy(m, g)
         wanted = np.full(g.n, size, np.int64)
         if given is not None:
             wanted = np.minimum(np.broadcast_to(given(m, g), g.n).astype(np.int64), size)

@@ -12,6 +12,7 @@ from fftgen.simulator.half import values as half_values
 from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.ops import Modifiers, Op, Put, handles
 from fftgen.simulator.ordering import ATOMIC
+from fftgen.simulator.policies import hinted
 from fftgen.simulator.regions import Region
 from fftgen.simulator.rounding import bf16_bits, canonical, f16_bits
 from fftgen.simulator.syntax import Instruction, Operand, Vec
@@ -90,8 +91,7 @@ def _atomic(d: Decoder, ins: Instruction) -> Op:
         puts = [d.put(item, raw) for item in _items(first)]
     elif name in ("exch", "cas"):
         d.refuse(f"red has no {name}")
-    if hint:
-        operands.pop()
+    policy = hinted(d, ins, operands, hint)
     address = d.address(operands[0])
     sources = [d.get(item, raw) for item in _items(operands[1])]
     extra = d.get(operands[2], raw) if name == "cas" else None
@@ -105,6 +105,7 @@ def _atomic(d: Decoder, ins: Instruction) -> Op:
 
     def run(m: Machine, g: Group) -> None:
         addresses = address(m, g)
+        policy(m, g)
         now = m.tick(pc)
         given = np.empty((g.n, count), dtype)
         for i, source in enumerate(sources):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from fftgen.simulator.bits import predicate
 from fftgen.simulator.decode import Decoder
 from fftgen.simulator.faults import Trap
@@ -112,13 +110,6 @@ def _dependent_launch(d: Decoder, ins: Instruction) -> Op:
     mods.need("wait", "launch_dependents")
     mods.done()
     return d.op(CONTROL, lambda m, g: None)
-
-
-@handles("createpolicy")
-def _policy(d: Decoder, ins: Instruction) -> Op:
-    """Cache policies change no value: every policy is 0."""
-    put = d.put(ins.operands[0], TYPES["b64"])
-    return d.op(CONTROL, lambda m, g: put(m, g, np.zeros(g.n, np.uint64)))
 
 
 @handles("setmaxnreg")

@@ -21,6 +21,7 @@ from fftgen.simulator import (  # noqa: F401 - the instruction families register
     matrix,
     memory_ops,
     moves,
+    policies,
     wmma,
 )
 from fftgen.simulator.async_copy import AsyncCopies

@@ -1,17 +1,15 @@
-"""ld, st, prefetch and createpolicy (PTX ISA, "Data Movement and Conversion Instructions")."""
+"""ld, st and prefetch (PTX ISA, "Data Movement and Conversion Instructions")."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 
 from fftgen.simulator.atomics import meet
 from fftgen.simulator.decode import Decoder
-from fftgen.simulator.faults import InvalidPolicy
 from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.ops import Modifiers, Op, handles
 from fftgen.simulator.ordering import ATOMIC
+from fftgen.simulator.policies import hinted
 from fftgen.simulator.syntax import Addr, Instruction, Operand, Sink, Sym, Vec
 from fftgen.simulator.types import TYPES, UNSIGNED, Array, Type
 
@@ -32,11 +30,6 @@ _HINTS = (
 _SPACES = ("global", "shared", "shared::cta", "shared::cluster", "local", "const", "param", "param::entry")
 _CALL = ", the arguments of a call: functions must be inlined (mark them __forceinline__)"
 _STRONG = ("relaxed", "acquire", "release", "volatile", "mmio")
-# Cache policies are opaque: these numbers mean nothing elsewhere.
-_POLICIES = {
-    f"L2::evict_{name}": np.uint64(0x706F6C6963790000 + i)
-    for i, name in enumerate(("last", "normal", "first", "unchanged"))
-}
 
 
 def state_space(mods: Modifiers) -> str:
@@ -71,36 +64,6 @@ def _access_modifiers(mods: Modifiers) -> tuple[str | None, str | None, bool]:
     return strong, scope, hint
 
 
-@handles("createpolicy")
-def _policy(d: Decoder, ins: Instruction) -> Op:
-    mods = Modifiers(ins)
-    if not mods.flag("fractional"):
-        d.refuse("policies other than .fractional")
-    value = _POLICIES[mods.need(*_POLICIES)]
-    mods.take("L2::evict_unchanged")  # of the lines that are not in the fraction
-    mods.need("b64")
-    mods.done()
-    put = d.put(ins.operands[0], TYPES["b64"])
-    return d.op("createpolicy", lambda m, g: put(m, g, np.full(g.n, value)))
-
-
-def _hinted(d: Decoder, ins: Instruction, hint: bool, at: int) -> Callable[[Machine, Group], None]:
-    """Checks the cache policy of an access, operand ``at``: it changes no value."""
-    if len(ins.operands) != at + hint:
-        d.refuse(f"{len(ins.operands)} operands")
-    if not hint:
-        return lambda m, g: None
-    read, known = d.get(ins.operands[at], TYPES["b64"]), np.array(list(_POLICIES.values()))
-
-    def check(m: Machine, g: Group) -> None:
-        wrong = np.flatnonzero(~np.isin(np.broadcast_to(read(m, g), g.n), known))
-        if len(wrong):
-            thread = int(g.threads[wrong[0]])
-            m.fault(InvalidPolicy, ins, "the cache hint is no policy that createpolicy made", thread)
-
-    return check
-
-
 @handles("ld", "ldu")
 def _load(d: Decoder, ins: Instruction) -> Op:
     mods = Modifiers(ins)
@@ -109,7 +72,9 @@ def _load(d: Decoder, ins: Instruction) -> Op:
     invariant = mods.flag("nc")
     strong, _scope, hint = _access_modifiers(mods)
     mods.done()
-    policy = _hinted(d, ins, hint, 2)
+    if len(ins.operands) != 2 + hint:
+        d.refuse(f"{len(ins.operands)} operands")
+    policy = hinted(d, ins, list(ins.operands), hint)
     raw = kind if kind.kind in "us" else TYPES[f"b{kind.bits}"]
     puts = [d.put(item, raw, widen=True) for item in items]
     address = ins.operands[1]
@@ -178,7 +143,9 @@ def _store(d: Decoder, ins: Instruction) -> Op:
     space = state_space(mods)
     strong, scope, hint = _access_modifiers(mods)
     mods.done()
-    policy = _hinted(d, ins, hint, 2)
+    if len(ins.operands) != 2 + hint:
+        d.refuse(f"{len(ins.operands)} operands")
+    policy = hinted(d, ins, list(ins.operands), hint)
     if space in ("param", "const"):
         d.refuse(f"stores to .{space}" + (_CALL if space == "param" else ""))
     raw = TYPES[f"b{kind.bits}"]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from fftgen.errors import InternalError
 from fftgen.simulator.faults import UnknownInstruction
 from fftgen.simulator.machine import Group, Machine
 from fftgen.simulator.syntax import Instruction
@@ -49,7 +50,8 @@ def handles(*names: str) -> Callable[[Handler], Handler]:
 
     def register(handler: Handler) -> Handler:
         for name in names:
-            HANDLERS[name] = handler
+            if HANDLERS.setdefault(name, handler) is not handler:
+                raise InternalError(f"{name} has two decoders: {HANDLERS[name]} and {handler}")
         return handler
 
     return register

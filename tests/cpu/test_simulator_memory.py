@@ -144,6 +144,13 @@ def test_a_cache_policy_changes_no_value(policy: str, rng: np.random.Generator) 
     [
         (HINTED, UninitializedRead, "%d3"),
         ("mov.u64 %d3, 0;" + HINTED, InvalidPolicy, "no policy that createpolicy made"),
+        ("mov.u64 %d3, 0; red.global.add.L2::cache_hint.u32 [%y], %tx, %d3;", InvalidPolicy, "no policy"),
+        (
+            ".shared .align 16 .b32 words[4]; mov.u64 %d3, 0; mov.u32 %r1, words;"
+            "cp.async.cg.shared.global.L2::cache_hint [%r1], [%x], 16, %d3;",
+            InvalidPolicy,
+            "no policy",
+        ),
         ("createpolicy.range.global.L2::evict_first.b64 %d3, [%x], 4, 4;", UnknownInstruction, "fractional"),
         (f"{INDEX4} add.u64 %d1, %x, %d0; ld.global.u32 %r0, [%d1], %d3;", UnknownInstruction, "3 operands"),
         ("st.global.L2::cache_hint.u32 [%y], %tx;", UnknownInstruction, "2 operands"),
