@@ -60,6 +60,8 @@ def check_input(problem: Problem | Open, u: object) -> Tensor:
     dtype = wanted(problem, x)
     if x.dtype != dtype:
         hint = f"u.to({dtype})" if x.is_floating_point() else f"u.to({dtype}) if integers are meant"
+        if x.dtype in TORCH.values() and problem.length is not None:
+            hint += f", or fftgen.get_conv({problem.length}, {x.dtype}, ...)"
         raise InputError(f"u is {x.dtype}, this convolution was made for {dtype}: {hint}")
     if x.shape[-1] < 1:
         raise InputError("u has length 0: a convolution needs at least one time step")

@@ -509,7 +509,7 @@ def terms(handle: str, steps: int) -> tuple[str, int]:
     return mode, steps if length == "*" else int(length)
 
 
-_HANDLE = re.compile(r"(?:.*:)?(causal|circular)-([0-9]+|\*)-(bf16|fp16)")
+_HANDLE = re.compile(r"(?:.*:)?(causal|circular)-([0-9]+|\*)-(bf16|fp16|fp32)")
 
 
 def _words(handle: str) -> tuple[str, str, str]:
@@ -559,7 +559,7 @@ def get_conv(length: int, dtype: object = torch.bfloat16, *, causal: bool = Fals
 
     ``causal=False``: circular, ``irfft(rfft(u, length) * rfft(k, length), length)[..., :L]``;
     ``causal=True``: ``y_t = sum_{s<=t} k_s u_{t-s}`` for sequences of at most ``length``.
-    ``dtype``: torch.bfloat16 or torch.float16. Equal arguments return the same object.
+    ``dtype``: torch.bfloat16, torch.float16 or torch.float32. Equal arguments return the same object.
     Raises InputError for a length or dtype that is not served. In what ``torch.compile`` traces the length
     is a constant, with a graph for each: ``fftconv`` has one for all.
     """

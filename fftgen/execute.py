@@ -24,7 +24,16 @@ from fftgen.planner.whole import Clusters
 
 Address = Callable[[str, Tensor], int]
 PIECE = 16  # bytes that aligned rows are read and written in
-TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of the storage types, by name
+TORCH = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+}  # of the storage types, by name
+
+
+def stored_as(dtype: torch.dtype) -> str | None:
+    """The name of a storage type; None for a dtype that is none."""
+    return next((name for name, served in TORCH.items() if served == dtype), None)
 
 
 @dataclass(frozen=True)

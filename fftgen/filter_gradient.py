@@ -59,8 +59,8 @@ def on_gpu(
     """``sum_b sum_t (out_gate * v)_t (in_gate * u)_{t-j}``, (H, taps) float32, for the plan of ``conv``.
 
     u, v, gates (B, H, L). One tap, the gradient of a skip term, is a sum that needs no transform. Before
-    sm_80 and for artifacts built without ``--train`` there are no kernels: torch.fft does it, in fp32 copies
-    of the signals, and a warning says so once.
+    sm_80 (but of fp32) and for artifacts built without ``--train`` there are no kernels: torch.fft does it,
+    in fp32 copies of the signals, and a warning says so once.
     """
     steps = u.shape[-1]
     reach = min(taps, steps) if conv.problem.causal else taps
@@ -89,7 +89,8 @@ def on_gpu(
 
 
 def _slow(conv: Conv) -> str:
+    where = "" if conv.problem.dtype == "fp32" else "its kernels need sm_80 or later, and "
     return (
         f"the gradient of the filter of {conv!r} goes through torch.fft, slower and with fp32 copies of the "
-        "signals: its kernels need sm_80 or later, and an artifact has them when built with --train"
+        f"signals: {where}an artifact has {'its kernels' if not where else 'them'} when built with --train"
     )

@@ -16,12 +16,13 @@ from fftgen import autograd
 from fftgen.check import Open, wanted
 from fftgen.conv import any_length, registered
 from fftgen.errors import InputError
+from fftgen.execute import stored_as
 from fftgen.loaded import Route, Routes
 from fftgen.problem import MODES, Problem
 from fftgen.signature import Form, arrange, autocast, autocasting, shapes
 
 SCIPY_MODES = ("full", "same", "valid")
-_PROBE = Problem("causal", 1, "bf16")
+_PROBE = Problem("causal", 1, "fp32")
 _ROUTES = Routes()
 
 
@@ -46,7 +47,7 @@ def fftconv(
     "circular": wrapped at ``period``, L by default; signals and filters of at most that.
     "full", "same", "valid": what ``scipy.signal.fftconvolve(u, k, mode, axes=-1)`` returns of the linear
     convolution, L + Lk - 1, L, or |L - Lk| + 1 long; no k_rev, and skip only in "full", where output and
-    input line up. On a GPU u is bfloat16 or float16; on a CPU float32 and float64 as well.
+    input line up. u is bfloat16, float16 or float32; on a CPU float64 as well.
     Raises InputError as ``Conv.__call__`` does.
     """
     given = (u, k, k_rev, in_gate, out_gate, skip)
@@ -163,15 +164,15 @@ def _call(
 
 def _storage(u: Tensor) -> str:
     """The name of the type that signals are stored in. Raises InputError for one that is not served there."""
-    if u.dtype == torch.float16:
-        return "fp16"
-    # On a CPU any of the two names will do: torch.fft computes in the precision of float32 or float64.
-    if u.dtype == wanted(_PROBE, u):
-        return "bf16"
-    served = "" if u.is_cuda else "torch.float64, torch.float32, "
-    hint = "u.bfloat16()" if u.is_floating_point() else "u.bfloat16() if integers are meant"
+    if name := stored_as(u.dtype):
+        return name
+    if u.dtype == wanted(_PROBE, u):  # float64, where torch.fft computes in it
+        return _PROBE.dtype
+    served = "" if u.is_cuda else "torch.float64, "
+    hint = "u.float()" if u.is_floating_point() else "u.float() if integers are meant"
     raise InputError(
-        f"u is {u.dtype}, fftconv on {u.device.type} takes {served}torch.bfloat16 and torch.float16: {hint}"
+        f"u is {u.dtype}, fftconv on {u.device.type} takes {served}torch.float32, torch.bfloat16 and "
+        f"torch.float16: {hint}"
     )
 
 

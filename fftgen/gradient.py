@@ -200,9 +200,12 @@ class _Pass:
         if not planned.elements:
             return 0, 0
         workspace = torch.empty(planned.elements, dtype=x.dtype, device=x.device)
-        peaks = torch.zeros(planned.words, dtype=torch.int32, device=x.device)  # grown by atomics
-        self.held += (workspace, peaks)
-        return self.address(f"{prefix}workspace", workspace), self.address(f"{prefix}peaks", peaks)
+        self.held.append(workspace)
+        peaks = None
+        if planned.words:  # grown by atomics
+            peaks = torch.zeros(planned.words, dtype=torch.int32, device=x.device)
+            self.held.append(peaks)
+        return self.address(f"{prefix}workspace", workspace), self.at(f"{prefix}peaks", peaks)
 
     def planned(
         self, u: Tensor, v: Tensor, in_gate: Tensor | None, out_gate: Tensor | None, needed: Needed

@@ -35,11 +35,11 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from fftgen.accuracy import ARITHMETIC, EXPECTED, MARGIN, SCALED, Accuracy
+from fftgen.accuracy import ARITHMETIC, MARGIN, SCALED, Accuracy, expected_error
 
 # Relative L2 error of rounding to storage once: uniform in a binade that white data fill evenly (measured
 # in design 1.7 as "rounding of the exact answer alone"; three bits less for fp16).
-ROUNDING = {"bf16": 1.7e-3, "fp16": 1.7e-3 / 8}
+ROUNDING = {"bf16": 1.7e-3, "fp16": 1.7e-3 / 8, "fp32": 1.7e-3 / 2**16}
 FP32 = 2e-6  # a transform in fp32 and its rounding, with room
 
 
@@ -47,7 +47,7 @@ def result(dtype: str, order: int, compute_format: str = "") -> float:
     """Expected relative error of a convolution; of scaled fp16, two thirds of what accuracy.py allows."""
     if compute_format == "scaled-fp16":
         return max(SCALED / MARGIN, math.hypot(ARITHMETIC, ROUNDING[dtype]))
-    return EXPECTED[dtype, order]
+    return expected_error(dtype, order)
 
 
 def signal(dtype: str, order: int, compute_format: str = "", *, gated: bool = False) -> float:
@@ -59,7 +59,7 @@ def filters(dtype: str, order: int, compute_format: str = "", *, gates: int = 0)
     """Expected relative error of the gradient of a filter; ``gates``: how many of the two are used."""
     if compute_format == "scaled-fp16":
         return ARITHMETIC
-    return math.hypot(1.5 * EXPECTED[dtype, order], ROUNDING[dtype] * math.sqrt(gates))
+    return math.hypot(1.5 * expected_error(dtype, order), ROUNDING[dtype] * math.sqrt(gates))
 
 
 def cpu_signal(dtype: str, *, gated: bool = False) -> float:

@@ -135,9 +135,11 @@ def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
     """The same for a gradient: its own kernel and the columns around it, for a row of each signal.
 
     The loop over the two signals is taken apart, so that each counts the code that it runs. Without gates the
-    first signal does not come back.
+    first signal does not come back. None of others than the mma engine.
     """
     plan, kernel = found.plan, found.kernel
+    if plan.engine != "mma":
+        return {}
     length = min(plan.problem.length, plan.transform)
     source = specialised(render_gradient(found), length, gated)
     warps = kernel.warps if found.blocks else 1

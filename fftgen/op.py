@@ -35,7 +35,7 @@ from fftgen import autograd, eager, filter_gradient
 from fftgen.check import Open, check_operands, check_spectrum, check_taps
 from fftgen.conv import CPU_DIGEST, Conv, registered, terms
 from fftgen.errors import InputError
-from fftgen.execute import spectrum_dtype
+from fftgen.execute import spectrum_dtype, stored_as
 from fftgen.gradient import Needed
 from fftgen.problem import Problem
 
@@ -202,7 +202,7 @@ def _asked_of(handle: str, u: Tensor) -> Problem | Open:
     """What a call is checked against; a CPU needs nothing of an artifact but what its handle says."""
     if u.is_cuda:
         return _found(handle, u).problem
-    return Open(*terms(handle, u.shape[-1]), "fp16" if u.dtype == torch.float16 else "bf16")
+    return Open(*terms(handle, u.shape[-1]), stored_as(u.dtype) or "fp32")
 
 
 def _check_conv(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from fftgen import __version__
 from fftgen.dtypes import dtype
-from fftgen.planner import filter_tables, fragments, mma_rules, twins
+from fftgen.planner import filter_tables, fragments, mma_rules, simt, twins
 from fftgen.planner import gradient as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.gradient import Gradient
 from fftgen.planner.launch import size_words
-from fftgen.planner.plan import Kernel, Plan
+from fftgen.planner.plan import SIMT, Kernel, Plan
 from fftgen.planner.search import chosen_engine, named_engine
 from fftgen.planner.tables import matrix_bytes
 from fftgen.source import Source
@@ -43,6 +43,16 @@ FILTER_TITLES = {
     "finish_rows": "From the sum to taps, rows: of the sum, to the workspace.",
     "finish_columns": "From the sum to taps, columns: from the workspace.",
     "finish_wrap": "From the sum to taps, the end on a circle: what has come around.",
+}
+
+SIMT_TITLES = {
+    "convolve": "The whole convolution, a row to a block, or several short ones.",
+    "columns": "From the tensor to the workspace: outer stages.",
+    "rows": "Rows of the workspace: inner stages, the filter's spectrum, and back.",
+    "columns_inverse": "From the workspace to the tensor: outer stages, transposed.",
+    "filter": "The spectrum of a filter, a channel to a block.",
+    "filter_columns": "Filters to spectra, columns: from the taps to the workspace.",
+    "filter_rows": "Filters to spectra, rows: in the order of the convolution.",
 }
 
 
@@ -116,10 +126,10 @@ def _unique(matrices: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def render(plan: Plan) -> Source:
     """The source of all kernels of a plan: the same bytes for the same plan."""
-    mma = plan.engine == "mma"
+    template, names = ENGINES[plan.engine]
     text = (
         _environment()
-        .get_template("mma.cu.j2" if mma else "convolution.cu.j2")
+        .get_template(template)
         .render(
             plan=plan,
             subject=plan,
@@ -128,7 +138,7 @@ def render(plan: Plan) -> Source:
             summary=summary(plan),
             ctype=dtype(plan.problem.dtype).ctype,
             **_filter_names(plan),
-            **(_mma_names(plan) if mma else _wmma_names(plan)),
+            **names(plan),
         )
     )
     used = ["types", "signal", "filter", "powers", *_headers(plan)]
@@ -139,11 +149,14 @@ def render(plan: Plan) -> Source:
 
 def render_gradient(gradient: Gradient) -> Source:
     """The source of the kernels of a filter's gradient: the same bytes for the same decisions."""
-    plan, signals = gradient.plan, gradient.signals
-    used = [*_headers(plan), "powers", "gradient", "filter", "finish"]
+    plan = gradient.plan
+    used = [*_headers(plan), "share", "filter", "finish"]
+    if plan.engine != SIMT:
+        used += ["powers", "gradient"]
+    template, names = GRADIENTS[plan.engine]
     text = (
         _environment()
-        .get_template("gradient.cu.j2")
+        .get_template(template)
         .render(
             gradient=gradient,
             plan=plan,
@@ -152,18 +165,8 @@ def render_gradient(gradient: Gradient) -> Source:
             command=gradient_command(gradient),
             summary=f"per row and its cotangent: {gradient.tensor_ops} matrix instructions 16x16x16; "
             f"{gradient.kernel.shared_bytes} bytes of shared memory a block",
-            ctype=dtype(plan.problem.dtype).ctype,
-            headers=_headers(plan)[1:],
-            ahead=mma_rules.ahead(plan),
-            steady=mma_rules.steady(plan),
-            ratio_pitch=_ratio_pitch(plan),
-            kernel_templates=MMA_TEMPLATES,
-            sink="maybe_twin_real_sink",
-            tables=gradients.tables(gradient),
-            copied=gradients.copied(plan, signals),
-            columns_bytes=gradients.columns_bytes(plan),
             titles=FILTER_TITLES,
-            weights=_weights((k.stages[0].radix for k in plan.filter.kernels if k.stages), plan.residual),
+            **names(gradient),
         )
     )
     headers = {f"fftgen/{name}.cuh": header(name) for name in ("types", "signal", *used)}
@@ -175,6 +178,8 @@ def render_gradient(gradient: Gradient) -> Source:
 
 def _headers(plan: Plan) -> tuple[str, ...]:
     """The device headers of a plan beside those that all take."""
+    if plan.engine == SIMT:
+        return ("simt",)
     if plan.engine == "wmma":
         return ("tables", "wmma", *(("scaled_peaks", "wmma_rows") if plan.scaled else ()))
     used = ["mma", "scaled" if plan.scaled else "bf16", "chain", "columns"]
@@ -191,7 +196,7 @@ def _headers(plan: Plan) -> tuple[str, ...]:
 def _filter_names(plan: Plan) -> dict[str, Any]:
     return {
         "spectrum": dtype(plan.spectrum_type).ctype,
-        "weights": _weights(s.radix for k in plan.filter.kernels for s in k.stages[:1]),
+        "weights": _first_weights(plan),
         "titles": FILTER_TITLES,
     }
 
@@ -220,6 +225,11 @@ def _mma_names(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _simt_names(plan: Plan) -> dict[str, Any]:
+    shapes = {kernel.role: simt.shape_of(plan, kernel.role) for kernel in plan.kernels}
+    return {"simt_titles": SIMT_TITLES, "shapes": shapes, "first_weights": _first_weights(plan)}
+
+
 def _ratio_pitch(plan: Plan) -> int:
     """Words between what brings strips of two rows to their power and that of the next two; 0: none are."""
     return mma_rules.ratio_pitch(plan.inner[0], plan.kernel("columns").columns) if plan.strip_peaks else 0
@@ -237,3 +247,54 @@ def _wmma_names(plan: Plan) -> dict[str, Any]:
         "matrix_names": names,
         "block_stage": block,
     }
+
+
+def _mma_gradient_names(gradient: Gradient) -> dict[str, Any]:
+    plan = gradient.plan
+    return {
+        "ctype": dtype(plan.problem.dtype).ctype,
+        "headers": _headers(plan)[1:],
+        "ahead": mma_rules.ahead(plan),
+        "steady": mma_rules.steady(plan),
+        "ratio_pitch": _ratio_pitch(plan),
+        "kernel_templates": MMA_TEMPLATES,
+        "sink": "maybe_twin_real_sink",
+        "tables": gradients.tables(gradient),
+        "copied": gradients.copied(plan, gradient.signals),
+        "columns_bytes": gradients.columns_bytes(plan),
+        "weights": _last_weights(plan),
+    }
+
+
+def _simt_gradient_names(gradient: Gradient) -> dict[str, Any]:
+    plan = gradient.plan
+    roles = (*(kernel.role for kernel in plan.kernels), "gradient")
+    return {
+        "simt_titles": SIMT_TITLES,
+        "shapes": {role: simt.shape_of(plan, role) for role in roles},
+        "first_weights": _first_weights(plan),
+        "weights": _last_weights(plan),
+    }
+
+
+def _first_weights(plan: Plan) -> dict[int, list[tuple[str, str]]]:
+    """The weights of signals, or taps, on their way in."""
+    return _weights(s.radix for k in plan.filter.kernels for s in k.stages[:1])
+
+
+def _last_weights(plan: Plan) -> dict[int, list[tuple[str, str]]]:
+    """The weights that lags end with, and what undoes the scales of both transforms and 1/N."""
+    return _weights((k.stages[0].radix for k in plan.filter.kernels if k.stages), plan.residual)
+
+
+# Of an engine: the template of its sources, and what that is told.
+ENGINES: dict[str, tuple[str, Callable[[Plan], dict[str, Any]]]] = {
+    "mma": ("mma.cu.j2", _mma_names),
+    "wmma": ("convolution.cu.j2", _wmma_names),
+    SIMT: ("simt.cu.j2", _simt_names),
+}
+# The same of gradients.
+GRADIENTS: dict[str, tuple[str, Callable[[Gradient], dict[str, Any]]]] = {
+    "mma": ("gradient.cu.j2", _mma_gradient_names),
+    SIMT: ("simt_gradient.cu.j2", _simt_gradient_names),
+}

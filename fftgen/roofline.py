@@ -8,6 +8,7 @@ measured.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +123,7 @@ def of_gradient(built: Built, shape: tuple[int, int] | None = None) -> Roofline:
         except ToolchainError as error:
             note = f"instructions by formula: {error}"
         else:
+            note = _uncounted(plan, paths)
             labels = {k.role: k.label for k in (*found.before, *found.after)} | {found.label: found.label}
             sides = {"columns": 2}
             instructions = {
@@ -132,6 +134,11 @@ def of_gradient(built: Built, shape: tuple[int, int] | None = None) -> Roofline:
     call = gradient_call(found, chip, price, *shape) if shape else None
     how = COMPILED if registers else PLANNED
     return Roofline(plan, chip, price, Cost(()), tuple(instructions), how, note, call, found)
+
+
+def _uncounted(plan: Plan, paths: Collection[str]) -> str:
+    """What a report says where no instructions are counted in machine code."""
+    return "" if paths else f"instructions by formula: of the engine {plan.engine} none are counted"
 
 
 def of_built(built: Built, shape: tuple[int, int] | None = None, gated: bool = False) -> Roofline:
@@ -156,8 +163,7 @@ def of_built(built: Built, shape: tuple[int, int] | None = None, gated: bool = F
     else:
         labels = {k.role: k.label for k in plan.kernels}
         instructions = {labels[role]: path.per_transform(plan.transform) for role, path in paths.items()}
-        if not paths:
-            note = f"instructions by formula: of the engine {plan.engine} none are counted"
+        note = _uncounted(plan, paths)
     known = Compiled(registers, instructions)
     found = cost(plan, chip, known, gated)
     call = call_cost(plan, chip, found, *shape) if shape else None

@@ -1,6 +1,7 @@
 """``fftgen verify``: a module's kernels, executed on the CPU and held against float64.
 
-Modules up to FULL_POINTS run whole calls in several shapes and option sets (emulate.py). Longer ones run
+Modules up to FULL_POINTS, and all of the engine "simt", run whole calls in several shapes and option sets
+(emulate.py). Longer ones run
 every kernel on sampled blocks, each launch from an exact workspace (sampled.py), and where one launch may
 carry out a call, a whole transform by it.
 """
@@ -22,7 +23,7 @@ from fftgen.accuracy import Accuracy, compare
 from fftgen.execute import storage
 from fftgen.gradient import Needed
 from fftgen.pipeline import Built
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import SIMT, Plan
 from fftgen.planner.whole import Clusters, fewest, full
 from fftgen.problem import Problem
 from fftgen.simulator import Report
@@ -344,7 +345,7 @@ def verify_built(
             found.append(run_gradient(built, case, period, seed, ptx))
         return Verification(built.gradient.name, str(built.gradient), seed, tuple(found))
     calls: list[tuple[Case, Clusters | None]] = []
-    if plan.transform > FULL_POINTS:
+    if plan.transform > FULL_POINTS and plan.engine != SIMT:
         for result in sampled.check_launches(built, ptx, seed, progress):
             found.append(CaseResult(result.description, result.accuracy, result.reports, result.seconds))
     else:

@@ -21,7 +21,7 @@ from fftgen.planner.gradient import Gradient
 from fftgen.planner.plan import Plan
 from fftgen.render import render, render_gradient
 
-TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OPTIONS = ("in_gate", "out_gate", "skip")
 
 
@@ -72,6 +72,12 @@ def exact(plan: Plan, u: Tensor, k: Tensor, **given: Tensor | None) -> reference
 def call(plan: Plan, u: Tensor, k: Tensor, seed: int = 0, **given: Tensor | None) -> Tensor:
     """The result, unjudged."""
     module, ptx = built(bare(plan))
+    return emulate.convolve(module, u, k, ptx=ptx, seed=seed, **given)[0]
+
+
+def call_whole(plan: Plan, u: Tensor, k: Tensor, seed: int = 0, **given: Tensor | None) -> Tensor:
+    """The same, the filter's spectrum by kernels as well."""
+    module, ptx = built(plan)
     return emulate.convolve(module, u, k, ptx=ptx, seed=seed, **given)[0]
 
 

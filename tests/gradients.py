@@ -18,7 +18,7 @@ from torch import Tensor
 torch.set_num_threads(1)
 
 NAMES = ("u", "k", "k_rev", "in_gate", "out_gate", "skip")
-TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OPTIONS = [c for n in range(5) for c in itertools.combinations(("k_rev", "in_gate", "out_gate", "skip"), n)]
 
 

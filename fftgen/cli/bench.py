@@ -24,7 +24,9 @@ from fftgen.errors import InputError
 @click.option(
     "--seqlen", "seqlens", multiple=True, metavar="N|N..M", help="Length, or powers of two. Default: 256..4M."
 )
-@click.option("--dtype", "dtypes", multiple=True, help="bf16 or fp16. Default: bf16; of a suite, both.")
+@click.option(
+    "--dtype", "dtypes", multiple=True, help="bf16, fp16, fp32. Default: bf16; of a suite, the first two."
+)
 @click.option("--causal/--circular", "causal", default=None, help="Default: both.")
 @click.option("--gated/--ungated", "gated", default=None, help="Default: both.")
 @click.option(

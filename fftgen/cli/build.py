@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from fftgen import api
-from fftgen.cli.options import common, engine, lengths, mode, plural, print_json, table
+from fftgen.cli.options import STORAGE_TYPES, common, engine, lengths, mode, plural, print_json, table
 from fftgen.pipeline import Built
 from fftgen.targets import target as find_target
 
@@ -21,7 +21,7 @@ from fftgen.targets import target as find_target
 @click.option(
     "--seqlen", "seqlens", multiple=True, required=True, metavar="N|N..M", help="Length, or powers of two."
 )
-@click.option("--dtype", "dtypes", multiple=True, default=("bf16",), show_default=True, help="bf16 or fp16.")
+@click.option("--dtype", "dtypes", multiple=True, default=("bf16",), show_default=True, help=STORAGE_TYPES)
 @click.option(
     "--arch", "archs", multiple=True, help="Architecture, e.g. sm_90. Default: all, and PTX for newer ones."
 )

@@ -19,6 +19,7 @@ from fftgen.targets import target as find_target
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _RANGE = ".."
+STORAGE_TYPES = "Storage type: bf16, fp16 or fp32."
 
 
 def common(function: Function) -> Function:
@@ -66,9 +67,7 @@ def one_problem(function: Function) -> Function:
     function = click.option(
         "--arch", default=DEFAULT_TARGET, show_default=True, help="Architecture, e.g. sm_80."
     )(function)
-    function = click.option("--dtype", default="bf16", show_default=True, help="Storage type: bf16 or fp16.")(
-        function
-    )
+    function = click.option("--dtype", default="bf16", show_default=True, help=STORAGE_TYPES)(function)
     return click.argument("length", type=int)(function)
 
 

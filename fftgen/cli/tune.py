@@ -13,7 +13,17 @@ from typing import Any
 
 import click
 
-from fftgen.cli.options import common, lengths, mode, plural, print_json, results_file, table, writable
+from fftgen.cli.options import (
+    STORAGE_TYPES,
+    common,
+    lengths,
+    mode,
+    plural,
+    print_json,
+    results_file,
+    table,
+    writable,
+)
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.durable import replace_file
 from fftgen.errors import InputError
@@ -25,7 +35,7 @@ LIMIT = 60.0  # seconds of a variant's work on the device, after which it hangs
 @click.option(
     "--seqlen", "seqlens", multiple=True, required=True, metavar="N|N..M", help="Length, or powers of two."
 )
-@click.option("--dtype", default="bf16", show_default=True, help="Storage type: bf16 or fp16.")
+@click.option("--dtype", default="bf16", show_default=True, help=STORAGE_TYPES)
 @mode
 @click.option("--gated/--ungated", "gated", default=True, show_default=True, help="Calls with both gates.")
 @click.option("--batch", type=int, help="Rows of a batch. Default: 64.")

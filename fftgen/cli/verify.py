@@ -12,7 +12,7 @@ import click
 
 from fftgen import api, bundle, nvrtc
 from fftgen.bundle import open_shelf
-from fftgen.cli.options import common, engine, given, lengths, mode, plural, print_json
+from fftgen.cli.options import STORAGE_TYPES, common, engine, given, lengths, mode, plural, print_json
 from fftgen.errors import InputError, InternalError
 from fftgen.pipeline import Built, build
 from fftgen.planner.gradient import Gradient
@@ -49,7 +49,7 @@ class Outcome:
 @click.command("verify")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--seqlen", "seqlens", multiple=True, metavar="N|N..M", help="Length, or powers of two.")
-@click.option("--dtype", "dtypes", multiple=True, default=("bf16",), show_default=True, help="bf16 or fp16.")
+@click.option("--dtype", "dtypes", multiple=True, default=("bf16",), show_default=True, help=STORAGE_TYPES)
 @click.option(
     "--arch",
     "archs",

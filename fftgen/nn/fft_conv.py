@@ -19,7 +19,7 @@ from fftgen.problem import MODES
 class FFTConv(nn.Module):
     """``y = out_gate * (conv(in_gate * u, k) + D * in_gate * u)`` with trainable k and D.
 
-    u, gates and y (..., H, L), 1 <= L <= length, in bfloat16 or float16 (float32 and float64 on CPUs);
+    u, gates and y (..., H, L), 1 <= L <= length, in bfloat16, float16 or float32 (float64 on CPUs);
     autocast casts them. Parameters, float32:
 
         weight (G, taps)      the filter; G = ``groups``, H by default: channels of a group share a row

@@ -26,8 +26,8 @@ LOOK_EVERY = 1000  # training calls between looks at the squashed filter: on a G
 class LongConv(nn.Module):
     """u (B, H, L) -> C filters per channel -> + D u -> (C H) -> GELU -> dropout -> linear to 2H -> GLU.
 
-    1 <= L <= length. The result has u's shape. Signals in bfloat16 or float16, which autocast gives; on
-    CPUs float32 and float64 as well. ``transposed=False`` takes and gives (B, L, H). Parameters, float32:
+    1 <= L <= length. The result has u's shape. Signals in bfloat16 or float16, which autocast gives, or
+    float32; on CPUs float64 as well. ``transposed=False`` takes and gives (B, L, H). Parameters, float32:
 
         kernel (C, H, length)     (2C, H, length) when bidirectional, the first C of them forward
         D (C, H)                  the skip term

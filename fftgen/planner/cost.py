@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from string import digits
 from typing import Any
 
+from fftgen.dtypes import dtype
+from fftgen.planner import filter_work, simt_work
 from fftgen.planner import work as counts
-from fftgen.planner.filter_work import filter_work
-from fftgen.planner.plan import TILE, Kernel, Plan
+from fftgen.planner.plan import SIMT, TILE, Kernel, Plan
 from fftgen.planner.whole import holding, share
-from fftgen.planner.work import Work, kernel_work
+from fftgen.planner.work import Work
 from fftgen.targets import Target
 
 RESOURCES = ("device memory", "L2", "shared memory", "tensor cores", "issue slots")
@@ -165,6 +166,8 @@ class Cost:
 
 def tensor_ops(plan: Plan, ways: tuple[str, ...] = (counts.THERE, counts.BACK)) -> int:
     """16x16x16 matrix instructions of a transform of full length, or of one way of it: exact."""
+    if plan.engine == SIMT:
+        return 0
     return sum(counts.tensor_ops(plan, kernel, ways) for kernel in plan.kernels)
 
 
@@ -178,11 +181,14 @@ def matrix_operations(plan: Plan) -> int:
 
 def device_bytes(plan: Plan) -> int:
     """Bytes of signals that one transform must read and write at full length, ungated: exact."""
-    return 2 * (1 + plan.outputs) * plan.rows_per_item * min(plan.problem.length, plan.transform)
+    numbers = (1 + plan.outputs) * plan.rows_per_item * min(plan.problem.length, plan.transform)
+    return dtype(plan.problem.dtype).nbytes * numbers
 
 
 def workspace_bytes(plan: Plan) -> int:
     """Bytes that device stages write and read in the workspace: exact at full length."""
+    if plan.engine == SIMT:
+        return 4 * plan.point_bytes * plan.transform if plan.device_stages else 0
     return sum(sum(counts.workspace(plan, kernel)) for kernel in plan.kernels)
 
 
@@ -203,10 +209,17 @@ def cost(plan: Plan, target: Target, compiled: Compiled | None = None, gated: bo
     known = compiled or Compiled()
     found = []
     for kernel in plan.kernels:
-        done = kernel_work(plan, kernel, target, gated)
+        done = work_of(plan, kernel, target, gated)
         size = (kernel.shared_bytes, kernel.warps, kernel.resident)
         found.append(kernel_cost(kernel.label, done, size, target, known.registers.get(kernel.label), known))
     return Cost(tuple(found))
+
+
+def work_of(plan: Plan, kernel: Kernel, target: Target, gated: bool = False) -> Work:
+    """What one kernel of the convolution does for one transform. ``gated``: the input, and every result."""
+    if plan.engine == SIMT:
+        return simt_work.kernel_work(plan, kernel, target, gated)
+    return counts.kernel_work(plan, kernel, target, gated)
 
 
 def in_one_launch(plan: Plan, price: Cost, target: Target) -> Cost:
@@ -258,7 +271,7 @@ def filter_cost(
     known = compiled or Compiled()
     found = []
     for kernel in plan.filter.kernels:
-        done = filter_work(plan, kernel, target, taps)
+        done = (simt_work if plan.engine == SIMT else filter_work).filter_work(plan, kernel, target, taps)
         size = (kernel.shared_bytes, kernel.threads // 32, kernel.resident)
         found.append(kernel_cost(kernel.role, done, size, target, known.registers.get(kernel.role), known))
     return Cost(tuple(found))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from fftgen.errors import InternalError
 from fftgen.planner.filter import NO_PIECES, Filter, FilterKernel, FilterStage, FilterTable, Pieces
 from fftgen.planner.filter_places import pieces, sum_pieces
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import SIMT, Plan
 from fftgen.targets import Target
 
 ALIGNMENT = 256
@@ -47,8 +47,10 @@ SPREADS = (
 )
 CHUNK_LIMIT = 32 * 1024 * 1024
 
+Arrangement = Callable[[tuple[int, ...]], tuple[int, ...]]
 
-def _primes(factors: Iterable[int]) -> tuple[int, ...]:
+
+def prime_factors(factors: Iterable[int]) -> tuple[int, ...]:
     """The prime factors of the transform in turn: of each of the plan's factors first the twos.
 
     A stored spectrum splits a factor's digit inside its first 16 and into tiles of 16. With the twos first,
@@ -175,13 +177,11 @@ def _columns(rest: int, length: int) -> int:
     return columns
 
 
-def _passes(plan: Plan, primes: tuple[int, ...], target: Target) -> tuple[FilterKernel, FilterKernel] | None:
-    """Columns, then rows: the fewest stages, rows of some 2**ROW points; None where nothing fits.
-
-    Columns are no longer than the stages before the plan's last two: so the numbers of a row stand side by
-    side in hundreds.
-    """
-    most = prod(plan.factors[:-2])
+def _passes(
+    primes: tuple[int, ...], most: int, target: Target, arranged: Arrangement
+) -> tuple[FilterKernel, FilterKernel] | None:
+    """Columns of a length that divides ``most``, then rows: the fewest stages, rows of some 2**ROW points;
+    None where nothing fits."""
 
     def price(cut: int) -> tuple[int, float]:
         stages = len(radices(primes[:cut])) + len(radices(primes[cut:]))
@@ -194,10 +194,10 @@ def _passes(plan: Plan, primes: tuple[int, ...], target: Target) -> tuple[Filter
     ]
     for least in (COLUMNS[0], 1):
         for cut in sorted(cuts, key=price):
-            rows = _kernel("filter_rows", radices(primes[cut:]), 1, target)
+            rows = _kernel("filter_rows", arranged(radices(primes[cut:])), 1, target)
             width = _columns(prod(primes[cut:]), prod(primes[:cut]))
             while rows and width >= least:
-                columns = _kernel("filter_columns", radices(primes[:cut]), width, target)
+                columns = _kernel("filter_columns", arranged(radices(primes[:cut])), width, target)
                 if columns:
                     return columns, rows
                 width //= 2
@@ -252,12 +252,27 @@ def design(plan: Plan, target: Target) -> Filter:
     return replace(found, kernels=(*found.kernels, level))
 
 
+def plain_stages(plan: Plan, target: Target) -> Filter:
+    """The filter kernels of a plan on the engine "simt", which has their stages: spectra stay as they leave
+    them. None where two passes do not fit."""
+    return _design(plan, target, "filter", lambda *_: NO_PIECES, without_conflicts)
+
+
+def without_conflicts(chosen: tuple[int, ...]) -> tuple[int, ...]:
+    """Radices in an order that has the threads of half a warp on different banks: the longest last, whose
+    points are neighbours, so that those of all other stages are at least so far apart that neighbouring
+    threads touch neighbouring points."""
+    falling = sorted(chosen, reverse=True)
+    return (*falling[1:], falling[0])
+
+
 def transposed(plan: Plan, target: Target) -> Filter:
     """The kernels that take a sum of spectra to taps (planner/finish.py) for a right-angle plan.
 
     None where two passes do not fit. Pieces are those of the sum.
     """
-    found = _design(plan, target, "finish", sum_pieces)
+    arranged = without_conflicts if plan.engine == SIMT else tuple
+    found = _design(plan, target, "finish", sum_pieces, arranged)
     if found.whole or not found.kernels:
         return found
     wrap = _resident(FilterKernel("finish_wrap", WRAP_THREADS, 1), target)
@@ -265,17 +280,28 @@ def transposed(plan: Plan, target: Target) -> Filter:
 
 
 def _design(
-    plan: Plan, target: Target, role: str, stored: Callable[[Plan, Sequence[int], int], Pieces]
+    plan: Plan,
+    target: Target,
+    role: str,
+    stored: Callable[[Plan, Sequence[int], int], Pieces],
+    arranged: Arrangement = tuple,
 ) -> Filter:
-    """One kernel, or one over columns and one over rows, their tables, and pieces in the order ``stored``."""
-    primes = _primes(plan.factors)
-    chosen = radices(primes)
+    """One kernel, or one over columns and one over rows, their tables, and pieces in the order ``stored``.
+
+    ``arranged``: what brings the radices of a kernel into the order of its stages.
+    """
+    factors = plan.factors or (plan.transform,)
+    prime = prime_factors(factors)
+    chosen = arranged(radices(prime))
     found = stored(plan, chosen, plan.transform)
-    block = _Block(max(t.offset + t.nbytes for t in plan.tables))
+    block = _Block(max((t.offset + t.nbytes for t in plan.tables), default=0))
     whole = _kernel(role, chosen, 1, target, found)
     if whole:
         return Filter((block.stages(whole, plan.real_input),), tuple(block.tables), found)
-    passes = _passes(plan, primes, target)
+    # Columns are no longer than the stages before the plan's last two: so the numbers of a row stand side by
+    # side in hundreds. Where all stages are the transform's own they may be anything.
+    most = prod(factors[:-2]) if plan.factors else plan.transform
+    passes = _passes(prime, most, target, arranged)
     if passes is None:
         return Filter()
     columns, rows = (tuple(s.radix for s in kernel.stages) for kernel in passes)

@@ -12,7 +12,7 @@ import numpy as np
 from fftgen.errors import InternalError
 from fftgen.planner.filter import Digits, Pieces
 from fftgen.planner.order import spectrum_digits, sum_digits
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import SIMT, Plan
 
 PIECE = 8  # frequencies of a stored piece: 16 bytes in each plane
 SUM_PIECE = 4  # and of a piece of a sum of spectra, in fp32
@@ -59,6 +59,9 @@ def pieces(plan: Plan, chosen: Sequence[int], row: int) -> Pieces:
 
 def sum_pieces(plan: Plan, chosen: Sequence[int], row: int) -> Pieces:
     """Of a sum of spectra."""
+    if plan.engine == SIMT:  # places in their order
+        places, count = ((row // SUM_PIECE, SUM_PIECE),), plan.transform // row
+        return Pieces(places, places, tuple(range(SUM_PIECE)), row, ((count, 2 * row),), ((count, 1),))
     return _pieces(plan, chosen, row, sum_digits(plan), SUM_PIECE)
 
 

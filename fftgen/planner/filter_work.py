@@ -111,7 +111,7 @@ def _shared(plan: Plan, kernel: FilterKernel) -> int:
     return total + transforms(plan, kernel) * 2 * (pieces + 4 * warps * kernel.threads)
 
 
-def _real_operations(radix: int) -> int:
+def real_operations(radix: int) -> int:
     """Instructions in fp32 of a DFT of ``radix`` points, as templates/device/filter.cuh writes it."""
     if radix == 2:
         return 4
@@ -120,7 +120,7 @@ def _real_operations(radix: int) -> int:
     if radix % 2 == 0:  # four DFTs of A = R / 4 points, turns, A of four
         a = radix // 4
         turns = sum(_turn(16 // radix * k * m) for m in range(4) for k in range(a))
-        return 4 * (0 if a == 1 else _real_operations(a)) + turns + a * 16
+        return 4 * (0 if a == 1 else real_operations(a)) + turns + a * 16
     pairs = radix // 2
     return pairs * (4 + 2 + 4 * pairs + 4)
 
@@ -166,4 +166,4 @@ def _stage_instructions(plan: Plan, kernel: FilterKernel, stage: FilterStage, nu
     if last and columns:  # twiddles between columns and rows
         each += TWIST * (2 if stage.radix > 7 else 1)
         roots = ROOT * _roots(kernel)
-    return ADDRESSES + rows + roots + _real_operations(stage.radix) + stage.radix * each
+    return ADDRESSES + rows + roots + real_operations(stage.radix) + stage.radix * each

@@ -26,12 +26,12 @@ from itertools import product
 from typing import Any, ClassVar, Literal
 
 from fftgen.errors import ArtifactError, NoPlanError
-from fftgen.planner import fragments, mma_rules, search, twins
+from fftgen.planner import fragments, mma_rules, search, simt, twins
 from fftgen.planner.cost import tensor_ops
 from fftgen.planner.filter_design import transposed
 from fftgen.planner.launch import Launch, chunk_items, launch_of
 from fftgen.planner.mma_rules import CHAIN_POINTS, STRIPS
-from fftgen.planner.plan import SCALED, Kernel, Plan, Table, plain
+from fftgen.planner.plan import FP32, SCALED, SIMT, Kernel, Plan, Table, plain
 from fftgen.planner.work import BACK, THERE
 from fftgen.problem import Problem
 from fftgen.targets import Target
@@ -154,12 +154,13 @@ class Gradient:
     def __str__(self) -> str:
         p, k = self.plan, self.kernel
         places = {True: "shared", False: "device"}
+        kept = f"spectrum in {places[self.spectra_at >= 0]}, sum in {places[self.sums_at >= 0]} memory"
         factors = "·".join(map(str, p.factors))
         return (
             f"{self.label} {p.problem.length} {p.problem.dtype} {p.target} | "
             f"N={p.transform}={factors} "
-            f"{p.memory_class} {p.engine} {p.compute_format} | {k.warps}w {k.shared_bytes}B, spectrum in "
-            f"{places[self.spectra_at >= 0]}, sum in {places[self.sums_at >= 0]} memory"
+            f"{p.memory_class} {p.engine} {p.compute_format} | {k.warps}w {k.shared_bytes}B, "
+            + ("spectrum in shared memory, sum in registers" if p.engine == SIMT else kept)
         )
 
 
@@ -273,6 +274,8 @@ def gradient(problem: Problem, target: str | Target) -> Gradient:
     Raises NoPlanError where the register chain does not run: before sm_80.
     """
     chip = find_target(target)
+    if problem.dtype == FP32:
+        return _by_threads(problem, chip)
     candidates = search.search(Problem("causal", problem.length, problem.dtype), chip)
     plan = next((c.plan for c in candidates if c.plan is not None and c.engine == "mma"), None)
     if plan is None:
@@ -285,6 +288,19 @@ def gradient(problem: Problem, target: str | Target) -> Gradient:
     if found is None:
         raise NoPlanError(f"the gradient's kernel does not fit a block of {chip.name}: {plan}", [])
     return found
+
+
+def _by_threads(problem: Problem, chip: Target) -> Gradient:
+    """The gradient of a filter of signals in fp32, by the engine "simt": of the first length that fits."""
+    tried = [simt.gradient_plan(problem, chip, n) for n in search.lengths(problem)]
+    for found in tried:
+        if not isinstance(found, str):
+            return Gradient(*found, 0, 0)
+    raise NoPlanError(
+        f"no kernel makes the gradient of a filter of length {problem.length} fp32 on {chip.name}: "
+        f"{tried[0]}",
+        [str(reason) for reason in tried],
+    )
 
 
 def _best(plan: Plan, chip: Target, *, signals: bool) -> Gradient | None:

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from fftgen.planner import fragments, work
-from fftgen.planner.cost import Compiled, Cost, KernelCost, kernel_cost
+from fftgen.planner import fragments, simt_work, work
+from fftgen.planner.cost import Compiled, Cost, KernelCost, kernel_cost, work_of
 from fftgen.planner.gradient import FORWARD, Gradient
-from fftgen.planner.plan import Kernel
-from fftgen.planner.work import ELEMENT, Work, kernel_work
+from fftgen.planner.plan import SIMT, Kernel
+from fftgen.planner.work import ELEMENT, Work
 from fftgen.targets import Target
 
 # Instructions of a warp for 128 complex elements that are not a convolution's: conj(X) V to the sum in fp32,
@@ -27,11 +27,13 @@ SUM = 8  # bytes of a complex number of the sum
 
 def side_work(found: Gradient, kernel: Kernel, target: Target) -> Work:
     """What a kernel before or after does for one of the two rows."""
-    return kernel_work(found.plan, kernel, target)
+    return work_of(found.plan, kernel, target)
 
 
 def gradient_work(found: Gradient, target: Target) -> Work:
     """What the kernel of both signals does."""
+    if found.plan.engine == SIMT:
+        return simt_work.gradient_work(found.plan, found.kernel, target)
     plan, back = found.plan, int(found.signals)
     n, whole = plan.transform, not plan.device_stages
     row = 2 * min(plan.problem.length, n)

@@ -6,6 +6,7 @@ the kernels of the plan's engine and compute format round:
 - *Rounded* (operands in the storage type, fp32 sums) reads the plan's own table block, as a kernel does.
   Gated input, matrices, every stage's result and the spectrum are in the storage type; products, twiddles
   and scales in fp32. Rows of fp16 are scaled as below.
+- *Single* ("simt") keeps everything in fp32. Its DFTs are sums of products, the kernels' quick ones.
 - *Mixed* ("bf16-fp32" of the "mma" engine) does the same with twiddles and a spectrum in fp16.
 - *Scaled* ("scaled-fp16", design 1.8) brings every gated row to [1, 2) by a power of two, 2**-q below, and
   keeps everything in fp16 until the last stage, products with twiddles and spectrum and the sums before a
@@ -32,7 +33,7 @@ from fftgen.errors import InputError
 from fftgen.planner import tables
 from fftgen.planner.fold import folded
 from fftgen.planner.order import monarch_permutation
-from fftgen.planner.plan import Plan, Stage, Table
+from fftgen.planner.plan import SIMT, Plan, Stage, Table
 
 Real = npt.NDArray[np.floating[Any]]
 Complex = npt.NDArray[np.complexfloating[Any, Any]]
@@ -85,6 +86,30 @@ class Exact:
         low = tables.twiddles(self.plan, number, np.arange(stage.split))
         high = tables.twiddles(self.plan, number, np.arange(0, stage.rest, stage.split))
         return _two_levels(high, low)
+
+
+class Single(Exact):
+    """The "simt" kernels' arithmetic: fp32 throughout."""
+
+    def store(self, values: Complex) -> Complex:
+        return np.asarray(values, np.complex64)
+
+    def store_real(self, values: Real) -> Real:
+        return self.wide(values)
+
+    def wide(self, values: npt.ArrayLike) -> Real:
+        with np.errstate(over="ignore"):
+            return np.asarray(values).astype(np.float32)
+
+    def operands(self, u: Real, gate: Real | None) -> tuple[Real, Real]:
+        x = self.wide(u)
+        return (x if gate is None else x * self.wide(gate)), np.ones((*u.shape[:2], 1), np.float32)
+
+    def matrix(self, number: int) -> Complex:
+        return self.store(super().matrix(number))
+
+    def twiddle(self, number: int) -> Complex:
+        return self.store(super().twiddle(number))
 
 
 class _Stored(Exact):
@@ -268,6 +293,8 @@ def arithmetic(plan: Plan, rounded: bool) -> Exact:
     """Exact, or that of the plan's kernels."""
     if not rounded:
         return Exact(plan)
+    if plan.engine == SIMT:
+        return Single(plan)
     if plan.engine == "wmma":
         return Rounded(plan)
     return Scaled(plan) if plan.scaled else Mixed(plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fftgen.planner.plan import TILE, Kernel, Plan
+from fftgen.planner.plan import SIMT, TILE, Kernel, Plan
 from fftgen.planner.whole import Clusters, clusters, share
 from fftgen.targets import target
 
@@ -42,7 +42,7 @@ def chunk_items(plan: Plan, items: int) -> int:
     """Transforms that go through the workspace together."""
     if not plan.chunk_bytes:
         return items
-    return min(items, max(1, plan.chunk_bytes // (4 * plan.transform)))
+    return min(items, max(1, plan.chunk_bytes // (plan.point_bytes * plan.transform)))
 
 
 def together(plan: Plan, batch: int, channels: int) -> Clusters | None:
@@ -51,8 +51,8 @@ def together(plan: Plan, batch: int, channels: int) -> Clusters | None:
 
 
 def workspace_elements(plan: Plan, batch: int, channels: int, whole: Clusters | None = None) -> int:
-    """16-bit elements of workspace that a call needs; bounded whatever the batch: by ``plan.chunk_bytes``,
-    or where one launch carries it out by a place for every cluster."""
+    """Elements of the signals' type that a call needs as workspace; bounded whatever the batch: by
+    ``plan.chunk_bytes``, or where one launch carries it out by a place for every cluster."""
     if not plan.chunk_bytes or (whole and plan.whole and share(plan, plan.whole) == 1):
         return 0
     places = whole.total if whole else chunk_items(plan, items_per_channel(plan, batch) * channels)
@@ -86,6 +86,8 @@ def _pieces(plan: Plan, kernel: Kernel, items: int) -> int:
         return items
     if kernel.role == "rows":
         return items * (plan.transform // plan.row_length)
+    if plan.engine == SIMT:  # a block takes a strip of columns
+        return items * (plan.row_length // kernel.columns)
     if plan.engine == "mma":  # a warp takes a strip of columns
         return items * (plan.stages[kernel.stage - 1].rest // (8 * kernel.columns))
     return items * (plan.transform // (plan.stages[kernel.stage - 1].radix * TILE))
@@ -136,6 +138,7 @@ def launch_of(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -
     else:
         pieces = _pieces(plan, kernel, items)
         workers = kernel.items  # of a block
-        run = run_of(-(-pieces // workers), target(plan.target).multiprocessors * kernel.resident)
+        if plan.engine != SIMT:  # blocks there have nothing to do before their first piece
+            run = run_of(-(-pieces // workers), target(plan.target).multiprocessors * kernel.resident)
         grid = -(-pieces // (workers * run))
     return Launch(kernel, plan.entry(kernel), grid, 32 * kernel.warps, kernel.shared_bytes, first, items, run)

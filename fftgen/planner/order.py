@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fftgen.planner import fragments
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import SIMT, Plan
 
 
 def monarch_permutation(factors: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -32,12 +32,25 @@ def spectrum_digits(plan: Plan) -> tuple[tuple[int, int], ...]:
     """
     if plan.engine == "mma":
         return fragments.spectrum_digits(plan)
-    found = [(2, 1)]  # plane by plane
-    stride = 2
+    if plan.engine == SIMT:
+        return _digits_by_thread(plan)
+    return ((2, 1), *_by_frequency(plan))  # plane by plane
+
+
+def _digits_by_thread(plan: Plan) -> tuple[tuple[int, int], ...]:
+    """Of the engine "simt": rows as their stages leave them, but for the last: neighbouring threads read
+    neighbouring frequencies of it. Both parts side by side."""
+    found, outer = _by_frequency(plan), len(plan.device_stages)
+    return (*found[:outer], found[-1], *found[outer:-1], (2, 1))
+
+
+def _by_frequency(plan: Plan) -> list[tuple[int, int]]:
+    """Digits of a place where stages leave frequencies, and their strides over numbers."""
+    found, stride = [], 2
     for radix in plan.factors:
         found.append((radix, stride))
         stride *= radix
-    return tuple(found)
+    return found
 
 
 def sum_digits(plan: Plan) -> tuple[tuple[int, int], ...]:
@@ -46,6 +59,9 @@ def sum_digits(plan: Plan) -> tuple[tuple[int, int], ...]:
     As a spectrum, but for the eight numbers of a lane: four of every lane, then the other four, so that the
     lanes of a warp reach neighbouring 16-byte pieces.
     """
+    if plan.engine == SIMT:  # rows as their stages leave them, plane by plane
+        digits, outer = _by_frequency(plan), len(plan.device_stages)
+        return (*digits[:outer], (2, 1), *digits[outer:])
     *tiles, g, t, column_half, row_half, pair = spectrum_digits(plan)
     return (*tiles, column_half, g, t, row_half, pair)
 

@@ -19,8 +19,9 @@ from fftgen.planner.matrix_scale import kept
 from fftgen.problem import Problem
 
 SCHEMA = 6
-# Compute formats: of the "mma" engine the first two, of "wmma" the last two.
-SCALED, BF16_FP32, FP16_FP32 = "scaled-fp16", "bf16-fp32", "fp16-fp32"
+# Compute formats: of the "mma" engine the first two, of "wmma" the two in the middle, of "simt" the last.
+SCALED, BF16_FP32, FP16_FP32, FP32 = "scaled-fp16", "bf16-fp32", "fp16-fp32", "fp32"
+SIMT = "simt"  # the engine without matrix instructions (planner/simt.py)
 TILE = 16  # rows and columns of a matrix instruction's tile
 
 
@@ -126,7 +127,7 @@ class Plan:
 
     ``transform`` is N, the complex length; ``packing`` "right-angle" or "batch-pair" (design 1.3);
     ``compute_format``: operands and sums; of engine "mma" SCALED (design 1.8) or BF16_FP32, of "wmma"
-    operands in the storage type with sums in fp32, rows of fp16 scaled as well.
+    operands in the storage type with sums in fp32, rows of fp16 scaled as well, of "simt" FP32.
     ``fold``: the period of a circular convolution in right-angle packing, which its filter brings about
     (planner/fold.py); 0 for the others. ``chunk_bytes`` bounds the workspace of the device class.
     ``filter``: the kernels that make a filter's spectrum (a candidate has none yet). ``outputs``: 2 where
@@ -157,7 +158,7 @@ class Plan:
         product = 1
         for stage in self.stages:
             product *= stage.radix
-            if stage.radix % TILE or product * stage.rest != self.transform:
+            if (stage.radix % TILE and self.engine != SIMT) or product * stage.rest != self.transform:
                 raise InternalError(f"stage {stage} does not belong to a transform of {self.transform}")
 
     @property
@@ -202,9 +203,14 @@ class Plan:
         return stage.halves and self.block_stage
 
     @property
+    def point_bytes(self) -> int:
+        """Bytes of a complex number in the workspace between kernels, and in a filter's spectrum."""
+        return 8 if self.engine == SIMT else 4
+
+    @property
     def spectrum_type(self) -> str:
         """The type of a filter's spectrum, which the "mma" engine never takes as an operand."""
-        return "fp16" if self.engine == "mma" else self.problem.dtype
+        return "fp16" if self.engine == "mma" else self.problem.dtype  # of "simt", too: fp32
 
     @property
     def rows_per_item(self) -> int:

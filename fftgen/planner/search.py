@@ -12,13 +12,13 @@ from typing import NamedTuple
 
 from fftgen.dtypes import DTYPES
 from fftgen.errors import InputError, NoPlanError
-from fftgen.planner import fragments, mma_rules
+from fftgen.planner import fragments, mma_rules, simt
 from fftgen.planner.cost import Cost, cost, in_one_launch
 from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
 from fftgen.planner.filter import Filter
 from fftgen.planner.filter_design import design
 from fftgen.planner.matrix_scale import matrix_scales
-from fftgen.planner.plan import BF16_FP32, FP16_FP32, SCALED, Kernel, Plan, Stage, Table
+from fftgen.planner.plan import BF16_FP32, FP16_FP32, FP32, SCALED, SIMT, Kernel, Plan, Stage, Table
 from fftgen.planner.rules import (
     WARPS,
     Shape,
@@ -34,9 +34,10 @@ from fftgen.problem import MAX_LENGTH, Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
-ENGINES = ("mma", "wmma")
+ENGINES = ("mma", "wmma")  # of matrix instructions: signals of 16 bits
 AND_FORMAT = ":"  # between an engine and a compute format that is not its first
 LENGTHS_TRIED = 12
+SIMT_LENGTHS = 3  # tried of the engine that needs no search for shapes
 ALONE = 1.1  # times longer than predicted takes a block that has a multiprocessor for itself
 BROUGHT = 0.9  # of the time, at a guess, where rows are on their way: it decides between layouts, not shapes
 CLOSE = 1.03  # times longer than the shortest: instructions alone are known no better
@@ -82,6 +83,8 @@ class Candidate:
 
 def lengths(problem: Problem) -> tuple[int, ...]:
     """Transform lengths worth trying: the shortest that hold the problem, and a power of two."""
+    if problem.dtype == FP32:
+        return simt.lengths(problem, SIMT_LENGTHS)
     power = max(MIN_TRANSFORM, 1 << (problem.length - 1).bit_length())
     served = filter(has_shape, transforms(problem.length, min(power, MAX_LENGTH)))
     near = tuple(islice(served, LENGTHS_TRIED))
@@ -324,23 +327,36 @@ def candidate(
     )
 
 
+def _by_threads(problem: Problem, target: Target, transform: int) -> Candidate:
+    """The candidate of a transform length on the engine "simt"."""
+    found = simt.plan(problem, target, transform)
+    if isinstance(found, str):
+        shape = Shape(simt.radices_of(transform), 0)
+        return Candidate(transform, shape, SIMT, "right-angle", None, None, found)
+    shape = Shape(found.factors, len(found.device_stages))
+    return Candidate(transform, shape, SIMT, found.packing, found, cost(found, target))
+
+
 def formats(engine: str, dtype: str) -> tuple[str, ...]:
-    """The compute formats of an engine for a storage type, the one that it takes unasked first."""
+    """The compute formats of an engine for a storage type, the one that it takes unasked first; none where
+    it does not take that type."""
+    if engine == SIMT or dtype == FP32:
+        return (FP32,) if engine == SIMT and dtype == FP32 else ()
     if engine == "wmma":
         return (BF16_FP32 if dtype == "bf16" else FP16_FP32,)
     return tuple(f for f in mma_rules.FORMATS if mma_rules.serves(f, dtype) is None)
 
 
 def parse_engine(text: str) -> tuple[str, str | None]:
-    """ "mma" or "wmma", and the compute format after a colon ("mma:bf16-fp32"), if there is one.
+    """ "mma", "wmma" or "simt", and the compute format after a colon ("mma:bf16-fp32"), if there is one.
 
     Raises InputError for any other text.
     """
     engine, colon, compute_format = text.partition(AND_FORMAT)
-    known = {name: {f for d in DTYPES for f in formats(name, d)} for name in ENGINES}
+    known = {name: {f for d in DTYPES for f in formats(name, d)} for name in (*ENGINES, SIMT)}
     if engine not in known or (colon and compute_format not in known[engine]):
         named = (f"{name}{AND_FORMAT}{f}" for name, found in known.items() for f in sorted(found))
-        raise InputError(f"engine {text!r} is not known: choose from {', '.join((*ENGINES, *named))}")
+        raise InputError(f"engine {text!r} is not known: choose from {', '.join((*known, *named))}")
     return engine, compute_format or None
 
 
@@ -355,6 +371,15 @@ def supports_engine(engine: str, target: Target) -> str | None:
     return mma_rules.supports(target) if parse_engine(engine)[0] == "mma" else None
 
 
+def _takes(engine: str, dtype: str) -> str | None:
+    """Why an engine computes no signals of a type; None where it does."""
+    name = parse_engine(engine)[0]
+    if formats(name, dtype):
+        return None
+    others = " and ".join(f"{e!r}" for e in (*ENGINES, SIMT) if formats(e, dtype))
+    return f"the engine {name!r} takes no {dtype} signals ({others} would)"
+
+
 def search(
     problem: Problem, target: Target, transform: int | None = None, engine: str | None = None
 ) -> tuple[Candidate, ...]:
@@ -365,9 +390,12 @@ def search(
     A transform that one block finishes reads its input once and writes its output once; the device
     class adds workspace traffic and launches, so it is taken only where no block can hold the transform.
     """
+    tried = lengths(problem) if transform is None else (transform,)
+    if problem.dtype == FP32:
+        return tuple(sorted((_by_threads(problem, target, n) for n in tried), key=_rank))
     found = [
         candidate(problem, target, n, shape, fold, name)
-        for n in (lengths(problem) if transform is None else (transform,))
+        for n in tried
         for shape in shapes(n)
         for fold in folds(problem, n)
         for name in (ENGINES if engine is None else (engine,))
@@ -404,6 +432,8 @@ def _busiest(found: Candidate) -> tuple[float, bool, int, float]:
 
 def finished(found: Plan, chip: Target) -> Plan:
     """A chosen plan with the kernels of its filter's spectrum, and the one that does all stages."""
+    if found.engine == SIMT:
+        return found  # has the former from the start
     ways = one_launches(found, cost(found, chip), chip)
     return replace(ways[0].plan if ways else found, filter=design(found, chip))
 
@@ -419,7 +449,7 @@ def plan(problem: Problem, target: str | Target, engine: str | None = None) -> P
 
 @lru_cache(maxsize=1024)
 def _plan(problem: Problem, chip: Target, engine: str | None) -> Plan:
-    barred = supports_engine(engine, chip) if engine else None
+    barred = (supports_engine(engine, chip) or _takes(engine, problem.dtype)) if engine else None
     candidates = () if barred else search(problem, chip, engine=engine)
     if not candidates or candidates[0].plan is None:
         on = f"{chip.name} with engine {engine}" if engine else chip.name

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fftgen.planner import mma_rules
+from fftgen.planner import mma_rules, simt
 from fftgen.planner.filter import Filter
-from fftgen.planner.plan import Kernel, Plan
+from fftgen.planner.plan import SIMT, Kernel, Plan
 from fftgen.targets import target as find_target
 
 LONG_COLUMNS = 128  # of the device stage: two results take the registers of 12 warps, not of 16
@@ -23,6 +23,8 @@ LATE_POINTS = 16_384  # above, pairs find no registers for the addresses of four
 
 def twin(plan: Plan) -> Plan | None:
     """The plan with two outputs; None on the engine "wmma", whose callers convolve twice."""
+    if plan.engine == SIMT:
+        return simt.twin(plan, find_target(plan.target))
     if plan.engine != "mma":
         return None
     return replace(plan, outputs=2, filter=Filter(), kernels=tuple(roomy(plan, k) for k in plan.kernels))

@@ -372,4 +372,16 @@ def test_the_bounds_of_agreement_are_those_of_different_roundings() -> None:
     half = one.clone()
     half[..., ::32] = nudged(one, 1, (slice(None), slice(None), slice(None, None, 32)))[..., ::32]  # type: ignore[arg-type]
     assert differences(half, one, "bf16")["status"] == "passed"
-    assert proof.DIFFERENT < 1
+    assert proof.DIFFERENT["bf16"] < 1
+
+
+def test_results_in_fp32_may_differ_by_what_assemblers_join() -> None:
+    """As far as one is from the exact answer (accuracy.py), but not by ten times that; zeros never pass."""
+    x = torch.randn(3, 2, 4096, generator=torch.Generator().manual_seed(3))
+    off = torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
+    assert differences(x, x, "fp32")["identical"] == 1
+    near, far = (differences(x + size * off, x, "fp32") for size in (2.5e-7, 2.5e-6))
+    assert near["status"] == "passed"
+    assert near["largest_ulps"] > 0
+    assert far["status"] == "wrong"
+    assert differences(torch.zeros_like(x), x, "fp32")["status"] == "wrong"

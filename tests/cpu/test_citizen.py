@@ -554,15 +554,25 @@ def test_on_a_gpu_a_filter_may_want_a_gradient() -> None:
         dk = torch.ops.fftgen.correlate_input(u, y, u, None, 20, conv.handle)
         assert (dk.device.type, dk.shape, dk.dtype) == ("cuda", k.shape, torch.float32)
         with pytest.raises(
-            InputError, match=r"u is torch\.float32, this convolution was made for torch\.bfloat16"
+            InputError,
+            match=r"u is torch\.float32, this convolution was made for torch\.bfloat16: "
+            r"u\.to\(torch\.bfloat16\), or fftgen\.get_conv\(64, torch\.float32, \.\.\.\)",
         ):
-            conv(u.float(), k)  # float32 is for CPUs
+            conv(u.float(), k)  # on a CPU it would be served
         with pytest.raises(
             InputError,
-            match=r"u is torch\.float32, fftconv on cuda takes torch\.bfloat16 and .*16: u\.bfloat16\(\)",
+            match=r"u is torch\.float64, fftconv on cuda takes torch\.float32, .*16: u\.float\(\)",
         ):
-            fftgen.fftconv(u.float(), k)
+            fftgen.fftconv(u.double(), k)
         assert fftgen.fftconv(u.half(), k).dtype == torch.float16
+        single = fftgen.get_conv(64, torch.float32, causal=True)
+        for call in (single, fftgen.fftconv):
+            y = call(u.float(), k, in_gate=u.float())
+            assert (y.device.type, y.shape, y.dtype) == ("cuda", u.shape, torch.float32)
+        with pytest.raises(
+            InputError, match=r"u is torch\.bfloat16, this convolution was made for torch\.float32"
+        ):
+            single(u, k)
 
 
 def test_a_filters_gradient_on_a_gpu_without_kernels(

@@ -135,7 +135,7 @@ def test_the_functional_form_finds_its_convolution(mode: str, rng: np.random.Gen
         ((-5,), "seqlen must be at least 1, got -5"),
         ((4_194_305,), r"seqlen 4194305 exceeds the largest transform \(4194304\): split"),
         ((2.5,), r"seqlen must be an int, got 2\.5"),
-        ((256, torch.float32), "dtype 'float32' is not supported: choose bf16"),
+        ((256, torch.float64), "dtype 'float64' is not supported: choose bf16"),
         ((256, "int8"), "dtype 'int8' is not supported: choose bf16"),
     ],
 )

@@ -15,7 +15,7 @@ from fftgen.errors import InternalError
 from fftgen.planner import search, tables
 from fftgen.planner.factor import transforms
 from fftgen.planner.filter import FilterKernel, FilterTable, filter_launches
-from fftgen.planner.filter_design import _primes, exponents, radices
+from fftgen.planner.filter_design import exponents, prime_factors, radices
 from fftgen.planner.filter_places import transform_places
 from fftgen.planner.filter_tables import first_weights
 from fftgen.planner.order import spectrum_index
@@ -228,11 +228,11 @@ def test_chunks_cover_every_channel_once(channels: int, chunk: int) -> None:
     ],
 )
 def test_radices_are_few_and_even(factors: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    assert radices(_primes(factors)) == expected
+    assert radices(prime_factors(factors)) == expected
 
 
 def test_what_has_no_radices_is_refused() -> None:
     with pytest.raises(InternalError, match="176"):
-        _primes((176,))
+        prime_factors((176,))
     with pytest.raises(InternalError, match="does not split"):
         transform_places(((4, 1), (4, 6)), (3, 8))

@@ -89,8 +89,8 @@ def test_checkpoints_of_the_original_load(white: Any) -> None:
 
 
 def test_what_the_drop_in_does_not_serve() -> None:
-    with pytest.raises(InputError, match="dtype 'float32' is not supported"):
-        FlashFFTConv(64, torch.float32)
+    with pytest.raises(InputError, match="dtype 'float64' is not supported"):
+        FlashFFTConv(64, torch.float64)
     with pytest.raises(InputError, match="seqlen 6000000 exceeds"):
         FlashFFTConv(6_000_000)
     with pytest.raises(InputError, match="u has length 65, this convolution takes at most 64"):

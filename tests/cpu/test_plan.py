@@ -804,11 +804,11 @@ def test_lengths_that_are_no_int_are_refused(length: Any) -> None:
         Problem("causal", length, "bf16")
 
 
-@pytest.mark.parametrize("name", ["fp32", "float64", "", "BF16", None])
+@pytest.mark.parametrize("name", ["fp64", "float64", "", "BF16", None])
 def test_unknown_dtypes_are_refused_with_the_choices(name: Any) -> None:
     with pytest.raises(InputError, match=r"dtype .* is not supported: choose.*fp16.*bf16|dtype .*bf16.*fp16"):
         Problem("causal", 4096, name)
-    with pytest.raises(InputError, match=r"choose bf16 .* or fp16"):
+    with pytest.raises(InputError, match=r"choose bf16 .*fp16 .* or fp32"):
         dtype(name)
 
 

@@ -152,7 +152,7 @@ def test_a_missing_plotting_library_is_told_before_anything_is_done(monkeypatch:
         (("plan", "4096", "--roofline", "--batch", "0", "--channels", "4"), "at least one row"),
         (
             ("plan", "4096", "--engine", "cufft"),
-            "engine 'cufft' is not known: choose from mma, wmma, mma:bf16",
+            "engine 'cufft' is not known: choose from mma, wmma, simt, mma:bf16",
         ),
         (("plan", "4096", "--engine", "mma:"), "engine 'mma:' is not known"),
         (("plan", "4096", "--engine", "mma:fp32"), "engine 'mma:fp32' is not known"),

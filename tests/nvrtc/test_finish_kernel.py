@@ -295,7 +295,7 @@ def test_the_argument_block_is_the_structure_the_kernels_read(
     name: str, kind: str, fields: tuple[tuple[str, str], ...], size: int
 ) -> None:
     """Every field stands where the host packs it, as NVRTC sees the header; a byte further it does not."""
-    headers = ("types", "signal", "powers", "mma", "scaled", "chain", "filter", "gradient", "finish")
+    headers = ("types", "signal", "powers", "mma", "scaled", "chain", "filter", "share", "gradient", "finish")
     sums = "namespace fftgen { constexpr bool WIDE_SUMS = false; }\n"  # the chain's, as of a plan (sums.j2)
     start = f'{sums}#include "fftgen/{name}.cuh"\nusing Kind = fftgen::{kind};\n'
     formats = [code for _, code in fields]

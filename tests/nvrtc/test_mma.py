@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from calls import OPTIONS, TORCH, built, call, check, draw, exact, filters, judged, prepared, run
-from cases import slow, usually
+from cases import DTYPES, slow, usually
 from hard_signals import every_pair, hard_signal, judge_rows_alone
 from plans import on_engine
 
@@ -41,7 +41,7 @@ def plan_for(mode: str, length: int, dtype: str = "bf16", target: str = "sm_90")
     return on_engine(Problem(mode, length, dtype), target, "mma")
 
 
-EVERY = list(itertools.product(POWERS, MODES, TORCH))
+EVERY = list(itertools.product(POWERS, MODES, DTYPES))
 USUAL = [case for case in EVERY if case[2] == "bf16" or case[0] in (256, 1024, 16_384)]
 
 
@@ -137,7 +137,7 @@ def test_every_combination_of_options(
     mode: str, length: int, options: tuple[str, ...], rng: np.random.Generator
 ) -> None:
     """At every length, in both types, on several targets: test_sweep."""
-    for dtype in TORCH:
+    for dtype in DTYPES:
         run(plan_for(mode, length, dtype), rng, batch=3, options=options)
 
 
@@ -199,7 +199,7 @@ def test_pairs_that_fill_the_shared_memory_of_a_block(rng: np.random.Generator) 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("length", [1 << 21, 1 << 22])
-@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_sampled_rows_of_millions_of_points(
     dtype: str, length: int, mode: str, rng: np.random.Generator
 ) -> None:
@@ -273,7 +273,7 @@ PAIRS = {
 
 
 @pytest.mark.drawn(2)
-@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", usually(PAIRS, [kind for kind in PAIRS if "strips" not in kind]))
 def test_a_row_is_as_exact_beside_any_other(kind: str, dtype: str, rng: np.random.Generator) -> None:
     """Two rows share a transform and its noise: 1.25 times the error of rounding, whoever the partner is.
@@ -448,9 +448,9 @@ def test_a_filter_that_is_not_finite_spoils_its_channel_only(
 @pytest.mark.parametrize(
     ("length", "mode", "dtype"),
     usually(
-        itertools.product((250, 256, 3700, 4096), MODES, TORCH),
+        itertools.product((250, 256, 3700, 4096), MODES, DTYPES),
         [
-            *itertools.product((256, 4096), MODES, TORCH),
+            *itertools.product((256, 4096), MODES, DTYPES),
             (250, "circular", "bf16"),
             (3700, "circular", "fp16"),
             (3700, "causal", "bf16"),
@@ -660,7 +660,7 @@ def test_at_least_sixteen_warps_stay_resident_at_4096() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", TORCH)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_90"])
 @pytest.mark.parametrize("length", POWERS)
@@ -684,6 +684,6 @@ def test_random_lengths(mode: str, rng: np.random.Generator) -> None:
     for _ in range(60):
         length = int(rng.choice(POWERS))
         steps, taps = (int(n) for n in rng.integers(1, length + 1, 2))
-        plan = plan_for(mode, length, str(rng.choice(list(TORCH))))
+        plan = plan_for(mode, length, str(rng.choice(DTYPES)))
         options = COMBINATIONS[int(rng.integers(len(COMBINATIONS)))]
         run(plan, rng, batch=int(rng.integers(1, 6)), length=steps, taps=taps, options=options)
