@@ -207,7 +207,7 @@ def test_short_filters_are_read_as_far_as_they_go() -> None:
 
 @needs_disassembler
 @pytest.mark.drawn(7)
-@pytest.mark.parametrize("problem", portfolio.PROBLEMS, ids=str)
+@pytest.mark.parametrize("problem", [p for p in portfolio.PROBLEMS if p.dtype != "fp32"], ids=str)
 @pytest.mark.parametrize("name", ["sm_90", *slow(["sm_80"])])
 @pytest.mark.parametrize("gated", [False, *slow([True])])
 def test_the_formula_for_issue_slots_is_near_the_compiled_code(
