@@ -227,7 +227,12 @@ def _mma_names(plan: Plan) -> dict[str, Any]:
 
 def _simt_names(plan: Plan) -> dict[str, Any]:
     shapes = {kernel.role: simt.shape_of(plan, kernel.role) for kernel in plan.kernels}
-    return {"simt_titles": SIMT_TITLES, "shapes": shapes, "first_weights": _first_weights(plan)}
+    return {
+        "simt_titles": SIMT_TITLES,
+        "shapes": shapes,
+        "first_weights": _first_weights(plan),
+        "two": plan.outputs == 2,
+    }
 
 
 def _ratio_pitch(plan: Plan) -> int:
@@ -271,6 +276,7 @@ def _simt_gradient_names(gradient: Gradient) -> dict[str, Any]:
     roles = (*(kernel.role for kernel in plan.kernels), "gradient")
     return {
         "simt_titles": SIMT_TITLES,
+        "two": True,  # where signals go back at all
         "shapes": {role: simt.shape_of(plan, role) for role in roles},
         "first_weights": _first_weights(plan),
         "weights": _last_weights(plan),

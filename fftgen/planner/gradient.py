@@ -318,6 +318,9 @@ def backward(problem: Problem, target: str | Target) -> Gradient | None:
     """
     chip = find_target(target)
     plan = search.plan(problem, chip)
+    if plan.engine == SIMT:
+        made = simt.backward_plan(plan, chip)
+        return None if made is None else Gradient(*made, 0, 0, signals=True)
     found = _best(plan, chip, signals=True) if read_backwards(plan) else None
     if found is None:
         return None
@@ -327,6 +330,8 @@ def backward(problem: Problem, target: str | Target) -> Gradient | None:
 
 def read_backwards(plan: Plan) -> bool:
     """Whether spectra of a plan are what the kernels of a backward pass read."""
+    if plan.engine == SIMT:
+        return simt.reads_back(plan, find_target(plan.target))
     return plan.problem.causal and plan.engine == "mma" and plan.scaled
 
 

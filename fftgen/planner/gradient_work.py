@@ -33,7 +33,7 @@ def side_work(found: Gradient, kernel: Kernel, target: Target) -> Work:
 def gradient_work(found: Gradient, target: Target) -> Work:
     """What the kernel of both signals does."""
     if found.plan.engine == SIMT:
-        return simt_work.gradient_work(found.plan, found.kernel, target)
+        return simt_work.gradient_work(found.plan, found.kernel, int(found.signals), target)
     plan, back = found.plan, int(found.signals)
     n, whole = plan.transform, not plan.device_stages
     row = 2 * min(plan.problem.length, n)

@@ -144,18 +144,41 @@ def gradient_plan(problem: Problem, chip: Target, transform: int) -> tuple[Plan,
     if not found.kernels:
         return f"no rows and columns of {transform} points fit the shared memory of {chip.name}"
     made = replace(bare, filter=found, stages=_stages(found, transform))
-    rows = shape_of(made, "gradient")
-    largest = rows.stages[-1].radix
-    group = max(1, THREADS * largest // rows.length)
-    kernel = _kernel("gradient", 0, rows, chip, group)
-    shared = 2 * kernel.shared_bytes
-    resident = _resident(kernel.warps, shared, chip, REGISTERS_SUM)
-    kernel = replace(kernel, items=1, group=group, shared_bytes=shared, resident=resident)
+    kernel = _sum_kernel(shape_of(made, "gradient"), chip)
     if found.whole:
         return made, kernel
     columns = _kernel("columns", 1, shape_of(made, "columns"), chip)
     chunk = max(POINT * transform, min(chip.l2_bytes, CHUNK_LIMIT) // 2)
     return replace(made, memory_class="device", kernels=(columns,), chunk_bytes=chunk), kernel
+
+
+def backward_plan(found: Plan, chip: Target) -> tuple[Plan, Kernel] | None:
+    """The same for all gradients of a causal problem, from its plan: with the stages of that, whose spectra
+    of filters it reads, and columns back for each signal; None where two of its rows do not fit a block."""
+    if not reads_back(found, chip):
+        return None
+    finish = transposed(_bare(found.problem, chip, found.transform), chip)
+    made = replace(found, filter=finish, chunk_bytes=found.chunk_bytes // 2)
+    if _stages(finish, found.transform) != found.stages:
+        return None
+    kernels = tuple(k for k in twin(made, chip).kernels if k.role.startswith("columns"))
+    return replace(made, kernels=kernels), _sum_kernel(shape_of(made, "backward"), chip)
+
+
+def reads_back(found: Plan, chip: Target) -> bool:
+    """Whether a kernel of all gradients reads the spectra of a plan."""
+    rows = shape_of(found, "backward")
+    fits = rows.length <= HALF * rows.stages[-1].radix
+    return found.problem.causal and fits and _sum_kernel(rows, chip).shared_bytes <= chip.shared_block
+
+
+def _sum_kernel(rows: FilterKernel, chip: Target) -> Kernel:
+    """The kernel that sums over a batch, of transforms with these stages."""
+    group = max(1, THREADS * rows.stages[-1].radix // rows.length)
+    kernel = _kernel("gradient", 0, rows, chip, group)
+    shared = 2 * kernel.shared_bytes
+    resident = _resident(kernel.warps, shared, chip, REGISTERS_SUM)
+    return replace(kernel, items=1, group=group, shared_bytes=shared, resident=resident)
 
 
 def _halving(bare: Plan, chip: Target) -> Iterator[Filter]:

@@ -45,21 +45,29 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
     )
 
 
-def gradient_work(plan: Plan, kernel: Kernel, target: Target) -> Work:
-    """What the kernel of a filter's gradient does for one row of u and its row of the cotangent, ungated.
+def gradient_work(plan: Plan, kernel: Kernel, back: int, target: Target) -> Work:
+    """What the kernel of gradients does for one row of u and its row of the cotangent, ungated: of a filter's
+    alone, or (``back`` 1) the cotangent comes back as the gradient of u.
 
     X is written to shared memory and read from there; what a block does after its last row is left out.
     """
     shape, n = shape_of(plan, kernel.role), plan.transform
     whole = not plan.device_stages
-    loaded = 2 * NUMBER * min(plan.problem.length, n) if whole else 0
+    row, ways = NUMBER * min(plan.problem.length, n) * whole, 2 + back
+    moved = _exchanged(plan, shape, False) + _twiddles(plan, shape)
+    instructions = 2 * _stages(plan, shape, True, kernel.group) + PRODUCT * n / WARP
+    if back:
+        instructions += _stages(plan, shape, False, kernel.group) + PRODUCT * n / WARP
     return Work(
-        loaded=loaded,
-        device_bytes=loaded,
+        loaded=2 * row,
+        stored=back * row,
+        device_bytes=ways * row,
         workspace_loaded=0 if whole else 2 * COMPLEX * n,
-        tables=2 * _tables(plan, shape, kernel.resident, kernel.shared_bytes, target),
-        shared_bytes=2 * (_exchanged(plan, shape, False) + _twiddles(plan, shape)) + 2 * COMPLEX * n,
-        instructions=2 * _stages(plan, shape, True, kernel.group) + PRODUCT * n / WARP,
+        workspace_stored=0 if whole else back * COMPLEX * n,
+        spectrum=back * COMPLEX * n,
+        tables=ways * _tables(plan, shape, kernel.resident, kernel.shared_bytes, target),
+        shared_bytes=ways * moved + ways * COMPLEX * n,
+        instructions=instructions,
     )
 
 

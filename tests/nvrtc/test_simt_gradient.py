@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,10 +17,11 @@ from cases import MODES, slow, usually
 from torch import Tensor
 
 from fftgen import emulate, gradient_accuracy, nvrtc
-from fftgen.gradient import finish, finish_by_kernels
+from fftgen.gradient import Needed, finish, finish_by_kernels
 from fftgen.planner import search
-from fftgen.planner.gradient import Gradient, gradient, launches
+from fftgen.planner.gradient import Gradient, backward, gradient, launches, read_backwards
 from fftgen.planner.gradient_work import gradient_cost, gradient_work, side_work
+from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import SIMT, Plan
 from fftgen.planner.twins import twin
 from fftgen.problem import Problem
@@ -27,6 +29,7 @@ from fftgen.render import render, render_gradient
 from fftgen.simulator import GlobalRace, SharedRace
 from fftgen.source import Source
 from fftgen.targets import target
+from fftgen.verify import signal_references
 
 LENGTHS = (1, 17, 256, 300, 1000, 1009, 2048, 4096, 5003, 8192, 12_288, 65_536, 70_001)
 
@@ -160,12 +163,19 @@ def test_sums_are_in_the_order_that_is_said(length: int, rng: np.random.Generato
         assert (made - wanted).norm() < 5e-7 * wanted.norm()
 
 
+@pytest.mark.parametrize("signals", [False, True])
 @pytest.mark.parametrize("length", [256, 4096, 5003, 65_536])
-def test_what_kernels_do_is_what_the_model_says(length: int) -> None:
+def test_what_kernels_do_is_what_the_model_says(length: int, signals: bool) -> None:
     found, chip, batch = planned(length), target("sm_90"), 8 if length < 10_000 else 2
-    module, ptx = calls.built(found)
     u = torch.ones(batch, 1, length)
-    _, simulated = emulate.gradient(module, u, u.clone(), taps=length, ptx=ptx)
+    if signals:
+        found = all_of(length)
+        module, ptx = calls.built(found)
+        given = {"needed": Needed(u=True), "taps": length, "ptx": ptx}
+        _, simulated = emulate.backward(module, u, u.clone(), torch.ones(1, length), **given)
+    else:
+        module, ptx = calls.built(found)
+        _, simulated = emulate.gradient(module, u, u.clone(), taps=length, ptx=ptx)
     work, own = gradient_work(found, chip), simulated.reports[found.name].counters
 
     def moved(counters: Any, kind: str, *names: str) -> int:
@@ -173,11 +183,14 @@ def test_what_kernels_do_is_what_the_model_says(length: int) -> None:
         return sum(int(getattr(x, kind).bytes) for x in there)
 
     assert moved(own, "loads", "u", "v_u") == batch * work.loaded
+    assert moved(own, "stores", "d_u") == batch * work.stored
     assert moved(own, "loads", "workspace", "v_workspace") == batch * work.workspace_loaded
+    assert moved(own, "stores", "workspace", "v_workspace") == batch * work.workspace_stored
+    assert moved(own, "loads", "spectrum") == batch * work.spectrum
     workers = simulated.reports[found.name].blocks // found.rows
     assert moved(own, "stores", "sums") == workers * 8 * found.plan.transform
     at_the_end = workers * (found.kernel.group + 1) * 8 * found.plan.transform
-    shared = own.shared_loads.bytes + own.shared_stores.bytes + moved(own, "loads", "tables")
+    shared = own.shared_loads.bytes + own.shared_stores.bytes + moved(own, "loads", "tables", "spectrum")
     assert (
         abs(shared - batch * work.shared_bytes - at_the_end)
         <= workers * found.kernel.group * 8 * found.plan.transform
@@ -188,6 +201,10 @@ def test_what_kernels_do_is_what_the_model_says(length: int) -> None:
         side, counters = side_work(found, kernel, chip), simulated.reports[found.plan.entry(kernel)].counters
         assert moved(counters, "loads", "u", "v_u") == 2 * batch * side.loaded
         assert moved(counters, "stores", "workspace", "v_workspace") == 2 * batch * side.workspace_stored
+    for kernel in found.after:
+        side, counters = side_work(found, kernel, chip), simulated.reports[found.plan.entry(kernel)].counters
+        assert moved(counters, "stores", "d_u") == batch * side.stored
+        assert moved(counters, "loads", "v_workspace") == batch * side.workspace_loaded
     assert gradient_cost(found, chip).time > 0
 
 
@@ -216,12 +233,93 @@ def test_a_missing_barrier_is_seen(barrier: int, rng: np.random.Generator) -> No
 
 @pytest.mark.parametrize("name", ["sm_90", *slow(["sm_75", "sm_80", "sm_86", "sm_100", "sm_120"])])
 def test_nothing_is_put_by(name: str) -> None:
-    for length in (256, 4096, 7000, 65_536, 1_000_003):
-        found = planned(length, name)
+    every = [planned(n, name) for n in (256, 4096, 7000, 65_536, 1_000_003)]
+    every += [all_of(n, name) for n in (256, 5003, 65_536) if name != "sm_75" or n < 4096]
+    for found in every:
         for entry, r in compiled.cubin(render_gradient(found), name).resources.items():
             assert r.spill_store_bytes == r.spill_load_bytes == 0, (entry, r)
         own = compiled.cubin(render_gradient(found), name).resources[found.name]
         assert own.registers * 32 * found.kernel.warps * found.kernel.resident <= 65_536
+
+
+@cache
+def all_of(length: int, name: str = "sm_90") -> Gradient:
+    found = backward(Problem("causal", length, "fp32"), name)
+    assert found is not None
+    assert found.plan.engine == SIMT
+    assert same_spectrum(found.plan, search.plan(found.problem, name))
+    assert Gradient.from_json(found.to_json()) == found
+    return found
+
+
+NEEDED = [Needed(*x) for x in itertools.product((False, True), repeat=3)]
+
+
+@pytest.mark.parametrize(
+    "length", usually((1, 17, 256, 1000, 2048, 4096, 5003, 8192, 65_536, 70_001), (17, 1000, 4096, 65_536))
+)
+def test_all_gradients_by_one_pass(length: int, rng: np.random.Generator) -> None:
+    """Of u, both gates and the filter, for cotangents of any size."""
+    shape = (5, 2, length) if length <= 8192 else (2, 1, length)
+    judge_all(all_of(length), rng, shape, Needed(True, True, True))
+
+
+@pytest.mark.drawn(3)
+@pytest.mark.parametrize("needed", NEEDED, ids=str)
+@pytest.mark.parametrize("gates", range(4))
+@pytest.mark.parametrize("length", [300, 4096, 70_001])
+def test_what_is_not_wanted_is_not_made(
+    length: int, gates: int, needed: Needed, rng: np.random.Generator
+) -> None:
+    wanted = Needed(needed.u, needed.in_gate and gates & 1 > 0, needed.out_gate and gates & 2 > 0)
+    judge_all(all_of(length), rng, (3, 2, length) if length < 10_000 else (1, 1, length), wanted, gates)
+
+
+@pytest.mark.drawn(3)
+@pytest.mark.parametrize("name", ["sm_75", "sm_80", "sm_86", "sm_100", "sm_120"])
+@pytest.mark.parametrize("length", [1000, 20_480, 40_000])
+def test_all_gradients_on_every_target(length: int, name: str, rng: np.random.Generator) -> None:
+    if backward(Problem("causal", length, "fp32"), name) is None:
+        pytest.skip("two rows of these do not fit a block")
+    judge_all(all_of(length, name), rng, (2, 1, length), Needed(True, True, True))
+
+
+def test_some_lengths_have_no_pass_for_all() -> None:
+    """Those whose rows fit a block once, but not twice: gradients by themselves make them."""
+    for length in (10_000, 16_384, 28_000):
+        assert backward(Problem("causal", length, "fp32"), "sm_90") is None
+        assert not read_backwards(search.plan(Problem("causal", length, "fp32"), "sm_90"))
+        planned(length)
+    assert read_backwards(search.plan(Problem("causal", 4096, "fp32"), "sm_90"))
+    assert not read_backwards(search.plan(Problem("circular", 4096, "fp32"), "sm_90"))
+
+
+def judge_all(
+    found: Gradient, rng: np.random.Generator, shape: tuple[int, int, int], needed: Needed, gates: int = 3
+) -> None:
+    """All gradients of one call, held against float64."""
+    length, taps = found.problem.length, min(found.problem.length, shape[-1])
+    u, v, a, b = (calls.draw(rng, *shape).float() for _ in range(4))
+    k, back = calls.filters(rng, shape[1], taps), calls.filters(rng, shape[1], taps)
+    in_gate, out_gate = (a if gates & 1 else None), (b if gates & 2 else None)
+    skip = torch.copysign(calls.draw(rng, shape[1]).float(), k[:, 0])
+    module, ptx = calls.built(found)
+    given = {"k_rev": back, "in_gate": in_gate, "out_gate": out_gate, "skip": skip}
+    made, _ = emulate.backward(
+        module, u, v, k, needed=needed, taps=length, **given, ptx=ptx, seed=int(rng.integers(2**31))
+    )
+    wanted = iter(signal_references(found.problem, u, v, k, back, in_gate, out_gate, skip))
+    present = (True, in_gate is not None, out_gate is not None)
+    for name, there, need in zip(("u", "in_gate", "out_gate"), present, needed, strict=True):
+        exact_one = next(wanted) if there else None
+        result = getattr(made, name)
+        assert (result is not None) == need
+        if result is not None:
+            assert exact_one is not None
+            calls.tolerance.check(result.double().numpy(), exact_one, "fp32", found.plan.order)
+    ref = exact("causal", length, length, u, v, in_gate, out_gate)
+    expected = gradient_accuracy.filters("fp32", found.plan.order, found.plan.compute_format)
+    gradients.judge(made.filter[:, : shape[-1]], ref[:, : shape[-1]], expected)
 
 
 def twin_of(mode: str, length: int, name: str = "sm_90") -> Plan:

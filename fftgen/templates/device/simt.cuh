@@ -38,14 +38,14 @@ __device__ __forceinline__ void put(float* row, const float* gate, int length, P
         if (place(j) < length) row[place(j)] = y[j] * g[j];
 }
 
-// The same by what undoes the scale of the spectrum, with each of two gates if there are TWO results.
+// The same by what undoes the scale of the spectrum, with each of two gates where there may be TWO results.
 template <bool TWO, int R, typename Place>
 __device__ __forceinline__ void give(const Args<float>& args, int b, int h, Place place, float (&y)[R]) {
     const float down = args.scale[h].y;
 #pragma unroll
     for (int j = 0; j < R; ++j) y[j] *= down;
     put(args.y.given(b, h), args.out_gate.row(b, h), args.length, place, y);
-    if constexpr (TWO) put(args.twin.given(b, h), args.twin_gate.row(b, h), args.length, place, y);
+    if (TWO && args.twin.data != nullptr) put(args.twin.given(b, h), args.twin_gate.row(b, h), args.length, place, y);
 }
 
 }  // namespace fftgen
