@@ -42,8 +42,9 @@ class Spectrum:
 
     ``planes`` (H, 2, N), 2 N numbers a channel in the operands' type and in the order that the plan's
     kernels read (planner/order.py), every channel multiplied by a power of two that brings its largest
-    modulus into [1/2, 1). ``scale`` (H, 2) fp32: that power, and the factor that undoes it together with
-    1/N. ``digest`` names the plan.
+    modulus into [1/2, 1), of batch pairs by up to half of that, which makes frequency 0 a power of two
+    (planner/matrix_scale.py). ``scale`` (H, 2) fp32: that factor, and what undoes it together with 1/N.
+    ``digest`` names the plan.
     """
 
     planes: Tensor
@@ -119,11 +120,21 @@ def spectrum(
     exponent = torch.where((largest > 0) & largest.isfinite(), exponent, 0).clamp(-126, 126)
     one = torch.ones_like(largest)
     up, down = torch.ldexp(one, -exponent), torch.ldexp(one, exponent)
+    if plan.exact_mean:
+        down_to = _to_power(natural[:, 0].real * (up / plan.given_back))
+        up, down = up * down_to, down / down_to
     parts = torch.view_as_real(natural * up[:, None]).to(spectrum_dtype(plan))
     planes = stored_order(parts, spectrum_digits(plan)).reshape(-1, 2, plan.transform)
     scale = torch.stack([up, down * plan.residual], dim=-1).contiguous()
     longest = max(int(f.shape[-1]) for f in (k, k_rev) if f is not None)
     return Spectrum(planes, scale, plan.digest, longest)
+
+
+def _to_power(x: Tensor) -> Tensor:
+    """What numbers from 2^-10 to 1 are multiplied by to be powers of two (templates/device/filter.cuh)."""
+    _, exponent = torch.frexp(x * 1.0005)
+    below = torch.ldexp(torch.sign(x), exponent - 1)
+    return torch.where((x.abs() >= 2.0**-10) & (x.abs() <= 1), below / x, 1.0)
 
 
 @overload

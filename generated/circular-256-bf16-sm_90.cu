@@ -280,8 +280,8 @@ __device__ __forceinline__ void store_piece(Stored* planes, unsigned piece, floa
     store_part(to + PLANE, im);
 }
 
-__device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent) {
-    args.scale[channel] = {power(-exponent), power(exponent) * 1.0f};
+__device__ __forceinline__ void store_scale(const FilterArgs<Stored>& args, int channel, int exponent, float down_to) {
+    args.scale[channel] = {power(-exponent) * down_to, power(exponent) * 1.0f / down_to};
 }
 
 }  // namespace
@@ -357,9 +357,11 @@ extern "C" __global__ void __launch_bounds__(32, 32) fftgen_conv_n256_circular_b
     __syncthreads();
 
     const int found = peak_of(shared_peak<THREADS>(peaks + LANES), scaled), e = channel_exponent(found);
-    if (threadIdx.x == 0) store_scale(args, channel, e);
+    // Frequency 0 is to be a power of two (planner/matrix_scale.py).
+    const float down_to = to_power(data[spread(0)].x * (power(-e) * 1.0f));
+    if (threadIdx.x == 0) store_scale(args, channel, e, down_to);
     Stored* const planes = args.planes + channel * (2LL * N);
 #pragma unroll 1
     for (int piece = threadIdx.x; piece < P / VECTOR; piece += THREADS)
-        store_piece(planes, piece, power(-e), [&](unsigned i) { return data[spread(i)]; });
+        store_piece(planes, piece, power(-e) * down_to, [&](unsigned i) { return data[spread(i)]; });
 }

@@ -108,6 +108,8 @@ def _shared(plan: Plan, kernel: FilterKernel) -> int:
         return total
     warps = kernel.threads // WARP
     pieces = 16 * -(-warps // 4)
+    if plan.exact_mean:  # frequency 0, for every thread
+        total += 4 * kernel.threads
     return total + transforms(plan, kernel) * 2 * (pieces + 4 * warps * kernel.threads)
 
 

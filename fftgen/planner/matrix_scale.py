@@ -15,6 +15,12 @@ mean. But the cosines of radix 16 come out small in fp16, and with them white no
 three such stages there and back, by 2.7e-4 where all of the error is 9e-4, while a mean meets exact entries:
 half of it is undone at the output of pairs of fp16 rows (``Plan.residual``). That takes a twentieth of the
 largest error away. (bf16 rows, whose own rounding hides white noise's, have no room for larger means.)
+
+A mean is rounded some three times as the one number that it is: its transform, the filter's frequency 0 and
+their product. Where one block has a filter's spectrum it is multiplied by what makes frequency 0 a power of
+two, but for what is given back, and the output by the inverse (templates/filter_transform.j2): neither that
+nor a product with it is rounded then. Means are off by 1.6e-4 instead of 3.3e-4 (standard deviation), and by
+1e-5 instead of 1.5e-4 on average.
 """
 
 from __future__ import annotations

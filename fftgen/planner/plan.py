@@ -23,6 +23,7 @@ SCHEMA = 6
 SCALED, BF16_FP32, FP16_FP32, FP32 = "scaled-fp16", "bf16-fp32", "fp16-fp32", "fp32"
 SIMT = "simt"  # the engine without matrix instructions (planner/simt.py)
 TILE = 16  # rows and columns of a matrix instruction's tile
+BLOCK_POINTS = 32_768  # whose spectrum one block may make
 
 
 @dataclass(frozen=True)
@@ -258,13 +259,24 @@ class Plan:
         """What the scales of the stages leave of 1/N."""
         return math.prod(s.scale for s in self.stages) ** -2 / self.transform
 
+    @property
+    def exact_mean(self) -> bool:
+        """Frequency 0 of a filter's spectrum is stored as a power of two (planner/matrix_scale.py): of batch
+        pairs, where one kernel makes the spectrum, or none does and one could."""
+        return not self.real_input and len(self.filter.kernels) < 2 and self.transform <= BLOCK_POINTS
+
     @cached_property
-    def residual(self) -> float:
-        """The same, applied once at the output (fp32), between what white noise and what means would have
-        where rounded matrices make the former smaller (planner/matrix_scale.py)."""
+    def given_back(self) -> float:
+        """By what results are multiplied between what white noise and what means would have, where rounded
+        matrices make the former smaller (planner/matrix_scale.py)."""
         if self.real_input or self.problem.dtype != "fp16":
-            return self.unscaled
-        return self.unscaled * math.prod(kept(s.radix, s.scale, self.operand) for s in self.stages) ** -0.5
+            return 1.0
+        return math.prod(kept(s.radix, s.scale, self.operand) for s in self.stages) ** -0.5
+
+    @property
+    def residual(self) -> float:
+        """What undoes the scales of the stages and 1/N, applied once at the output (fp32)."""
+        return self.unscaled * self.given_back
 
     @cached_property
     def digest(self) -> str:

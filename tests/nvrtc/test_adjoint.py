@@ -171,14 +171,15 @@ def test_the_device_class(mode: str, length: int, dtype: str, target: str, rng: 
 
 @pytest.mark.drawn(3)
 @pytest.mark.parametrize(("mode", "length"), [("causal", 512), ("circular", 512), ("circular", 1009)])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_autograd_through_the_kernels(
-    mode: str, length: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    dtype: str, mode: str, length: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operators with the simulated kernels in the place of torch.fft: forward, then one backward().
 
     The filters' gradients have no kernel: theirs come from the CPU path and are held to it.
     """
-    plan = plan_for(mode, length)
+    plan = plan_for(mode, length, dtype)
     launches: list[str] = []
 
     def kernels(
@@ -200,24 +201,24 @@ def test_autograd_through_the_kernels(
 
     monkeypatch.setattr(eager, "convolve", kernels)
     monkeypatch.setattr(eager, "convolve_both", both)
-    given = gradients.draw(rng, (3, 2, length), length // 2, OPTIONS[-1], torch.bfloat16)
-    v = torch.from_numpy(rng.standard_normal((3, 2, length))).bfloat16()
+    given = gradients.draw(rng, (3, 2, length), length // 2, OPTIONS[-1], TORCH[dtype])
+    v = torch.from_numpy(rng.standard_normal((3, 2, length))).to(TORCH[dtype])
     u, k, *_ = given.values()
-    y = fftgen.get_conv(length, causal=mode == "causal")(
+    y = fftgen.get_conv(length, TORCH[dtype], causal=mode == "causal")(
         u, k, **{n: x for n, x in given.items() if n not in ("u", "k")}
     )
     y.backward(v)
     assert launches == ["forward", "both", "forward"]  # y, du with d in_gate, d out_gate
     ref, wanted = gradients.exact(given, v, mode=mode, length=length)
-    gradients.judge(y, ref, gradient_accuracy.signal("bf16", plan.order, plan.compute_format, gated=True))
+    gradients.judge(y, ref, gradient_accuracy.signal(dtype, plan.order, plan.compute_format, gated=True))
     for name, x in given.items():
         assert x.grad is not None
         if name in ("k", "k_rev", "skip"):
-            expected = gradient_accuracy.cpu_filters("bf16", gates=2)
+            expected = gradient_accuracy.cpu_filters(dtype, gates=2)
             gradients.judge(x.grad, wanted[name], expected, margin=4 if name == "skip" else 1.5)
         else:
             gradients.judge(
                 x.grad,
                 wanted[name],
-                gradient_accuracy.signal("bf16", plan.order, plan.compute_format, gated=True),
+                gradient_accuracy.signal(dtype, plan.order, plan.compute_format, gated=True),
             )

@@ -137,7 +137,7 @@ def test_the_device_gets_the_same_call_and_the_same_spectrum(
     found = check_agreement(problem, backend, seed=3)
     if fault == "scale":
         assert found["status"] == "wrong"
-        assert found["largest_row_ulps"] > proof.FAR
+        assert found["largest_row_ulps"] > proof.FAR[problem.dtype]
     elif fault:
         assert (found["status"], found["identical"]) == ("wrong", 1.0)
         assert "where workers take several in a row" in found["reason"]

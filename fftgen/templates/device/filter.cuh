@@ -205,6 +205,14 @@ __device__ __forceinline__ int channel_exponent(int peak) {
     return peak == 0 || peak >= NOT_FINITE ? 0 : max(-MOST, min(MOST, peak - BIAS));
 }
 
+// What a number from LEAST to 1 is multiplied by to be a power of two, 1/2 to ABOVE; 1 for others. One that is a power
+// of two, but for rounding, stays.
+constexpr float LEAST = 0.0009765625f, ABOVE = 1.0005f;
+__device__ __forceinline__ float to_power(float x) {
+    const float below = __uint_as_float(__float_as_uint(x * ABOVE) & ~0x007fffffu);
+    return fabsf(x) >= LEAST && fabsf(x) <= 1.0f ? below / x : 1.0f;
+}
+
 // exp(-2 pi i m / COUNT), m taken from 0 to COUNT, in two levels: high(m / SPLIT) low(m % SPLIT).
 template <int SPLIT>
 __device__ __forceinline__ float2 root(const unsigned char* low, const unsigned char* high, int m) {
