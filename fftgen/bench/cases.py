@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError
 from fftgen.problem import MODES, Problem
 
@@ -37,7 +38,8 @@ BACKWARD_LENGTHS = (256, 1024, 2048, 4096, 32768, 65536)
 
 # The order in which a run that may not finish takes lengths: those that published figures name first.
 LANDMARKS = (4096, 1024, 32768, 256, 1048576, 8192, 16384, 65536, 2048, 512, 262144, 4194304)
-EARLY_FP16 = (4096, 1024, 65536)  # a block's transform, a warp's, and one with stages in device memory
+# A block's transform, a warp's, and one with stages in device memory: of types that would come late.
+EARLY = (4096, 1024, 65536)
 
 
 @dataclass(frozen=True)
@@ -85,15 +87,16 @@ class Case:
 
     @property
     def floor_bytes(self) -> int:
-        """The least device-memory traffic (design 2.1), in signals of 16 bits an element.
+        """The least device-memory traffic (design 2.1).
 
         Forward: u and both gates read, y written. Backward: v, u and both gates read, the gradients of u and
         of both gates written; u is read without gates as well, for the filter's gradient. The filter and its
         gradient are not counted: their share goes to zero with the batch.
         """
+        size = find_dtype(self.problem.dtype).nbytes
         if self.direction == "backward":
-            return 2 * self.elements * (7 if self.gated else 3)
-        return 2 * self.elements * (4 if self.gated else 2)
+            return size * self.elements * (7 if self.gated else 3)
+        return size * self.elements * (4 if self.gated else 2)
 
     @property
     def working_bytes(self) -> int:
@@ -144,25 +147,33 @@ def problem_set(
 
 def backward_rows(cases: Iterable[Case], lengths: Iterable[int] = BACKWARD_LENGTHS) -> list[Case]:
     """The backward rows of a suite, beside its forward cases: gated causal bf16 at ``lengths``."""
+    return [replace(c, direction="backward") for c in _published(cases, lengths)]
+
+
+def _published(cases: Iterable[Case], lengths: Iterable[int]) -> list[Case]:
+    """Of forward cases the gated causal ones in bf16 at ``lengths``."""
     wanted = set(lengths)
     return [
-        replace(c, direction="backward")
-        for c in cases
-        if c.gated and c.problem.causal and c.problem.dtype == "bf16" and c.length in wanted
+        c for c in cases if c.gated and c.problem.causal and c.problem.dtype == "bf16" and c.length in wanted
     ]
+
+
+def wide_rows(cases: Iterable[Case], lengths: Iterable[int] = EARLY) -> list[Case]:
+    """The rows of a suite in fp32, beside its forward cases: gated causal ones at ``lengths``."""
+    return [replace(c, problem=replace(c.problem, dtype="fp32")) for c in _published(cases, lengths)]
 
 
 def by_importance(cases: Iterable[Case]) -> list[Case]:
     """The order for a run that may be cut short: the published problem (gated, bf16) at its lengths first.
 
-    A few rows in fp16 come right after its causal ones: at the end of all they would never run.
+    A few rows in fp16 and fp32 come right after its causal ones: at the end of all they would never run.
     """
 
     def rank(case: Case) -> tuple[float, int, int, int]:
         p = case.problem
         group = (p.dtype != "bf16") * 4.0 + (not case.gated) * 2 + (not p.causal)
-        if p.dtype == "fp16" and case.gated and p.length in EARLY_FP16:
-            group = 0.25 + 0.5 * (not p.causal)
+        if p.dtype != "bf16" and case.gated and p.length in EARLY:
+            group = 0.25 + 0.5 * (not p.causal) + 0.125 * (p.dtype == "fp32")
         known = p.length in LANDMARKS
         place = LANDMARKS.index(p.length) if known else len(LANDMARKS)
         return (group, place, p.length, DIRECTIONS.index(case.direction))

@@ -38,6 +38,8 @@ def find(module: str, name: str) -> Any:
 
 def _flashfftconv(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
     module = find("flashfftconv", "FlashFFTConv")
+    if case.problem.dtype == "fp32":
+        raise Unavailable("takes signals of 16 bits")
     if case.points not in FLASH_SIZES:
         raise Unavailable(f"takes transforms of powers of two from 256 to 4194304, not {case.points}")
     # In evaluation mode nothing is saved for a backward pass.
@@ -70,8 +72,10 @@ def _causal(module: str) -> Callable[[Case, Sequence[Inputs], Backend], Prepared
 
             return run
 
-        note = "gates as products of their own; " if case.gated else ""
-        return Prepared(tuple(call(x) for x in sets), note=f"{note}filter rounded to {case.problem.dtype}")
+        notes = ["gates as products of their own"] * case.gated
+        if case.problem.dtype != "fp32":
+            notes.append(f"filter rounded to {case.problem.dtype}")
+        return Prepared(tuple(call(x) for x in sets), note="; ".join(notes))
 
     return prepare
 

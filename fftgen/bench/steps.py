@@ -47,13 +47,14 @@ SANITIZED = (
     Problem("causal", 65536, "bf16"),
 )
 SANITIZED_GRADIENTS = (Problem("causal", 1024, "bf16"),)
-# Gradients that are proven: a warp's kernel, a block's, a circular length, device memory.
+# Gradients that are proven: a warp's kernel, a block's, a circular length, device memory, fp32.
 GRADIENTS = (
     Problem("causal", 256, "fp16"),
     Problem("causal", 1024, "bf16"),
     Problem("circular", 4096, "bf16"),
     Problem("causal", 32768, "fp16"),
     Problem("causal", 65536, "bf16"),
+    Problem("causal", 4096, "fp32"),
 )
 # Steps that run kernels of ours, by kind, and those of which direction; None: their parameters say.
 DIRECTION_OF = {

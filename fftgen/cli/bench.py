@@ -24,9 +24,7 @@ from fftgen.errors import InputError
 @click.option(
     "--seqlen", "seqlens", multiple=True, metavar="N|N..M", help="Length, or powers of two. Default: 256..4M."
 )
-@click.option(
-    "--dtype", "dtypes", multiple=True, help="bf16, fp16, fp32. Default: bf16; of a suite, the first two."
-)
+@click.option("--dtype", "dtypes", multiple=True, help="bf16, fp16, fp32. Default: bf16; of a suite, all.")
 @click.option("--causal/--circular", "causal", default=None, help="Default: both.")
 @click.option("--gated/--ungated", "gated", default=None, help="Default: both.")
 @click.option(
@@ -120,9 +118,11 @@ def command(
             BACKWARD_LENGTHS,
             BATCH,
             CHANNELS,
+            EARLY,
             LENGTHS,
             backward_rows,
             problem_set,
+            wide_rows,
         )
         from fftgen.bench.row import CONTENDERS
         from fftgen.bench.run import SECONDS, SUITE_BUDGET, SUITE_SECONDS, Wish, carry_out
@@ -148,7 +148,8 @@ def command(
         )
         if suite and not directions:
             # A dry run has the whole way, whatever its lengths.
-            cases += backward_rows(cases, sizes if dry_run else BACKWARD_LENGTHS)
+            wide = [] if dtypes else wide_rows(cases, sizes[:1] if dry_run else EARLY)
+            cases += [*backward_rows(cases, sizes if dry_run else BACKWARD_LENGTHS), *wide]
         if not dry_run:
             require_cuda()
 

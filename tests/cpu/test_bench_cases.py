@@ -17,6 +17,7 @@ from fftgen.bench.cases import (
     backward_rows,
     by_importance,
     problem_set,
+    wide_rows,
 )
 from fftgen.bench.contenders import complex_fft
 from fftgen.bench.inputs import FILLS, draw, draw_sets
@@ -151,11 +152,24 @@ def test_a_run_that_may_be_cut_short_begins_with_the_published_problem() -> None
     assert [c.problem.dtype for c in order].count("bf16") == 60
     early = [c for c in order[:66] if c.problem.dtype == "fp16"]
     assert [(c.problem.mode, c.length, c.gated) for c in early] == [
-        (mode, n, True) for mode in ("causal", "circular") for n in cases.EARLY_FP16
+        (mode, n, True) for mode in ("causal", "circular") for n in cases.EARLY
     ]
     assert order[15:21] == early
     unknown = by_importance(problem_set(lengths=(777, 4096), dtypes=("bf16",), modes=("causal",)))
     assert [c.length for c in unknown] == [4096, 777, 4096, 777]
+
+
+def test_a_few_rows_are_in_fp32() -> None:
+    every = problem_set()
+    found = wide_rows(every)
+    assert {(c.problem.mode, c.problem.dtype, c.gated, c.direction) for c in found} == {
+        ("causal", "fp32", True, "forward")
+    }
+    assert sorted(c.length for c in found) == sorted(cases.EARLY)
+    narrow = case("causal", 4096, "bf16")
+    assert case("causal", 4096, "fp32").floor_bytes == 2 * narrow.floor_bytes
+    order = by_importance([*every, *found])
+    assert [str(c) for c in order[18:21]] == [str(c) for c in by_importance(found)]
 
 
 def test_inputs_are_noise_of_the_storage_type_and_filters_of_unit_norm() -> None:

@@ -50,7 +50,7 @@ def no_gpu() -> str:
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(no_gpu()), reason=no_gpu() or "there is a GPU")]
 
-TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
+TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 ids = {"ids": lambda p: f"{p.mode}-{p.length}-{p.dtype}" if isinstance(p, Problem) else str(p)}
 
 
@@ -120,7 +120,9 @@ OPTIONS = [c for n in range(4) for c in itertools.combinations(("in_gate", "out_
 
 @pytest.mark.parametrize("options", OPTIONS, ids="+".join)
 @pytest.mark.parametrize(
-    "problem", [Problem("causal", 4096, "bf16"), Problem("circular", 1024, "fp16")], **ids
+    "problem",
+    [Problem("causal", 4096, "bf16"), Problem("circular", 1024, "fp16"), Problem("causal", 5000, "fp32")],
+    **ids,
 )
 def test_every_combination_of_options(
     problem: Problem, options: tuple[str, ...], rng: np.random.Generator
@@ -355,6 +357,8 @@ TRAINED = [
     Problem("causal", 32_768, "bf16"),
     Problem("circular", 1000, "fp16"),
     Problem("causal", 65_536, "bf16"),
+    Problem("causal", 4096, "fp32"),
+    Problem("circular", 5003, "fp32"),
 ]
 
 
