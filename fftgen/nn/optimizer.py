@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 
 from fftgen.nn.fft_conv import FFTConv
-from fftgen.nn.long_conv import LongConv
+from fftgen.nn.free_filters import FreeFilters
 
 
 def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """A model's parameters for ``torch.optim``: filters of FFTConv and LongConv apart from the rest.
+    """A model's parameters for ``torch.optim``: filters of this package's layers apart from the rest.
 
     Filters get ``weight_decay=0`` and their layer's ``filter_lr`` (``lr`` where it is None), everything
     else ``lr`` and ``weight_decay``. Every trainable parameter is in one group, once; groups keep the
@@ -19,7 +19,7 @@ def parameter_groups(model: nn.Module, *, lr: float, weight_decay: float = 0.0) 
     """
     own: dict[int, float] = {}
     for module in model.modules():
-        if isinstance(module, FFTConv | LongConv):
+        if isinstance(module, FFTConv | FreeFilters):
             rate = lr if module.filter_lr is None else module.filter_lr
             own.update((id(p), rate) for p in module.filter_parameters())
     groups: dict[tuple[float, float], dict[str, Any]] = {}

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fftgen
 from fftgen.errors import InputError
-from fftgen.nn import FFTConv, FlashFFTConv, LongConv, geometric, parameter_groups, smooth, squash
+from fftgen.nn import FFTConv, FlashFFTConv, H3Conv, LongConv, geometric, parameter_groups, smooth, squash
 
 
 @pytest.fixture
@@ -205,6 +205,67 @@ def test_no_tap_acts_from_the_future(white: Any) -> None:
     assert found[..., :17].all()
 
 
+# H3Conv.
+
+
+def h3_reference(layer: H3Conv, u: Tensor) -> Tensor:
+    """The layer in float64, written out."""
+    length = u.shape[-1]
+    k1, k2 = squash(smooth(layer.kernel.double(), layer.smooth), layer.squash)[..., :length]
+    linear = layer.input_linear
+    q, k, v = (
+        torch.einsum("oc,bcl->bol", w.double(), u) + b.double()[:, None]
+        for w, b in zip(linear.weight.chunk(3), linear.bias.chunk(3), strict=True)
+    )
+    kept = composite(k, k1, None, skip=layer.D[0], mode="causal", length=length) * v
+    y = q * composite(kept, k2, None, skip=layer.D[1], mode="causal", length=length)
+    out = layer.output_linear
+    return torch.einsum("oc,bcl->bol", out.weight.double(), y) + out.bias.double()[:, None]
+
+
+@pytest.mark.parametrize("length", [40, 13, 1])
+@pytest.mark.parametrize("reach", [0, 2])
+def test_h3_is_what_the_papers_write(reach: int, length: int, white: Any) -> None:
+    layer = H3Conv(4, 40, squash=0.001, smooth=reach, filter_dropout=0).double()
+    u = white(2, 4, length)
+    y = layer(u)
+    close(y, h3_reference(layer, u))
+    turned = copy.deepcopy(layer)
+    turned.transposed = False
+    close(turned(u.transpose(1, 2)).transpose(1, 2), y)
+
+
+def test_h3_sees_only_the_past(white: Any) -> None:
+    layer = H3Conv(4, 64, squash=0.0, filter_dropout=0).double()
+    u = white(1, 4, 64)
+    whole = layer(u)
+    for length in (1, 17, 63):
+        close(layer(u[..., :length]), whole[..., :length])
+        later = u.clone()
+        later[..., length:] = 100.0
+        assert torch.allclose(layer(later)[..., :length], whole[..., :length], rtol=0, atol=1e-10)
+
+
+def test_h3_in_training(white: Any) -> None:
+    """Its filters are dropped out there, it compiles to one graph for all lengths, and autocast casts it."""
+    layer = H3Conv(4, 64, initial="geometric", squash=0.0)
+    u = white(2, 4, 50).float()
+    assert not torch.equal(layer(u), layer(u))
+    layer.eval()
+    assert torch.equal(layer(u), layer(u))
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for steps in (50, 33):
+        close(compiled(u[..., :steps]), layer(u[..., :steps]), 1e-5)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(u)
+    assert y.dtype == torch.bfloat16
+    assert (y.float() - layer(u)).norm() < 0.03 * layer(u).norm()
+    layer(u).square().sum().backward()
+    for name, p in layer.named_parameters():
+        assert p.grad is not None, name
+        assert p.grad.any(), name
+
+
 def test_a_filter_squashed_to_zero_is_warned_about(white: Any) -> None:
     with pytest.warns(
         UserWarning, match=r"4 of 4 filters are squashed to zero \(squash=0.1, largest weight 0.0"
@@ -319,6 +380,15 @@ def test_what_the_layer_refuses(arguments: Any, message: str) -> None:
     ):
         with pytest.raises(InputError, match=message):
             LongConv(6, 32, **arguments)
+    for arguments, message in (
+        ({"initial": "zeros"}, "initial 'zeros' is not known"),
+        ({"length": 0}, "sizes must be positive"),
+        ({"smooth": -1}, "squash and smooth cannot be negative"),
+    ):
+        with pytest.raises(InputError, match=message):
+            H3Conv(**{"channels": 6, "length": 32, **arguments})
+    with pytest.raises(InputError, match=r"u has shape \(1, 32, 6\): this layer takes \(..., 6, L\)"):
+        H3Conv(6, 32, filter_dropout=0)(torch.zeros(1, 32, 6))
     with pytest.raises(InputError, match="u has length 33, this layer takes at most 32"):
         FFTConv(6, 32)(torch.zeros(1, 6, 33))
     with pytest.raises(InputError, match=r"u has shape \(1, 32, 6\): this layer takes \(..., 6, L\)"):
@@ -333,6 +403,7 @@ def test_what_the_layer_refuses(arguments: Any, message: str) -> None:
     [
         lambda: FFTConv(4, 16, bidirectional=True, conv=fftgen.get_conv(16, causal=True)),
         lambda: LongConv(4, 16, filters=2, bidirectional=True, squash=0.0),
+        lambda: H3Conv(4, 16, squash=0.0, filter_dropout=0.0),
         lambda: FlashFFTConv(16, torch.bfloat16),
     ],
 )
@@ -357,7 +428,7 @@ def test_convolutions_copy_to_themselves() -> None:
 def test_filters_get_a_learning_rate_of_their_own_and_no_decay() -> None:
     model = nn.Sequential(
         LongConv(4, 16, squash=0.0, filter_lr=1e-4), nn.Linear(4, 4), FFTConv(4, 16, bidirectional=True),
-        LongConv(4, 16, squash=0.0, filter_lr=1e-4),
+        LongConv(4, 16, squash=0.0, filter_lr=1e-4), H3Conv(4, 16, squash=0.0),
     )  # fmt: skip
     model[1].bias.requires_grad_(False)
     groups = parameter_groups(model, lr=1e-2, weight_decay=0.1)
@@ -365,9 +436,10 @@ def test_filters_get_a_learning_rate_of_their_own_and_no_decay() -> None:
     found = {(g["lr"], g["weight_decay"]): [names[id(p)] for p in g["params"]] for g in groups}
     assert found == {
         (1e-4, 0.0): ["0.kernel", "3.kernel"],
-        (1e-2, 0.0): ["2.weight", "2.weight_rev"],
+        (1e-2, 0.0): ["2.weight", "2.weight_rev", "4.kernel"],
         (1e-2, 0.1): ["0.D", "0.output_linear.weight", "0.output_linear.bias", "1.weight", "2.D", "3.D",
-                      "3.output_linear.weight", "3.output_linear.bias"],
+                      "3.output_linear.weight", "3.output_linear.bias", "4.D", "4.input_linear.weight",
+                      "4.input_linear.bias", "4.output_linear.weight", "4.output_linear.bias"],
     }  # fmt: skip
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     for p in model.parameters():
