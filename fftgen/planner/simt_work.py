@@ -19,6 +19,7 @@ ADDRESSES = 14  # instructions of a thread around a DFT of any radix
 MOVED = 2  # of a number: a load and a store
 BOUNDED = 2  # of a number of a signal, beside its load: is there one, and its weight
 PRODUCT = 5  # of a frequency and the filter's, its load included
+GATED = 2  # of a number and its gate, likewise
 
 
 def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False) -> Work:
@@ -41,7 +42,7 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
         spectrum=whole if both else 0,
         tables=_tables(plan, shape, kernel.resident, kernel.shared_bytes, target) * (1 + both),
         shared_bytes=_exchanged(plan, shape, both) + _twiddles(plan, shape) * (1 + both) + whole * both,
-        instructions=instructions + PRODUCT * n / WARP * both + signals * gated * 3 / (NUMBER * WARP),
+        instructions=instructions + PRODUCT * n / WARP * both + signals * gated * GATED / (NUMBER * WARP),
     )
 
 

@@ -10,7 +10,7 @@ import gradients
 import numpy as np
 import pytest
 import torch
-from calls import built
+from calls import TORCH, built
 
 from fftgen import emulate, gradient_accuracy
 from fftgen.execute import spectrum
@@ -24,26 +24,29 @@ FAR = 2**31 + 4096  # elements; a product with a batch index needs 33 bits
 
 @pytest.mark.drawn(3)
 @pytest.mark.parametrize(
-    ("mode", "length", "target"),
+    ("mode", "length", "dtype"),
     [
-        ("causal", 256, "sm_90"),
-        ("circular", 256, "sm_90"),
-        ("circular", 257, "sm_90"),
-        ("causal", 65_536, "sm_90"),
+        ("causal", 256, "bf16"),
+        ("circular", 256, "bf16"),
+        ("circular", 257, "bf16"),
+        ("causal", 65_536, "bf16"),
+        ("causal", 256, "fp32"),
+        ("circular", 5003, "fp32"),
+        ("causal", 65_536, "fp32"),
     ],
 )
 @pytest.mark.parametrize("far", ["batch", "channel"])
 def test_rows_lie_gigabytes_apart(
     mode: str,
     length: int,
-    target: str,
+    dtype: str,
     far: str,
     rng: np.random.Generator,
 ) -> None:
-    plan = search.plan(Problem(mode, length, "bf16"), target)
+    plan = search.plan(Problem(mode, length, dtype), "sm_90")
     module, ptx = built(plan)
     shape = (3, 1) if far == "batch" else (1, 3)
-    u = torch.from_numpy(rng.standard_normal((*shape, length))).bfloat16()
+    u = torch.from_numpy(rng.standard_normal((*shape, length))).to(TORCH[dtype])
     k = torch.from_numpy(
         rng.standard_normal((shape[1], length)) * np.exp(-8 * np.arange(length) / length)
     ).float()
@@ -56,7 +59,7 @@ def test_rows_lie_gigabytes_apart(
         first = 0
         for i, row in enumerate(x.view(torch.uint8).numpy().reshape(3, -1)):
             if i:
-                memory._next = first + 2 * FAR * i
+                memory._next = first + x.element_size() * FAR * i
             at = memory.bind(f"{name}{i}", row, writable=writable, initialized=not writable)
             first = first or at
         return Signal(first, FAR, 0) if far == "batch" else Signal(first, 0, FAR)
@@ -83,4 +86,4 @@ def test_rows_lie_gigabytes_apart(
     addresses = call.spectrum, call.scale, call.tables, call.workspace, call.peaks
     run(steps, (call.u.address, 0, 0, call.y.address, 0, 0, *addresses), device)
     ref = gradients.composite(u, k, mode=mode, length=length)
-    gradients.judge(y, ref, gradient_accuracy.result("bf16", plan.order, plan.compute_format))
+    gradients.judge(y, ref, gradient_accuracy.result(dtype, plan.order, plan.compute_format))

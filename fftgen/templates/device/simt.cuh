@@ -13,14 +13,27 @@ __device__ __forceinline__ const float2* spectrum_of(const Args<float>& args, in
     return reinterpret_cast<const float2*>(args.spectrum) + h * (long long)N;
 }
 
-// Numbers of a row, times those of its gate if there is one: from `length` on zeros.
+// Numbers of a row at rising places: from `length` on zeros. Most threads have all of theirs before that.
+template <int R, typename Place>
+__device__ __forceinline__ void numbers(const float* row, int length, Place place, float (&x)[R]) {
+    if (place(R - 1) < length) {
+#pragma unroll
+        for (int j = 0; j < R; ++j) x[j] = __ldg(row + place(j));
+    } else {
+#pragma unroll
+        for (int j = 0; j < R; ++j) x[j] = tap_at(row, place(j), length);
+    }
+}
+
+// The same times those of its gate if there is one.
 template <int R, typename Place>
 __device__ __forceinline__ void take(const float* row, const float* gate, int length, Place place, float (&u)[R]) {
-#pragma unroll
-    for (int j = 0; j < R; ++j) u[j] = tap_at(row, place(j), length);
+    numbers(row, length, place, u);
     if (gate == nullptr) return;
+    float g[R];
+    numbers(gate, length, place, g);
 #pragma unroll
-    for (int j = 0; j < R; ++j) u[j] *= tap_at(gate, place(j), length);
+    for (int j = 0; j < R; ++j) u[j] *= g[j];
 }
 template <int R, typename Place>
 __device__ __forceinline__ void take(const Args<float>& args, int b, int h, Place place, float (&u)[R]) {
@@ -31,11 +44,20 @@ __device__ __forceinline__ void take(const Args<float>& args, int b, int h, Plac
 template <int R, typename Place>
 __device__ __forceinline__ void put(float* row, const float* gate, int length, Place place, const float (&y)[R]) {
     float g[R];
+    if (gate != nullptr) {
+        numbers(gate, length, place, g);
+    } else {
 #pragma unroll
-    for (int j = 0; j < R; ++j) g[j] = gate == nullptr ? 1.0f : tap_at(gate, place(j), length);
+        for (int j = 0; j < R; ++j) g[j] = 1.0f;
+    }
+    if (place(R - 1) < length) {
 #pragma unroll
-    for (int j = 0; j < R; ++j)
-        if (place(j) < length) row[place(j)] = y[j] * g[j];
+        for (int j = 0; j < R; ++j) row[place(j)] = y[j] * g[j];
+    } else {
+#pragma unroll
+        for (int j = 0; j < R; ++j)
+            if (place(j) < length) row[place(j)] = y[j] * g[j];
+    }
 }
 
 // The same by what undoes the scale of the spectrum, with each of two gates where there may be TWO results.
