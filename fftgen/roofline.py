@@ -109,8 +109,9 @@ def of_plan(plan: Plan, shape: tuple[int, int] | None = None, gated: bool = Fals
     return Roofline(plan, chip, found, filter_cost(plan, chip), call=call, gated=gated)
 
 
-def of_gradient(built: Built, shape: tuple[int, int] | None = None) -> Roofline:
-    """Of a gradient's build. The way from its sums to taps, once a filter, is left out."""
+def of_gradient(built: Built, shape: tuple[int, int] | None = None, gated: bool = False) -> Roofline:
+    """Of a gradient's build; ``gated``: of calls with both gates. The way from its sums to taps, once a
+    filter, is left out."""
     found = built.gradient
     assert found is not None
     plan, chip = found.plan, find_target(found.plan.target)
@@ -119,21 +120,21 @@ def of_gradient(built: Built, shape: tuple[int, int] | None = None) -> Roofline:
     note, instructions = "", {}
     if built.cubin:
         try:
-            paths = gradient_hot_paths(found, False)
+            paths = gradient_hot_paths(found, gated)
         except ToolchainError as error:
             note = f"instructions by formula: {error}"
         else:
             note = _uncounted(plan, paths)
             labels = {k.role: k.label for k in (*found.before, *found.after)} | {found.label: found.label}
-            sides = {"columns": 2}
+            sides = {"columns": 2, "columns_inverse": 2 if gated else 1}
             instructions = {
                 labels[role]: path.per_transform(plan.transform) / sides.get(role, 1)
                 for role, path in paths.items()
             }
-    price = gradient_cost(found, chip, Compiled(registers, instructions))
+    price = gradient_cost(found, chip, Compiled(registers, instructions), gated)
     call = gradient_call(found, chip, price, *shape) if shape else None
     how = COMPILED if registers else PLANNED
-    return Roofline(plan, chip, price, Cost(()), tuple(instructions), how, note, call, found)
+    return Roofline(plan, chip, price, Cost(()), tuple(instructions), how, note, call, found, gated=gated)
 
 
 def _uncounted(plan: Plan, paths: Collection[str]) -> str:
@@ -142,12 +143,9 @@ def _uncounted(plan: Plan, paths: Collection[str]) -> str:
 
 
 def of_built(built: Built, shape: tuple[int, int] | None = None, gated: bool = False) -> Roofline:
-    """From a build: registers by the compiler, instructions from the code where they can be counted.
-
-    Gradients are those of calls without gates, whatever is asked.
-    """
+    """From a build: registers by the compiler, instructions from the code where they can be counted."""
     if built.gradient is not None:
-        return of_gradient(built, shape)
+        return of_gradient(built, shape, gated)
     plan, chip = built.plan, find_target(built.plan.target)
     if not built.cubin:
         return of_plan(plan, shape, gated)

@@ -33,7 +33,7 @@ def options(function: Function) -> Function:
     function = click.option(
         "--gated",
         is_flag=True,
-        help="With --roofline: of calls whose input and results are gated (gradients: without gates anyway).",
+        help="With --roofline: of calls whose input and results are gated.",
     )(function)
     return click.option(
         "--roofline",

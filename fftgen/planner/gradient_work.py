@@ -1,7 +1,8 @@
 """What the kernels of a gradient do for one row of u and its row of the cotangent, as work.py has it.
 
-Of full length and without gates: then nothing but the filter's gradient is made of the first signal, and
-with ``signals`` the second one comes back as the gradient of u. Operations and bytes of signals, workspace,
+Of full length. Without gates nothing but the filter's gradient is made of the first signal, and with
+``signals`` the second one comes back as the gradient of u; with both gates the first comes back as that of
+the output's gate, the second as two results. Operations and bytes of signals, workspace,
 spectrum, kept spectra and sums are those that the simulator counts; what a worker does once, before its first
 row and after its last, is left out. Instructions are an estimate: the two ways of work.py, and the product;
 within 15 % of the compiled code of 256 to 2**20 points on sm_90.
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from fftgen.dtypes import dtype
 from fftgen.planner import fragments, simt_work, work
 from fftgen.planner.cost import Compiled, Cost, KernelCost, kernel_cost, work_of
 from fftgen.planner.gradient import FORWARD, Gradient
@@ -25,19 +27,39 @@ PRODUCT = {"warp": 42.0, "block": 75.0, "device": 43.0}
 SUM = 8  # bytes of a complex number of the sum
 
 
-def side_work(found: Gradient, kernel: Kernel, target: Target) -> Work:
-    """What a kernel before or after does for one of the two rows."""
-    return work_of(found.plan, kernel, target)
+def side_work(found: Gradient, kernel: Kernel, target: Target, gated: bool = False, side: str = "u") -> Work:
+    """What a kernel before or after does for one of the two rows, that of ``side`` (SIDES).
+
+    ``gated``: the cotangent comes back as two results, each with a gate.
+    """
+    both = gated and side == "v" and kernel in found.after
+    return work_of(replace(found.plan, outputs=2 if both else 1), kernel, target, gated)
 
 
-def gradient_work(found: Gradient, target: Target) -> Work:
-    """What the kernel of both signals does."""
-    if found.plan.engine == SIMT:
-        return simt_work.gradient_work(found.plan, found.kernel, int(found.signals), target)
-    plan, back = found.plan, int(found.signals)
+def ways_back(found: Gradient, gated: bool) -> int:
+    """Transforms that go on to results: the cotangent's; with gates that of u as well."""
+    return found.signals * (2 if gated else 1)
+
+
+def gradient_work(found: Gradient, target: Target, gated: bool = False) -> Work:
+    """What the kernel of both signals does. ``gated``: with both gates, whose gradients are made as well."""
+    plan, back = found.plan, ways_back(found, gated)
     n, whole = plan.transform, not plan.device_stages
-    row = 2 * min(plan.problem.length, n)
-    loaded, stored = (2 * row if whole else 0), (back * row if whole else 0)
+    size = dtype(plan.problem.dtype).nbytes
+    row = size * min(plan.problem.length, n) * whole
+    # Both signals have a gate, and every result: in_gate, u and the cotangent, which have been read before,
+    # the last into shared memory where rows are brought there.
+    results = found.signals * (3 if gated else 1)
+    again = results - (found.signals and found.kernel.brought > 0)
+    inward, outward = (2, again) if gated else (0, 0)
+    moved = Work(
+        loaded=2 * row,
+        stored=results * row,
+        gates=(inward + outward) * row,
+        device_bytes=(2 + inward + results) * row,
+    )
+    if plan.engine == SIMT:
+        return simt_work.gradient_work(plan, found.kernel, back, target, moved)
     workspace_loaded = 0 if whole else 2 * ELEMENT * n
     workspace_stored = 0 if whole else back * ELEMENT * n
     kept = (0 if found.spectra_at >= 0 else ELEMENT * n) + (0 if found.sums_at >= 0 else SUM * n)
@@ -48,37 +70,35 @@ def gradient_work(found: Gradient, target: Target) -> Work:
     body = replace(plan.body, warps=found.kernel.warps, group=found.kernel.group)
     both_ways = work.mma_instructions(plan, body, 0)
     rescaled = (2 - one_way / 2) * work.rescaling(plan)  # both ways do it once, two transforms there twice
-    return Work(
+    each = n / 128 * (PRODUCT[plan.memory_class] + rescaled) + work.gating(plan, moved.gates)
+    return replace(
+        moved,
         tensor_ops=ops,
-        loaded=loaded,
-        stored=stored,
-        device_bytes=loaded + stored,
         workspace_loaded=workspace_loaded + kept,
         workspace_stored=workspace_stored + kept,
-        spectrum=back * 2 * ELEMENT * n // shared,
-        tables=_tables(found, target),
-        shared_bytes=_shared(found),
-        instructions=2 * ops + one_way / 2 * both_ways + n / 128 * (PRODUCT[plan.memory_class] + rescaled),
+        spectrum=found.signals * 2 * ELEMENT * n // shared,
+        tables=_tables(found, back, target),
+        shared_bytes=_shared(found, back),
+        instructions=2 * ops + one_way / 2 * both_ways + each,
     )
 
 
-def _tables(found: Gradient, target: Target) -> int:
+def _tables(found: Gradient, back: int, target: Target) -> int:
     """Bytes of the outer twiddles from the L2."""
-    back = int(found.signals)
-    names = ("outer", "outer_high", "outer_inverse", "outer_inverse_high")[: 2 + 2 * back]
+    names = ("outer", "outer_high", "outer_inverse", "outer_inverse_high")[: 4 if back else 2]
     outer = sum(t.nbytes for t in found.plan.tables if t.name in names)
     return work.missed((2 + back) * ELEMENT * found.plan.transform, outer, found.kernel, target)
 
 
-def _shared(found: Gradient) -> int:
+def _shared(found: Gradient, back: int) -> int:
     """Exchanges, tables and twiddles of each way; the spectrum; X and the sum, written and read."""
-    plan, kernel, back = found.plan, found.kernel, int(found.signals)
+    plan, kernel = found.plan, found.kernel
     n = plan.transform
     sizes = {t.name: t.nbytes for t in plan.tables}
     ahead = sum(sizes[name] for name in FORWARD)
     after = sum(sizes[name] for name in sizes.keys() & fragments.CHAIN) - ahead
     rows = n // (plan.factors[-1] * plan.factors[-2])
-    total = (2 * ahead + back * after) * rows // kernel.group + back * 2 * ELEMENT * n
+    total = (2 * ahead + back * after) * rows // kernel.group + found.signals * 2 * ELEMENT * n
     total += 2 * ELEMENT * n * (found.spectra_at >= 0) + 2 * SUM * n * (found.sums_at >= 0)
     if not plan.block_stage:
         planes = 2 if plan.device_stages else 1
@@ -94,10 +114,13 @@ def _shared(found: Gradient) -> int:
 SIDES = ("u", "v")  # the input, and the cotangent
 
 
-def gradient_cost(found: Gradient, target: Target, compiled: Compiled | None = None) -> Cost:
+def gradient_cost(
+    found: Gradient, target: Target, compiled: Compiled | None = None, gated: bool = False
+) -> Cost:
     """Counts and seconds of one row of u and its row of the cotangent.
 
-    A kernel that runs before on each signal is there twice, one that runs after for the cotangent alone.
+    A kernel that runs before on each signal is there twice, one that runs after for the cotangent alone, or
+    with gates for both.
     """
     known = compiled or Compiled()
 
@@ -108,10 +131,15 @@ def gradient_cost(found: Gradient, target: Target, compiled: Compiled | None = N
 
     def sides(kernels: Iterable[Kernel], of_sides: Sequence[str]) -> list[KernelCost]:
         return [
-            of(kernel, f"{kernel.label} {side}", side_work(found, kernel, target), kernel.label)
+            of(
+                kernel,
+                f"{kernel.label} {side}",
+                side_work(found, kernel, target, gated, side),
+                kernel.label,
+            )
             for side in of_sides
             for kernel in kernels
         ]
 
-    own = of(found.kernel, found.label, gradient_work(found, target), found.label)
-    return Cost((*sides(found.before, SIDES), own, *sides(found.after, SIDES[1:])))
+    own = of(found.kernel, found.label, gradient_work(found, target, gated), found.label)
+    return Cost((*sides(found.before, SIDES), own, *sides(found.after, SIDES if gated else SIDES[1:])))

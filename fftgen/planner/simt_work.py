@@ -6,6 +6,8 @@ memory are those that the simulator counts.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fftgen.planner.filter import FilterKernel, FilterStage
 from fftgen.planner.filter_design import exponents
 from fftgen.planner.filter_work import COMPLEX, ROOT, SCALE, TWIST, WARP, real_operations
@@ -46,29 +48,25 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
     )
 
 
-def gradient_work(plan: Plan, kernel: Kernel, back: int, target: Target) -> Work:
-    """What the kernel of gradients does for one row of u and its row of the cotangent, ungated: of a filter's
-    alone, or (``back`` 1) the cotangent comes back as the gradient of u.
+def gradient_work(plan: Plan, kernel: Kernel, back: int, target: Target, moved: Work) -> Work:
+    """What the kernel of gradients does for a row of u and its row of the cotangent, ``back`` of which go on
+    to results; ``moved``: bytes of signals and gates.
 
     X is written to shared memory and read from there; what a block does after its last row is left out.
     """
     shape, n = shape_of(plan, kernel.role), plan.transform
-    whole = not plan.device_stages
-    row, ways = NUMBER * min(plan.problem.length, n) * whole, 2 + back
-    moved = _exchanged(plan, shape, False) + _twiddles(plan, shape)
+    whole, ways = not plan.device_stages, 2 + back
+    passed = _exchanged(plan, shape, False) + _twiddles(plan, shape)
     instructions = 2 * _stages(plan, shape, True, kernel.group) + PRODUCT * n / WARP
-    if back:
-        instructions += _stages(plan, shape, False, kernel.group) + PRODUCT * n / WARP
-    return Work(
-        loaded=2 * row,
-        stored=back * row,
-        device_bytes=ways * row,
+    instructions += back * (_stages(plan, shape, False, kernel.group) + PRODUCT * n / WARP)
+    return replace(
+        moved,
         workspace_loaded=0 if whole else 2 * COMPLEX * n,
         workspace_stored=0 if whole else back * COMPLEX * n,
         spectrum=back * COMPLEX * n,
         tables=ways * _tables(plan, shape, kernel.resident, kernel.shared_bytes, target),
-        shared_bytes=ways * moved + ways * COMPLEX * n,
-        instructions=instructions,
+        shared_bytes=ways * passed + ways * COMPLEX * n,
+        instructions=instructions + moved.gates * GATED / (NUMBER * WARP),
     )
 
 

@@ -101,11 +101,11 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
         spectrum=ELEMENT * plan.transform if body else 0,
         tables=far_twiddles(plan, kernel, target) if mma and body else 0,
         shared_bytes=shared,
-        instructions=instructions + _gating(plan, inward + outward),
+        instructions=instructions + gating(plan, inward + outward),
     )
 
 
-def _gating(plan: Plan, gates: int) -> float:
+def gating(plan: Plan, gates: int) -> float:
     """Instructions that take so many bytes of gates to signals and results (as compiled, sm_80 and sm_90)."""
     narrow = not plan.device_stages and (
         plan.body.columns == 2 if plan.block_stage else plan.factors[-1] == TILE

@@ -11,7 +11,8 @@ from fftgen import emulate, hot_path, toolkit
 from fftgen.gradient import Needed
 from fftgen.planner.call_cost import gradient_call
 from fftgen.planner.gradient import Gradient, backward, gradient, launches
-from fftgen.planner.gradient_work import gradient_cost, gradient_work, side_work
+from fftgen.planner.gradient_work import SIDES, gradient_cost, gradient_work, side_work
+from fftgen.planner.work import Work
 from fftgen.problem import Problem
 from fftgen.simulator import Counters
 from fftgen.targets import target
@@ -21,7 +22,9 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 BATCH = 4
 # A warp's transforms, several and one; blocks with all in shared memory, with the sum outside, with the
 # spectrum outside too; the device stage.
-LENGTHS = (256, 1024, 4096, 16_384, 32_768, 65_536)
+LENGTHS = (256, 512, 1024, 2048, 4096, 16_384, 32_768, 65_536)
+SIGNALS_AND_GATES = ("u", "v_u", "in_gate", "v_in_gate", "v_gate", "d_u_gate", "d_in_gate_gate")
+RESULTS = ("d_u", "d_in_gate", "d_out_gate")
 SIGNALS = pytest.mark.parametrize("signals", [False, True], ids=["of the filter", "all"])
 
 
@@ -39,50 +42,68 @@ def moved(counters: Counters, kind: str, *buffers: str) -> int:
 
 @pytest.mark.drawn(4)
 @SIGNALS
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("length", LENGTHS)
-def test_every_kernel_does_what_the_model_says(length: int, signals: bool) -> None:
+def test_every_kernel_does_what_the_model_says(length: int, gated: bool, signals: bool) -> None:
     found, chip = planned(length, signals), target("sm_90")
     module, ptx = built(found)
     generator = torch.Generator().manual_seed(5)
     batch = BATCH if length <= 16_384 else 1
-    u, v = (torch.randn(batch, 1, length, generator=generator).bfloat16() for _ in range(2))
+    u, v, a, b = (torch.randn(batch, 1, length, generator=generator).bfloat16() for _ in range(4))
+    gates = {"in_gate": a, "out_gate": b} if gated else {}
     if signals:
         k = torch.randn(1, length, generator=generator)
-        _, simulated = emulate.backward(module, u, v, k, needed=Needed(u=True), taps=length, ptx=ptx)
+        needed = Needed(True, gated, gated)
+        _, simulated = emulate.backward(module, u, v, k, needed=needed, taps=length, **gates, ptx=ptx)
     else:
-        _, simulated = emulate.gradient(module, u, v, taps=length, ptx=ptx)
-    work, own = gradient_work(found, chip), simulated.reports[found.name].counters
+        _, simulated = emulate.gradient(module, u, v, taps=length, **gates, ptx=ptx)
+    work, own = gradient_work(found, chip, gated), simulated.reports[found.name].counters
     assert sum(own.tensor.values()) == 2 * batch * work.tensor_ops
     workspaces = ("workspace", "v_workspace", "spectra", "sums")
     # The sum of a worker, one for each row of a transform, begins as zeros, in device memory
     # unless it stays in shared memory until it is done: then it ends there.
     once = 8 * found.plan.transform
     for kind, buffers, predicted in (
-        ("loads", ("u", "v_u"), batch * work.loaded),
-        ("stores", ("d_u",), batch * work.stored),
+        ("loads", SIGNALS_AND_GATES, batch * (work.loaded + work.gates)),
+        ("stores", RESULTS, batch * work.stored),
         ("loads", workspaces, batch * work.workspace_loaded),
         ("stores", workspaces, batch * work.workspace_stored + once),
         ("loads", ("spectrum",), batch * work.spectrum),
     ):
         assert moved(own, kind, *buffers) == predicted, (kind, buffers)
     for kernel in (*found.before, *found.after):
-        side, counters = side_work(found, kernel, chip), simulated.reports[found.plan.entry(kernel)].counters
-        sides = 1 if kernel in found.after else 2
-        assert sum(counters.tensor.values()) == 2 * batch * sides * side.tensor_ops
-        assert moved(counters, "loads", "u", "v_u") == batch * sides * side.loaded
-        assert moved(counters, "stores", "d_u") == batch * sides * side.stored
-        for kind, each in (("loads", side.workspace_loaded), ("stores", side.workspace_stored)):
-            assert moved(counters, kind, "workspace", "v_workspace") == batch * sides * each
+        counters = simulated.reports[found.plan.entry(kernel)].counters
+        sides = SIDES if gated or kernel in found.before else SIDES[1:]
+        works = [side_work(found, kernel, chip, gated, side) for side in sides]
+
+        def all_of(name: str, works: list[Work] = works) -> int:
+            return batch * sum(getattr(work, name) for work in works)
+
+        assert sum(counters.tensor.values()) == 2 * all_of("tensor_ops")
+        assert moved(counters, "loads", *SIGNALS_AND_GATES) == all_of("loaded") + all_of("gates")
+        assert moved(counters, "stores", *RESULTS) == all_of("stored")
+        for kind in ("load", "store"):
+            there = moved(counters, f"{kind}s", "workspace", "v_workspace")
+            assert there == all_of("workspace_stored" if kind == "store" else "workspace_loaded")
+
+
+def test_gates_move_what_they_should() -> None:
+    """Bytes of device memory of an element, all gradients: 14 with both gates (README), 6 without."""
+    for length in (1024, 4096, 16_384):
+        found = planned(length, signals=True)
+        for gated, each in ((True, 14), (False, 6)):
+            assert gradient_work(found, target("sm_90"), gated).device_bytes == each * length
 
 
 @pytest.mark.drawn(4)
 @pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
 @SIGNALS
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("length", [256, 1024, 4096, 8192, 65_536])
-def test_instructions_by_formula_are_near_those_of_the_code(length: int, signals: bool) -> None:
+def test_instructions_by_formula_are_near_those_of_the_code(length: int, gated: bool, signals: bool) -> None:
     found = planned(length, signals)
-    counted = hot_path.gradient_hot_paths(found, False)[found.label].per_transform(found.plan.transform)
-    assert 0.85 < gradient_work(found, target("sm_90")).instructions / counted < 1.15
+    counted = hot_path.gradient_hot_paths(found, gated)[found.label].per_transform(found.plan.transform)
+    assert 0.85 < gradient_work(found, target("sm_90"), gated).instructions / counted < 1.15
 
 
 def test_a_backward_pass_is_predicted_by_its_launches() -> None:
@@ -92,6 +113,10 @@ def test_a_backward_pass_is_predicted_by_its_launches() -> None:
     price = gradient_cost(found, chip)
     names = [k.name for k in price.kernels]
     assert names == ["columns1 u", "columns1 v", "backward", "columns_inverse1 v"]
+    gated = gradient_cost(found, chip, gated=True)
+    assert [k.name for k in gated.kernels] == [*names[:3], "columns_inverse1 u", "columns_inverse1 v"]
+    assert gated.predicted > price.predicted
+    assert gradient_call(found, chip, gated, 8, 4).launches == len(launches(found, 8, 4, 65_536))
     call = gradient_call(found, chip, price, 8, 4)
     made = launches(found, 8, 4, 65_536)
     assert call.launches == sum(not (x.side == 0 and x.launch.kernel.role == "columns_inverse") for x in made)

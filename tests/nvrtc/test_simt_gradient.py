@@ -20,7 +20,7 @@ from fftgen import emulate, gradient_accuracy, nvrtc
 from fftgen.gradient import Needed, finish, finish_by_kernels
 from fftgen.planner import search
 from fftgen.planner.gradient import Gradient, backward, gradient, launches, read_backwards
-from fftgen.planner.gradient_work import gradient_cost, gradient_work, side_work
+from fftgen.planner.gradient_work import SIDES, gradient_cost, gradient_work, side_work
 from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import SIMT, Plan
 from fftgen.planner.twins import twin
@@ -163,27 +163,32 @@ def test_sums_are_in_the_order_that_is_said(length: int, rng: np.random.Generato
         assert (made - wanted).norm() < 5e-7 * wanted.norm()
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("signals", [False, True])
 @pytest.mark.parametrize("length", [256, 4096, 5003, 65_536])
-def test_what_kernels_do_is_what_the_model_says(length: int, signals: bool) -> None:
+def test_what_kernels_do_is_what_the_model_says(length: int, signals: bool, gated: bool) -> None:
     found, chip, batch = planned(length), target("sm_90"), 8 if length < 10_000 else 2
     u = torch.ones(batch, 1, length)
+    gates = {name: u.clone() for name in ("in_gate", "out_gate") if gated}
     if signals:
         found = all_of(length)
         module, ptx = calls.built(found)
-        given = {"needed": Needed(u=True), "taps": length, "ptx": ptx}
+        given = {"needed": Needed(True, gated, gated), "taps": length, **gates, "ptx": ptx}
         _, simulated = emulate.backward(module, u, u.clone(), torch.ones(1, length), **given)
     else:
         module, ptx = calls.built(found)
-        _, simulated = emulate.gradient(module, u, u.clone(), taps=length, ptx=ptx)
-    work, own = gradient_work(found, chip), simulated.reports[found.name].counters
+        _, simulated = emulate.gradient(module, u, u.clone(), taps=length, **gates, ptx=ptx)
+    work, own = gradient_work(found, chip, gated), simulated.reports[found.name].counters
 
     def moved(counters: Any, kind: str, *names: str) -> int:
         there = (counters.buffers[name] for name in names if name in counters.buffers)
         return sum(int(getattr(x, kind).bytes) for x in there)
 
-    assert moved(own, "loads", "u", "v_u") == batch * work.loaded
-    assert moved(own, "stores", "d_u") == batch * work.stored
+    inward = ("u", "v_u", "in_gate", "v_in_gate")
+    outward = ("v_gate", "d_u_gate", "d_in_gate_gate")
+    results = ("d_u", "d_in_gate", "d_out_gate")
+    assert moved(own, "loads", *inward, *outward) == batch * (work.loaded + work.gates)
+    assert moved(own, "stores", *results) == batch * work.stored
     assert moved(own, "loads", "workspace", "v_workspace") == batch * work.workspace_loaded
     assert moved(own, "stores", "workspace", "v_workspace") == batch * work.workspace_stored
     assert moved(own, "loads", "spectrum") == batch * work.spectrum
@@ -197,14 +202,16 @@ def test_what_kernels_do_is_what_the_model_says(length: int, signals: bool) -> N
     )
     assert 0.6 < batch * work.instructions / own.total_instructions < 1.1
     assert own.shared_wavefronts <= 1.1 * own.shared_wavefronts_least
-    for kernel in found.before:
-        side, counters = side_work(found, kernel, chip), simulated.reports[found.plan.entry(kernel)].counters
-        assert moved(counters, "loads", "u", "v_u") == 2 * batch * side.loaded
-        assert moved(counters, "stores", "workspace", "v_workspace") == 2 * batch * side.workspace_stored
-    for kernel in found.after:
-        side, counters = side_work(found, kernel, chip), simulated.reports[found.plan.entry(kernel)].counters
-        assert moved(counters, "stores", "d_u") == batch * side.stored
-        assert moved(counters, "loads", "v_workspace") == batch * side.workspace_loaded
+    for kernel in (*found.before, *found.after):
+        counters = simulated.reports[found.plan.entry(kernel)].counters
+        sides = SIDES if gated or kernel in found.before else SIDES[1:]
+        works = [side_work(found, kernel, chip, gated, side) for side in sides]
+        read, stored = sum(w.loaded + w.gates for w in works), sum(w.stored for w in works)
+        assert moved(counters, "loads", *inward, *outward) == batch * read
+        assert moved(counters, "stores", *results) == batch * stored
+        for kind, each in (("loads", "workspace_loaded"), ("stores", "workspace_stored")):
+            predicted = batch * sum(getattr(w, each) for w in works)
+            assert moved(counters, kind, "workspace", "v_workspace") == predicted
     assert gradient_cost(found, chip).time > 0
 
 
