@@ -167,7 +167,8 @@ def aligned(x: Tensor | None) -> bool:
 
 
 class Planned(NamedTuple):
-    """What a call of some shape takes: launches, 16-bit elements of workspace, words that start as zeros."""
+    """What a call of some shape takes: launches, elements of workspace in the signals' type, words that start
+    as zeros."""
 
     steps: tuple[Step, ...]
     elements: int

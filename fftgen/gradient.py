@@ -93,8 +93,8 @@ def backward(
 class _Planned(NamedTuple):
     """What a call of some shapes and strides takes.
 
-    ``parts`` of a channel's sum, bytes of ``spectra``; of each signal's workspace 16-bit ``elements`` and
-    ``words`` that start as zeros.
+    ``parts`` of a channel's sum, bytes of ``spectra``; of each signal's workspace ``elements`` of its type
+    and ``words`` that start as zeros.
     """
 
     steps: tuple[GradientStep, ...]

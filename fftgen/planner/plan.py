@@ -89,6 +89,8 @@ class Kernel:
     transforms that a warp takes through the inner stages at a time. ``pitch`` is then the distance of block
     rows in 16-byte pieces, ``staging_at`` where warps exchange their peaks, of "rows" and "whole" what brings
     strips to the power of their row, of a warp's pairs what undoes their scaling (< 0: registers hold it).
+    Engine "simt": ``pitch`` complex numbers from one transform of a block to the next, ``columns`` of a
+    block; what stages there are, and how they lie in shared memory, say the kernels of filters (simt.py).
     ``brought``: tensors of which rows are on their way to shared memory, at ``brought_at``, while a warp
     computes: the signal and its gate, then the gate of each result.
     """

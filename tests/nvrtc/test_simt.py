@@ -225,7 +225,7 @@ def test_a_missing_barrier_is_seen(barrier: int) -> None:
 
 @pytest.mark.parametrize("name", ["sm_90", *slow(["sm_75", "sm_80", "sm_100", "sm_120"])])
 def test_nothing_is_put_by(name: str) -> None:
-    """But a few bytes of rows of the longest, once in a block; on sm_100 and sm_120 also of others."""
+    """But a few bytes of rows of the longest, once in a block; on sm_100 and sm_120 up to 32 of any."""
     for mode, length in (
         ("causal", 256),
         ("circular", 4096),
@@ -239,6 +239,6 @@ def test_nothing_is_put_by(name: str) -> None:
         kernels += [(plan.filter_entry(k), k.threads, k.resident) for k in plan.filter.kernels]
         for entry, threads, resident in kernels:
             r = found[entry]
-            allowed = 32 if length > 65_536 else 16 if name in ("sm_100", "sm_120") else 0
+            allowed = 64 if name in ("sm_100", "sm_120") else 32 if length > 65_536 else 0
             assert r.spill_store_bytes + r.spill_load_bytes <= allowed, (entry, r)
             assert r.registers * threads * resident <= 65_536, (entry, r)
