@@ -424,7 +424,7 @@ def test_frequency_0_of_pairs_is_a_power_of_two(dtype: str, length: int, rng: np
     filter has hardly a mean, it is rounded as any other."""
     plan = plan_for("circular", length, dtype)
     assert not plan.real_input
-    k = draw(rng, 6, length) + torch.tensor([1, 0.1, -3, 100, 0, 0])[:, None] / 8
+    k = draw(rng, 6, length) + torch.tensor([1, 0.5, -3, 100, 0, 0])[:, None]
     k[4] -= k[4].mean()
     made, other = make(plan, k), spectrum(plan, k)
     place = int(np.flatnonzero(spectrum_index(plan) == 0)[0])
