@@ -24,11 +24,8 @@ from fftgen.planner.whole import Clusters
 
 Address = Callable[[str, Tensor], int]
 PIECE = 16  # bytes that aligned rows are read and written in
-TORCH = {
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp32": torch.float32,
-}  # of the storage types, by name
+# Of the storage types, by name.
+TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def stored_as(dtype: torch.dtype) -> str | None:

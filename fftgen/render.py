@@ -50,8 +50,8 @@ SIMT_TITLES = {
     "columns": "From the tensor to the workspace: outer stages.",
     "rows": "Rows of the workspace: inner stages, the filter's spectrum, and back.",
     "columns_inverse": "From the workspace to the tensor: outer stages, transposed.",
-    "filter": "The spectrum of a filter, a channel to a block.",
-    "filter_columns": "Filters to spectra, columns: from the taps to the workspace.",
+    "filter": FILTER_TITLES["filter"],
+    "filter_columns": FILTER_TITLES["filter_columns"],
     "filter_rows": "Filters to spectra, rows: in the order of the convolution.",
 }
 

@@ -1,9 +1,8 @@
 """``fftgen verify``: a module's kernels, executed on the CPU and held against float64.
 
 Modules up to FULL_POINTS, and all of the engine "simt", run whole calls in several shapes and option sets
-(emulate.py). Longer ones run
-every kernel on sampled blocks, each launch from an exact workspace (sampled.py), and where one launch may
-carry out a call, a whole transform by it.
+(emulate.py). Longer ones run every kernel on sampled blocks, each launch from an exact workspace
+(sampled.py), and where one launch may carry out a call, a whole transform by it.
 """
 
 from __future__ import annotations

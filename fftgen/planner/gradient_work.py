@@ -2,10 +2,10 @@
 
 Of full length. Without gates nothing but the filter's gradient is made of the first signal, and with
 ``signals`` the second one comes back as the gradient of u; with both gates the first comes back as that of
-the output's gate, the second as two results. Operations and bytes of signals, workspace,
-spectrum, kept spectra and sums are those that the simulator counts; what a worker does once, before its first
-row and after its last, is left out. Instructions are an estimate: the two ways of work.py, and the product;
-within 15 % of the compiled code of 256 to 2**20 points on sm_90.
+the output's gate, the second as two results. Operations and bytes of signals, workspace, spectrum, kept
+spectra and sums are those that the simulator counts; what a worker does once, before its first row and after
+its last, is left out. Instructions are an estimate: the two ways of work.py, and the product; within 15 % of
+the compiled code of 256 to 2**20 points on sm_90.
 """
 
 from __future__ import annotations
@@ -36,15 +36,10 @@ def side_work(found: Gradient, kernel: Kernel, target: Target, gated: bool = Fal
     return work_of(replace(found.plan, outputs=2 if both else 1), kernel, target, gated)
 
 
-def ways_back(found: Gradient, gated: bool) -> int:
-    """Transforms that go on to results: the cotangent's; with gates that of u as well."""
-    return found.signals * (2 if gated else 1)
-
-
 def gradient_work(found: Gradient, target: Target, gated: bool = False) -> Work:
     """What the kernel of both signals does. ``gated``: with both gates, whose gradients are made as well."""
-    plan, back = found.plan, ways_back(found, gated)
-    n, whole = plan.transform, not plan.device_stages
+    plan, n, whole = found.plan, found.plan.transform, not found.plan.device_stages
+    back = found.signals * (2 if gated else 1)  # transforms that go on to results: v's, with gates u's, too
     size = dtype(plan.problem.dtype).nbytes
     row = size * min(plan.problem.length, n) * whole
     # Both signals have a gate, and every result: in_gate, u and the cotangent, which have been read before,

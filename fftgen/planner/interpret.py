@@ -88,7 +88,15 @@ class Exact:
         return _two_levels(high, low)
 
 
-class Single(Exact):
+class _Wide(Exact):
+    """Accumulators in fp32."""
+
+    def wide(self, values: npt.ArrayLike) -> Real:
+        with np.errstate(over="ignore"):
+            return np.asarray(values).astype(np.float32)
+
+
+class Single(_Wide):
     """The "simt" kernels' arithmetic: fp32 throughout."""
 
     def store(self, values: Complex) -> Complex:
@@ -96,10 +104,6 @@ class Single(Exact):
 
     def store_real(self, values: Real) -> Real:
         return self.wide(values)
-
-    def wide(self, values: npt.ArrayLike) -> Real:
-        with np.errstate(over="ignore"):
-            return np.asarray(values).astype(np.float32)
 
     def operands(self, u: Real, gate: Real | None) -> tuple[Real, Real]:
         x = self.wide(u)
@@ -112,7 +116,7 @@ class Single(Exact):
         return self.store(super().twiddle(number))
 
 
-class _Stored(Exact):
+class _Stored(_Wide):
     """Operands in the storage type, and in fp32 what they are summed and multiplied in."""
 
     def __init__(self, plan: Plan) -> None:
@@ -125,10 +129,6 @@ class _Stored(Exact):
 
     def store_real(self, values: Real) -> Real:
         return decode(encode(values, self.dtype), self.dtype)
-
-    def wide(self, values: npt.ArrayLike) -> Real:
-        with np.errstate(over="ignore"):
-            return np.asarray(values).astype(np.float32)
 
     def operands(self, u: Real, gate: Real | None) -> tuple[Real, Real]:
         x = self.store_real(u)
@@ -194,7 +194,7 @@ class Mixed(_Stored):
         return _complex(_fp16(exact.real), _fp16(exact.imag))
 
 
-class Scaled(Exact):
+class Scaled(_Wide):
     """The "scaled-fp16" kernels' arithmetic: scaled rows, in fp16 until the sums of the last stage.
 
     A sum is rounded once here. The kernels round those that they keep in fp16 after every 16 products, too.
@@ -206,10 +206,6 @@ class Scaled(Exact):
     def store_real(self, values: Real) -> Real:
         kind = dtype(self.plan.problem.dtype)
         return decode(encode(values, kind), kind)
-
-    def wide(self, values: npt.ArrayLike) -> Real:
-        with np.errstate(over="ignore"):
-            return np.asarray(values).astype(np.float32)
 
     def operands(self, u: Real, gate: Real | None) -> tuple[Real, Real]:
         """Scaled by the power of two, and once more where rows of a pair are brought to like norms."""

@@ -10,14 +10,13 @@ from dataclasses import replace
 
 from fftgen.planner.filter import FilterKernel, FilterStage
 from fftgen.planner.filter_design import exponents
-from fftgen.planner.filter_work import COMPLEX, ROOT, SCALE, TWIST, WARP, real_operations
+from fftgen.planner.filter_work import ADDRESSES, COMPLEX, ROOT, SCALE, TWIST, WARP, real_operations
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.planner.simt import shape_of
 from fftgen.planner.work import Work
 from fftgen.targets import Target
 
 NUMBER = 4  # bytes of a number of a signal
-ADDRESSES = 14  # instructions of a thread around a DFT of any radix
 MOVED = 2  # of a number: a load and a store
 BOUNDED = 2  # of a number of a signal, beside its load: is there one, and its weight
 PRODUCT = 5  # of a frequency and the filter's, its load included

@@ -31,6 +31,16 @@ def close(out: Tensor, ref: Tensor, expected: float = 1e-13) -> None:
     gradients.judge(out, ref, expected)
 
 
+def sees_only_the_past(layer: nn.Module, u: Tensor, atol: float) -> None:
+    """Of u (B, H, 64) in float64: neither a shorter input nor another future changes a result."""
+    whole = layer(u)
+    for length in (1, 17, 63):
+        close(layer(u[..., :length]), whole[..., :length])
+        later = u.clone()
+        later[..., length:] = 100.0
+        assert torch.allclose(layer(later)[..., :length], whole[..., :length], rtol=0, atol=atol)
+
+
 # The drop-in.
 
 
@@ -194,12 +204,7 @@ def test_no_tap_acts_from_the_future(white: Any) -> None:
     layer = LongConv(4, 64, squash=0.0, initial="geometric").double()
     assert layer.kernel.shape[-1] == 64  # not 2 L
     u = white(1, 4, 64)
-    whole = layer(u)
-    for length in (1, 17, 63):
-        close(layer(u[..., :length]), whole[..., :length])
-        later = u.clone()
-        later[..., length:] = 100.0
-        assert torch.allclose(layer(later)[..., :length], whole[..., :length], rtol=0, atol=1e-12)
+    sees_only_the_past(layer, u, 1e-12)
     (found,) = torch.autograd.grad(layer(u[..., :17]).sum(), layer.kernel)
     assert not found[..., 17:].any()
     assert found[..., :17].all()
@@ -237,13 +242,7 @@ def test_h3_is_what_the_papers_write(reach: int, length: int, white: Any) -> Non
 
 def test_h3_sees_only_the_past(white: Any) -> None:
     layer = H3Conv(4, 64, squash=0.0, filter_dropout=0).double()
-    u = white(1, 4, 64)
-    whole = layer(u)
-    for length in (1, 17, 63):
-        close(layer(u[..., :length]), whole[..., :length])
-        later = u.clone()
-        later[..., length:] = 100.0
-        assert torch.allclose(layer(later)[..., :length], whole[..., :length], rtol=0, atol=1e-10)
+    sees_only_the_past(layer, white(1, 4, 64), 1e-10)
 
 
 def test_h3_in_training(white: Any) -> None:
