@@ -15,7 +15,8 @@ from fftgen.cache import Cache
 from fftgen.errors import ArtifactError, InputError, NoPlanError
 from fftgen.pipeline import Built, build, build_gradient, build_plan
 from fftgen.planner import search
-from fftgen.planner.gradient import Gradient, backward, gradient
+from fftgen.planner.gradient import backward, gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import Plan
 from fftgen.planner.rules import supports_dtype
@@ -235,7 +236,7 @@ class Shelf:
         found = unpack(module)
         return found if twin(self.built(problem, capability).plan) == found.plan else None
 
-    def backward(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
+    def backward(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built | None:
         """The kernels of all gradients for a device, if the artifact carries them, for the same plan."""
         module, _ = self._best(problem, "backward", capability)
         if module is None:

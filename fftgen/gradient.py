@@ -18,7 +18,8 @@ from fftgen.execute import PIECE, Address, aligned, natural_order, strides, time
 from fftgen.launch import ABSENT, Call, FinishCall, GradientStep, Launcher, Signal, run_finish, run_gradient
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.finish import comes_around
-from fftgen.planner.gradient import Gradient, launches, parts, spectra_bytes
+from fftgen.planner.gradient_launch import launches, parts, spectra_bytes
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.launch import MAX_ROWS, peaks_words, workspace_elements
 from fftgen.planner.order import sum_digits
 

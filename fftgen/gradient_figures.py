@@ -15,7 +15,8 @@ from fftgen.figures import INSTRUCTIONS, SECTORS, WARPS, resident_warps
 from fftgen.gradient import Needed
 from fftgen.hot_path import gradient_hot_paths
 from fftgen.pipeline import build_gradient
-from fftgen.planner.gradient import Gradient, backward, gradient
+from fftgen.planner.gradient import backward, gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.problem import Problem
 from fftgen.targets import target as find_target
 from fftgen.verify import FULL_POINTS
@@ -47,8 +48,9 @@ class GradientFigures:
         if total > INSTRUCTIONS * (2 if self.found.signals else 1):
             pieces = self.found.plan.transform // 128
             causes = [f"{self.least_operations / pieces:.0f} matrix operations", "the product in fp32"]
-            if self.found.sums_at < 0:
-                causes.append("the sum in device memory")
+            if self.found.held < 1:
+                part = f"{1 - self.found.held} of the sum" if self.found.held else "the sum"
+                causes.append(f"{part} in device memory")
             if self.found.plan.device_stages:
                 causes.append("two kernels load and store")
             if self.gated:

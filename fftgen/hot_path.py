@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from fftgen import nvrtc, sass
 from fftgen.errors import InternalError
-from fftgen.planner.gradient import Gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.render import render, render_gradient
 from fftgen.source import Source
@@ -134,7 +134,7 @@ def whole_stages(code: sass.Code) -> tuple[list[Loop], Loop, list[Loop]]:
 def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
     """The same for a gradient: its own kernel and the columns around it, for a row of each signal.
 
-    The loop over the two signals is taken apart, so that each counts the code that it runs. Without gates the
+    A loop over the two signals is taken apart, so that each counts the code that it runs. Without gates the
     first signal does not come back. None of others than the mma engine.
     """
     plan, kernel = found.plan, found.kernel
@@ -147,11 +147,15 @@ def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
     total = 0
     columns = dict.fromkeys(("columns", "columns_inverse"), 0)
     for side in (0, 1):
-        text = source.text.replace(_SIDES, f"int side = {side}; side < {side + 1};")
+        text = source.text
+        if not found.together:
+            text = text.replace(_SIDES, f"int side = {side}; side < {side + 1};")
         text = text.replace(_SIDE_OF_STEP, f"side = {side};")
         one = Source(source.name, text, dict(source.headers), source.entries)
         listing = sass.codes(sass.disassemble(nvrtc.compile_cubin(one, plan.target).image))
-        total += _body(listing[found.name], _turns(plan, replace(kernel, role="rows")))
+        if side == 0 or not found.together:
+            turns = 1 if found.unrolled else _turns(plan, replace(kernel, role="rows"))
+            total += _body(listing[found.name], turns)
         for k in (*found.before, *found.after):
             if k.role == "columns" or (k.role == "columns_inverse" and (gated or side)):
                 columns[k.role] += _body(listing[plan.entry(k)], 1)

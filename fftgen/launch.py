@@ -13,7 +13,8 @@ from typing import NamedTuple, Protocol
 from fftgen.bounded import Bounded
 from fftgen.planner.filter import FilterLaunch, filter_launches
 from fftgen.planner.finish import finish_launches
-from fftgen.planner.gradient import Gradient, GradientLaunch
+from fftgen.planner.gradient_launch import GradientLaunch
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.launch import Launch, items_per_channel
 from fftgen.planner.plan import Plan
 
@@ -184,7 +185,7 @@ class GradientStep:
 def run_gradient(
     steps: Iterable[GradientStep], x: Addresses, v: Addresses, sums: int, spectra: int, launcher: Launcher
 ) -> None:
-    """Make the parts of a filter's gradient, and those of signals: the launches of planner/gradient.py."""
+    """Make the parts of a filter's gradient, and those of signals (planner/gradient_launch.py)."""
     for step in steps:
         launch, params = step.launch, step.params(x, v, sums, spectra)
         launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fftgen import nvrtc, shortcut
 from fftgen.cache import Cache, Entry, Key
 from fftgen.planner import tables
-from fftgen.planner.gradient import Gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
 from fftgen.render import command, render, render_gradient

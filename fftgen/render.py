@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from fftgen import __version__
 from fftgen.dtypes import dtype
 from fftgen.planner import filter_tables, fragments, mma_rules, simt, twins
-from fftgen.planner import gradient as gradients
+from fftgen.planner import gradient_plan as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
-from fftgen.planner.gradient import Gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.launch import size_words
 from fftgen.planner.plan import SIMT, Kernel, Plan
 from fftgen.planner.search import chosen_engine, named_engine
@@ -262,6 +262,7 @@ def _mma_gradient_names(gradient: Gradient) -> dict[str, Any]:
         "ahead": mma_rules.ahead(plan),
         "steady": mma_rules.steady(plan),
         "ratio_pitch": _ratio_pitch(plan),
+        "ratio_words": _ratio_pitch(plan) * plan.inner[0].radix // 2,
         "kernel_templates": MMA_TEMPLATES,
         "sink": "maybe_twin_real_sink",
         "tables": gradients.tables(gradient),

@@ -17,7 +17,7 @@ from fftgen.hot_path import gradient_hot_paths, hot_paths
 from fftgen.pipeline import Built
 from fftgen.planner.call_cost import CallCost, call_cost, gradient_call
 from fftgen.planner.cost import Compiled, Cost, KernelCost, cost, filter_cost
-from fftgen.planner.gradient import Gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_work import gradient_cost
 from fftgen.planner.plan import Plan
 from fftgen.targets import Target

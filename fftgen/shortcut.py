@@ -17,7 +17,7 @@ from pathlib import Path
 from fftgen import nvrtc
 from fftgen.cache import Cache, Entry
 from fftgen.planner import search
-from fftgen.planner.gradient import Gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
 from fftgen.source import digest_of

@@ -17,7 +17,7 @@ from fftgen.execute import Executable
 from fftgen.pipeline import Built
 from fftgen.planner import tables
 from fftgen.planner.filter import Filter
-from fftgen.planner.gradient import Gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import Plan
 from fftgen.render import render, render_gradient
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 
+import numpy as np
 from calls import built
 from mutations import dropped_barriers, running
 
 from fftgen import emulate, nvrtc
 from fftgen.errors import InternalError
-from fftgen.planner.gradient import Gradient
+from fftgen.planner import search
+from fftgen.planner.gradient import finished, fitting
+from fftgen.planner.gradient_plan import Gradient
+from fftgen.problem import Problem
 from fftgen.render import render_gradient
 from fftgen.simulator import SimulationError
+from fftgen.targets import target as find_target
 
 # Barriers that another one stands in for, by the start of the source line before them.
 DOUBLED = (
@@ -19,6 +25,27 @@ DOUBLED = (
     "for (int n = 0; n < COLUMNS; ++n) load(",  # one comes before the next rows are stored
     "} else {",  # the chain before has ended its reads with one of its own
 )
+
+
+def every_kind(
+    length: int, dtype: str, target: str, rng: np.random.Generator, *, signals: bool
+) -> list[Gradient]:
+    """Of every kind of layout that fits one, taken or not: one signal after the other, its spectrum in either
+    memory, or both together; none, some or all of the sum in shared memory."""
+    chip, kinds = find_target(target), defaultdict(list)
+    for found in fitting(search.plan(Problem("causal", length, dtype), chip), chip, signals):
+        partly = (found.sums_held > 0) + (found.held == 1)
+        kinds[found.together, found.spectra_at >= 0, partly].append(found)
+    drawn = (layouts[int(rng.integers(len(layouts)))] for layouts in kinds.values())
+    return [finished(found, chip) for found in drawn]
+
+
+def in_turn(length: int, dtype: str, target: str, *, signals: bool) -> Gradient:
+    """A block's layout that takes one signal after the other and keeps all that it can in shared memory."""
+    chip = find_target(target)
+    layouts = fitting(search.plan(Problem("causal", length, dtype), chip), chip, signals)
+    found = max((x for x in layouts if not x.together), key=lambda x: (x.spectra_at >= 0, x.held))
+    return finished(found, chip)
 
 
 def needless_barriers(found: Gradient, judge: Callable[[str], None]) -> list[str]:

@@ -94,9 +94,18 @@ class Laboratory(ABC):
         return [str(m) for m in found]
 
     def unreached(self, mutations: Iterable[Mutation]) -> list[str]:
-        """Places in the source of which no call reaches any copy."""
-        places = by_place(mutations).values()
-        return [str(copies[0]) for copies in places if not self.reached & {m.line for m in copies}]
+        """Places in the source of which no call reaches any copy.
+
+        Loops that the compiler adds for what is left of an unrolled one may not say where their code was
+        inlined: they are copies of all that say more.
+        """
+        groups = by_place(mutations)
+        reached = [key for key, copies in groups.items() if self.reached & {m.line for m in copies}]
+        return [
+            str(copies[0])
+            for (entry, places), copies in groups.items()
+            if not any(e == entry and p[: len(places)] == places for e, p in reached)
+        ]
 
     def source_line(self, place: tuple[str, int], step: int = 0) -> str:
         """The text of a source line, or of that ``step`` lines further."""

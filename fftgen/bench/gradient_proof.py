@@ -19,7 +19,8 @@ from fftgen.errors import NoPlanError
 from fftgen.execute import TORCH
 from fftgen.pipeline import build_gradient
 from fftgen.planner import search
-from fftgen.planner.gradient import Gradient, gradient
+from fftgen.planner.gradient import gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.problem import Problem
 from fftgen.verify import Case, draw, gradient_cases, gradient_reference, signal_references
 

@@ -11,7 +11,8 @@ from fftgen.cli.options import common, one_problem, print_json
 from fftgen.durable import write_out, writing
 from fftgen.errors import InputError
 from fftgen.planner import twins
-from fftgen.planner.gradient import Gradient, backward, gradient
+from fftgen.planner.gradient import backward, gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import Plan
 from fftgen.render import command as command_of
 from fftgen.render import gradient_command, render, render_gradient

@@ -15,7 +15,7 @@ from fftgen.bundle import open_shelf
 from fftgen.cli.options import STORAGE_TYPES, common, engine, given, lengths, mode, plural, print_json
 from fftgen.errors import InputError, InternalError
 from fftgen.pipeline import Built, build
-from fftgen.planner.gradient import Gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import Plan
 from fftgen.simulator import SimulationError
 from fftgen.targets import Target

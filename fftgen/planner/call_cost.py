@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fftgen.planner.cost import Cost, KernelCost, in_one_launch
-from fftgen.planner.gradient import Gradient
-from fftgen.planner.gradient import launches as gradient_launches
+from fftgen.planner.gradient_launch import launches as gradient_launches
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_work import SIDES
 from fftgen.planner.launch import Launch, items_per_channel, launches, together
 from fftgen.planner.plan import Plan

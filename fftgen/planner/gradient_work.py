@@ -16,14 +16,15 @@ from dataclasses import replace
 from fftgen.dtypes import dtype
 from fftgen.planner import fragments, simt_work, work
 from fftgen.planner.cost import Compiled, Cost, KernelCost, kernel_cost, work_of
-from fftgen.planner.gradient import FORWARD, Gradient
+from fftgen.planner.gradient_plan import FORWARD, Gradient
 from fftgen.planner.plan import SIMT, Kernel
 from fftgen.planner.work import ELEMENT, Work
 from fftgen.targets import Target
 
 # Instructions of a warp for 128 complex elements that are not a convolution's: conj(X) V to the sum in fp32,
-# X kept; by a block also the peaks of two rows.
+# X kept, or beside V (together); by a block also the peaks of two rows.
 PRODUCT = {"warp": 42.0, "block": 75.0, "device": 43.0}
+TOGETHER = {"block": 60.0, "device": 53.0}
 SUM = 8  # bytes of a complex number of the sum
 
 
@@ -57,32 +58,49 @@ def gradient_work(found: Gradient, target: Target, gated: bool = False) -> Work:
         return simt_work.gradient_work(plan, found.kernel, back, target, moved)
     workspace_loaded = 0 if whole else 2 * ELEMENT * n
     workspace_stored = 0 if whole else back * ELEMENT * n
-    kept = (0 if found.spectra_at >= 0 else ELEMENT * n) + (0 if found.sums_at >= 0 else SUM * n)
+    kept = kept_bytes(found)
     one_way = 2 + back  # transforms: two there, and one back
     there, way_back = (work.tensor_ops(plan, plan.body, (way,)) for way in (work.THERE, work.BACK))
     ops = 2 * there + back * way_back
-    shared = 1 if plan.block_stage else found.kernel.group  # rows of a channel that a warp takes together
     body = replace(plan.body, warps=found.kernel.warps, group=found.kernel.group)
     both_ways = work.mma_instructions(plan, body, 0)
     rescaled = (2 - one_way / 2) * work.rescaling(plan)  # both ways do it once, two transforms there twice
-    each = n / 128 * (PRODUCT[plan.memory_class] + rescaled) + work.gating(plan, moved.gates)
+    product = (TOGETHER if found.together else PRODUCT)[plan.memory_class]
+    each = n / 128 * (product + rescaled) + work.gating(plan, moved.gates)
     return replace(
         moved,
         tensor_ops=ops,
         workspace_loaded=workspace_loaded + kept,
         workspace_stored=workspace_stored + kept,
-        spectrum=found.signals * 2 * ELEMENT * n // shared,
-        tables=_tables(found, back, target),
+        spectrum=filter_bytes(found),
+        tables=far_twiddles(found, target, back),
         shared_bytes=_shared(found, back),
         instructions=2 * ops + one_way / 2 * both_ways + each,
     )
 
 
-def _tables(found: Gradient, back: int, target: Target) -> int:
+def filter_bytes(found: Gradient) -> int:
+    """Bytes of the filter's spectrum that a row and its cotangent read. Transforms that a warp takes together
+    share them."""
+    if not found.signals:
+        return 0
+    shared = 1 if found.blocks else found.kernel.group
+    return ELEMENT * found.plan.transform * (1 if found.together else 2) // shared
+
+
+def kept_bytes(found: Gradient) -> int:
+    """Bytes of the sum, and of the first signal's spectrum, that are read in device memory for a row and its
+    cotangent, and written there."""
+    n = found.plan.transform
+    spectra = 0 if found.spectra_at >= 0 or found.together else ELEMENT * n
+    return spectra + int(SUM * n * (1 - found.held))
+
+
+def far_twiddles(found: Gradient, chip: Target, back: int) -> int:
     """Bytes of the outer twiddles from the L2."""
     names = ("outer", "outer_high", "outer_inverse", "outer_inverse_high")[: 4 if back else 2]
     outer = sum(t.nbytes for t in found.plan.tables if t.name in names)
-    return work.missed((2 + back) * ELEMENT * found.plan.transform, outer, found.kernel, target)
+    return work.missed((2 + back) * ELEMENT * found.plan.transform, outer, found.kernel, chip)
 
 
 def _shared(found: Gradient, back: int) -> int:
@@ -93,8 +111,9 @@ def _shared(found: Gradient, back: int) -> int:
     ahead = sum(sizes[name] for name in FORWARD)
     after = sum(sizes[name] for name in sizes.keys() & fragments.CHAIN) - ahead
     rows = n // (plan.factors[-1] * plan.factors[-2])
-    total = (2 * ahead + back * after) * rows // kernel.group + found.signals * 2 * ELEMENT * n
-    total += 2 * ELEMENT * n * (found.spectra_at >= 0) + 2 * SUM * n * (found.sums_at >= 0)
+    there, way_back = (1, min(back, 1)) if found.together else (2, back)  # turns that share no tables
+    total = (there * ahead + way_back * after) * rows // kernel.group + found.signals * there * ELEMENT * n
+    total += 2 * ELEMENT * n * (found.spectra_at >= 0) + int(2 * SUM * n * found.held)
     if not plan.block_stage:
         planes = 2 if plan.device_stages else 1
         copies = 2 * 2 * n if kernel.brought else 0  # read; written as signals are loaded

@@ -12,7 +12,8 @@ from plans import added
 from fftgen.planner import search
 from fftgen.planner.factor import transforms
 from fftgen.planner.finish import finish_launches
-from fftgen.planner.gradient import Gradient, gradient
+from fftgen.planner.gradient import gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.order import sum_index
 from fftgen.problem import Problem
 from fftgen.targets import target

@@ -18,7 +18,7 @@ from fftgen.bundle import TABLES, unpack
 from fftgen.conv import registered
 from fftgen.errors import ArtifactError, InputError
 from fftgen.planner import search
-from fftgen.planner.gradient import Gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.problem import Problem
 from fftgen.source import Source
 

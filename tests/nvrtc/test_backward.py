@@ -18,18 +18,20 @@ import torch
 from calls import built
 from command_line import answer, why_not
 from command_line import fftgen as command
-from gradient_kernels import assert_nothing_spills, needless_barriers
+from gradient_kernels import assert_nothing_spills, every_kind, in_turn, needless_barriers
 from gradients import TORCH
 from torch import Tensor
 
-import fftgen.planner.gradient
+import fftgen.planner.gradient_launch
 from fftgen import emulate, filter_gradient, gradient_accuracy
 from fftgen.bundle import goes_back, open_shelf
 from fftgen.conv import get_conv
 from fftgen.errors import InternalError
 from fftgen.gradient import Gradients, Needed
 from fftgen.planner import search
-from fftgen.planner.gradient import Gradient, backward, gradient, launches, parts
+from fftgen.planner.gradient import backward, gradient
+from fftgen.planner.gradient_launch import launches, parts
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.order import same_spectrum
 from fftgen.prepare import prepare
 from fftgen.problem import Problem
@@ -37,8 +39,8 @@ from fftgen.problem import Problem
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 ALL = Needed(True, True, True)
-# Two transforms to a warp, and one; blocks with everything in shared memory, with the sum outside, with the
-# spectrum outside too; the device stage.
+# Two transforms to a warp, and one; blocks that take both signals together, with all or a part of the sum in
+# shared memory, and one after the other; the device stage.
 COMMON = (256, 1024, 4096, 16_384, 65_536)
 OTHERS = (512, 2048, 8192, 20_480, 32_768, 131_072)
 RESULTS = {"u": "u", "in_gate": "in_gate", "out_gate": "out_gate", "k": "filter"}
@@ -141,6 +143,17 @@ def test_powers_of_two(length: int, dtype: str, rng: np.random.Generator) -> Non
 
 
 @pytest.mark.drawn(3)
+@pytest.mark.parametrize("length", [1024, 4096, 8192, *slow(256, 2048, 16_384)])
+def test_layouts_that_other_targets_take(length: int, rng: np.random.Generator) -> None:
+    """Of every kind that fits, with gates and without."""
+    for gates in ((), ("in_gate", "out_gate")):
+        found = every_kind(length, "bf16", "sm_80", rng, signals=True)
+        assert {x.together for x in found} == ({False} if length <= 2048 else {False, True})
+        for layout in found:
+            run(layout, rng, (3, 1, length - 8 * int(rng.integers(2))), gates)
+
+
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [17, 3000, 12_000, *slow(1, 2, 257, 1000, 1025, 20_000)])
 def test_other_lengths(length: int, rng: np.random.Generator) -> None:
     """Shorter signals than the transform, in fp16, with fewer taps than steps, and with more."""
@@ -193,7 +206,7 @@ def test_workers_share_a_channel(
         return run(found, rng, shape, given=given)[0]
 
     whole = again()
-    monkeypatch.setattr(fftgen.planner.gradient, "least_share", lambda _: 2 if length < 65_536 else 1)
+    monkeypatch.setattr(fftgen.planner.gradient_launch, "least_share", lambda _: 2 if length < 65_536 else 1)
     assert parts(found, *shape[:2]) == 3
     shared = again()
     assert (shared.filter - whole.filter).norm() <= 1e-5 * whole.filter.norm()
@@ -296,9 +309,14 @@ def test_a_name_a_digest_and_a_text_of_its_own() -> None:
 
 # Bytes of a thread: numbers of the transform, and of its worker, that wait from one phase to the next.
 FEW_SPILLED = {
+    (2048, "sm_80"): 24,
+    (2048, "sm_90"): 8,
+    (16_384, "sm_80"): 8,
+    (16_384, "sm_90"): 8,
     (20_000, "sm_80"): 20,
-    (20_000, "sm_90"): 24,
+    (20_000, "sm_90"): 72,
     (32_768, "sm_80"): 12,
+    (32_768, "sm_90"): 32,
     (2_097_152, "sm_80"): 12,
     (2_097_152, "sm_90"): 28,
 }
@@ -351,9 +369,10 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
 
 @pytest.mark.drawn(2)
 @pytest.mark.parametrize("length", [256, 4096, *slow(1024, 65_536)])
-def test_no_barrier_can_be_dropped(length: int, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("by_turns", [False, *slow(True)])
+def test_no_barrier_can_be_dropped(length: int, by_turns: bool, rng: np.random.Generator) -> None:
     """Every barrier of the pass's own kernel is needed, and its absence is seen."""
-    found = planned(length)
+    found = in_turn(length, "bf16", "sm_90", signals=True) if by_turns else planned(length)
     rows = 6 if length <= 1024 else 2  # two turns of a worker at least
 
     def judge(ptx: str) -> None:

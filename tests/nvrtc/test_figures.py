@@ -9,7 +9,8 @@ import pytest
 from command_line import why_not
 
 from fftgen import figures, gradient_figures, nvrtc
-from fftgen.planner.gradient import Gradient, backward, gradient
+from fftgen.planner.gradient import backward, gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.problem import Problem
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())

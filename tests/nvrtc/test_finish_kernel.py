@@ -22,7 +22,8 @@ from torch import Tensor
 from fftgen import emulate, launch, nvrtc
 from fftgen.errors import CompileError, InternalError
 from fftgen.gradient import finish, finish_by_kernels
-from fftgen.planner.gradient import Gradient, gradient
+from fftgen.planner.gradient import gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.order import sum_index
 from fftgen.problem import Problem
 from fftgen.render import header, render_gradient

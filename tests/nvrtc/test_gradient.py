@@ -16,21 +16,23 @@ import pytest
 import torch
 from calls import built
 from command_line import answer, why_not
-from gradient_kernels import assert_nothing_spills, needless_barriers
+from gradient_kernels import assert_nothing_spills, every_kind, in_turn, needless_barriers
 from gradients import TORCH
 from torch import Tensor
 
-import fftgen.planner.gradient
+import fftgen.planner.gradient_launch
 from fftgen import eager, emulate, gradient_accuracy
 from fftgen.bundle import open_shelf
 from fftgen.errors import NoPlanError
-from fftgen.planner.gradient import Gradient, gradient, launches, parts
+from fftgen.planner.gradient import gradient
+from fftgen.planner.gradient_launch import launches, parts
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.problem import Problem
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
-# Each another path: two transforms to a warp, one, sums in device memory; blocks with everything in shared
-# memory, with the sum outside, with the spectrum outside too; a block and a warp behind a device stage.
+# Each another path: two transforms to a warp, one, sums in device memory; blocks that take both signals
+# together, with all or a part of the sum in shared memory, and in turn; blocks behind a device stage.
 OTHERS = (("causal", "fp16"), ("circular", "bf16"))
 COMMON = (256, 1024, 4096, 65_536)
 PATHS = (256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536)
@@ -132,6 +134,19 @@ def test_other_lengths(length: int, mode: str, rng: np.random.Generator) -> None
 
 
 @pytest.mark.drawn(3)
+@pytest.mark.parametrize("length", [1024, 4096, 8192, *slow([(256,), (2048,), (16_384,)])])
+def test_layouts_that_other_targets_take(length: int, rng: np.random.Generator) -> None:
+    """Of every kind that fits; parts of a sum where rows of the chain are longer than 256 points."""
+    found = every_kind(length, "bf16", "sm_80", rng, signals=False)
+    kinds = {(x.together, x.held) for x in found}
+    assert {x for x, _ in kinds} == ({False} if length <= 2048 else {False, True})
+    assert {0, 1} - {held for _, held in kinds} <= ({1} if length == 16_384 else set())
+    assert any(0 < held < 1 for _, held in kinds) == (length not in (256, 4096))
+    for layout in found:
+        run(layout, rng, *signals(rng, "bf16", (3, 1, length - 8 * int(rng.integers(2))), 3))
+
+
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [256, 4096, pytest.param(1024, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("gates", range(4))
 def test_gates_and_rows_that_start_anywhere(length: int, gates: int, rng: np.random.Generator) -> None:
@@ -151,7 +166,7 @@ def test_workers_share_a_channel(
     shape = (7 if length < 65_536 else 3, 2 if length < 65_536 else 1, length)
     given = signals(rng, "bf16", shape)
     whole = run(found, rng, *given)
-    monkeypatch.setattr(fftgen.planner.gradient, "least_share", lambda _: 2 if length < 65_536 else 1)
+    monkeypatch.setattr(fftgen.planner.gradient_launch, "least_share", lambda _: 2 if length < 65_536 else 1)
     assert parts(found, *shape[:2]) == 3
     shared = run(found, rng, *given)
     assert (shared - whole).norm() <= 1e-5 * whole.norm()
@@ -234,8 +249,9 @@ def test_targets_without_the_instructions() -> None:
     ],
 )
 def test_no_kernel_spills(target: str, length: int) -> None:
-    # Twelve warps instead of eight; rows of 32 · 32 · 32 points by halves.
-    few = {(2048, "sm_80"): 32, (2048, "sm_90"): 32, (2_097_152, "sm_90"): 8}
+    # Twelve warps instead of eight; rows of 32 · 32 · 32 points by halves; no loop over rows.
+    few = {(2048, "sm_80"): 32, (2048, "sm_90"): 32, (16_384, "sm_80"): 8, (32_768, "sm_90"): 32}
+    few[2_097_152, "sm_90"] = 32
     assert_nothing_spills(planned(length, target=target), target, few.get((length, target), 0))
 
 
@@ -259,10 +275,13 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.drawn(2)
-@pytest.mark.parametrize("length", [256, 4096, *slow([(1024,), (65_536,)])])
-def test_no_barrier_can_be_dropped(length: int, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    ("length", "by_turns"),
+    [(256, False), (4096, False), (4096, True), *slow([(1024, False), (65_536, False)])],
+)
+def test_no_barrier_can_be_dropped(length: int, by_turns: bool, rng: np.random.Generator) -> None:
     """Every barrier of the gradient's own kernel is needed, and its absence is seen."""
-    found = planned(length)
+    found = in_turn(length, "bf16", "sm_90", signals=False) if by_turns else planned(length)
     rows = 6 if length < 65_536 else 2
     cases = [signals(rng, "bf16", (rows, 1, steps), 3) for steps in (length, length - 3)]
 

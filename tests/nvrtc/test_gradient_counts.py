@@ -10,7 +10,9 @@ from command_line import why_not
 from fftgen import emulate, hot_path, toolkit
 from fftgen.gradient import Needed
 from fftgen.planner.call_cost import gradient_call
-from fftgen.planner.gradient import Gradient, backward, gradient, launches
+from fftgen.planner.gradient import backward, gradient
+from fftgen.planner.gradient_launch import launches
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_work import SIDES, gradient_cost, gradient_work, side_work
 from fftgen.planner.work import Work
 from fftgen.problem import Problem
@@ -20,8 +22,8 @@ from fftgen.targets import target
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 BATCH = 4
-# A warp's transforms, several and one; blocks with all in shared memory, with the sum outside, with the
-# spectrum outside too; the device stage.
+# A warp's transforms, several and one; blocks that take both signals together, with all or a part of the sum
+# in shared memory, and one after the other; the device stage.
 LENGTHS = (256, 512, 1024, 2048, 4096, 16_384, 32_768, 65_536)
 SIGNALS_AND_GATES = ("u", "v_u", "in_gate", "v_in_gate", "v_gate", "d_u_gate", "d_in_gate_gate")
 RESULTS = ("d_u", "d_in_gate", "d_out_gate")

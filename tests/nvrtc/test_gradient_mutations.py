@@ -11,21 +11,24 @@ import pytest
 import torch
 from calls import built
 from command_line import why_not
+from gradient_kernels import in_turn
 from laboratory import Laboratory
 from mutations import Mutation, shifted_indices
 from torch import Tensor
 
 from fftgen import eager, emulate, gradient_accuracy
-from fftgen.planner.gradient import Gradient, gradient
+from fftgen.planner.gradient import gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.problem import Problem
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 SAMPLED = 5
-# A worker is a warp that keeps several transforms; a block.
+# A worker is a warp that keeps several transforms; a block that takes both signals together, or in turn.
 GRADIENTS = {
     "warp": gradient(Problem("causal", 256, "bf16"), "sm_90"),
     "block": gradient(Problem("causal", 4096, "fp16"), "sm_90"),
+    "block, in turn": in_turn(4096, "fp16", "sm_90", signals=False),
 }
 
 

@@ -16,7 +16,8 @@ from fftgen.cache import Cache, Entry
 from fftgen.errors import InputError
 from fftgen.pipeline import Built, build_gradient, build_plan
 from fftgen.planner import search
-from fftgen.planner.gradient import Gradient, gradient
+from fftgen.planner.gradient import gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
 from fftgen.targets import target as find_target

@@ -19,7 +19,9 @@ from torch import Tensor
 from fftgen import emulate, gradient_accuracy, nvrtc
 from fftgen.gradient import Needed, finish, finish_by_kernels
 from fftgen.planner import search
-from fftgen.planner.gradient import Gradient, backward, gradient, launches, read_backwards
+from fftgen.planner.gradient import backward, gradient, read_backwards
+from fftgen.planner.gradient_launch import launches
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_work import SIDES, gradient_cost, gradient_work, side_work
 from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import SIMT, Plan

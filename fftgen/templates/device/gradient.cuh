@@ -12,25 +12,45 @@
 
 namespace fftgen {
 
-// Where a worker keeps its sum: its place in device memory itself or, LOCAL, a copy of that in shared memory. Of a
-// plane of a tile first stand the first four numbers of every lane, then their other four: the lanes of a warp reach
-// neighbouring 16-byte pieces.
-template <bool LOCAL>
+// Where a worker keeps its sum: of every row of a chain the first HELD of its TILES tiles in shared memory, the others
+// in its place in device memory. Of a plane of a tile first stand the first four numbers of every lane, then their other
+// four: the lanes of a warp reach neighbouring 16-byte pieces.
+template <int HELD, int TILES>
 struct Sums {
-    float4* at;
+    static constexpr int SIZE = 4 * LANES;  // of a tile, in pieces
+    float4 *held, *memory;
 
-    __device__ __forceinline__ float4& piece(int plane, int half, int lane) const { return at[(2 * plane + half) * LANES + lane]; }
-
-    // Before the first transform: zeros, or what another launch left.
-    template <int POINTS>
-    __device__ __forceinline__ void open(const float4* memory, bool fresh, int thread, int threads) const {
-        if (!LOCAL && !fresh) return;
-        for (int i = thread; i < POINTS / 2; i += threads) at[i] = fresh ? float4{0, 0, 0, 0} : memory[i];
+    // `tile` of a row, known when this is compiled.
+    __device__ __forceinline__ float4& piece(int row, int tile, int plane, int half, int lane) const {
+        const int at = tile * SIZE + (2 * plane + half) * LANES + lane;
+        return tile < HELD ? held[row * (HELD * SIZE) + at] : memory[row * (TILES * SIZE) + at];
     }
-    template <int POINTS>
-    __device__ __forceinline__ void close(float4* memory, int thread, int threads) const {
-        if (!LOCAL) return;
-        for (int i = thread; i < POINTS / 2; i += threads) memory[i] = at[i];
+
+    // Before the first transform of so many rows: zeros, or what another launch left.
+    template <int ROWS>
+    __device__ __forceinline__ void open(bool fresh, int thread, int threads) const {
+        if (HELD == 0 && !fresh) return;
+        for (int i = thread; i < ROWS * TILES * SIZE; i += threads) {
+            const int at = place(i);
+            if (HELD == TILES || at >= 0)
+                held[at] = fresh ? float4{0, 0, 0, 0} : memory[i];
+            else if (fresh)
+                memory[i] = float4{0, 0, 0, 0};
+        }
+    }
+    template <int ROWS>
+    __device__ __forceinline__ void close(int thread, int threads) const {
+        if (HELD == 0) return;
+        for (int i = thread; i < ROWS * TILES * SIZE; i += threads)
+            if (const int at = place(i); HELD == TILES || at >= 0) memory[i] = held[at];
+    }
+
+private:
+    // Where a piece of device memory stands in shared memory, or -1.
+    static __device__ __forceinline__ int place(int piece) {
+        if (HELD == TILES) return piece;
+        const int row = piece / (TILES * SIZE), at = piece % (TILES * SIZE);
+        return at < HELD * SIZE ? row * (HELD * SIZE) + at : -1;
     }
 };
 
@@ -38,21 +58,21 @@ struct Sums {
 struct Eight {
     float re[8], im[8];
 
-    template <bool LOCAL>
-    __device__ __forceinline__ void load(const Sums<LOCAL>& sums, int tile, int lane) {
+    template <typename Place>
+    __device__ __forceinline__ void load(const Place& sums, int row, int tile, int lane) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            const float4 r = sums.piece(2 * tile, i, lane), s = sums.piece(2 * tile + 1, i, lane);
+            const float4 r = sums.piece(row, tile, 0, i, lane), s = sums.piece(row, tile, 1, i, lane);
             re[4 * i] = r.x, re[4 * i + 1] = r.y, re[4 * i + 2] = r.z, re[4 * i + 3] = r.w;
             im[4 * i] = s.x, im[4 * i + 1] = s.y, im[4 * i + 2] = s.z, im[4 * i + 3] = s.w;
         }
     }
-    template <bool LOCAL>
-    __device__ __forceinline__ void store(const Sums<LOCAL>& sums, int tile, int lane) const {
+    template <typename Place>
+    __device__ __forceinline__ void store(const Place& sums, int row, int tile, int lane) const {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            sums.piece(2 * tile, i, lane) = float4{re[4 * i], re[4 * i + 1], re[4 * i + 2], re[4 * i + 3]};
-            sums.piece(2 * tile + 1, i, lane) = float4{im[4 * i], im[4 * i + 1], im[4 * i + 2], im[4 * i + 3]};
+            sums.piece(row, tile, 0, i, lane) = float4{re[4 * i], re[4 * i + 1], re[4 * i + 2], re[4 * i + 3]};
+            sums.piece(row, tile, 1, i, lane) = float4{im[4 * i], im[4 * i + 1], im[4 * i + 2], im[4 * i + 3]};
         }
     }
 
@@ -109,5 +129,11 @@ __device__ __forceinline__ Pack spectrum_signs(int side) { return side == 0 ? 0u
 
 // Two results side by side as the pieces that a lane keeps of X.
 __device__ __forceinline__ uint4 keep(const Tile (&x)[2]) { return {x[0].v[0], x[0].v[1], x[1].v[0], x[1].v[1]}; }
+
+// One of several transforms as several.
+template <typename X>
+__device__ __forceinline__ const X (&only(const X& x))[1] {
+    return reinterpret_cast<const X(&)[1]>(x);
+}
 
 }  // namespace fftgen

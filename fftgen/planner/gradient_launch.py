@@ -1,0 +1,74 @@
+"""The launches of a gradient's kernels, and the workers that share its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fftgen.planner.gradient_plan import Gradient
+from fftgen.planner.launch import Launch, chunk_items, launch_of
+from fftgen.targets import target as find_target
+
+LEAST_SHARE = 4  # transforms of a worker: each writes 8 N bytes where a transform reads 4 N
+
+
+@dataclass(frozen=True)
+class GradientLaunch:
+    """One launch. ``side``: 0 or 1, the signal of a kernel before or after; -1: the kernel of both."""
+
+    launch: Launch
+    side: int
+    parts: int
+    workers: int
+
+
+def least_share(found: Gradient) -> int:
+    """Transforms that are worth a worker."""
+    return LEAST_SHARE if found.blocks else max(LEAST_SHARE, found.kernel.group)
+
+
+def parts(found: Gradient, batch: int, channels: int) -> int:
+    """Workers that share a channel's batch rows: as many as fill the chip, if each has rows enough."""
+    kernel = found.kernel
+    full = find_target(found.plan.target).multiprocessors * kernel.resident * kernel.items
+    at_once = channels
+    if found.plan.chunk_bytes:
+        at_once = max(1, min(channels, chunk_items(found.plan, batch * channels) // batch))
+    return max(1, min(full // (at_once * found.rows), batch // least_share(found)))
+
+
+def spectra_bytes(found: Gradient, planned: Iterable[GradientLaunch]) -> int:
+    """Bytes that workers keep of the first signal's spectra in device memory, for a call's launches."""
+    if found.spectra_at >= 0 or found.together:
+        return 0
+    most = max(launch.workers for launch in planned)
+    group = 1 if found.blocks else found.kernel.group
+    return most * group * 4 * found.plan.row_length
+
+
+def launches(found: Gradient, batch: int, channels: int, length: int) -> tuple[GradientLaunch, ...]:
+    """Every launch of one call on ``(batch, channels, length)``, in order, chunk by chunk.
+
+    A chunk may end inside a channel: the next one adds to the same parts.
+    """
+    total = batch * channels
+    chunk = chunk_items(found.plan, total)
+    shared = parts(found, batch, channels)
+    made = []
+    for first in range(0, total, chunk):
+        items = min(chunk, total - first)
+        for side in (0, 1) if found.plan.device_stages else ():
+            for before in found.before:
+                one = launch_of(found.plan, before, first, items, length)
+                made.append(GradientLaunch(one, side, shared, 0))
+        at_once = (first + items - 1) // batch - first // batch + 1
+        workers = at_once * found.rows * shared
+        kernel = found.kernel
+        grid = -(-workers // kernel.items)
+        both = Launch(kernel, found.name, grid, 32 * kernel.warps, kernel.shared_bytes, first, items, 1)
+        made.append(GradientLaunch(both, -1, shared, workers))
+        for side in (0, 1):
+            for after in found.after:
+                one = launch_of(found.plan, after, first, items, length)
+                made.append(GradientLaunch(one, side, shared, 0))
+    return tuple(made)
