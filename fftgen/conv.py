@@ -26,7 +26,7 @@ from fftgen.execute import TORCH, Spectrum
 from fftgen.loaded import Loaded, LoadedGradient, Route, Routes, cut
 from fftgen.pipeline import Built, build, build_gradient
 from fftgen.planner import search
-from fftgen.planner.gradient import backward, gradient, read_backwards
+from fftgen.planner.gradient import gradient, read_backwards
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
 from fftgen.signature import Form, arrange, autocast, shapes
@@ -49,7 +49,7 @@ class Provider(Protocol):
     def twin(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         """Its kernels with two outputs, where there are any."""
 
-    def backward(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
+    def backward(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built | None:
         """The kernels of all its gradients by one pass, where there are any."""
 
 
@@ -73,8 +73,8 @@ class JustInTime:
     def twin(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         return build_twin(problem, target_for(capability))
 
-    def backward(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
-        found = backward(problem, target_for(capability))
+    def backward(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built | None:
+        found = shortcut.backward(Cache.default(), problem, target_for(capability), gpu)
         return None if found is None else build_gradient(found)
 
 
@@ -305,7 +305,8 @@ class Conv:
 
     def backward_on(self, device: torch.device, problem: Problem) -> LoadedGradient | None:
         """The kernels of all gradients on a GPU, built and loaded at the first call; None: none."""
-        return self._if_any(self._backwards, device, problem, self._provider.backward, LoadedGradient)
+        find = self._provider.backward  # layouts are tuned for GPUs of a name
+        return self._if_any(self._backwards, device, problem, find, LoadedGradient, named=True)
 
     def twin_on(self, device: torch.device, problem: Problem) -> Loaded | None:
         """The kernels with two outputs on a GPU, built and loaded at the first call; None: none."""
@@ -316,13 +317,15 @@ class Conv:
         kept: dict[tuple[Problem, torch.device], Kept | None],
         device: torch.device,
         problem: Problem,
-        find: Callable[[Problem, tuple[int, int]], Built | None],
+        find: Callable[..., Built | None],
         loaded: Callable[[Built, torch.device], Kept],
+        named: bool = False,
     ) -> Kept | None:
-        """Kernels of the backward pass, which a provider may not have."""
+        """Kernels of the backward pass, which a provider may not have; ``named``: it wants the GPU's name."""
 
         def load(where: torch.device) -> Kept | None:
-            built = find(problem, torch.cuda.get_device_capability(where))
+            name = (torch.cuda.get_device_name(where),) if named else ()
+            built = find(problem, torch.cuda.get_device_capability(where), *name)
             return None if built is None else loaded(built, where)
 
         return self._once(kept, device, problem, load, train=True)

@@ -1,6 +1,6 @@
 """From a problem to its plan, cache entry and tables without working them out again.
 
-Notes in the cache. Of a problem: its plan, and the one that was found faster on a GPU (bench/tune.py). Of a
+Notes in the cache. Of a problem: its plan, and those that were found faster on a GPU (bench/tune.py). Of a
 plan: the digest of the entry that its source had as key, and its table block. Of a compiler's library: its
 full release, which only a compile tells. A note is found by all that its content was made of: problem or
 plan, the files of this package that make plan, source, key and tables of it, the compiler and its headers;
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fftgen import nvrtc
 from fftgen.cache import Cache, Entry
-from fftgen.planner import search
+from fftgen.planner import gradient, search
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
@@ -49,13 +49,28 @@ def plan(store: Cache, problem: Problem, chip: Target, engine: str | None = None
     return made
 
 
-def keep_tuned(store: Cache, problem: Problem, chip: Target, gpu: str, found: Plan | None) -> None:
-    """Have ``plan`` give this plan for GPUs of a name; None: its own choice."""
-    store.keep_note(_tuned(problem, chip, gpu), b"" if found is None else found.to_json().encode())
+def backward(store: Cache, problem: Problem, chip: Target, gpu: str = "") -> Gradient | None:
+    """``planner.gradient.backward``, or the layout that was found faster on GPUs of a name."""
+    tuned = store.note(_tuned(problem, chip, gpu, backward=True)) if gpu else None
+    return Gradient.from_json(tuned.decode()) if tuned else gradient.backward(problem, chip)
 
 
-def _tuned(problem: Problem, chip: Target, gpu: str) -> str:
-    return _note("tuned", repr(problem), repr(chip), gpu, package())
+def keep_tuned(
+    store: Cache,
+    problem: Problem,
+    chip: Target,
+    gpu: str,
+    found: Plan | Gradient | None,
+    *,
+    backward: bool = False,
+) -> None:
+    """Have ``plan``, or ``backward``, give this one for GPUs of a name; None: the planner's choice."""
+    note = _tuned(problem, chip, gpu, backward=backward)
+    store.keep_note(note, b"" if found is None else found.to_json().encode())
+
+
+def _tuned(problem: Problem, chip: Target, gpu: str, *, backward: bool = False) -> str:
+    return _note("tuned backward" if backward else "tuned", repr(problem), repr(chip), gpu, package())
 
 
 def compiler(store: Cache) -> str:

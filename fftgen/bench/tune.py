@@ -10,23 +10,24 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from fftgen import shortcut
+from fftgen.accuracy import Accuracy
+from fftgen.bench import gradient_reference, reference
 from fftgen.bench.backend import Backend
 from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs, draw_sets
 from fftgen.bench.measure import Timing, interleave, under_load
-from fftgen.bench.reference import exact, figures, judge, poison
+from fftgen.bench.reference import figures, poison
 from fftgen.bench.row import FAILED, OK, WRONG, DeviceLost, first_line, still_there
+from fftgen.bench.tune_calls import Caller, Calls, Made, caller_of
 from fftgen.cache import Cache
-from fftgen.conv import get_conv
 from fftgen.errors import FFTGenError
-from fftgen.loaded import Loaded
-from fftgen.pipeline import Built, build_plan
+from fftgen.pipeline import Built, build_gradient, build_plan
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import Plan
-from fftgen.planner.variants import CHOICE, Variant, variants
-from fftgen.problem import Problem
+from fftgen.planner.variants import CHOICE, Variant, backward_variants, variants
+from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
 
@@ -34,11 +35,7 @@ class Tuned(NamedTuple):
     """What was found, as plain data, and the plans that it is about, by their digests."""
 
     doc: dict[str, Any]
-    plans: dict[str, Plan]
-
-
-Calls = tuple[Callable[[], Tensor], ...]
-Caller = Callable[[Built, Sequence[Inputs]], Calls]
+    plans: dict[str, Plan | Gradient]
 
 
 def tune(
@@ -53,26 +50,27 @@ def tune(
     at: Callable[[str], None] = lambda _: None,
     caller: Caller | None = None,
 ) -> Tuned:
-    """Time at most so many variants of a forward case: the fastest first, others behind.
+    """Time at most so many variants of a case: the fastest first, others behind.
 
-    The filter's spectrum is prepared; each variant must give the right result for every row, in the bounds of
-    its own plan, alone and, once it is timed, under load. ``seconds`` of device time go to each. ``tell``
-    hears what happens, ``at`` before every piece of work on the device what it is of: the last before a hang
-    names who hangs. ``caller`` makes the calls that are timed: those of the variant's kernels; in a dry run
-    those of the CPU.
+    Of a forward case plans of the convolution, of a backward case layouts of the one pass that makes all
+    gradients. The filter's spectrum is prepared; each variant must give the right result for every row, in
+    the bounds of its own plan, alone and, once it is timed, under load. ``seconds`` of device time go to
+    each. ``tell`` hears what happens, ``at`` before every piece of work on the device what it is of: the
+    last before a hang names who hangs. ``caller`` makes the calls that are timed: those of the variant's
+    kernels; in a dry run those of the CPU.
     """
     scaled = case.scaled(backend.free_bytes())
     chip = find_target(backend.target)
-    found = variants(case.problem, chip, scaled.batch, scaled.channels, most)
+    found = _variants(scaled, chip, most)
     tell(f"{case}: compiling {len(found)} variants")
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         made = list(pool.map(lambda v: _built(v.plan, store), found))
     rows = [_about(v) for v in found]
     ready: dict[int, Calls] = {}
-    run = caller or (_kernels(backend.device) if backend.kernels else _stand_in)
+    run = caller or caller_of(scaled, backend, store)
     lost = ""
 
-    def right(number: int, built: Built, when: str, make: Callable[[], Tensor]) -> bool:
+    def right(number: int, built: Built, when: str, make: Callable[[], Made]) -> bool:
         """Whether a variant gives the right result; its row has the verdict."""
         nonlocal lost
         row = rows[number]
@@ -80,7 +78,7 @@ def tune(
         try:
             out = make()
             backend.synchronize()
-            verdict = judge(scaled, out, reference, built.plan)
+            verdict = _judged(scaled, out, wanted, built.plan)
         except Exception as error:  # a variant that fails must not end the others
             row.update(status=FAILED, reason=first_line(error))
             lost = _lost(backend, row["about"], error)
@@ -91,28 +89,29 @@ def tune(
     with torch.no_grad():
         at("the reference")
         sets = draw_sets(scaled, backend.device, seed, backend.l2_bytes)
-        reference = exact(scaled, sets[0])
+        wanted = _exact(scaled, sets[0])
         for number, (built, row) in enumerate(zip(made, rows, strict=True)):
             if lost or isinstance(built, Exception):
                 row.update(status=FAILED, reason=lost or first_line(built))  # type: ignore[arg-type]
                 continue
             tell(f"{case}: proving {number + 1} of {len(rows)}: {row['about']}")
 
-            def first(built: Built = built, number: int = number) -> Tensor:
+            def first(built: Built = built, number: int = number) -> Made:
                 ready[number] = run(built, sets)
-                poison(sets[0].u)
-                return ready[number][0]()
+                poison(*(sets[0].arguments.values() if case.direction == "backward" else (sets[0].u,)))
+                made: Made = ready[number][0]()
+                return made
 
             if not right(number, built, "called alone", first):
                 ready.pop(number, None)
-        del reference  # memory for results
+        del wanted  # memory for results
         tell(f"{case}: timing {len(ready)} of them")
         timings, broken = ({}, {}) if lost else _timed(backend, rows, ready, seconds, at)
         for number, error in broken.items():
             rows[number].update(status=FAILED, reason=first_line(error))
             lost = lost or _lost(backend, rows[number]["about"], error)
         if timings and not lost:
-            reference = exact(scaled, sets[0])
+            wanted = _exact(scaled, sets[0])
         for number, timing in timings.items():
             row, built = rows[number], made[number]
             assert isinstance(built, Built)
@@ -174,7 +173,7 @@ def winner(found: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def keep(store: Cache, problem: Problem, found: Tuned, gpu: str) -> dict[str, Any] | None:
+def keep(store: Cache, case: Case, found: Tuned, gpu: str) -> dict[str, Any] | None:
     """Have just-in-time convolutions on GPUs of this name take the winner from now on; returns it.
 
     Where the planner's choice stays, what an earlier run kept is forgotten; where it was not timed, nothing
@@ -184,15 +183,39 @@ def keep(store: Cache, problem: Problem, found: Tuned, gpu: str) -> dict[str, An
         return None
     best = winner(found.doc)
     plan = None if best is None else found.plans[best["digest"]]
-    shortcut.keep_tuned(store, problem, find_target(found.doc["target"]), gpu, plan)
+    chip = find_target(found.doc["target"])
+    shortcut.keep_tuned(store, case.problem, chip, gpu, plan, backward=case.direction == "backward")
     return best
 
 
-def _built(plan: Plan, store: Cache) -> Built | Exception:
+def _variants(
+    case: Case, chip: Target, most: int
+) -> tuple[Variant[Plan], ...] | tuple[Variant[Gradient], ...]:
+    shape = case.batch, case.channels
+    if case.direction == "backward":
+        return backward_variants(case.problem, chip, *shape, most, case.gated)
+    return variants(case.problem, chip, *shape, most)
+
+
+def _built(plan: Plan | Gradient, store: Cache) -> Built | Exception:
     try:
-        return build_plan(plan, store)
+        return build_gradient(plan, store) if isinstance(plan, Gradient) else build_plan(plan, store)
     except FFTGenError as error:
         return error
+
+
+def _exact(case: Case, inputs: Inputs) -> Any:
+    """What a call must give, in float64."""
+    of = gradient_reference if case.direction == "backward" else reference
+    return of.exact(case, inputs)
+
+
+def _judged(case: Case, out: Any, exact: Any, plan: Plan) -> Accuracy:
+    """The verdict; of several gradients the one that is nearest to its bound, or beyond."""
+    if case.direction == "forward":
+        return reference.judge(case, out, exact, plan)
+    found = gradient_reference.judge(case, out, exact, plan, plan).values()
+    return max(found, key=lambda x: (not x.passed, x.overall / x.overall_bound))
 
 
 def _lost(backend: Backend, name: str, error: Exception) -> str:
@@ -204,7 +227,7 @@ def _lost(backend: Backend, name: str, error: Exception) -> str:
     return ""
 
 
-def _about(variant: Variant) -> dict[str, Any]:
+def _about(variant: Variant[Plan] | Variant[Gradient]) -> dict[str, Any]:
     return {
         "about": variant.about,
         "plan": str(variant.plan),
@@ -213,29 +236,3 @@ def _about(variant: Variant) -> dict[str, Any]:
         "exchangeable": variant.exchangeable,
         "expected_s": float(f"{variant.expected:.4g}"),
     }
-
-
-def _kernels(device: torch.device) -> Caller:
-    """Calls of a variant's own kernels, each with the spectrum that they make of its filter."""
-
-    def made(built: Built, sets: Sequence[Inputs]) -> tuple[Callable[[], Tensor], ...]:
-        loaded = Loaded(built, device)
-
-        def call(x: Inputs) -> Callable[[], Tensor]:
-            k = loaded.spectrum(x.k)
-            return lambda: loaded.apply(x.u, k.planes, k.scale, x.in_gate, x.out_gate)
-
-        return tuple(call(x) for x in sets)
-
-    return made
-
-
-def _stand_in(built: Built, sets: Sequence[Inputs]) -> tuple[Callable[[], Tensor], ...]:
-    """What the CPU gives in a variant's place."""
-    p = built.plan.problem
-    conv = get_conv(p.length, p.dtype, causal=p.causal)
-
-    def call(x: Inputs) -> Callable[[], Tensor]:
-        return lambda: conv(x.u, x.k, in_gate=x.in_gate, out_gate=x.out_gate)
-
-    return tuple(call(x) for x in sets)

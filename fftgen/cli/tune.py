@@ -38,6 +38,7 @@ LIMIT = 60.0  # seconds of a variant's work on the device, after which it hangs
 @click.option("--dtype", default="bf16", show_default=True, help=STORAGE_TYPES)
 @mode
 @click.option("--gated/--ungated", "gated", default=True, show_default=True, help="Calls with both gates.")
+@click.option("--backward", is_flag=True, help="Kernels that make all gradients by one pass; causal only.")
 @click.option("--batch", type=int, help="Rows of a batch. Default: 64.")
 @click.option("--channels", type=int, help="Default: 768, fewer where memory does not hold them.")
 @click.option("--most", type=int, default=24, show_default=True, help="Plans of a length to be timed.")
@@ -57,6 +58,7 @@ def command(
     dtype: str,
     causal: bool,
     gated: bool,
+    backward: bool,
     batch: int | None,
     channels: int | None,
     most: int,
@@ -74,7 +76,8 @@ def command(
     The cost model ranks plans without having run them. Here the first of them are compiled, proved against
     float64 and timed turn by turn on calls of one shape, the filter's spectrum prepared. The fastest is kept
     in the kernel cache, for get_conv on GPUs of this name, where it beats the choice by more than noise and
-    goes with the kernels of gradients; `fftgen cache clear` forgets it. Exits with 1 when a plan is wrong.
+    goes with the kernels of gradients; `fftgen cache clear` forgets it. With --backward it is the kernels of
+    gradients themselves, whose layouts are timed and kept. Exits with 1 when a plan is wrong.
     """
     started = time.monotonic()
     from fftgen.bench.backend import environment, open_backend
@@ -87,16 +90,22 @@ def command(
 
     if most < 1 or not 0 < seconds < math.inf or not (budget is None or 0 < budget < math.inf):
         raise InputError("--most, --seconds and --budget must be positive and finite")
+    if backward and not causal:
+        raise InputError(
+            "one pass makes all gradients of causal convolutions only: --backward needs --causal"
+        )
     shape = (
         (2 if dry_run else BATCH) if batch is None else batch,
         (8 if dry_run else CHANNELS) if channels is None else channels,
     )
     kind, name = find_dtype(dtype).name, "causal" if causal else "circular"
     sizes = lengths(seqlens)
-    cases = [Case(Problem(name, n, kind), gated, *shape) for n in sizes]
+    direction = "backward" if backward else "forward"
+    cases = [Case(Problem(name, n, kind), gated, *shape, direction) for n in sizes]
     if output is None:
         ends = map(str, dict.fromkeys((min(sizes), max(sizes))))
-        output = Path("-".join(["tune", name, *ends, kind, *([] if gated else ["ungated"])]) + ".json")
+        said = (*([] if gated else ["ungated"]), *(["backward"] if backward else []))
+        output = Path("-".join(["tune", name, *ends, kind, *said]) + ".json")
     writable(output)
     backend, store = open_backend(dry_run), Cache.default()
     drawn = secrets.randbelow(2**31) if seed is None else seed
@@ -125,7 +134,7 @@ def command(
             )
         kept = None
         if keep and backend.timer.real:
-            kept = keep_winner(store, case.problem, found, doc["environment"]["device"])
+            kept = keep_winner(store, case, found, doc["environment"]["device"])
         doc["cases"].append({**found.doc, "kept": None if kept is None else kept["digest"]})
         doc["not_run"].remove(str(case))
         doc["passed"] = doc["passed"] and found.doc["passed"]

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
+from fftgen.errors import NoPlanError
+from fftgen.planner import gradient as gradients
 from fftgen.planner import mma_rules, search
-from fftgen.planner.call_cost import call_cost
+from fftgen.planner.call_cost import call_cost, gradient_call
 from fftgen.planner.cost import cost
+from fftgen.planner.gradient_plan import Gradient
+from fftgen.planner.gradient_work import gradient_cost
 from fftgen.planner.launch import together
 from fftgen.planner.order import same_spectrum
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import SIMT, Plan
 from fftgen.planner.whole import cluster_kernels, cluster_sizes, held_kernel, share, whole_kernels
 from fftgen.problem import Problem
 from fftgen.targets import Target
@@ -26,21 +31,26 @@ LAYOUTS = 6  # of each
 SLOWER = 1.6  # times what the choice is expected to take: more is not worth a look
 
 
+Planned = TypeVar("Planned", Plan, Gradient)
+
+
 @dataclass(frozen=True)
-class Variant:
-    """A plan, what sets it apart, and the seconds that a call is expected to take (ungated).
+class Variant(Generic[Planned]):
+    """A plan, what sets it apart, and the seconds that a call is expected to take (forward: ungated).
 
     ``exchangeable``: it reads a filter's spectrum as the planner's choice does, so that gradients and kernels
     with two outputs, which are planned by themselves, go with it.
     """
 
-    plan: Plan
+    plan: Planned
     about: str
     expected: float
     exchangeable: bool
 
 
-def variants(problem: Problem, chip: Target, batch: int, channels: int, most: int) -> tuple[Variant, ...]:
+def variants(
+    problem: Problem, chip: Target, batch: int, channels: int, most: int
+) -> tuple[Variant[Plan], ...]:
     """At most so many plans for calls on (batch, channels), of which no two come to the same launches.
 
     The planner's choice; its kernels in a launch for each stage, where one does them all; the best of every
@@ -48,7 +58,7 @@ def variants(problem: Problem, chip: Target, batch: int, channels: int, most: in
     """
     choice = search.plan(problem, chip)
 
-    def judged(plan: Plan, about: str) -> Variant:
+    def judged(plan: Plan, about: str) -> Variant[Plan]:
         seconds = call_cost(plan, chip, cost(plan, chip), batch, channels).time
         return Variant(plan, about, seconds, same_spectrum(choice, plan))
 
@@ -73,6 +83,46 @@ def variants(problem: Problem, chip: Target, batch: int, channels: int, most: in
     ways = {_way(v.plan): v for v in (*reversed(others), *reversed(kept))}
     best = [v for v in others if ways[_way(v.plan)] is v]
     return (*kept, *best, *(v for v in others if v not in best))[:most]
+
+
+def backward_variants(
+    problem: Problem, chip: Target, batch: int, channels: int, most: int, gated: bool
+) -> tuple[Variant[Gradient], ...]:
+    """The same of the kernels that make all gradients by one pass, for the spectra of the planner's choice.
+
+    The choice; the fastest of every kind of layout; then the rest. Raises NoPlanError where there are none.
+    """
+    choice = gradients.backward(problem, chip)
+    if choice is None or choice.plan.engine == SIMT:
+        raise NoPlanError(
+            f"one pass for all gradients of {problem} on {chip.name} has no layouts to choose from", []
+        )
+
+    def judged(found: Gradient, about: str) -> Variant[Gradient]:
+        price = gradient_cost(found, chip, gated=gated)
+        return Variant(found, about, gradient_call(found, chip, price, batch, channels).time, True)
+
+    first = judged(choice, CHOICE)
+    found = {choice.digest: first}
+    for layout in gradients.fitting(search.plan(problem, chip), chip, signals=True):
+        made = gradients.finished(layout, chip)
+        found.setdefault(made.digest, judged(made, _layout(made)))
+    others = [v for v in found.values() if v is not first and v.expected <= SLOWER * first.expected]
+    others.sort(key=lambda v: v.expected)
+    kinds = {_kind(v.plan): v for v in (*reversed(others), first)}
+    best = [v for v in others if kinds[_kind(v.plan)] is v]
+    return (first, *best, *(v for v in others if v not in best))[:most]
+
+
+def _kind(found: Gradient) -> tuple[object, ...]:
+    """What a layout of gradients does otherwise than others: warps, and what it keeps where."""
+    return found.kernel.warps, found.kernel.resident, found.together, found.spectra_at >= 0, found.held > 0
+
+
+def _layout(found: Gradient) -> str:
+    """What sets a layout of gradients apart, in words."""
+    k = found.kernel
+    return f"{k.warps}w x{k.resident} group {k.group} columns {k.columns} brought {k.brought}, {found.kept}"
 
 
 def _way(plan: Plan) -> tuple[int, ...]:

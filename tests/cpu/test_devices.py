@@ -38,7 +38,7 @@ class GPUs:
         for name, answer in answers.items():
             monkeypatch.setattr(torch.cuda, name, answer)
         for name in ("gradient", "twin", "backward"):
-            monkeypatch.setattr(JustInTime, name, lambda _, problem, capability: problem)
+            monkeypatch.setattr(JustInTime, name, lambda _, problem, capability, gpu="": problem)
         monkeypatch.setattr(conv_module, "build", self.build)
         monkeypatch.setattr(conv_module, "Loaded", self.load)
         monkeypatch.setattr(conv_module, "LoadedGradient", self.load)

@@ -8,10 +8,11 @@ import pytest
 
 from fftgen.errors import NoPlanError
 from fftgen.planner import search
+from fftgen.planner.gradient import backward
 from fftgen.planner.launch import launches, together, workspace_elements
 from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import Plan
-from fftgen.planner.variants import SLOWER, variants
+from fftgen.planner.variants import SLOWER, backward_variants, variants
 from fftgen.planner.whole import (
     Clusters,
     cluster_kernels,
@@ -167,3 +168,35 @@ def test_clusters_hold_transforms_that_their_shared_memory_takes(mode: str, leng
         places = 0 if part == 1 else 2 * plan.transform * most.total
         assert workspace_elements(held, 64, 192, most) == places < workspace_elements(held, 64, 192)
         assert clusters(held, 1) is None, "one transform would leave most of the chip idle"
+
+
+@pytest.mark.parametrize("chip", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("length", [256, 2048, 4096, 32_768, 65_536])
+def test_layouts_of_gradients_beside_the_choice(length: int, chip: str) -> None:
+    """The choice first, then one of each kind; all for the same spectra, none twice."""
+    problem = Problem("causal", length, "bf16")
+    found = backward_variants(problem, target(chip), *SHAPE, 40, True)
+    assert found[0].plan == backward(problem, chip)
+    assert 2 <= len(found) <= 40
+    assert len({v.plan.digest for v in found}) == len(found) == len({v.about for v in found})
+    choice = search.plan(problem, chip)
+    for v in found:
+        assert v.plan.signals
+        assert same_spectrum(choice, v.plan.plan)
+        assert 0 < v.expected <= SLOWER * found[0].expected
+        assert v.plan.plan.filter.kernels
+    kinds = {
+        (v.plan.kernel.warps, v.plan.kernel.resident, v.plan.together, v.plan.spectra_at >= 0) for v in found
+    }
+    early = {
+        (v.plan.kernel.warps, v.plan.kernel.resident, v.plan.together, v.plan.spectra_at >= 0)
+        for v in found[: 2 * len(kinds)]
+    }
+    assert early == kinds
+    assert len(backward_variants(problem, target(chip), *SHAPE, 2, True)) == 2
+
+
+@pytest.mark.parametrize(("length", "dtype", "chip"), [(4096, "fp32", "sm_90"), (4096, "fp16", "sm_75")])
+def test_one_pass_that_has_no_layouts_is_said_to_have_none(length: int, dtype: str, chip: str) -> None:
+    with pytest.raises(NoPlanError, match=rf"all gradients of .*{length}.* has no layouts"):
+        backward_variants(Problem("causal", length, dtype), target(chip), *SHAPE, 9, True)

@@ -105,3 +105,11 @@ def test_variants_are_right_and_what_is_kept_is_taken(
     assert len(found["variants"]) == most
     taken = Conv(Problem("causal", length, "bf16"), JustInTime(), "tuned").plan()
     assert taken.digest == (found["kept"] or next(v["digest"] for v in found["variants"] if v["choice"]))
+    (found,) = answer("tune", *given, "--seconds", "0.05", "--backward")["cases"]
+    assert all(v["status"] == "ok" for v in found["variants"]), found["variants"]
+    capability, name = torch.cuda.get_device_capability(), torch.cuda.get_device_name()
+    layout = JustInTime().backward(Problem("causal", length, "bf16"), capability, name)
+    assert layout is not None
+    assert layout.gradient is not None
+    digest = found["kept"] or next(v["digest"] for v in found["variants"] if v["choice"])
+    assert layout.gradient.digest == digest

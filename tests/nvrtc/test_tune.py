@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,19 @@ from torch import Tensor
 
 from fftgen import conv, emulate, shortcut
 from fftgen.bench import tune as room
+from fftgen.bench import tune_calls
 from fftgen.bench.backend import HostBackend
-from fftgen.bench.inputs import Inputs
+from fftgen.bench.inputs import Inputs, draw_sets
 from fftgen.bench.row import FAILED, OK, WRONG
 from fftgen.bench.tune import keep, tune, winner
 from fftgen.bench.watch import Watch
 from fftgen.cache import Cache
-from fftgen.pipeline import Built
+from fftgen.pipeline import Built, build_gradient
 from fftgen.planner import search
+from fftgen.planner.gradient import backward
 from fftgen.planner.launch import together
 from fftgen.planner.variants import Variant
+from fftgen.prepare import prepare
 from fftgen.problem import Problem
 from fftgen.targets import target
 
@@ -99,6 +103,97 @@ def simulated_once(built: Built, sets: Sequence[Inputs]) -> tuple[Callable[[], T
     return tuple(once for _ in sets)
 
 
+@pytest.mark.parametrize(
+    ("length", "most", "shape"), [(256, 3, (3, 2)), *slow([(4096, 5, (3, 1)), (16_384, 3, (2, 1))])]
+)
+@pytest.mark.parametrize("gated", [True, False])
+def test_every_layout_of_gradients_gives_the_right_result(
+    length: int, most: int, shape: tuple[int, int], gated: bool, session_cache: Path, rng: np.random.Generator
+) -> None:
+    timer = Script()
+    timer.seconds = 1e-3
+    timed = replace(
+        case("causal", length, batch=shape[0], channels=shape[1]), gated=gated, direction="backward"
+    )
+    found = tune(
+        timed,
+        HostBackend(timer),
+        Cache(session_cache),
+        most=most,
+        seconds=1e-9,
+        seed=int(rng.integers(2**31)),
+        caller=simulated_gradients,
+    )
+    rows = found.doc["variants"]
+    assert len(rows) == most
+    assert found.doc["passed"], [r for r in rows if r["status"] != OK]
+    assert all(0 < r["error"] <= r["error_bound"] for r in rows)
+    assert len({r["about"] for r in rows}) == most
+    assert [r["choice"] for r in rows].count(True) == 1
+
+
+def simulated_gradients(built: Built, sets: Sequence[Inputs]) -> tuple[Callable[[], Any], ...]:
+    """The first backward pass of a layout in the simulator; those that are timed give it again."""
+    x = sets[0]
+    made: list[Any] = []
+
+    def once() -> Any:
+        if not made:
+            run = lambda v, **told: emulate.backward(built, x.u, v, x.k, **told)[0]  # noqa: E731
+            made.append(tune_calls.all_gradients(x, run))
+        return made[0]
+
+    return tuple(once for _ in sets)
+
+
+def test_backward_passes_go_the_way_of_calls(
+    session_cache: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is timed on a GPU, with the simulator for the driver: one spectrum for each set of inputs."""
+    timed = replace(case("causal", 256, batch=2, channels=1), direction="backward")
+    device, store = torch.device("cpu"), Cache(session_cache)
+    sets = draw_sets(timed, device, int(rng.integers(2**31)), 0)
+    simulators: list[emulate.Simulated] = []
+    made_spectra = 0
+
+    class Simulating:
+        def __init__(self, module: Built, _: torch.device) -> None:
+            self.plan, self.gradient = module.plan, module.gradient
+            self.tables = torch.frombuffer(bytearray(module.tables), dtype=torch.uint8)
+            self.text = emulate.line_ptx(module), module.source.text
+            self.module = SimpleNamespace(on=self.launcher)
+
+        def launcher(self, _: int = 0) -> emulate.Simulated:
+            simulators.append(emulate.Simulated(*self.text))
+            return simulators[-1]
+
+        def spectrum(self, k: Tensor) -> Any:
+            nonlocal made_spectra
+            made_spectra += 1
+            launcher = self.launcher()
+            return prepare(self.plan, self.tables, launcher, k, None, None, address=launcher.address)
+
+    kernels = tune_calls.backward
+    monkeypatch.setattr(tune_calls, "Loaded", Simulating)
+    monkeypatch.setattr(tune_calls, "LoadedGradient", Simulating)
+    monkeypatch.setattr(tune_calls, "stream_of", lambda _: 0)
+    monkeypatch.setattr(
+        tune_calls, "backward", lambda *a, **told: kernels(*a, **told, address=simulators[-1].address)
+    )
+    backend: Any = SimpleNamespace(kernels=True, device=device, target="sm_90")
+    caller = tune_calls.caller_of(timed, backend, store)
+    choice = backward(timed.problem, CHIP)
+    assert choice is not None
+    for _ in range(2):
+        calls = caller(build_gradient(choice, store), sets)
+        assert len(calls) == len(sets) == made_spectra
+        found = calls[1]()
+        assert list(found) == ["u", "k", "in_gate", "out_gate"]
+        verdict = room._judged(timed, found, room._exact(timed, sets[1]), choice.plan)
+        assert verdict.passed
+        assert verdict.overall > 0
+
+
 # --- by a script: plans of 256 points, whose calls take what they are said to
 
 
@@ -123,7 +218,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, session_cache: Path) -> Any:
         by_digest = {v.plan.digest: what for v, what in zip(made, behave, strict=True)}
 
         def caller(built: Built, sets: Sequence[Inputs]) -> tuple[Callable[[], Tensor], ...]:
-            real = room._stand_in(built, sets)
+            real = tune_calls.on_cpu(built, sets)
             what = by_digest[built.plan.digest]
 
             def call(one: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -283,7 +378,7 @@ def test_a_winner_is_taken_on_gpus_of_its_name_until_it_loses(
     problem, store = Problem("causal", 256, "bf16"), Cache(tmp_path)
     choice = search.plan(problem, CHIP)
     found = scripted(2e-3, 1e-3)
-    best = keep(store, problem, found, "GPU A")
+    best = keep(store, case(), found, "GPU A")
     assert best is not None
     assert best["about"] == "one"
     kept = shortcut.plan(store, problem, CHIP, gpu="GPU A")
@@ -306,10 +401,33 @@ def test_a_winner_is_taken_on_gpus_of_its_name_until_it_loses(
     assert conv.JustInTime().built(problem, (9, 0)).plan == conv_.plan("sm_90") == choice
     assert conv.JustInTime().built(problem, (8, 0), "GPU A").plan == search.plan(problem, "sm_80")
 
-    assert keep(store, problem, scripted(torch.zeros_like, 1e-3), "GPU A") is None  # nothing is known
+    assert keep(store, case(), scripted(torch.zeros_like, 1e-3), "GPU A") is None  # nothing is known
     assert shortcut.plan(store, problem, CHIP, gpu="GPU A") == kept
-    assert keep(store, problem, scripted(1e-3, 2e-3), "GPU A") is None
+    assert keep(store, case(), scripted(1e-3, 2e-3), "GPU A") is None
     assert shortcut.plan(store, problem, CHIP, gpu="GPU A") == choice
+
+
+def test_a_layout_of_gradients_is_kept_beside_a_plan(
+    scripted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, store = Problem("causal", 256, "bf16"), Cache(tmp_path)
+    choice = backward(problem, CHIP)
+    assert choice is not None
+    other = room.backward_variants(problem, CHIP, 3, 8, 2, True)[1].plan
+    assert other != choice
+    timed = replace(case(), direction="backward")
+    doc = {**scripted(2e-3, 1e-3).doc, "case": str(timed)}
+    doc["variants"][0]["digest"] = other.digest  # the fastest
+    assert keep(store, timed, room.Tuned(doc, {other.digest: other}), "GPU A") is not None
+    assert shortcut.backward(store, problem, CHIP, "GPU A") == other
+    assert (
+        shortcut.backward(store, problem, CHIP, "GPU B") == choice == shortcut.backward(store, problem, CHIP)
+    )
+    assert shortcut.plan(store, problem, CHIP, gpu="GPU A") == search.plan(problem, CHIP)
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path))
+    made = conv.JustInTime().backward(problem, (9, 0), "GPU A")
+    assert made is not None
+    assert made.gradient == other
 
 
 # --- the command
@@ -339,6 +457,11 @@ def test_a_dry_run_writes_its_file_and_keeps_nothing(place: Path) -> None:
     assert "2 lengths in t.json" in done.stderr
     assert fftgen("tune", *given, "--dry-run", "--ungated").exit_code == 0
     assert (place / "tune-causal-256-300-bf16-ungated.json").exists()
+    back = fftgen("tune", *given, "--dry-run", "--backward")
+    assert back.exit_code == 0, back.stderr
+    made = json.loads((place / "tune-causal-256-300-bf16-backward.json").read_text())
+    assert made["passed"]
+    assert [c["case"] for c in made["cases"]] == [f"causal {n} bf16 gated backward" for n in (256, 300)]
     budget = fftgen("tune", *given, "--dry-run", "--budget", "1e-9", "--json", "-o", "u.json")
     assert json.loads(budget.stdout)["not_run"] == [c["case"] for c in doc["cases"]]
     assert not (place / "u.json").exists()
@@ -363,6 +486,7 @@ def test_without_a_gpu_one_sentence_says_what_is_missing(place: Path) -> None:
         (("--seqlen", "256", "-o", "no/such/t.json"), "no/such/t.json cannot be written"),
         (("--seqlen", "256", "-o", "."), ". cannot be written (Is a directory): name a file in it"),
         (("--seqlen", "256", "--dtype", "fp64"), "fp64"),
+        (("--seqlen", "256", "--backward"), "--backward needs --causal"),
     ],
 )
 def test_what_cannot_be_tuned_is_said_before_anything_runs(
