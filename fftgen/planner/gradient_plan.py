@@ -49,8 +49,8 @@ class Gradient:
     A warp's rows of tensors are on their way while it computes (``kernel.brought``): the signal and
     its gate that come next, in whose place operands stand when they have come, and where there is room gates
     of V's results.
-    ``together``: a block's shared memory has both signals, and a warp takes a row of each at a time: no
-    spectrum is kept, and the filter's is read once for both.
+    ``together``: a block's shared memory has both signals, and a warp takes columns and rows of both at a
+    time: no spectrum is kept, and tables and the filter's are read once for both.
     ``signals``: gradients of signals and gates as well as of the filter.
     """
 
@@ -131,8 +131,9 @@ class Gradient:
     @property
     def unrolled(self) -> bool:
         """A warp that takes rows of both signals has so few that there is no loop over them: 5 % of the
-        instructions, as compiled."""
-        return self.together and self.plan.inner[0].radix <= UNROLLED * self.kernel.warps
+        instructions, as compiled. (Longer rows would put registers by.)"""
+        few = self.plan.inner[0].radix <= UNROLLED * self.kernel.warps
+        return self.together and few and self.row_tiles == 1
 
     @property
     def held(self) -> Fraction:

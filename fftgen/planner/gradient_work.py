@@ -100,7 +100,12 @@ def far_twiddles(found: Gradient, chip: Target, back: int) -> int:
     """Bytes of the outer twiddles from the L2."""
     names = ("outer", "outer_high", "outer_inverse", "outer_inverse_high")[: 4 if back else 2]
     outer = sum(t.nbytes for t in found.plan.tables if t.name in names)
-    return work.missed((2 + back) * ELEMENT * found.plan.transform, outer, found.kernel, chip)
+    return work.missed(sum(_passes(found, back)) * ELEMENT * found.plan.transform, outer, found.kernel, chip)
+
+
+def _passes(found: Gradient, back: int) -> tuple[int, int]:
+    """Passes over the tables, there and back: one for both signals, or one each."""
+    return (1, min(back, 1)) if found.together else (2, back)
 
 
 def _shared(found: Gradient, back: int) -> int:
@@ -111,15 +116,17 @@ def _shared(found: Gradient, back: int) -> int:
     ahead = sum(sizes[name] for name in FORWARD)
     after = sum(sizes[name] for name in sizes.keys() & fragments.CHAIN) - ahead
     rows = n // (plan.factors[-1] * plan.factors[-2])
-    there, way_back = (1, min(back, 1)) if found.together else (2, back)  # turns that share no tables
+    there, way_back = _passes(found, back)
     total = (there * ahead + way_back * after) * rows // kernel.group + found.signals * there * ELEMENT * n
     total += 2 * ELEMENT * n * (found.spectra_at >= 0) + int(2 * SUM * n * found.held)
     if not plan.block_stage:
         planes = 2 if plan.device_stages else 1
         copies = 2 * 2 * n if kernel.brought else 0  # read; written as signals are loaded
         return total + copies + 2 * 2 * 2 * n * planes
-    matrices = 2 * work.column_matrices(plan, kernel, False) + back * work.column_matrices(plan, kernel, True)
-    twiddles = 2 * work.outer_twiddles(plan, False) + back * work.outer_twiddles(plan, True)
+    matrices = there * work.column_matrices(plan, kernel, False) + back * work.column_matrices(
+        plan, kernel, True
+    )
+    twiddles = there * work.outer_twiddles(plan, False) + way_back * work.outer_twiddles(plan, True)
     twiddles += back * work.read_again(plan, kernel)
     total += 2 * work.ratios_read(plan, kernel)
     return total + (2 + back) * 8 * n + int(twiddles * n) + n // plan.row_length * matrices

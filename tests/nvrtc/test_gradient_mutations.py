@@ -33,7 +33,7 @@ GRADIENTS = {
 
 
 class Gradients(Laboratory):
-    """Whole vectors and ragged ends, each with gates and without, as causal ones and on a circle."""
+    """Whole vectors and ragged ends, with every choice of gates, as causal ones and on a circle."""
 
     stand_ins = True  # of transforms that a group has too few of
 
@@ -48,13 +48,15 @@ class Gradients(Laboratory):
 
         self.calls = []
         for shape, gated, period in (
-            ((5, 2, n), True, 0),
-            ((4, 1, n - 8), False, n),
-            ((3, 1, n - 3), True, 0),
-            ((2, 2, n - 5), False, n),
+            ((5, 2, n), 3, 0),
+            ((4, 1, n - 8), 0, n),
+            ((3, 1, n), 1, n),
+            ((1, 1, n), 2, 0),
+            ((3, 1, n - 3), 3, 0),
+            ((2, 2, n - 5), 0, n),
         ):
             u, v, a, b = (draw(*shape) for _ in range(4))
-            gates = (a, b) if gated else (None, None)
+            gates = (a if gated & 1 else None, b if gated & 2 else None)
             mode = "circular" if period else "causal"
             wide = [None if x is None else x.double() for x in (u, v, *gates)]
             exact = eager.correlate_input(

@@ -105,6 +105,18 @@ struct Operands {
     }
 };
 
+// Columns of one signal, then of another.
+template <int R, int V>
+__device__ __forceinline__ Operands<R, 2 * V> beside(const Operands<R, V>& x, const Operands<R, V>& v) {
+    Operands<R, 2 * V> both;
+#pragma unroll
+    for (int i = 0; i < R / TILE * V * 2; ++i) {
+        const int k = i / (2 * V), j = i / 2 % V;
+        both.b[k][j][i % 2] = x.b[k][j][i % 2], both.b[k][V + j][i % 2] = v.b[k][j][i % 2];
+    }
+    return both;
+}
+
 // The first piece of row 16 k + i of an inner matrix of P columns, in the order that store_rows needs.
 template <int P>
 __device__ __forceinline__ int row_piece(int k, int i) {
@@ -210,49 +222,57 @@ __device__ __forceinline__ void multiply_columns(
     }
 }
 
-// X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for the 8 V columns of `strip`, into rows of REST / 8 pieces.
-template <int R, int V, int REST, int SPLIT, bool COMPLEX, int LAYOUT = V, typename Pitch = int>
+// X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for the 8 V columns of `strip`, into rows of REST / 8 pieces. Of SIDES signals,
+// which share matrix and twiddles: x has the columns of one after those of another, planes are `apart` pieces.
+template <int R, int V, int REST, int SPLIT, bool COMPLEX, int LAYOUT = V, int SIDES = 1, typename Pitch = int>
 __device__ __forceinline__ void columns_forward(
-    const uint4* matrix, const TwoLevels& twiddle, const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2],
-    uint4* re, uint4* im, int strip, int tiles, const Pitch& pitch = REST / 8) {
-    constexpr int STRIPS = SPLIT / (8 * V);
+    const uint4* matrix, const TwoLevels& twiddle, const Pack (&xr)[R / TILE][SIDES * V][2], const Pack (&xi)[R / TILE][SIDES * V][2],
+    uint4* re, uint4* im, int strip, int tiles, const Pitch& pitch = REST / 8, int apart = 0) {
+    constexpr int STRIPS = SPLIT / (8 * V), ALL = SIDES * V;
     constexpr bool TWO = SPLIT < REST;
     // The lane anew: of a matrix that it keeps from strip to strip the compiler loads what is left in pieces, each at the
     // distance of 16 bytes, which meet in banks. And addresses do not wait in registers.
     const auto anew = [] { return (int)(thread_index() % LANES); };
     const auto planes = [&](int i, int lane) { return Planes3<COMPLEX>(matrix, i, lane); };
-    multiply_columns<R, V, COMPLEX>(xr, xi, tiles, anew, planes, [&](int m, int lane, const Sum<R>(&sr)[V], const Sum<R>(&si)[V]) {
+    multiply_columns<R, ALL, COMPLEX>(xr, xi, tiles, anew, planes, [&](int m, int lane, const Sum<R>(&sr)[ALL], const Sum<R>(&si)[ALL]) {
         const int g = lane / 4, t = lane % 4;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-            Pair a[V], b[V];
+            Pair a[ALL], b[ALL];
 #pragma unroll
-            for (int j = 0; j < V; ++j) a[j] = pair(sr[j], i), b[j] = pair(si[j], i);
+            for (int j = 0; j < ALL; ++j) a[j] = pair(sr[j], i), b[j] = pair(si[j], i);
             const int row = TILE * m + 8 * i + g;
             const int tile = ((TWO ? strip % STRIPS : strip) * (R / TILE) + m) * 2 + i;
             if constexpr (TWO) {
                 const uint2* const from = twiddle.high + strip / STRIPS * R + row;
                 const uint2 high = COMPLEX && R > TILE ? load_high(from) : *from;
 #pragma unroll
-                for (int j = 0; j < V; ++j) twist<false>(a[j], b[j], high.x, high.y);
+                for (int j = 0; j < ALL; ++j) twist<false>(a[j], b[j], high.x, high.y);
             }
             if constexpr (V == 2) {  // half a piece
                 const uint4 w = twiddle.low[tile * LANES + lane];
-                twist<false>(a[0], b[0], w.x, w.z);
-                twist<false>(a[1], b[1], w.y, w.w);
                 const int at = 2 * (line(pitch, row) + place<LAYOUT>(strip * V + t / 2, row)) + t % 2;
-                reinterpret_cast<uint2*>(re)[at] = uint2{packed(a[0]), packed(a[1])};
-                reinterpret_cast<uint2*>(im)[at] = uint2{packed(b[0]), packed(b[1])};
+#pragma unroll
+                for (int side = 0; side < SIDES; ++side) {
+                    Pair *const x = a + V * side, *const y = b + V * side;
+                    twist<false>(x[0], y[0], w.x, w.z);
+                    twist<false>(x[1], y[1], w.y, w.w);
+                    reinterpret_cast<uint2*>(re + side * apart)[at] = uint2{packed(x[0]), packed(x[1])};
+                    reinterpret_cast<uint2*>(im + side * apart)[at] = uint2{packed(y[0]), packed(y[1])};
+                }
             } else {
 #pragma unroll
                 for (int h = 0; h < V / 4; ++h) {
                     const Planes3<false> w(twiddle.low, tile * (V / 4) + h, lane);
-                    Pair *const x = a + 4 * h, *const y = b + 4 * h;
-#pragma unroll
-                    for (int j = 0; j < 4; ++j) twist<false>(x[j], y[j], w.re.r[j], w.im.r[j]);
                     const int at = line(pitch, row) + place<LAYOUT>(strip * V + t * (V / 4) + h, row);
-                    re[at] = uint4{packed(x[0]), packed(x[1]), packed(x[2]), packed(x[3])};
-                    im[at] = uint4{packed(y[0]), packed(y[1]), packed(y[2]), packed(y[3])};
+#pragma unroll
+                    for (int side = 0; side < SIDES; ++side) {
+                        Pair *const x = a + V * side + 4 * h, *const y = b + V * side + 4 * h;
+#pragma unroll
+                        for (int j = 0; j < 4; ++j) twist<false>(x[j], y[j], w.re.r[j], w.im.r[j]);
+                        re[side * apart + at] = uint4{packed(x[0]), packed(x[1]), packed(x[2]), packed(x[3])};
+                        im[side * apart + at] = uint4{packed(y[0]), packed(y[1]), packed(y[2]), packed(y[3])};
+                    }
                 }
             }
         }

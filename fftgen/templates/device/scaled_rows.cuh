@@ -22,6 +22,26 @@ struct Strip : Operands<R, V> {
         __syncwarp();  // one strip after another: the numbers of two in fp32 would not fit the registers
     }
 
+    // The same of two rows that are gated alike: all of both is asked for before anything is looked at.
+    template <typename Source>
+    __device__ __forceinline__ void fetch_both(Strip& other, const Source& source, const Source& and_other, int first, int stride, int lane) {
+        const int at = first + strip_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V;
+        if (source.gate == nullptr)
+            load_both<false>(other, source, and_other, at, stride);
+        else
+            load_both<true>(other, source, and_other, at, stride);
+    }
+
+    template <bool GATED, typename Source>
+    __device__ __forceinline__ void load_both(Strip& other, const Source& source, const Source& and_other, int at, int stride) {
+        float x[R / TILE][4][V], y[R / TILE][4][V];
+        Peak<typename Source::Number> most, most_other;
+        wide<false, GATED>(source, at, stride, x, most);
+        wide<false, GATED>(and_other, at, stride, y, most_other);
+        peak = warp_max(most.bits()), other.peak = warp_max(most_other.bits());
+        scale(x, Power(peak)), other.scale(y, Power(other.peak));
+    }
+
     // The same, scaled by a power that is known; zeros in place of a row that is not finite.
     template <bool SHARED, typename Source>
     __device__ __forceinline__ void fetch(const Source& source, int first, int stride, int lane, const Power& power) {

@@ -144,6 +144,11 @@ struct RealSource {
             copy[n] = n < length ? u[n] : T(0.0f);
             if (gate != nullptr) copy[N + n] = n < length ? gate[n] : T(0.0f);
         }
+        return copied<N>(memory);
+    }
+    template <int N>
+    __device__ __forceinline__ RealSource copied(const void* memory) const {
+        const T* const copy = reinterpret_cast<const T*>(memory);
         return {copy, gate == nullptr ? nullptr : copy + N, N, true};
     }
 };
