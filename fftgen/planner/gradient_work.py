@@ -74,18 +74,22 @@ def gradient_work(found: Gradient, target: Target, gated: bool = False) -> Work:
         workspace_stored=workspace_stored + kept,
         spectrum=filter_bytes(found),
         tables=far_twiddles(found, target, back),
-        shared_bytes=_shared(found, back),
+        shared_bytes=_shared(found, back, gated),
         instructions=2 * ops + one_way / 2 * both_ways + each,
     )
 
 
 def filter_bytes(found: Gradient) -> int:
-    """Bytes of the filter's spectrum that a row and its cotangent read. Transforms that a warp takes together
-    share them."""
+    """Bytes of the filter's spectrum that a row and its cotangent read."""
     if not found.signals:
         return 0
-    shared = 1 if found.blocks else found.kernel.group
-    return ELEMENT * found.plan.transform * (1 if found.together else 2) // shared
+    return ELEMENT * found.plan.transform * (1 if found.together else 2) // _at_once(found)
+
+
+def _at_once(found: Gradient) -> int:
+    """Transforms of a signal that share the filter's spectrum and a visit to the sum: those a warp takes
+    together."""
+    return 1 if found.blocks else found.kernel.group
 
 
 def kept_bytes(found: Gradient) -> int:
@@ -93,7 +97,7 @@ def kept_bytes(found: Gradient) -> int:
     cotangent, and written there."""
     n = found.plan.transform
     spectra = 0 if found.spectra_at >= 0 or found.together else ELEMENT * n
-    return spectra + int(SUM * n * (1 - found.held))
+    return spectra + int(SUM * n * (1 - found.held)) // _at_once(found)
 
 
 def far_twiddles(found: Gradient, chip: Target, back: int) -> int:
@@ -108,8 +112,11 @@ def _passes(found: Gradient, back: int) -> tuple[int, int]:
     return (1, min(back, 1)) if found.together else (2, back)
 
 
-def _shared(found: Gradient, back: int) -> int:
-    """Exchanges, tables and twiddles of each way; the spectrum; X and the sum, written and read."""
+def _shared(found: Gradient, back: int, gated: bool) -> int:
+    """Exchanges, tables and twiddles of each way; the spectrum; X and the sum, written and read.
+
+    What is copied there ahead is written as it is loaded, and read as often as it was asked for.
+    """
     plan, kernel = found.plan, found.kernel
     n = plan.transform
     sizes = {t.name: t.nbytes for t in plan.tables}
@@ -117,11 +124,14 @@ def _shared(found: Gradient, back: int) -> int:
     after = sum(sizes[name] for name in sizes.keys() & fragments.CHAIN) - ahead
     rows = n // (plan.factors[-1] * plan.factors[-2])
     there, way_back = _passes(found, back)
-    total = (there * ahead + way_back * after) * rows // kernel.group + found.signals * there * ELEMENT * n
-    total += 2 * ELEMENT * n * (found.spectra_at >= 0) + int(2 * SUM * n * found.held)
+    total = (there * ahead + way_back * after) * rows // kernel.group + filter_bytes(found)
+    total += 2 * ELEMENT * n * (found.spectra_at >= 0) + int(2 * SUM * n * found.held) // _at_once(found)
     if not plan.block_stage:
         planes = 2 if plan.device_stages else 1
-        copies = 2 * 2 * n if kernel.brought else 0  # read; written as signals are loaded
+        rows_read = 2  # both signals; their gates; of results the gate that is V, and those that are copied
+        if gated:
+            rows_read += 2 + found.signals * (3 if kernel.brought > 2 else 1)
+        copies = 2 * n * rows_read if kernel.brought else 0
         return total + copies + 2 * 2 * 2 * n * planes
     matrices = there * work.column_matrices(plan, kernel, False) + back * work.column_matrices(
         plan, kernel, True
