@@ -117,8 +117,9 @@ def _rank(found: Gradient, chip: Target) -> tuple[bool | int, ...]:
     what a thread does at a time."""
     kernel = found.kernel
     warps = min(kernel.resident * kernel.warps, ENOUGH_WARPS)
-    # Complex columns from the workspace, eight to a thread, may spill.
-    columns = -abs(kernel.columns - 4) if found.plan.device_stages else kernel.columns
+    # Complex columns from the workspace may spill: eight to a thread, or four where rows of both are many.
+    few = 2 if found.together and found.plan.inner[0].radix > TILE else 4
+    columns = -abs(kernel.columns - few) if found.plan.device_stages else kernel.columns
     far = far_bytes(found, chip, 2 if found.signals else 0)
     return warps, -far, found.together, kernel.brought, columns, kernel.warps
 
