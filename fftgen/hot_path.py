@@ -72,8 +72,11 @@ def _switched(gates: tuple[str, ...], there: bool) -> str:
 def _compiled(plan: Plan, source: Source, gated: bool) -> dict[str, sass.Code]:
     """By entry: the code of a plan's kernels for aligned calls of full length."""
     length = min(plan.problem.length, plan.transform)
-    cubin = nvrtc.compile_cubin(specialised(source, length, gated), plan.target)
-    return sass.codes(sass.disassemble(cubin.image))
+    return _listing(specialised(source, length, gated), plan)
+
+
+def _listing(source: Source, plan: Plan) -> dict[str, sass.Code]:
+    return sass.codes(sass.disassemble(nvrtc.compile_cubin(source, plan.target).image))
 
 
 def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str, HotPath]:
@@ -146,15 +149,15 @@ def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
     elements = plan.row_length * (1 if found.blocks else kernel.group) // warps
     total = 0
     columns = dict.fromkeys(("columns", "columns_inverse"), 0)
+    turns = 1 if found.unrolled else _turns(plan, replace(kernel, role="rows"))
+    listing: dict[str, sass.Code] = {}
     for side in (0, 1):
-        text = source.text
-        if not found.together:
-            text = text.replace(_SIDES, f"int side = {side}; side < {side + 1};")
-        text = text.replace(_SIDE_OF_STEP, f"side = {side};")
-        one = Source(source.name, text, dict(source.headers), source.entries)
-        listing = sass.codes(sass.disassemble(nvrtc.compile_cubin(one, plan.target).image))
-        if side == 0 or not found.together:
-            turns = 1 if found.unrolled else _turns(plan, replace(kernel, role="rows"))
+        if not (found.together and listing):  # one loop for both: it is compiled and counted once
+            text = source.text
+            if not found.together:
+                text = text.replace(_SIDES, f"int side = {side}; side < {side + 1};")
+                text = text.replace(_SIDE_OF_STEP, f"side = {side};")
+            listing = _listing(Source(source.name, text, dict(source.headers), source.entries), plan)
             total += _body(listing[found.name], turns)
         for k in (*found.before, *found.after):
             if k.role == "columns" or (k.role == "columns_inverse" and (gated or side)):

@@ -10,7 +10,7 @@ from itertools import chain, product
 from fftgen.errors import NoPlanError
 from fftgen.planner import fragments, mma_rules, search, simt, twins
 from fftgen.planner.filter_design import transposed
-from fftgen.planner.gradient_plan import Gradient, columns_bytes, copied, peaks_bytes
+from fftgen.planner.gradient_plan import Gradient, columns_bytes, copied, peaks_bytes, row_tiles
 from fftgen.planner.gradient_work import SUM, far_twiddles, filter_bytes, kept_bytes
 from fftgen.planner.mma_rules import CHAIN_POINTS
 from fftgen.planner.plan import FP32, SCALED, SIMT, TILE, Plan
@@ -19,7 +19,6 @@ from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
 REGISTERS = mma_rules.REGISTERS[SCALED]
-SUM_TILE = SUM * TILE**2
 ENOUGH_WARPS = 16  # resident on a multiprocessor; below, sums go to device memory sooner
 
 
@@ -51,8 +50,7 @@ def _fitted(plan: Plan, chip: Target, group: int, places: _Places, signals: bool
         at = warps * plane * 2 * (brought or 2)  # or both planes of rows of the workspace
     tables_at, at = at, at + copied(plan, signals) + (0 if signals else columns_bytes(plan))
     spectra_at, at = (at, at + workers * kept * 4 * points) if places.spectra else (-1, at)
-    row = plan.factors[-1] * plan.factors[-2]
-    sums = workers * points // row * places.held * SUM_TILE
+    sums = workers * SUM * points * places.held // row_tiles(plan)
     sums_at, at = (at, at + sums) if places.held else (-1, at)
     if at > chip.shared_block or 32 * warps * registers > chip.registers_sm:
         return None
@@ -88,7 +86,7 @@ def fitting(convolution: Plan, chip: Target, signals: bool) -> Iterator[Gradient
     plan = replace(convolution, chunk_bytes=convolution.chunk_bytes // 2, whole=None)
     # The signal that comes next and its gate; and gates of two results.
     brought = (0,) if plan.block_stage or plan.device_stages else (4, 2) if signals else (2,)
-    tiles = range(plan.factors[-1] * plan.factors[-2] // TILE**2, -1, -1)
+    tiles = range(row_tiles(plan), -1, -1)
     for layout in search.layouts(plan, chip):
         body = layout.body
         if plan.block_stage:  # no warp idle in the chain

@@ -120,25 +120,20 @@ class Gradient:
     def _implied(self) -> dict[str, Any]:
         """What goes without saying, as before there was more: one signal after the other, all of the sum in
         one place, no gradients of signals."""
-        held = self.row_tiles if self.sums_at >= 0 and self.plan.engine != SIMT else 0
+        held = row_tiles(self.plan) if self.sums_at >= 0 and self.plan.engine != SIMT else 0
         return {"sums_held": held, "together": False, "signals": False}
-
-    @property
-    def row_tiles(self) -> int:
-        """Tiles of 16 x 16 numbers in a row of the register chain."""
-        return max(1, self.plan.factors[-1] * self.plan.factors[-2] // TILE**2)
 
     @property
     def unrolled(self) -> bool:
         """A warp that takes rows of both signals has so few that there is no loop over them: 5 % of the
         instructions, as compiled. (Longer rows would put registers by.)"""
         few = self.plan.inner[0].radix <= UNROLLED * self.kernel.warps
-        return self.together and few and self.row_tiles == 1
+        return self.together and few and row_tiles(self.plan) == 1
 
     @property
     def held(self) -> Fraction:
         """Of the sum, what stands in shared memory."""
-        return Fraction(self.sums_held, self.row_tiles)
+        return Fraction(self.sums_held, row_tiles(self.plan))
 
     @property
     def name(self) -> str:
@@ -194,6 +189,11 @@ class Gradient:
             spectrum = f"spectrum in {places[self.spectra_at >= 0]}"
         part = f"{self.held} of the sum" if 0 < self.held < 1 else "sum"
         return f"{spectrum}, {part} in {places[self.sums_held > 0]} memory"
+
+
+def row_tiles(plan: Plan) -> int:
+    """Tiles of 16 x 16 numbers in a row of the register chain."""
+    return max(1, plan.factors[-1] * plan.factors[-2] // TILE**2)
 
 
 def tables(found: Gradient) -> tuple[Table, ...]:

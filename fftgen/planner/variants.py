@@ -6,7 +6,7 @@ transforms hide of each other, the rates that no datasheet tells) is for measure
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -78,11 +78,7 @@ def variants(
         made = [judged(plan, _apart(choice, plan)) for plan in _of_shape(candidate.plan, chip)]
         for one in sorted(made, key=lambda v: v.expected):
             found.setdefault(launched(one.plan), one)
-    others = [v for v in found.values() if v not in kept and v.expected <= SLOWER * first.expected]
-    others.sort(key=lambda v: v.expected)
-    ways = {_way(v.plan): v for v in (*reversed(others), *reversed(kept))}
-    best = [v for v in others if ways[_way(v.plan)] is v]
-    return (*kept, *best, *(v for v in others if v not in best))[:most]
+    return _ranked(kept, found.values(), _way)[:most]
 
 
 def backward_variants(
@@ -107,11 +103,20 @@ def backward_variants(
     for layout in gradients.fitting(search.plan(problem, chip), chip, signals=True):
         made = gradients.finished(layout, chip)
         found.setdefault(made.digest, judged(made, _layout(made)))
-    others = [v for v in found.values() if v is not first and v.expected <= SLOWER * first.expected]
-    others.sort(key=lambda v: v.expected)
-    kinds = {_kind(v.plan): v for v in (*reversed(others), first)}
-    best = [v for v in others if kinds[_kind(v.plan)] is v]
-    return (first, *best, *(v for v in others if v not in best))[:most]
+    return _ranked([first], found.values(), _kind)[:most]
+
+
+def _ranked(
+    kept: list[Variant[Planned]],
+    found: Iterable[Variant[Planned]],
+    kind: Callable[[Planned], object],
+) -> tuple[Variant[Planned], ...]:
+    """What is kept, the choice first; then the best of every other kind, then the rest, by expected time."""
+    close = (v for v in found if v not in kept and v.expected <= SLOWER * kept[0].expected)
+    others = sorted(close, key=lambda v: v.expected)
+    firsts = {kind(v.plan): v for v in others[::-1] + kept[::-1]}
+    best = [v for v in others if firsts[kind(v.plan)] is v]
+    return tuple(kept + best + [v for v in others if v not in best])
 
 
 def _kind(found: Gradient) -> tuple[object, ...]:

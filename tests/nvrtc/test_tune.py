@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from fftgen import conv, emulate, shortcut
 from fftgen.bench import tune as room
 from fftgen.bench import tune_calls
 from fftgen.bench.backend import HostBackend
+from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs, draw_sets
 from fftgen.bench.row import FAILED, OK, WRONG
 from fftgen.bench.tune import keep, tune, winner
@@ -71,36 +73,33 @@ def simulated(built: Built, sets: Sequence[Inputs]) -> tuple[Callable[[], Tensor
 def test_every_variant_gives_the_right_result(
     length: int, mode: str, most: int, shape: tuple[int, int], session_cache: Path, rng: np.random.Generator
 ) -> None:
+    timed = case(mode, length, batch=shape[0], channels=shape[1])
+    proved(timed, most, Cache(session_cache), rng, lambda built, sets: simulated(built, sets)[0])
+
+
+def proved(
+    timed: Case,
+    most: int,
+    store: Cache,
+    rng: np.random.Generator,
+    first: Callable[[Built, Sequence[Inputs]], Callable[[], Any]],
+) -> list[dict[str, Any]]:
+    """The rows of variants whose first call the simulator makes, where a result is judged; those that are
+    timed give it again."""
     timer = Script()
     timer.seconds = 1e-3
-    backend = HostBackend(timer)
-    timed = case(mode, length, batch=shape[0], channels=shape[1])
-    found = tune(
-        timed,
-        backend,
-        Cache(session_cache),
-        most=most,
-        seconds=1e-9,
-        seed=int(rng.integers(2**31)),
-        caller=simulated_once,
-    )
-    rows = found.doc["variants"]
+
+    def caller(built: Built, sets: Sequence[Inputs]) -> tuple[Callable[[], Any], ...]:
+        once = cache(first(built, sets))
+        return tuple(once for _ in sets)
+
+    seed = int(rng.integers(2**31))
+    found = tune(timed, HostBackend(timer), store, most=most, seconds=1e-9, seed=seed, caller=caller)
+    rows: list[dict[str, Any]] = found.doc["variants"]
     assert len(rows) == most
     assert found.doc["passed"], [r for r in rows if r["status"] != OK]
     assert all(0 < r["error"] <= r["error_bound"] for r in rows)
-
-
-def simulated_once(built: Built, sets: Sequence[Inputs]) -> tuple[Callable[[], Tensor], ...]:
-    """The first call in the simulator, where a result is judged; those that are timed give it again."""
-    (call, *_) = simulated(built, sets)
-    made: list[Tensor] = []
-
-    def once() -> Tensor:
-        if not made:
-            made.append(call())
-        return made[0]
-
-    return tuple(once for _ in sets)
+    return rows
 
 
 @pytest.mark.parametrize(
@@ -110,40 +109,19 @@ def simulated_once(built: Built, sets: Sequence[Inputs]) -> tuple[Callable[[], T
 def test_every_layout_of_gradients_gives_the_right_result(
     length: int, most: int, shape: tuple[int, int], gated: bool, session_cache: Path, rng: np.random.Generator
 ) -> None:
-    timer = Script()
-    timer.seconds = 1e-3
     timed = replace(
         case("causal", length, batch=shape[0], channels=shape[1]), gated=gated, direction="backward"
     )
-    found = tune(
-        timed,
-        HostBackend(timer),
-        Cache(session_cache),
-        most=most,
-        seconds=1e-9,
-        seed=int(rng.integers(2**31)),
-        caller=simulated_gradients,
-    )
-    rows = found.doc["variants"]
-    assert len(rows) == most
-    assert found.doc["passed"], [r for r in rows if r["status"] != OK]
-    assert all(0 < r["error"] <= r["error_bound"] for r in rows)
+
+    def first(built: Built, sets: Sequence[Inputs]) -> Callable[[], Any]:
+        x = sets[0]
+        return lambda: tune_calls.all_gradients(
+            x, lambda v, **told: emulate.backward(built, x.u, v, x.k, **told)[0]
+        )
+
+    rows = proved(timed, most, Cache(session_cache), rng, first)
     assert len({r["about"] for r in rows}) == most
     assert [r["choice"] for r in rows].count(True) == 1
-
-
-def simulated_gradients(built: Built, sets: Sequence[Inputs]) -> tuple[Callable[[], Any], ...]:
-    """The first backward pass of a layout in the simulator; those that are timed give it again."""
-    x = sets[0]
-    made: list[Any] = []
-
-    def once() -> Any:
-        if not made:
-            run = lambda v, **told: emulate.backward(built, x.u, v, x.k, **told)[0]  # noqa: E731
-            made.append(tune_calls.all_gradients(x, run))
-        return made[0]
-
-    return tuple(once for _ in sets)
 
 
 def test_backward_passes_go_the_way_of_calls(
