@@ -98,7 +98,8 @@ def with_skip(plan: Plan, planes: Tensor, scale: Tensor, skip: Tensor) -> tuple[
     spread = spread * down.reshape(-1, *(1 for _ in digits))
     spread.select(place + 1, 0).add_(fit(term * down))
     moved = torch.stack([scale[:, 0] * down, scale[:, 1] / down], dim=-1)
-    return spread.reshape(planes.shape).to(planes.dtype), moved
+    found = spread.reshape(planes.shape).to(planes.dtype)
+    return (found, moved) if plan.abreast == 1 else _kept_apart(found, moved, ~term.isfinite())
 
 
 def spectrum(
@@ -123,8 +124,18 @@ def spectrum(
     parts = torch.view_as_real(natural * up[:, None]).to(spectrum_dtype(plan))
     planes = stored_order(parts, spectrum_digits(plan)).reshape(-1, 2, plan.transform)
     scale = torch.stack([up, down * plan.residual], dim=-1).contiguous()
+    if plan.abreast > 1:
+        planes, scale = _kept_apart(planes, scale, ~largest.isfinite())
     longest = max(int(f.shape[-1]) for f in (k, k_rev) if f is not None)
     return Spectrum(planes, scale, plan.digest, longest)
+
+
+def _kept_apart(planes: Tensor, scale: Tensor, spoilt: Tensor) -> tuple[Tensor, Tensor]:
+    """Spectra of channels abreast, which meet in one product: in place of one that is not finite zeros, and a
+    NaN in the scale of its results."""
+    nan = torch.full_like(scale[:, 1], torch.nan)
+    apart = torch.stack([scale[:, 0], torch.where(spoilt, nan, scale[:, 1])], dim=-1)
+    return torch.where(spoilt[:, None, None], torch.zeros_like(planes), planes), apart
 
 
 def _to_power(x: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
     length = min(plan.problem.length, plan.transform)
     source = specialised(render_gradient(found), length, gated)
     warps = kernel.warps if found.blocks else 1
-    elements = plan.row_length * (1 if found.blocks else kernel.group) // warps
+    elements = plan.row_length * plan.abreast * (1 if found.blocks else kernel.group) // warps
     total = 0
     columns = dict.fromkeys(("columns", "columns_inverse"), 0)
     turns = 1 if found.unrolled else _turns(plan, replace(kernel, role="rows"))
@@ -169,7 +169,7 @@ def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
 def _elements(plan: Plan, kernel: Kernel) -> int:
     """Complex elements that one warp does in one turn of a kernel's loop over its work."""
     if kernel.role in ("convolve", "rows"):
-        return plan.row_length * kernel.items // kernel.warps
+        return plan.row_length * plan.abreast * kernel.items // kernel.warps
     return plan.stages[0].radix * 8 * kernel.columns
 
 
@@ -177,7 +177,7 @@ def _turns(plan: Plan, kernel: Kernel) -> int:
     """How often the loop over the rows of a block runs inside that."""
     if kernel.role not in ("convolve", "rows") or not plan.block_stage:
         return 1
-    return -(-plan.inner[0].radix // (kernel.warps * kernel.group))
+    return -(-plan.inner[0].lines // (kernel.warps * kernel.group))
 
 
 def _body(code: sass.Code, turns: int) -> int:

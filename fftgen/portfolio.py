@@ -39,6 +39,7 @@ PROBLEMS = tuple(
         ("causal", 256, "fp16"),
         ("circular", 1000, "fp16"),
         ("causal", 1024, "bf16"),
+        ("causal", 2048, "bf16"),
         ("circular", 4096, "bf16"),
         ("causal", 4096, "bf16"),
         ("circular", 20480, "fp16"),

@@ -22,6 +22,8 @@ from fftgen.targets import target as find_target
 # Barriers that another one stands in for, by the start of the source line before them.
 DOUBLED = (
     "load<SHARED, true>(source, at, stride);",  # between two strips, for the compiler's sake
+    "load<SHARED, true>(source, first, stride, lane);",  # the same of channels abreast
+    "if (!even.finite || !odd.finite) {",  # for the compiler's sake as well
     "for (int n = 0; n < COLUMNS; ++n) load(",  # one comes before the next rows are stored
     "} else {",  # the chain before has ended its reads with one of its own
 )

@@ -65,7 +65,9 @@ def call_cost(plan: Plan, target: Target, price: Cost, batch: int, channels: int
         )
     costs = {k.name: k for k in price.kernels}
     made = launches(plan, batch, channels, min(plan.problem.length, plan.transform))
-    return _call([(launch, costs[launch.kernel.label]) for launch in made], target, batch, channels)
+    return _call(
+        [(launch, costs[launch.kernel.label]) for launch in made], target, batch, channels, plan.abreast
+    )
 
 
 def gradient_call(found: Gradient, target: Target, price: Cost, batch: int, channels: int) -> CallCost:
@@ -78,15 +80,20 @@ def gradient_call(found: Gradient, target: Target, price: Cost, batch: int, chan
         else (each.launch, costs[found.label])
         for each in gradient_launches(found, batch, channels, length)
     ]
-    return _call([(launch, kernel) for launch, kernel in made if kernel], target, batch, channels)
+    pairs = [(launch, kernel) for launch, kernel in made if kernel]
+    return _call(pairs, target, batch, channels, found.plan.abreast)
 
 
-def _call(made: Sequence[tuple[Launch, KernelCost]], target: Target, batch: int, channels: int) -> CallCost:
+def _call(
+    made: Sequence[tuple[Launch, KernelCost]], target: Target, batch: int, channels: int, abreast: int
+) -> CallCost:
+    """``abreast``: transforms of an item."""
     total = even = showing = 0.0
     for launch, kernel in made:
-        even += launch.items * kernel.time
-        showing += launch.items * kernel.showing
-        total += launch.items * _time(kernel, waves(launch.grid, kernel, launch.kernel.warps, target))
+        items = abreast * launch.items
+        even += items * kernel.time
+        showing += items * kernel.showing
+        total += items * _time(kernel, waves(launch.grid, kernel, launch.kernel.warps, target))
     fixed = CALL_SECONDS + len(made) * LAUNCH_SECONDS
     return CallCost(batch, channels, len(made), fixed, total - even, showing, total + showing + fixed)
 

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fftgen.dtypes import FP16, DType, dtype, encode
-from fftgen.planner.plan import TILE, Plan, Stage, Table
+from fftgen.planner.plan import HALF_TILE, TILE, Plan, Stage, Table
 
 Indices = npt.NDArray[np.int64]
 Complex = npt.NDArray[np.complex128]
@@ -134,11 +134,14 @@ def _planes(values: Complex, axis: int, to: DType = FP16) -> npt.NDArray[np.uint
 
 
 def matrix(plan: Plan, number: int, k: Indices, n: Indices) -> Complex:
-    """Entries (k, n) of the scaled DFT matrix of a stage, k and n broadcast, in float64."""
+    """Entries (k, n) of the scaled DFT matrix of a stage, k and n broadcast, in float64; of channels abreast
+    each has a block on the diagonal."""
     from fftgen.planner import twiddle  # SymPy loads slowly: where numbers are made only
 
+    radix = plan.stages[number - 1].radix
     turns = twiddle.dft_turns(plan.factors, number, plan.real_input)
-    return twiddle.evaluate(turns, k, n) * plan.stages[number - 1].scale
+    entries = twiddle.evaluate(turns, k % radix, n % radix) * plan.stages[number - 1].scale
+    return np.where(k // radix == n // radix, entries, 0)
 
 
 def twiddles(plan: Plan, number: int, k: Indices, r: Indices) -> Complex:
@@ -176,11 +179,12 @@ def _outer(radix: int, columns: int, width: int) -> tuple[int, ...]:
     """Twiddles as the results of columns lie: [strip, row tile, row half, piece, plane, lane, ...].
 
     A thread's 2 V columns are V / 4 pieces of 16 bytes; with V = 2 both planes of half a piece share them.
+    Channels abreast share those of one half.
     """
-    strips, tiles = columns // (8 * width), radix // TILE
+    strips, tiles, halves = columns // (8 * width), -(-radix // TILE), 1 if radix == HALF_TILE else 2
     if width == 2:
-        return (strips, tiles, 2, 32, 2, 2, 2)
-    return (strips, tiles, 2, width // 4, 2, *_LANES)
+        return (strips, tiles, halves, 32, 2, 2, 2)
+    return (strips, tiles, halves, width // 4, 2, *_LANES)
 
 
 def _some_tiles(radix: int) -> int:
@@ -220,8 +224,8 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
     if width:
         number = device + 1
         stage = stages[device]
-        outer = stage.radix // TILE
-        some = _some_tiles(stage.radix)
+        outer = stage.lines // TILE
+        some = _some_tiles(stage.lines)
         there = (some, outer) if real and number == 1 else (outer, some)
         found += [
             _Spec("columns", number, (*there, 2, *_LANES)),
@@ -287,11 +291,11 @@ def copied(tables: Iterable[Table]) -> int:
 def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
     """The values of a table, bit patterns in its shape."""
     stage, kind = table.stage, dtype(table.element)
-    radix = np.arange(plan.stages[stage - 1].radix)
+    radix, lines = np.arange(plan.stages[stage - 1].radix), np.arange(plan.stages[stage - 1].lines)
     rho, pi, tau = row_order(plan), result_order(plan), column_order(plan, plan.factors[-1])
     rows = frequency_order(plan.stages[-2], rho)
     columns = frequency_order(plan.stages[-1], np.arange(plan.factors[-1]))
-    left = {"first": (rows, rho), "columns": (radix, radix), "device": (radix, radix)}
+    left = {"first": (rows, rho), "columns": (lines, lines), "device": (lines, lines)}
     name = table.name.removesuffix("_inverse")
     inverse = name != table.name
     high, wide = (TILE * x for x in table.shape[:2])  # places that the table has, perhaps half of all
@@ -342,12 +346,12 @@ def _high(plan: Plan, number: int, by_row: bool) -> npt.NDArray[np.uint16]:
 
 def _outer_places(shape: tuple[int, ...], width: int) -> tuple[Indices, Indices]:
     """Frequency and column (by place in memory) of the results of columns, with the shape of ``_outer``."""
-    strips, tiles = shape[:2]
+    strips, tiles, halves = shape[:3]
     if width == 2:
-        strip, m, i = (x[..., None, None, None] for x in np.ogrid[:strips, :tiles, :2])
+        strip, m, i = (x[..., None, None, None] for x in np.ogrid[:strips, :tiles, :halves])
         column = np.arange(2).reshape(1, 2, 1)
     else:
-        strip, m, i, h = (x[..., None, None, None] for x in np.ogrid[:strips, :tiles, :2, : width // 4])
+        strip, m, i, h = (x[..., None, None, None] for x in np.ogrid[:strips, :tiles, :halves, : width // 4])
         column = 4 * h + _REGISTER
     k = TILE * m + 8 * i + _G
     r = 8 * width * strip + 2 * width * _T + column + width * _HALF

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain, product
+from itertools import product
 
 from fftgen.errors import NoPlanError
 from fftgen.planner import fragments, mma_rules, search, simt, twins
@@ -35,12 +35,12 @@ class _Places:
 
 def _fitted(plan: Plan, chip: Target, group: int, places: _Places, signals: bool) -> Gradient | None:
     """One layout, or None where it does not fit."""
-    body, points, brought, warps = plan.body, plan.row_length, places.brought, plan.body.warps
+    body, points, brought, warps = plan.body, plan.row_length * plan.abreast, places.brought, plan.body.warps
     together = places.together
     if plan.block_stage:
         workers, kept, plane, registers = 1, 1, points, REGISTERS
         peaks_at = 4 * points * (1 + together)
-        at = peaks_at + peaks_bytes(signals)
+        at = peaks_at + plan.abreast * peaks_bytes(signals)
         if plan.strip_peaks:
             at += (1 + together) * mma_rules.ratio_bytes(plan.inner[0], plan.kernel("columns").columns)
             at = -(-at // fragments.ALIGNMENT) * fragments.ALIGNMENT
@@ -84,21 +84,32 @@ def fitting(convolution: Plan, chip: Target, signals: bool) -> Iterator[Gradient
     """Every layout of a convolution's plan that fits: columns of a thread, warps of a block, transforms of a
     warp, places. Without the kernels that take the sum to taps (``finished``)."""
     plan = replace(convolution, chunk_bytes=convolution.chunk_bytes // 2, whole=None)
-    # The signal that comes next and its gate; and gates of two results.
-    brought = (0,) if plan.block_stage or plan.device_stages else (4, 2) if signals else (2,)
-    tiles = range(row_tiles(plan), -1, -1)
     for layout in search.layouts(plan, chip):
         body = layout.body
         if plan.block_stage:  # no warp idle in the chain
-            group = min(body.group, max(1, layout.inner[0].radix // body.warps), 2 if signals else body.group)
+            group = min(body.group, max(1, layout.inner[0].lines // body.warps), 2 if signals else body.group)
         else:  # of several transforms at a time one half: the other half's registers go to the sum
             group = max(1, body.group // 2)
-        kept = product(brought, (True, False), tiles, (False,))
-        pairs = product((0,), (False,), tiles, (True,) if plan.block_stage and body.group > 1 else ())
-        for places in chain(kept, pairs):
-            found = _fitted(layout, chip, group, _Places(*places), signals)
+        for places in _kept(layout, signals):
+            found = _fitted(layout, chip, group, places, signals)
             if found is not None:
                 yield found
+
+
+def _kept(plan: Plan, signals: bool) -> Iterator[_Places]:
+    """What workers of a layout may keep at hand. Channels abreast have their sums in shared memory, as 4096
+    points have that of one, and both signals at a time."""
+    tiles = range(row_tiles(plan), -1, -1)
+    if plan.abreast > 1:
+        yield _Places(0, False, tiles[0], together=True)
+        return
+    # The signal that comes next and its gate; and gates of two results.
+    brought = (0,) if plan.block_stage or plan.device_stages else (4, 2) if signals else (2,)
+    for places in product(brought, (True, False), tiles):
+        yield _Places(*places)
+    if plan.block_stage and plan.body.group > 1:
+        for held in tiles:
+            yield _Places(0, False, held, together=True)
 
 
 def far_bytes(found: Gradient, chip: Target, back: int) -> int:

@@ -31,7 +31,7 @@ def parts(found: Gradient, batch: int, channels: int) -> int:
     """Workers that share a channel's batch rows: as many as fill the chip, if each has rows enough."""
     kernel = found.kernel
     full = find_target(found.plan.target).multiprocessors * kernel.resident * kernel.items
-    at_once = channels
+    at_once = -(-channels // found.plan.abreast)
     if found.plan.chunk_bytes:
         at_once = max(1, min(channels, chunk_items(found.plan, batch * channels) // batch))
     return max(1, min(full // (at_once * found.rows), batch // least_share(found)))
@@ -51,7 +51,7 @@ def launches(found: Gradient, batch: int, channels: int, length: int) -> tuple[G
 
     A chunk may end inside a channel: the next one adds to the same parts.
     """
-    total = batch * channels
+    total = batch * -(-channels // found.plan.abreast)
     chunk = chunk_items(found.plan, total)
     shared = parts(found, batch, channels)
     made = []

@@ -127,7 +127,7 @@ class Gradient:
     def unrolled(self) -> bool:
         """A warp that takes rows of both signals has so few that there is no loop over them: 5 % of the
         instructions, as compiled. (Longer rows would put registers by.)"""
-        few = self.plan.inner[0].radix <= UNROLLED * self.kernel.warps
+        few = self.plan.inner[0].lines <= UNROLLED * self.kernel.warps
         return self.together and few and row_tiles(self.plan) == 1
 
     @property

@@ -19,7 +19,7 @@ MAX_ROWS = 2**31 - 4096
 class Launch:
     """One kernel launch: ``grid`` blocks of ``block`` threads over transforms ``first .. first + items``.
 
-    ``cluster``: blocks of a cluster.
+    ``cluster``: blocks of a cluster. Of channels abreast an item has the transforms of both.
     """
 
     kernel: Kernel
@@ -116,7 +116,7 @@ def launches(
     takes them in chunks that fit the workspace; each chunk runs through all kernels before the next. With
     ``whole`` clusters take all of them in one launch (planner/whole.py), whose rows must be aligned.
     """
-    total = items_per_channel(plan, batch) * channels
+    total = items_per_channel(plan, batch) * -(-channels // plan.abreast)
     if whole:
         kernel = plan.whole
         assert kernel is not None

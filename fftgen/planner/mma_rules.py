@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from fftgen.planner import fragments
-from fftgen.planner.plan import BF16_FP32, SCALED, TILE, Kernel, Plan, Stage
+from fftgen.planner.plan import BF16_FP32, HALF_TILE, SCALED, TILE, Kernel, Plan, Stage
 from fftgen.planner.rules import Shape, peaks_kernel
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -53,12 +53,22 @@ def shape_is_legal(shape: Shape) -> str | None:
     if len(shape.inner) not in (2, 3):
         return f"{len(shape.inner)} stages inside one kernel: two or three fit the template"
     rows, columns = shape.inner[-2:]
+    short = [radix for radix in shape.factors if radix % TILE]
+    if short and (short != [HALF_TILE] or shape.factors[0] != HALF_TILE or len(shape.inner) != 3):
+        return f"radix {short[0]} fills no tile: half of one may be the first of three stages in a block"
     if columns not in CHAIN_COLUMNS:
         return f"{columns} columns of the last stage: the register chain stores 16, 32 or 64"
     most = WARP_POINTS if len(shape.factors) == 2 else CHAIN_POINTS
     if rows * columns > most:
         return f"a tile of {rows}x{columns} exceeds the {most} points of a register chain"
     return None
+
+
+def goes_abreast(right_angle: bool, compute_format: str) -> str | None:
+    """What two channels abreast can be: real rows, each scaled by a power of two of its own."""
+    if right_angle and compute_format == SCALED:
+        return None
+    return f"channels go abreast as real rows in {SCALED}"
 
 
 def _group(points: int, rows: int) -> int:
@@ -105,7 +115,7 @@ def outer_split(stage: Stage, body: Kernel, target: Target, exact: bool) -> int:
 def one_level_fits(stage: Stage, kernel: Kernel, target: Target) -> bool:
     """Whether the L1 has room for one level beside the resident blocks of a kernel, and for a spectrum."""
     one = 2 * 4 * stage.radix * stage.rest
-    return one + one // 2 <= target.l1_beside(kernel.resident, kernel.shared_bytes)
+    return one + 4 * stage.lines * stage.rest <= target.l1_beside(kernel.resident, kernel.shared_bytes)
 
 
 def two_levels(body: Kernel) -> int:
@@ -398,7 +408,7 @@ def _block_kernel(
     ``own``: columns to a thread of the strips of the workspace, where each is scaled by its own peak, or 0.
     """
     real = right_angle and role == "convolve"
-    radix, rest = stages[0].radix, stages[0].rest
+    radix, rest = stages[0].lines, stages[0].rest
     strips = rest // (8 * width)
     if strips % warps:
         return f"{strips} strips of {8 * width} columns do not go round {warps} warps"
@@ -409,7 +419,7 @@ def _block_kernel(
             f"columns of radix {radix}, {width} to a thread, hold {radix * width // 4} numbers until scaled"
         )
     registers = REGISTERS[compute_format]
-    if real and compute_format == SCALED and target.capability >= 90 and all(s.radix == TILE for s in stages):
+    if real and compute_format == SCALED and target.capability >= 90 and all(s.lines == TILE for s in stages):
         registers = 96  # five blocks of four warps instead of four: nothing spills, latencies hide better
     if 32 * warps * registers > target.registers_sm:
         return _too_many(warps, registers, target)

@@ -23,6 +23,7 @@ SCHEMA = 6
 SCALED, BF16_FP32, FP16_FP32, FP32 = "scaled-fp16", "bf16-fp32", "fp16-fp32", "fp32"
 SIMT = "simt"  # the engine without matrix instructions (planner/simt.py)
 TILE = 16  # rows and columns of a matrix instruction's tile
+HALF_TILE = TILE // 2  # a radix of the "mma" engine's first stage, and of no other
 BLOCK_POINTS = 32_768  # whose spectrum one block may make
 
 
@@ -35,6 +36,7 @@ class Stage:
     The entries of the DFT matrix carry the factor ``scale`` (planner/matrix_scale.py), forward and inverse.
     ``halves``: sums and differences of the two halves of the input come before the DFT, which then takes half
     of the matrix (decimation in frequency); its frequencies stand with the even ones before the odd ones.
+    A radix of half a tile, of the first stage, is that of two channels abreast (``Plan.abreast``).
     ``split`` is the length of the low digit of the two-level twiddle table: T(k, r) =
     high(k, r // split) * low(k, r % split); ``split == rest`` is a single table, 0 none (last stage).
     """
@@ -50,6 +52,11 @@ class Stage:
     def two_levels(self) -> bool:
         """The twiddles are a product of two tables."""
         return self.split < self.rest
+
+    @property
+    def lines(self) -> int:
+        """Rows of the matrix whose columns the stage transforms: its radix, or those of two channels."""
+        return TILE if self.radix == HALF_TILE else self.radix
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ class Plan:
         product = 1
         for stage in self.stages:
             product *= stage.radix
-            if (stage.radix % TILE and self.engine != SIMT) or product * stage.rest != self.transform:
+            if (stage.lines % TILE and self.engine != SIMT) or product * stage.rest != self.transform:
                 raise InternalError(f"stage {stage} does not belong to a transform of {self.transform}")
 
     @property
@@ -219,6 +226,11 @@ class Plan:
     def rows_per_item(self) -> int:
         """Batch rows that share one transform."""
         return 1 if self.real_input else 2
+
+    @property
+    def abreast(self) -> int:
+        """Neighbouring channels whose transforms a block takes at a time, their columns in one tile."""
+        return self.stages[0].lines // self.stages[0].radix if self.engine == "mma" else 1
 
     @property
     def device_stages(self) -> tuple[Stage, ...]:

@@ -47,6 +47,8 @@ def supports_dtype(name: str, target: Target) -> str | None:
 
 def shape_is_legal(shape: Shape) -> str | None:
     """One kernel finishes two or three inner stages; a warp owns a tile of a bounded size."""
+    if any(radix % TILE for radix in shape.factors):
+        return f"a radix below {TILE}: of the mma engine alone, which takes two channels abreast"
     if len(shape.inner) not in (2, 3):
         return f"{len(shape.inner)} stages inside one kernel: two or three fit the template"
     rows, columns = shape.inner[-2:]

@@ -14,11 +14,22 @@ from fftgen.dtypes import DTYPES
 from fftgen.errors import InputError, NoPlanError
 from fftgen.planner import fragments, mma_rules, simt
 from fftgen.planner.cost import Cost, cost, in_one_launch
-from fftgen.planner.factor import MIN_TRANSFORM, factorisations, transforms
+from fftgen.planner.factor import MIN_TRANSFORM, abreast, factorisations, transforms
 from fftgen.planner.filter import Filter
 from fftgen.planner.filter_design import design
 from fftgen.planner.matrix_scale import matrix_scales
-from fftgen.planner.plan import BF16_FP32, FP16_FP32, FP32, SCALED, SIMT, Kernel, Plan, Stage, Table
+from fftgen.planner.plan import (
+    BF16_FP32,
+    FP16_FP32,
+    FP32,
+    HALF_TILE,
+    SCALED,
+    SIMT,
+    Kernel,
+    Plan,
+    Stage,
+    Table,
+)
 from fftgen.planner.rules import (
     WARPS,
     Shape,
@@ -107,6 +118,8 @@ def shapes(transform: int) -> Iterator[Shape]:
         for factors in factorisations(transform, order):
             for device in range(order - 1):
                 yield Shape(factors, device)
+    if beside := abreast(transform):
+        yield Shape(beside, 0)
 
 
 @lru_cache(maxsize=4096)
@@ -280,6 +293,8 @@ def candidate(
         reason = f"the {engine} engine computes {problem.dtype} in {formats(engine, problem.dtype)[0]}"
     if not right_angle and compute_format == BF16_FP32:
         reason = reason or f"two rows of a transform share its noise, and {BF16_FP32} scales neither"
+    if engine == "mma" and shape.factors[0] == HALF_TILE:
+        reason = reason or mma_rules.goes_abreast(right_angle, compute_format)
     if not reason and (
         transform < problem.length or (not problem.causal and not fold and transform != problem.length)
     ):

@@ -28,6 +28,7 @@ ELEMENT = 4  # bytes of a complex number of two 16-bit parts: workspace and spec
 WMMA_PER_ELEMENT = 1.1  # instructions per complex element, stage and direction, per lane
 WMMA_PER_PRODUCT = 12
 CONVERTED = 4  # instructions that 128 elements of a result in fp32 take to become operands
+SECOND = 85  # of a warp, for the rows of another channel: addresses, a power of two, tables from their start
 HALVED = 3  # and a stage by halves: four sums, less what it spares in loads of its matrices
 RESCALED = 4  # and strips of the workspace, to reach the power of their row
 GATE, NARROW_GATE = 13, 16.5  # and a gate on a row: loaded, widened, multiplied; in pieces of 4 bytes, or 8
@@ -145,7 +146,7 @@ def tensor_ops(plan: Plan, kernel: Kernel, ways: tuple[str, ...] = (THERE, BACK)
 def _stage_ops(plan: Plan, number: int, way: str) -> int:
     stage = plan.stages[number - 1]
     products = 2 if plan.real_input and number == 1 else 4
-    every = plan.transform // (TILE * TILE) * (stage.radix // TILE) * products
+    every = plan.transform // (TILE * TILE) * (stage.lines // TILE) * products
     if way == THERE:
         if number == 1 and plan.engine == "mma" and fragments.parted(plan.stages, plan.real_input):
             return every * 3 // 4
@@ -212,14 +213,15 @@ def outer_twiddles(plan: Plan, back: bool) -> float:
     """Bytes of the outer twiddles that threads load, a point of the transform: there, or back.
 
     Of two levels a number of the low one for every point, and of the high one, each part twice, for so many
-    as a thread stores at a time. Back, pieces that a thread stores of a row tile share the low one where the
-    runs of columns that they lie in do (columns.cuh: store_rows).
+    as a thread stores at a time. There channels abreast share them. Back, pieces that a thread stores of a
+    row tile share the low one where the runs of columns that they lie in do (columns.cuh: store_rows).
     """
     stage, columns = plan.inner[0], plan.factors[-1]
+    if not back:
+        high = 2 * ELEMENT / (2 * plan.body.columns) if stage.two_levels else 0
+        return (ELEMENT + high) / plan.abreast
     if not stage.two_levels:
         return ELEMENT
-    if not back:
-        return ELEMENT + 2 * ELEMENT / (2 * plan.body.columns)
     runs = stage.split // LOW_RUN
     pieces = columns // TILE
     different = min(runs, columns // LOW_RUN) if pieces > 1 and TILE // 2 % runs == 0 else pieces
@@ -259,9 +261,9 @@ def _mma_shared(plan: Plan, kernel: Kernel) -> int:
 def read_again(plan: Plan, kernel: Kernel) -> int:
     """Bytes of a point of a block's columns that are read once more on the way back (columns.cuh: KEEP, ONE):
     for every row tile but one, where rows are too many for registers or warps share the tiles of a group."""
-    radix = plan.inner[0].radix
-    tiles = radix > KEPT_ROWS or plan.row_length // radix // 32 < kernel.warps
-    return ELEMENT * (radix // TILE - 1) if tiles else 0
+    stage = plan.inner[0]
+    tiles = stage.lines > KEPT_ROWS or stage.rest // 32 < kernel.warps
+    return ELEMENT * (stage.lines // TILE - 1) if tiles else 0
 
 
 def ratios_read(plan: Plan, kernel: Kernel) -> int:
@@ -271,13 +273,14 @@ def ratios_read(plan: Plan, kernel: Kernel) -> int:
 
 
 def column_matrices(plan: Plan, kernel: Kernel, back: bool) -> int:
-    """Bytes of the matrix of a block's columns that its warps load for a row, there or back."""
+    """Bytes of the matrix of a block's columns that its warps load for a row, there or back; channels abreast
+    share them."""
     size = next(t.nbytes for t in plan.tables if t.name == ("columns_inverse" if back else "columns"))
-    columns = plan.row_length // plan.inner[0].radix
+    columns = plan.inner[0].rest
     if not back:
-        return size * columns // (8 * kernel.columns)
+        return size * columns // (8 * kernel.columns * plan.abreast)
     groups = columns // 32
-    return size * (min(groups, kernel.warps) if steady(plan).columns else groups)
+    return size * (min(groups, kernel.warps) if steady(plan).columns else groups) // plan.abreast
 
 
 def mma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
@@ -312,7 +315,7 @@ def signs(plan: Plan, kernel: Kernel) -> float:
         """Of a matrix, each tile of which is loaded once."""
         table = tables[name]
         stage, tiles = plan.stages[table.stage - 1], table.shape[0] * table.shape[1]
-        whole = stage.halves or tiles == (stage.radix // TILE) ** 2
+        whole = stage.halves or tiles == (stage.lines // TILE) ** 2
         if plan.real_input and table.stage == 1:
             return 0 if whole else 6 * tiles
         return 3 * tiles if whole else 12 * tiles
@@ -324,8 +327,8 @@ def signs(plan: Plan, kernel: Kernel) -> float:
     chain = sum(made(name) for name in tables.keys() & fragments.CHAIN & fragments.MATRICES)
     found = chain * 128 / (kernel.group * plan.factors[-1] * plan.factors[-2])
     if plan.block_stage:
-        radix = plan.inner[0].radix
-        found += made("columns") * 16 / (kernel.columns * radix) + made("columns_inverse") * 4 / radix
+        lines = plan.inner[0].lines
+        found += made("columns") * 16 / (kernel.columns * lines) + made("columns_inverse") * 4 / lines
     return found
 
 
@@ -374,15 +377,16 @@ def _block_instructions(plan: Plan, kernel: Kernel) -> float:
     Operands of tall real columns are loaded anew for every row tile on the way out.
     """
     tensor = kernel.role == "convolve"
-    tiles = sum(s.radix for s in plan.inner) / TILE
-    turns = plan.inner[0].radix / (kernel.warps * kernel.group)
+    tiles = sum(s.lines for s in plan.inner) / TILE
+    turns = plan.inner[0].lines / (kernel.warps * kernel.group)
     idle = (-(-turns // 1) / turns - 1) * (87 if turns < 1 else 13 if plan.scaled else 130)
     levels = 16.5 * plan.inner[0].two_levels  # of twiddles: products by the high ones
+    second = (plan.abreast - 1) * SECOND * kernel.warps * 128 / (plan.abreast * plan.transform)
     if not plan.scaled:
         return 167 + 4 * tensor + 4.5 * (tiles - 3) + idle + levels
     tall = 33 * (plan.rows_per_item == 1 and plan.inner[0].radix > 64)
     signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1) + tall)
-    return 70 + signals + rescaling(plan) + 0.5 * (tiles - 3) + 73 / kernel.columns + idle + levels
+    return 70 + signals + rescaling(plan) + 0.5 * (tiles - 3) + 73 / kernel.columns + idle + levels + second
 
 
 def rescaling(plan: Plan) -> float:

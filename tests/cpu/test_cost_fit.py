@@ -33,6 +33,7 @@ GATES = 32  # machine instructions of a warp for 128 complex elements (FIGURES.m
 FIGURES = (call_cost.CALL_SECONDS, call_cost.LAUNCH_SECONDS, costs.SHOWING, costs.SHOWING_OUTSIDE)
 # Shapes that were taken then, where others are now: factors, and those in device memory.
 SHAPES = {
+    2048: ((64, 32), 0),
     8192: ((32, 16, 16), 0),
     131_072: ((32, 16, 16, 16), 1),
     262_144: ((64, 16, 16, 16), 1),

@@ -70,8 +70,8 @@ def pieces(found: Plan, launch: Launch) -> int:
 def test_chunks_hold_every_transform_once_and_run_through_all_kernels(shape: tuple[int, int]) -> None:
     batch, channels = shape
     for found in plans():
-        total = channels * -(-batch // found.rows_per_item)
-        assert total == channels * items_per_channel(found, batch)
+        assert items_per_channel(found, batch) == -(-batch // found.rows_per_item)
+        total = -(-channels // found.abreast) * items_per_channel(found, batch)
         made = launches(found, batch, channels, found.problem.length)
         count = len(found.kernels)
         at = 0

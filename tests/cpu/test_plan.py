@@ -79,7 +79,13 @@ def test_every_plan_is_legal(name: str) -> None:
         note = str(found)
         assert found.target == name, note
         assert prod(found.factors) == found.transform, note
-        assert all(r % 16 == 0 and 16 <= r <= 128 for r in found.factors), note
+        first, *others = found.factors
+        assert all(r % 16 == 0 and 16 <= r <= 128 for r in others), note
+        if found.abreast == 2:  # half a tile for each of two channels
+            assert (first, found.packing, found.device_stages) == (8, "right-angle", ()), note
+        else:
+            assert (first % 16, found.abreast) == (0, 1), note
+            assert 16 <= first <= 128, note
         assert 2 <= found.order <= 4, note
         rest = found.transform
         for stage in found.stages:
@@ -182,7 +188,7 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
         needed = 2 * 2 * found.factors[0] * 8 * kernel.columns
         assert 16 * kernel.plane == needed
         return [(0, needed * kernel.warps)]
-    points = found.row_length
+    points = found.row_length * found.abreast
     parts = 2 if found.device_stages else parts
     radices = tuple(s.radix for s in found.inner)
     # Fragments of 16 x 16 tiles, 512 bytes a plane of two: a pair of matrices and twiddles, forward and back.
@@ -198,18 +204,19 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
             there, back = (2 if columns < 4 else 1), 2
         held += 2 * tiles * tiles // there + 2 * tiles * tiles // back
     if found.block_stage:
-        tiles = radices[0] // 16
+        lines = radices[0] * found.abreast
+        tiles = lines // 16
         held += 2 * tiles * (tiles if tiles % 2 else tiles // 2) * 2
-        strips = points // radices[0] // (8 * kernel.columns)
+        strips = points // lines // (8 * kernel.columns)
         assert kernel.columns in (2, 4, 8)
         assert strips % kernel.warps == 0
         assert strips <= 32, "a lane reads the peak of a strip"
-        assert kernel.pitch == points // radices[0] // 8
+        assert kernel.pitch == points // lines // 8
         assert kernel.plane == points
         assert kernel.items == 1
         assert radices[0] % kernel.group == 0
-        # Two planes of fp16, which also hold a row and its gate; peaks of strips, what undoes their scaling,
-        # or of the workspace's strips a number in fp16.
+        # Two planes of fp16, which also hold rows and their gates; peaks of strips, and what undoes their
+        # scaling, or of the workspace's strips a number in fp16.
         regions = [(0, 2 * 2 * points), (kernel.staging_at, 2 * found.strip_peaks or 4 * (2 * 32 + 2))]
     else:
         assert kernel.columns == 0

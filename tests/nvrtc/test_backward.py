@@ -39,10 +39,10 @@ from fftgen.problem import Problem
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 ALL = Needed(True, True, True)
-# Two transforms to a warp, and one; blocks that take both signals together, with all or a part of the sum in
-# shared memory, and one after the other; the device stage.
-COMMON = (256, 1024, 4096, 16_384, 65_536)
-OTHERS = (512, 2048, 8192, 20_480, 32_768, 131_072)
+# Two transforms to a warp, and one; blocks that take both signals together, of two channels or of one, with
+# all or a part of the sum in shared memory, and one after the other; the device stage.
+COMMON = (256, 1024, 2048, 4096, 16_384, 65_536)
+OTHERS = (512, 8192, 20_480, 32_768, 131_072)
 RESULTS = {"u": "u", "in_gate": "in_gate", "out_gate": "out_gate", "k": "filter"}
 
 
@@ -135,10 +135,10 @@ def judge(found: Gradient, made: Gradients, given: dict[str, Tensor], v: Tensor)
 
 
 @pytest.mark.drawn(2)
-@pytest.mark.parametrize("length", [1024, 16_384, *slow(256, 4096, 65_536, *OTHERS)])
+@pytest.mark.parametrize("length", [1024, 2048, 16_384, *slow(256, 4096, 65_536, *OTHERS)])
 @pytest.mark.parametrize("dtype", ["fp16", *slow("bf16")])
 def test_powers_of_two(length: int, dtype: str, rng: np.random.Generator) -> None:
-    shape = (5, 2, length) if length <= 4096 else (2, 1, length)
+    shape = (5, 3, length) if length <= 4096 else (2, 1, length)
     run(planned(length, dtype), rng, shape, ("k_rev", "in_gate", "out_gate", "skip"))
 
 
@@ -148,13 +148,14 @@ def test_layouts_that_other_targets_take(length: int, rng: np.random.Generator) 
     """Of every kind that fits, with gates and without."""
     for gates in ((), ("in_gate", "out_gate")):
         found = every_kind(length, "bf16", "sm_80", rng, signals=True)
-        assert {x.together for x in found} == ({False} if length <= 2048 else {False, True})
+        ways = {False} if length <= 1024 else {True} if length == 2048 else {False, True}
+        assert {x.together for x in found} == ways
         for layout in found:
             run(layout, rng, (3, 1, length - 8 * int(rng.integers(2))), gates)
 
 
 @pytest.mark.drawn(3)
-@pytest.mark.parametrize("length", [17, 3000, 12_000, *slow(1, 2, 257, 1000, 1025, 20_000)])
+@pytest.mark.parametrize("length", [17, 1025, 3000, 12_000, *slow(1, 2, 257, 1000, 20_000)])
 def test_other_lengths(length: int, rng: np.random.Generator) -> None:
     """Shorter signals than the transform, in fp16, with fewer taps than steps, and with more."""
     found = planned(length, "fp16")
@@ -165,7 +166,7 @@ def test_other_lengths(length: int, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.drawn(4)
-@pytest.mark.parametrize("length", [256, 4096, *slow(1024, 65_536)])
+@pytest.mark.parametrize("length", [256, 2048, 4096, *slow(1024, 65_536)])
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=3))[1:])
 def test_what_is_wanted_and_no_more(
     length: int, needed: tuple[bool, bool, bool], rng: np.random.Generator
@@ -183,20 +184,20 @@ def test_what_is_wanted_and_no_more(
     assert stores & set(emulate.RESULTS) == wanted
 
 
-@pytest.mark.parametrize("length", [256, 4096, *slow(1024, 20_480, 65_536)])
+@pytest.mark.parametrize("length", [256, 2048, 4096, *slow(1024, 20_480, 65_536)])
 def test_rows_that_start_anywhere(length: int, rng: np.random.Generator) -> None:
     """Views that start off 16 bytes, of a ragged length."""
     for steps in (length - 5, length // 2 + 1):
-        run(planned(length), rng, (3, 2, steps) if length <= 4096 else (1, 1, steps), off=1)
+        run(planned(length), rng, (3, 3, steps) if length <= 4096 else (1, 1, steps), off=1)
 
 
-@pytest.mark.parametrize("length", [256, 4096, *slow(1024, 65_536)])
+@pytest.mark.parametrize("length", [256, 2048, 4096, *slow(1024, 65_536)])
 def test_workers_share_a_channel(
     length: int, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     """Uneven shares: 7 rows over 3 workers. Signals come out the same bits whoever makes them."""
     found = planned(length)
-    shape = (7, 2, length) if length < 65_536 else (3, 1, length)
+    shape = (7, 3, length) if length < 65_536 else (3, 1, length)
     dtype = TORCH[found.problem.dtype]
     given = gradients.draw(rng, shape, length, ("in_gate", "out_gate"), dtype)
     state = rng.bit_generator.state
@@ -226,7 +227,7 @@ def test_chunks_that_end_inside_a_channel(rng: np.random.Generator) -> None:
     run(found, rng, (3, 2, 20_000))
 
 
-@pytest.mark.parametrize("length", [256, 4096, *slow(65_536)])
+@pytest.mark.parametrize("length", [256, 2048, 4096, *slow(65_536)])
 def test_scales_of_rows_stay_apart(length: int, rng: np.random.Generator) -> None:
     """Rows of 1e-20, of 1e30 and of zeros in one batch: each as exact as if it were alone."""
     found = planned(length)
@@ -237,7 +238,7 @@ def test_scales_of_rows_stay_apart(length: int, rng: np.random.Generator) -> Non
     run(found, rng, (3, 2, length), given=given)
 
 
-@pytest.mark.parametrize("length", [256, 4096, *slow(65_536)])
+@pytest.mark.parametrize("length", [256, 2048, 4096, *slow(65_536)])
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_what_is_not_finite_stays_where_it_belongs(length: int, bad: float, rng: np.random.Generator) -> None:
     """A bad cotangent spoils du and d in_gate of its row and dk of its channel; a bad u d out_gate and dk."""
@@ -271,7 +272,7 @@ def test_what_is_not_finite_stays_where_it_belongs(length: int, bad: float, rng:
 
 @pytest.mark.drawn(2)
 @pytest.mark.parametrize("target", ["sm_80", "sm_120", *slow("sm_86", "sm_89", "sm_100", "compute_80")])
-@pytest.mark.parametrize("length", [256, 4096, *slow(1024, 16_384, 65_536)])
+@pytest.mark.parametrize("length", [256, 2048, 4096, *slow(1024, 16_384, 65_536)])
 def test_every_target(target: str, length: int, rng: np.random.Generator) -> None:
     run(planned(length, "fp16", target), rng, (2, 1, length))
 
@@ -309,8 +310,6 @@ def test_a_name_a_digest_and_a_text_of_its_own() -> None:
 
 # Bytes of a thread: numbers of the transform, and of its worker, that wait from one phase to the next.
 FEW_SPILLED = {
-    (2048, "sm_80"): 24,
-    (2048, "sm_90"): 8,
     (16_384, "sm_80"): 20,
     (16_384, "sm_90"): 68,
     (20_000, "sm_80"): 20,
@@ -341,8 +340,8 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
     a warp's shared memory.
     """
     found = planned(length)
-    batch = 4 if length < 65_536 else 1
-    made, simulated = run(found, rng, (batch, 1, length))
+    batch = (4 if length < 65_536 else 1) * found.plan.abreast
+    made, simulated = run(found, rng, (batch // found.plan.abreast, found.plan.abreast, length))
     reports = list(simulated.reports.values())
     assert sum(sum(r.counters.tensor.values()) for r in reports) == 2 * found.tensor_ops * batch
     counters = simulated.reports[found.name].counters
@@ -368,8 +367,14 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.drawn(2)
-@pytest.mark.parametrize("length", [256, 4096, *slow(1024, 65_536)])
-@pytest.mark.parametrize("by_turns", [False, *slow(True)])
+@pytest.mark.parametrize(
+    ("length", "by_turns"),
+    [
+        *((256, False), (2048, False), (4096, False)),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in itertools.product((256, 4096), (True,))),
+        *(pytest.param(*x, marks=pytest.mark.slow) for x in itertools.product((1024, 65_536), (False, True))),
+    ],
+)
 def test_no_barrier_can_be_dropped(length: int, by_turns: bool, rng: np.random.Generator) -> None:
     """Every barrier of the pass's own kernel is needed, and its absence is seen."""
     found = in_turn(length, "bf16", "sm_90", signals=True) if by_turns else planned(length)
@@ -377,7 +382,7 @@ def test_no_barrier_can_be_dropped(length: int, by_turns: bool, rng: np.random.G
 
     def judge(ptx: str) -> None:
         for steps, needed in ((length, ALL), (length - 3, Needed(out_gate=True))):
-            run(found, rng, (rows, 1, steps), needed=needed, ptx=ptx)
+            run(found, rng, (rows, found.plan.abreast, steps), needed=needed, ptx=ptx)
 
     assert needless_barriers(found, judge) == []
 

@@ -56,6 +56,7 @@ PLANS = (
     search.plan(Problem("circular", 768, "bf16"), "sm_90"),
     search.plan(Problem("circular", 1024, "fp16"), "sm_80"),
     search.plan(Problem("causal", 1000, "fp16"), "sm_90"),
+    search.plan(Problem("causal", 2048, "fp16"), "sm_90"),
     search.plan(Problem("causal", 4096, "bf16"), "sm_90"),
     search.plan(Problem("causal", 8192, "fp16"), "sm_75"),
     shaped("causal", (16, 16, 16), 1, "mma"),

@@ -22,7 +22,7 @@ from cases import slow, usually
 from torch import Tensor
 
 from fftgen import emulate, nvrtc
-from fftgen.execute import Spectrum, spectrum
+from fftgen.execute import Spectrum, spectrum, with_skip
 from fftgen.launch import FILTER_ARGS_BYTES, NO_TAPS, FilterCall, Taps, run_filter
 from fftgen.planner import search, tables
 from fftgen.planner.order import spectrum_index
@@ -415,6 +415,23 @@ def test_zeros_and_what_is_not_finite(mode: str, bad: float, target: str, rng: n
     assert not torch.isfinite(parts).all(dim=1).any()
     for channel in (0, 3):
         assert torch.equal(made.planes[channel], clean.planes[channel])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_channels_abreast_that_are_not_finite_are_zeros(bad: float, rng: np.random.Generator) -> None:
+    """Their neighbour's results meet their spectrum in one product: what is bad stands in the scale alone."""
+    plan = plan_for("causal", 2048)
+    k, skip = draw(rng, 4, 2048), torch.zeros(4)
+    k[1, int(rng.integers(2048))], skip[2] = bad, bad
+    made, by_torch, clean = make(plan, k, skip=skip), spectrum(plan, k, skip=skip), make(plan, k)
+    for found in (made, by_torch):
+        assert torch.equal(found.scale[:, 1].isnan(), torch.tensor([False, True, True, False]))
+        assert not found.planes[1:3].any()
+    joined, scale = with_skip(plan, clean.planes, clean.scale, skip)
+    assert torch.equal(scale[:, 1].isnan(), made.scale[:, 1].isnan())
+    assert not joined[1:3].any()
+    for planes in (made.planes, joined):
+        assert torch.equal(planes[::3], clean.planes[::3])
 
 
 @pytest.mark.parametrize("length", [256, 4096, 20_480, 65_536])

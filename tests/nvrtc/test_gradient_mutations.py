@@ -24,10 +24,12 @@ from fftgen.problem import Problem
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 SAMPLED = 5
-# A worker is a warp that keeps several transforms; a block that takes both signals together, or in turn.
+# A worker is a warp that keeps several transforms; a block that takes both signals together, of one channel
+# or of two, or in turn.
 GRADIENTS = {
     "warp": gradient(Problem("causal", 256, "bf16"), "sm_90"),
     "block": gradient(Problem("causal", 4096, "fp16"), "sm_90"),
+    "block, channels abreast": gradient(Problem("causal", 2048, "fp16"), "sm_90"),
     "block, in turn": in_turn(4096, "fp16", "sm_90", signals=False),
 }
 
@@ -55,7 +57,8 @@ class Gradients(Laboratory):
             ((3, 1, n - 3), 3, 0),
             ((2, 2, n - 5), 0, n),
         ):
-            u, v, a, b = (draw(*shape) for _ in range(4))
+            batch, channels, steps = shape
+            u, v, a, b = (draw(batch, channels + found.plan.abreast - 1, steps) for _ in range(4))
             gates = (a if gated & 1 else None, b if gated & 2 else None)
             mode = "circular" if period else "causal"
             wide = [None if x is None else x.double() for x in (u, v, *gates)]

@@ -66,6 +66,7 @@ LARGE = {
 CHAIN = {
     "chain, warp": _plan("causal", 256, "bf16", (16, 16), 0, "mma"),
     "chain, block": _plan("circular", 4096, "fp16", (16, 16, 16), 0, "mma"),
+    "chain, channels abreast": _plan("causal", 2048, "bf16", (8, 16, 16), 0, "mma"),
     # Twice 256 columns, so that twiddles have two levels.
     "chain, device": _plan("causal", 8192, "bf16", (16, 32, 16), 1, "mma"),
     "bf16 chain, warp": _plan("causal", 256, "bf16", (16, 16), 0, "mma:bf16-fp32"),
@@ -91,10 +92,16 @@ CHAIN_DOUBLED = {
     # Before the first copy of a group: the chain of the group before has ended its reads with a barrier of
     # its own; and after the chain's reads nobody writes to shared memory but the next group.
     "chain, warp": ("} else {", "for (int n = 0; n < COLUMNS; ++n) load("),
+    "chain, channels abreast": (
+        "copy<SHARED_TABLES",
+        "load<SHARED, true>(source, first, stride, lane);",
+        "if (!even.finite || !odd.finite) {",
+    ),
     "chain, device": ("uint4* const stage", "for (int n = 0; n < COLUMNS; ++n) load("),
 }
 CHAIN_DOUBLED |= {f"bf16 {name}": lines for name, lines in CHAIN_DOUBLED.items()}
-# "load<SHARED, true>": between two strips, for the compiler's sake; they share nothing.
+# "load<SHARED, true>": between two strips, for the compiler's sake; they share nothing. "if (!even.finite":
+# for a branch, in which nothing is shared either.
 
 # Where the compiler makes copies of their own of transforms that stand in for those beyond the end: nobody
 # uses their results.
@@ -122,6 +129,9 @@ def _calls(plan: Plan, rng: np.random.Generator) -> list[Whole]:
         def draw(*shape: int) -> torch.Tensor:
             return torch.from_numpy(rng.standard_normal(shape))
 
+        channels += (
+            plan.abreast - 1
+        )  # aligned rows of two; of a ragged end a last channel without a neighbour
         shape = (batch, channels, length)
         u = draw(*shape).to(dtype)
         in_gate, out_gate = (draw(*shape).to(dtype) for _ in range(2)) if gated else (None, None)

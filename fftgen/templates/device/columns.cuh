@@ -32,6 +32,15 @@ struct TwoLevels {
     const uint2* high;
 };
 
+// Of where results of channels abreast go, what is there for one half of a tile's rows.
+template <typename Sink>
+__device__ __forceinline__ const auto& of_half(const Sink& sink, int half) {
+    if constexpr (ABREAST > 1)
+        return half == 0 ? sink.even : sink.odd;
+    else
+        return sink;
+}
+
 // A high twiddle, loaded where it is used: pairs of rows in tall columns have no register for it earlier. It takes
 // four instructions more for 128 elements (as compiled).
 __device__ __forceinline__ uint2 load_high(const uint2* from) {
@@ -105,6 +114,16 @@ struct Operands {
     }
 };
 
+// Has the L2 bring an aligned row and its gate, or rows of channels abreast.
+template <typename T>
+__device__ __forceinline__ void bring(const RealSource<T>& row) {
+    bring(row.u, row.length), bring(row.gate, row.length);
+}
+template <typename T>
+__device__ __forceinline__ void bring(const PairSource<T>& rows) {
+    bring(rows.even), bring(rows.odd);
+}
+
 // Columns of one signal, then of another.
 template <int R, int V>
 __device__ __forceinline__ Operands<R, 2 * V> beside(const Operands<R, V>& x, const Operands<R, V>& v) {
@@ -121,6 +140,13 @@ __device__ __forceinline__ Operands<R, 2 * V> beside(const Operands<R, V>& x, co
 template <int P>
 __device__ __forceinline__ int row_piece(int k, int i) {
     return P == TILE ? (TILE * k + i % 8 * 2 + i / 8) * 2 : (TILE * k + i) * (P / 8);
+}
+
+// Twiddles back of rows of POINTS columns, `rows` of them ahead of the first.
+template <int POINTS, int SPLIT>
+__device__ __forceinline__ TwoLevels ahead_of(const TwoLevels& twiddle, int rows) {
+    if constexpr (SPLIT < POINTS) return {twiddle.low - rows * (SPLIT / 4), twiddle.high - rows * (POINTS / SPLIT)};
+    return {twiddle.low - rows * (POINTS / 4), nullptr};
 }
 
 // Results of the chain, rows 16 m .. + 15 of row `row`, times the conjugate outer twiddle, back to shared memory.
@@ -242,9 +268,9 @@ __device__ __forceinline__ void columns_forward(
 #pragma unroll
             for (int j = 0; j < ALL; ++j) a[j] = pair(sr[j], i), b[j] = pair(si[j], i);
             const int row = TILE * m + 8 * i + g;
-            const int tile = ((TWO ? strip % STRIPS : strip) * (R / TILE) + m) * 2 + i;
+            const int tile = ((TWO ? strip % STRIPS : strip) * (R / TILE) + m) * (2 / ABREAST) + i % (2 / ABREAST);
             if constexpr (TWO) {
-                const uint2* const from = twiddle.high + strip / STRIPS * R + row;
+                const uint2* const from = twiddle.high + strip / STRIPS * (R / ABREAST) + (ABREAST > 1 ? g : row);
                 const uint2 high = COMPLEX && R > TILE ? load_high(from) : *from;
 #pragma unroll
                 for (int j = 0; j < ALL; ++j) twist<false>(a[j], b[j], high.x, high.y);
@@ -310,9 +336,9 @@ __device__ __forceinline__ void columns_inverse(
         __syncwarp();
     }
     const auto row_tile = [&](int m) {
-        const auto at = [&](int i) { return (TILE * m + 8 * i + g) * stride + group * 32 + 8 * t; };
-        decltype(sink.template hold<8>(0)) low, high;
-        if constexpr (HOLD) low = sink.template hold<8>(at(0)), high = sink.template hold<8>(at(1));
+        const auto at = [&](int i) { return (ABREAST > 1 ? g : TILE * m + 8 * i + g) * stride + group * 32 + 8 * t; };
+        decltype(of_half(sink, 0).template hold<8>(0)) low, high;
+        if constexpr (HOLD) low = of_half(sink, 0).template hold<8>(at(0)), high = of_half(sink, 1).template hold<8>(at(1));
         Result<true> yr[4], yi[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) yr[j].clear(), yi[j].clear();
@@ -340,9 +366,9 @@ __device__ __forceinline__ void columns_inverse(
 #pragma unroll
             for (int j = 0; j < 8; ++j) a[j] = yr[j / 2].v[2 * i + j % 2], b[j] = yi[j / 2].v[2 * i + j % 2];
             if constexpr (HOLD)
-                sink.store(at(i), a, b, i == 0 ? low : high);
+                of_half(sink, i).store(at(i), a, b, i == 0 ? low : high);
             else
-                sink.store(at(i), a, b);
+                of_half(sink, i).store(at(i), a, b);
         }
     };
     if constexpr (ONE) {

@@ -111,6 +111,18 @@ __device__ __forceinline__ TwinSink<T, true> result_sink(const GradientArgs<T>& 
         side == 0 ? nullptr : twin, args.v.twin_gate.row(b, h)};
 }
 
+template <typename T>
+__device__ __forceinline__ PairSink<TwinSink<T, true>> abreast_result_sink(const GradientArgs<T>& args, int side, int b, int h) {
+    const PairSink<RealSink<T>> x = abreast_real_sink(args.x, b, h), v = abreast_real_sink(args.v, b, h);
+    const Two<T*> twin = args.v.twin.rows(b, h, beside(args.x, h));
+    const Two<const T*> gate = args.v.twin_gate.rows(b, h, beside(args.x, h));
+    const auto sink = [&](const RealSink<T>& x, const RealSink<T>& v, T* twin, const T* twin_gate) {
+        return TwinSink<T, true>{
+            {side == 0 ? x.y : v.y, side == 0 ? x.gate : v.gate, x.scale, x.length, x.vector}, side == 0 ? nullptr : twin, twin_gate};
+    };
+    return {sink(x.even, v.even, twin.first, gate.first), sink(x.odd, v.odd, twin.second, gate.second)};
+}
+
 // Gates of one side's results: a copy in shared memory of the first, or, where there is none, what the sink holds.
 template <typename Copied, typename Sink>
 struct CopiedOrHeld {

@@ -128,6 +128,94 @@ struct Strip : Operands<R, V> {
     }
 };
 
+// A strip of channels abreast, on its way from two rows: of each TILE / ABREAST rows of numbers, scaled by itself.
+template <int V>
+struct StripAbreast : Operands<TILE, V> {
+    using Operands<TILE, V>::b;
+    unsigned peak[ABREAST];  // of the strip: the numbers of each were scaled by its power
+
+    // n = first + row * stride + column, zero beyond a row's length.
+    template <bool SHARED, typename Source>
+    __device__ __forceinline__ void fetch(const Source& source, int first, int stride, int lane) {
+        if (!source.gated())
+            load<SHARED, false>(source, first, stride, lane);
+        else
+            load<SHARED, true>(source, first, stride, lane);
+        __syncwarp();  // one strip after another: the numbers of two in fp32 would not fit the registers
+    }
+
+    // The same of two signals that are gated alike: all of both is asked for before anything is looked at.
+    template <typename Source>
+    __device__ __forceinline__ void fetch_both(
+        StripAbreast& other, const Source& source, const Source& and_other, int first, int stride, int lane) {
+        if (source.gated())
+            load_both<true>(other, source, and_other, first, stride, lane);
+        else
+            load_both<false>(other, source, and_other, first, stride, lane);
+    }
+
+    // Brings the numbers of each channel to the power of its whole row; a row that is not finite becomes zeros.
+    __device__ __forceinline__ void rescale(const Power& even, const Power& odd) {
+#pragma unroll
+        for (int i = 0; i < ABREAST; ++i) {
+            const Power& row = i == 0 ? even : odd;
+            const Pack by = ratio(Power(peak[i]), row);
+#pragma unroll
+            for (int j = 0; j < V; ++j) b[0][j][i] = mul2(b[0][j][i], by);
+        }
+        if (!even.finite || !odd.finite) {
+            __syncwarp();  // a branch, which all take or none: a choice for every number would be as many instructions
+#pragma unroll
+            for (int j = 0; j < V; ++j) b[0][j][0] = even.finite ? b[0][j][0] : 0, b[0][j][1] = odd.finite ? b[0][j][1] : 0;
+        }
+    }
+
+private:
+    struct Wide {
+        float x[2 * ABREAST][V];
+        unsigned peak[ABREAST];
+    };
+
+    template <bool SHARED, bool GATED, typename Source>
+    __device__ __forceinline__ void load(const Source& source, int first, int stride, int lane) {
+        Wide x;
+        wide<SHARED, GATED>(source, first, stride, lane, x);
+        scale(x);
+    }
+
+    template <bool GATED, typename Source>
+    __device__ __forceinline__ void load_both(
+        StripAbreast& other, const Source& source, const Source& and_other, int first, int stride, int lane) {
+        Wide x, y;
+        wide<false, GATED>(source, first, stride, lane, x), wide<false, GATED>(and_other, first, stride, lane, y);
+        scale(x), other.scale(y);
+    }
+
+    template <bool SHARED, bool GATED, typename Source>
+    static __device__ __forceinline__ void wide(const Source& source, int first, int stride, int lane, Wide& to) {
+        const int at = first + lane % 4 * 2 * stride + lane / 4 * V;
+        Peak<typename Source::Number> most[ABREAST];
+#pragma unroll
+        for (int i = 0; i < ABREAST; ++i) {
+            const auto near = (i == 0 ? source.even : source.odd).template from<SHARED, GATED>(at);
+#pragma unroll
+            for (int j = 0; j < 2; ++j) near.template wide<V, SHARED, GATED>(j * stride, to.x[2 * i + j], most[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < ABREAST; ++i) to.peak[i] = most[i].bits();
+    }
+
+    __device__ __forceinline__ void scale(const Wide& from) {
+#pragma unroll
+        for (int i = 0; i < ABREAST; ++i) {
+            peak[i] = warp_max(from.peak[i]);
+            const float up = Power(peak[i]).up();
+#pragma unroll
+            for (int j = 0; j < V; ++j) b[0][j][i] = pack(from.x[2 * i][j] * up, from.x[2 * i + 1][j] * up);
+        }
+    }
+};
+
 // The peak of a block's row from those of its strips; `slots` has one for each. A barrier of the caller's lies
 // between writing and reading, and another before they are written again.
 template <int STRIPS>

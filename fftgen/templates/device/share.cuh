@@ -15,11 +15,15 @@ struct GradientArgs {
     int workers;
 };
 
-// The work of one worker: transforms begin .. end - 1 of a channel, and the row of each. `fresh`: nobody has
+// The work of one worker: transforms begin .. end - 1 of a channel (of channels abreast, of which h is the first), and the row of each. `fresh`: nobody has
 // been at its part of the sum.
 struct Share {
     int h, outer, part, begin, end;
     bool fresh;
+
+    // The batch row of a transform.
+    template <typename T>
+    __device__ __forceinline__ int row(const GradientArgs<T>& args, int item) const { return item - h / ABREAST * args.x.per_channel; }
 };
 
 template <int ROWS, typename T>
@@ -28,8 +32,8 @@ __device__ __forceinline__ Share locate_share(const GradientArgs<T>& args, int w
     Share share;
     share.part = worker % args.parts;
     share.outer = worker / args.parts % ROWS;
-    share.h = channel_of(x, x.first) + worker / args.parts / ROWS;
-    const int first = share.h * x.per_channel;
+    const int of = channel_of(x, x.first) + worker / args.parts / ROWS, first = of * x.per_channel;
+    share.h = of * ABREAST;
     const int begin = max(first, x.first), end = min(first + x.per_channel, x.first + x.items);
     const int count = (end - begin + args.parts - 1) / args.parts;
     share.begin = min(begin + share.part * count, end);

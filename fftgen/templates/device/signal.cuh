@@ -8,6 +8,11 @@
 
 namespace fftgen {
 
+template <typename T>
+struct Two {
+    T first, second;
+};
+
 // A (batch, channel, time) tensor, time contiguous; strides in elements. data == nullptr: not given.
 template <typename T>
 struct Signal {
@@ -18,6 +23,11 @@ struct Signal {
     // Of a tensor that is given. Unsigned numbers take no sign extension.
     __device__ __forceinline__ T* given(int b, int h) const { return data + (unsigned)b * batch + (unsigned)h * channel; }
     __device__ __forceinline__ T* row(int b, int h) const { return data == nullptr ? nullptr : given(b, h); }
+    // That of the channel `other` further on, 1 or 0, as well.
+    __device__ __forceinline__ Two<T*> rows(int b, int h, int other) const {
+        T* const first = row(b, h);
+        return {first, data == nullptr ? nullptr : first + (other ? channel : 0)};
+    }
 };
 
 // What one launch is told. The host packs the same fields in the same order (fftgen/launch.py).
@@ -53,6 +63,21 @@ __device__ __forceinline__ int channel_of(const Args<T>& args, int id) {
     return __umulhi(2u * id, args.reciprocal) >> args.shift;
 }
 
+// Channels whose transforms a block takes abreast, of radix TILE / ABREAST in the stage of columns: of the rows of a
+// tile the first half is one's, the other its neighbour's.
+#ifdef FFTGEN_ABREAST
+constexpr int ABREAST = FFTGEN_ABREAST;
+#else
+constexpr int ABREAST = 1;
+#endif
+
+// From a channel to the one beside it: 1, or 0 for the last of an odd number. That one is then taken twice, which costs
+// nobody else anything: the same thread stores the same numbers at the same places.
+template <typename T>
+__device__ __forceinline__ int beside(const Args<T>& args, int h) {
+    return (unsigned)(h + 1) * args.per_channel < (unsigned)args.all;
+}
+
 // An address as it stands: what lies a constant further on than it then takes no arithmetic.
 template <typename T>
 __device__ __forceinline__ T* settled(T* address) {
@@ -68,6 +93,8 @@ struct RealSource {
     const T* gate;
     int length;
     bool vector;
+
+    __device__ __forceinline__ bool gated() const { return gate != nullptr; }
 
     __device__ __forceinline__ Vector<T> row(const T* from, int n) const {
         if (vector && n + VECTOR <= length) return load_vector(from + n);
@@ -153,10 +180,23 @@ struct RealSource {
     }
 };
 
-// Two batch rows as real and imaginary part; the partner of an odd last row is zero.
+// Two batch rows as real and imaginary part, or rows of channels abreast; the partner of an odd last row is zero.
 template <typename T>
 struct PairSource {
+    using Number = T;
     RealSource<T> even, odd;
+
+    __device__ __forceinline__ bool gated() const { return even.gated(); }
+    template <int N>
+    __device__ __forceinline__ PairSource staged(void* memory, int thread, int threads) const {
+        T* const copy = reinterpret_cast<T*>(memory);
+        return {even.template staged<N>(copy, thread, threads), odd.template staged<N>(copy + 2 * N, thread, threads)};
+    }
+    template <int N>
+    __device__ __forceinline__ PairSource copied(const void* memory) const {
+        const T* const copy = reinterpret_cast<const T*>(memory);
+        return {even.template copied<N>(copy), odd.template copied<N>(copy + 2 * N)};
+    }
 
     __device__ __forceinline__ void load(int n, Vector<T>& re, Vector<T>& im) const {
         re = even.real(n);
@@ -187,10 +227,6 @@ struct Held {
     unsigned g[V / 2];
 };
 struct Unheld {};
-template <typename T>
-struct Two {
-    T first, second;
-};
 
 // One real row, scaled and gated on the way out.
 template <typename T>
@@ -399,6 +435,28 @@ __device__ __forceinline__ LateTwinSink<T> late_twin_real_sink(const Args<T>& a,
 template <typename T>
 __device__ __forceinline__ PairSink<LateTwinSink<T>> late_twin_pair_sink(const Args<T>& a, int b, int h) {
     return {late_twin_real_sink(a, b, h), late_twin_real_sink(a, b + 1, h)};
+}
+
+// Rows of a channel and of the one beside it.
+template <typename T>
+__device__ __forceinline__ PairSource<T> abreast_source(const Args<T>& a, int b, int h) {
+    const int other = beside(a, h);
+    const Two<const T*> u = a.u.rows(b, h, other), gate = a.in_gate.rows(b, h, other);
+    return {{u.first, gate.first, a.length, a.vector != 0}, {u.second, gate.second, a.length, a.vector != 0}};
+}
+template <typename T>
+__device__ __forceinline__ PairSink<RealSink<T>> abreast_real_sink(const Args<T>& a, int b, int h) {
+    const int other = beside(a, h);
+    const Two<T*> y = a.y.rows(b, h, other);
+    const Two<const T*> gate = a.out_gate.rows(b, h, other);
+    return {{y.first, gate.first, a.scale[h].y, a.length, a.vector != 0}, {y.second, gate.second, a.scale[h + other].y, a.length, a.vector != 0}};
+}
+template <typename T, bool MAYBE = false>
+__device__ __forceinline__ PairSink<TwinSink<T, MAYBE>> abreast_twin_real_sink(const Args<T>& a, int b, int h) {
+    const PairSink<RealSink<T>> y = abreast_real_sink(a, b, h);
+    const Two<T*> twin = a.twin.rows(b, h, beside(a, h));
+    const Two<const T*> gate = a.twin_gate.rows(b, h, beside(a, h));
+    return {{y.even, twin.first, gate.first}, {y.odd, twin.second, gate.second}};
 }
 
 }  // namespace fftgen
