@@ -131,6 +131,16 @@ class Gradient:
         return self.together and few and row_tiles(self.plan) == 1
 
     @property
+    def wide_spectra(self) -> bool:
+        """Spectra come in fp32 to where they meet, and only what is kept of X is rounded.
+
+        By a block; of both signals together it takes 16 instructions of 128 elements away, or 8 where both go
+        on as operands. Not where registers are too few (as compiled): 32 columns of both signals at a time,
+        and one signal after the other that goes on.
+        """
+        return self.blocks and (self.plan.factors[-1] == TILE if self.together else not self.signals)
+
+    @property
     def held(self) -> Fraction:
         """Of the sum, what stands in shared memory."""
         return Fraction(self.sums_held, row_tiles(self.plan))

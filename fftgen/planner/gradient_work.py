@@ -25,6 +25,7 @@ from fftgen.targets import Target
 # X kept, or beside V (together); by a block also the peaks of two rows.
 PRODUCT = {"warp": 42.0, "block": 75.0, "device": 43.0}
 TOGETHER = {"block": 60.0, "device": 53.0}
+WIDENED = 16.0  # of these, to widen both spectra; narrowed where they go on (Gradient.wide_spectra)
 SUM = 8  # bytes of a complex number of the sum
 
 
@@ -66,6 +67,8 @@ def gradient_work(found: Gradient, target: Target, gated: bool = False) -> Work:
     both_ways = work.mma_instructions(plan, body, 0)
     rescaled = (2 - one_way / 2) * work.rescaling(plan)  # both ways do it once, two transforms there twice
     product = (TOGETHER if found.together else PRODUCT)[plan.memory_class]
+    if found.together and found.wide_spectra:
+        product -= WIDENED / (1 + found.signals)
     each = n / 128 * (product + rescaled) + work.gating(plan, moved.gates)
     return replace(
         moved,

@@ -333,15 +333,15 @@ def signs(plan: Plan, kernel: Kernel) -> float:
 
 
 def _wide_sums(plan: Plan, kernel: Kernel) -> int:
-    """Results between stages that come in fp32 (Plan.wide_sums); where nothing is scaled, all do."""
-    if not plan.wide_sums or not plan.scaled:
+    """Results between stages in fp32 (Plan.wide_sums, wide_columns); where nothing is scaled, all are."""
+    if not plan.scaled:
         return 0
     if kernel.role in ("columns", "columns_inverse"):
-        radices = [plan.stages[0].radix] * (kernel.role == "columns")
-    else:  # the last stages of all, in a warp by itself, end in fp32 anyway
-        *outer, first = (s.radix for s in plan.inner[:-1])
-        radices = [*outer, first, first] if plan.block_stage else [first]
-    return sum(radix > TILE for radix in radices)
+        return int(kernel.role == "columns" and plan.wide_columns(plan.stages[0]))
+    *outer, first = plan.inner[:-1]
+    chain = plan.wide_sums and first.radix > TILE
+    # The last stages of all, in a warp by itself, end in fp32 anyway.
+    return sum(map(plan.wide_columns, outer)) + (2 if plan.block_stage else 1) * chain
 
 
 def _device_instructions(plan: Plan, kernel: Kernel) -> float:

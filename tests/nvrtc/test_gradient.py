@@ -28,6 +28,7 @@ from fftgen.planner.gradient import gradient
 from fftgen.planner.gradient_launch import launches, parts
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.problem import Problem
+from fftgen.verify import verify_built
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -174,6 +175,14 @@ def test_workers_share_a_channel(
     shared = run(found, rng, *given)
     assert (shared - whole).norm() <= 1e-5 * whole.norm()
     assert torch.equal(run(found, rng, *given), shared)  # no atomics: the same bits
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [2_097_152, 4_194_304])
+def test_the_longest_rows_keep_the_bound(length: int, rng: np.random.Generator) -> None:
+    """What four stages lose (gradient_accuracy.py) is nearly all that is allowed there."""
+    found = verify_built(built(planned(length))[0], quick=True, seed=int(rng.integers(2**31)))
+    assert found.passed, str(found)
 
 
 @pytest.mark.parametrize("length", [20_000, *slow([(65_536,)])])

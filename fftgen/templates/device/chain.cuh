@@ -61,10 +61,10 @@ __device__ __forceinline__ int chain_row(int k, int n) {
     return strip_row<A, REAL && PARTED_ROWS<A, P>>(k, n);
 }
 
-// The first two steps: X, then Z before the filter. REAL: x has no imaginary part.
+// The first two steps: X, then Z before the filter. REAL: x has no imaginary part. WIDE: Z comes in fp32.
 //   load(g, k, n, re, im)  row tile k, columns 16 n .. + 15 of transform g as two right operands
 //   done(n, re, im)        columns 16 n .. + 15 of Z, [transform][row tile][half of the columns]
-template <int A, int P, int G, bool REAL, typename Load, typename Done>
+template <int A, int P, int G, bool REAL, bool WIDE = false, typename Load, typename Done>
 __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lane, Load load, Done done) {
     constexpr int ROWS = A / TILE, COLUMNS = P / TILE;  // tiles
     Pack xr[G][ROWS][COLUMNS][4], xi[G][ROWS][COLUMNS][4];
@@ -153,7 +153,7 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
 
 #pragma unroll
     for (int n = 0; n < COLUMNS; ++n) {
-        Result<false> re[G][ROWS][2], im[G][ROWS][2];  // registers are scarcest in the middle
+        Result<WIDE> re[G][ROWS][2], im[G][ROWS][2];  // registers are scarcest in the middle
         const int from = n / FEW * FEW;
 #pragma unroll
         for (int k = 0; k < FEW; ++k) {
@@ -168,7 +168,7 @@ __device__ __forceinline__ void chain_forward(const InnerTables& tables, int lan
                     const Fragment ai{i[0].v[0], i[0].v[1], i[1].v[0], i[1].v[1]};
 #pragma unroll
                     for (int j = 0; j < 2; ++j) {
-                        Result<false> &dr = re[g][m][j], &di = im[g][m][j];
+                        Result<WIDE> &dr = re[g][m][j], &di = im[g][m][j];
                         if (k == 0) dr.clear(), di.clear();
                         dr.add(ar, f.re.r[2 * j], f.re.r[2 * j + 1]);
                         di.add(ar, f.im.r[2 * j], f.im.r[2 * j + 1]);

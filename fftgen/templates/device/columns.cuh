@@ -182,6 +182,11 @@ __device__ __forceinline__ void store_rows(
     }
 }
 
+// Sums of columns. A chain of n instructions in fp16 loses (n + 1) / 2 times what one rounding does, in variance: too much in
+// the tallest (Plan.wide_columns).
+template <int R>
+using ColumnSum = Result<((WIDE_SUMS && R > TILE) || R >= 8 * TILE)>;
+
 // F x, for the 8 V columns of a strip. Of a real x even rows come before odd ones (strip_row): row tile m of F x and the
 // one half of all further on are the sum of what both bring, and the difference.
 //   lane_of()              lane of the thread, for one row tile or two
@@ -191,11 +196,11 @@ template <int R, int V, bool COMPLEX, typename Lane, typename Planes, typename D
 __device__ __forceinline__ void multiply_columns(
     const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2], int tiles, Lane lane_of, Planes planes, Done done) {
     constexpr int ALL = R / TILE, SOME = SOME_TILES<R>;
-    const auto clear = [](Sum<R>(&sr)[V], Sum<R>(&si)[V]) {
+    const auto clear = [](ColumnSum<R>(&sr)[V], ColumnSum<R>(&si)[V]) {
 #pragma unroll
         for (int j = 0; j < V; ++j) sr[j].clear(), si[j].clear();
     };
-    const auto add = [&](Sum<R>(&sr)[V], Sum<R>(&si)[V], const Planes3<COMPLEX>& f, int k) {
+    const auto add = [&](ColumnSum<R>(&sr)[V], ColumnSum<R>(&si)[V], const Planes3<COMPLEX>& f, int k) {
 #pragma unroll
         for (int j = 0; j < V; ++j) {
             if constexpr (COMPLEX)
@@ -210,7 +215,7 @@ __device__ __forceinline__ void multiply_columns(
         for (int m = 0; m < ALL; ++m) {
             const int lane = lane_of();
             const Pack signs = odd_rows(lane);
-            Sum<R> sr[V], si[V];
+            ColumnSum<R> sr[V], si[V];
             clear(sr, si);
 #pragma unroll
             for (int k = 0; k < SOME; ++k) {
@@ -227,7 +232,7 @@ __device__ __forceinline__ void multiply_columns(
 #pragma unroll
         for (int m = 0; m < SOME; ++m) {
             const int lane = lane_of();
-            Sum<R> sr[V], si[V], dr[V], di[V];
+            ColumnSum<R> sr[V], si[V], dr[V], di[V];
             clear(sr, si);
 #pragma unroll
             for (int k = 0; k < SOME; ++k)
@@ -260,7 +265,7 @@ __device__ __forceinline__ void columns_forward(
     // distance of 16 bytes, which meet in banks. And addresses do not wait in registers.
     const auto anew = [] { return (int)(thread_index() % LANES); };
     const auto planes = [&](int i, int lane) { return Planes3<COMPLEX>(matrix, i, lane); };
-    multiply_columns<R, ALL, COMPLEX>(xr, xi, tiles, anew, planes, [&](int m, int lane, const Sum<R>(&sr)[ALL], const Sum<R>(&si)[ALL]) {
+    multiply_columns<R, ALL, COMPLEX>(xr, xi, tiles, anew, planes, [&](int m, int lane, const ColumnSum<R>(&sr)[ALL], const ColumnSum<R>(&si)[ALL]) {
         const int g = lane / 4, t = lane % 4;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {

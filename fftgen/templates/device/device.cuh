@@ -53,7 +53,7 @@ __device__ __forceinline__ void device_forward(
     const int g = lane / 4, t = lane % 4;
     constexpr int STRIPS = SPLIT / (8 * V);
     const auto planes = [&](int i, int) { return tables.matrix(i); };
-    multiply_columns<R, V, COMPLEX>(xr, xi, tiles, [=] { return lane; }, planes, [&](int m, int, const Sum<R>(&sr)[V], const Sum<R>(&si)[V]) {
+    multiply_columns<R, V, COMPLEX>(xr, xi, tiles, [=] { return lane; }, planes, [&](int m, int, const ColumnSum<R>(&sr)[V], const ColumnSum<R>(&si)[V]) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = TILE * m + 8 * i + g;

@@ -54,6 +54,15 @@ private:
     }
 };
 
+// Two of a lane's eight numbers of a tile of a spectrum: kept, or two results side by side.
+__device__ __forceinline__ void two(const Fragment& x, int j, float (&y)[2]) { Word<__half>::widen(x.r[j], y[0], y[1]); }
+__device__ __forceinline__ void two(const Result<false> (&x)[2], int j, float (&y)[2]) {
+    Word<__half>::widen(x[j / 2].v[j % 2], y[0], y[1]);
+}
+__device__ __forceinline__ void two(const Result<true> (&x)[2], int j, float (&y)[2]) {
+    y[0] = x[j / 2].v[j % 2 * 2], y[1] = x[j / 2].v[j % 2 * 2 + 1];
+}
+
 // A lane's eight numbers of a tile of the sum.
 struct Eight {
     float re[8], im[8];
@@ -77,21 +86,22 @@ struct Eight {
     }
 
     // += scale conj(x) v. In fp32: sums over a batch must not lose what every term keeps.
-    __device__ __forceinline__ void add(const uint4& xr, const uint4& xi, const Tile* vr, const Tile* vi, float scale) {
-        const Pack r[4] = {xr.x, xr.y, xr.z, xr.w}, i[4] = {xi.x, xi.y, xi.z, xi.w};
+    template <typename X, typename V>
+    __device__ __forceinline__ void add(const X& xr, const X& xi, const V& vr, const V& vi, float scale) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
             float a[2], b[2], c[2], d[2];
-            Word<__half>::widen(r[j], a[0], a[1]);
-            Word<__half>::widen(i[j], b[0], b[1]);
-            Word<__half>::widen(vr[j / 2].v[j % 2], c[0], c[1]);
-            Word<__half>::widen(vi[j / 2].v[j % 2], d[0], d[1]);
+            two(xr, j, a), two(xi, j, b), two(vr, j, c), two(vi, j, d);
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
                 re[2 * j + k] += scale * (a[k] * c[k] + b[k] * d[k]);
                 im[2 * j + k] += scale * (a[k] * d[k] - b[k] * c[k]);
             }
         }
+    }
+    template <typename V>
+    __device__ __forceinline__ void add(const uint4& xr, const uint4& xi, const V& vr, const V& vi, float scale) {
+        add(Fragment{xr.x, xr.y, xr.z, xr.w}, Fragment{xi.x, xi.y, xi.z, xi.w}, vr, vi, scale);
     }
 };
 
@@ -140,7 +150,10 @@ struct CopiedOrHeld {
 __device__ __forceinline__ Pack spectrum_signs(int side) { return side == 0 ? 0u : 0x80008000u; }
 
 // Two results side by side as the pieces that a lane keeps of X.
-__device__ __forceinline__ uint4 keep(const Tile (&x)[2]) { return {x[0].v[0], x[0].v[1], x[1].v[0], x[1].v[1]}; }
+template <typename R>
+__device__ __forceinline__ uint4 keep(const R (&x)[2]) {
+    return {pair(x[0], 0), pair(x[0], 1), pair(x[1], 0), pair(x[1], 1)};
+}
 
 // One of several transforms as several.
 template <typename X>
