@@ -161,28 +161,28 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n2048_causal_bf
             const InnerTables inner = inner_tables(tables);
             if (args.vector && index == 0 && piece + 1 < min(args.items, (int)(blockIdx.x + 1) * args.run)) bring_signals(args, piece + 1);
             const int h = locate_item(args, piece).h;
+            const uint4* const spectra[ABREAST] = {spectrum_row(args, h, 0), spectrum_row(args, h + beside(args, h), 0)};
             constexpr int TURNS = (LINES + WARPS * GROUP - 1) / (WARPS * GROUP);
 #pragma unroll 1
             for (int turn = 0; turn < TURNS; ++turn) {
-                const int row = (turn * WARPS + warp) * GROUP;
-                if (LINES % (WARPS * GROUP) != 0 && row >= LINES) break;
-                const int before = row < N1 ? 0 : N1;  // rows of the other channel; a group is of one
-                const uint4* const spectrum = spectrum_row(args, before ? h + beside(args, h) : h, 0) - before * (M1 / 4);
-                const TwoLevels back = ahead_of<M1, OUTER_SPLIT>(inverse_twiddles(args.tables), before);
+                // A row of each channel in turn: they share twiddles.
+                const int own = (turn * WARPS + warp) * (GROUP / ABREAST);
+                if (N1 % (WARPS * GROUP / ABREAST) != 0 && own >= N1) break;
+                const auto line_of = [&](int g) { return own + g / ABREAST + g % ABREAST * N1; };
                 chain<N2, N3, GROUP, false, false>(
                     inner, lane,
                     [&](int g, int k, int n, Pack(&r)[4], Pack(&i)[4]) {
-                        const int at = (row + g) * PIECES + place<V>(row_piece<N3>(k, lane % TILE) + 2 * n + lane / TILE, row + g);
+                        const int at = (line_of(g)) * PIECES + place<V>(row_piece<N3>(k, lane % TILE) + 2 * n + lane / TILE, line_of(g));
                         load_right(r, shared_address(re + at));
                         load_right(i, shared_address(im + at));
                     },
                     [&](int g, int m, int n, Fragment& kr, Fragment& ki) {
-                        const int tile = ((row + g) * (N2 / TILE) + m) * (N3 / TILE) + n;
-                        kr = fragment(spectrum, 2 * tile, lane);
-                        ki = fragment(spectrum, 2 * tile + 1, lane);
+                        const int tile = ((own + g / ABREAST) * (N2 / TILE) + m) * (N3 / TILE) + n;
+                        kr = fragment(spectra[g % ABREAST], 2 * tile, lane);
+                        ki = fragment(spectra[g % ABREAST], 2 * tile + 1, lane);
                     },
                     [&](int g, int m, const Sum<N2>* r, const Sum<N2>* i) {
-                        store_rows<N2, N3, V, OUTER_SPLIT>(re, im, back, PIECES, row + g, m, lane, r, i);
+                        store_rows<N2, N3, V, OUTER_SPLIT>(re, im, inverse_twiddles(args.tables), PIECES, line_of(g), m, lane, r, i, g % ABREAST * N1);
                     });
             }
         }

@@ -213,8 +213,9 @@ def outer_twiddles(plan: Plan, back: bool) -> float:
     """Bytes of the outer twiddles that threads load, a point of the transform: there, or back.
 
     Of two levels a number of the low one for every point, and of the high one, each part twice, for so many
-    as a thread stores at a time. There channels abreast share them. Back, pieces that a thread stores of a
-    row tile share the low one where the runs of columns that they lie in do (columns.cuh: store_rows).
+    as a thread stores at a time. There channels abreast share them (back as well, as ptxas sees, but not the
+    PTX, which is counted here). Back, pieces that a thread stores of a row tile share the low one where the
+    runs of columns that they lie in do (columns.cuh: store_rows).
     """
     stage, columns = plan.inner[0], plan.factors[-1]
     if not back:

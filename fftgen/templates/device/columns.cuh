@@ -142,30 +142,24 @@ __device__ __forceinline__ int row_piece(int k, int i) {
     return P == TILE ? (TILE * k + i % 8 * 2 + i / 8) * 2 : (TILE * k + i) * (P / 8);
 }
 
-// Twiddles back of rows of POINTS columns, `rows` of them ahead of the first.
-template <int POINTS, int SPLIT>
-__device__ __forceinline__ TwoLevels ahead_of(const TwoLevels& twiddle, int rows) {
-    if constexpr (SPLIT < POINTS) return {twiddle.low - rows * (SPLIT / 4), twiddle.high - rows * (POINTS / SPLIT)};
-    return {twiddle.low - rows * (POINTS / 4), nullptr};
-}
-
-// Results of the chain, rows 16 m .. + 15 of row `row`, times the conjugate outer twiddle, back to shared memory.
+// Results of the chain, rows 16 m .. + 15 of row `row`, times the conjugate outer twiddle, back to shared memory. Of
+// channels abreast so many rows are `before` those of the channel, whose twiddles begin again.
 template <int A, int P, int V, int SPLIT, typename Pitch>
 __device__ __forceinline__ void store_rows(
-    uint4* re, uint4* im, const TwoLevels& twiddle, const Pitch& pitch, int row, int m, int lane, const Sum<A>* r, const Sum<A>* i) {
+    uint4* re, uint4* im, const TwoLevels& twiddle, const Pitch& pitch, int row, int m, int lane, const Sum<A>* r, const Sum<A>* i, int before = 0) {
     constexpr int COUNT = P / TILE;  // pieces of a thread
     constexpr int RUNS = SPLIT / 32;  // runs of 32 columns that share a high level
-    const int g = lane / 4, t = lane % 4;
+    const int g = lane / 4, t = lane % 4, own = row - before;
 #pragma unroll
     for (int c = 0; c < COUNT; ++c) {
         const int half = P == TILE ? 0 : c / (P / 32), part = P == TILE ? 0 : c % (P / 32);
         const int run = P == TILE ? 8 * m + g : (TILE * m + 8 * half + g) * (P / 32) + part;
         constexpr bool TWO = SPLIT < A * P;
         // One level lies as threads take it, of two all g share the low one of a run.
-        const uint4* const low = twiddle.low + (TWO ? (row * RUNS + run % RUNS) * 8 + t : (row * (A * P / 256) + m * COUNT + c) * (2 * LANES) + lane);
+        const uint4* const low = twiddle.low + (TWO ? (own * RUNS + run % RUNS) * 8 + t : (own * (A * P / 256) + m * COUNT + c) * (2 * LANES) + lane);
         const Fragment wr = fragment(low, 0, 0), wi = fragment(low, 0, TWO ? 4 : LANES);
         uint2 high;
-        if constexpr (TWO) high = twiddle.high[row * (A * P / SPLIT) + run / RUNS];
+        if constexpr (TWO) high = twiddle.high[own * (A * P / SPLIT) + run / RUNS];
         Pack a[4], b[4];
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
