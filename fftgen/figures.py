@@ -28,6 +28,7 @@ from fftgen.targets import Target
 from fftgen.targets import target as find_target
 from fftgen.verify import FULL_POINTS, Case, draw
 
+ABREAST = "two channels have addresses and a power of two each"  # a reason for instructions
 LENGTHS = (256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 1_048_576)
 SECTORS, WAVEFRONTS, INSTRUCTIONS, WARPS = 1.02, 1.05, 140, 16  # bounds, asked of 4096 points causal
 SIGNALS = ("u", "y", "in_gate", "out_gate", "twin", "twin_gate")
@@ -66,6 +67,8 @@ class Figures:
                 causes.append("three stages load and store, twiddles in two levels")
             if self.plan.rows_per_item == 2:
                 causes.append("two rows are loaded, scaled and stored for a transform")
+            if self.plan.abreast > 1:
+                causes.append(ABREAST)
             if self.gated:
                 count = "three" if self.plan.outputs == 2 else "two"
                 causes.append(f"{count} gates are loaded and multiplied in fp32")
@@ -179,12 +182,12 @@ def _reports(built: Built, gated: bool, seed: int) -> tuple[dict[str, Report], i
         for sample in sampled.check_launches(built, ptx, seed):
             found.update(sample.reports)
         return found, 1
-    transforms = 2
     many = full(plan)
     grouped = Clusters(many.size, 1) if many else None
-    batch, length = transforms * plan.rows_per_item, plan.problem.length
+    batch, length = 2 * plan.rows_per_item, plan.problem.length
+    transforms = 2 * plan.abreast
     dtype = storage(plan)
-    case = Case(batch, 1, length, length, gated, gated)
+    case = Case(batch, plan.abreast, length, length, gated, gated)
     inputs = draw(case, dtype, torch.Generator().manual_seed(seed))
     u, k = inputs.pop("u"), inputs.pop("k")
     assert u is not None

@@ -11,7 +11,7 @@ import torch
 from fftgen import emulate
 from fftgen.cache import Cache
 from fftgen.execute import storage
-from fftgen.figures import INSTRUCTIONS, SECTORS, WARPS, resident_warps
+from fftgen.figures import ABREAST, INSTRUCTIONS, SECTORS, WARPS, resident_warps
 from fftgen.gradient import Needed
 from fftgen.hot_path import gradient_hot_paths
 from fftgen.pipeline import build_gradient
@@ -51,6 +51,8 @@ class GradientFigures:
             if self.found.held < 1:
                 part = f"{1 - self.found.held} of the sum" if self.found.held else "the sum"
                 causes.append(f"{part} in device memory")
+            if self.found.plan.abreast > 1:
+                causes.append(ABREAST)
             if self.found.plan.device_stages:
                 causes.append("two kernels load and store")
             if self.gated:
@@ -89,25 +91,25 @@ def gradient_figures(found: Gradient, gated: bool, seed: int = 1) -> GradientFig
     built = build_gradient(found, Cache.default())
     operations = sectors = wavefronts = None
     if found.plan.transform <= FULL_POINTS:
-        batch = 4
+        batch, channels = 4, found.plan.abreast
         generator = torch.Generator().manual_seed(seed)
         kind = storage(found.plan)
 
         def draw() -> torch.Tensor:
-            return torch.randn(batch, 1, length, generator=generator).to(kind)
+            return torch.randn(batch, channels, length, generator=generator).to(kind)
 
         gates = (draw(), draw()) if gated else (None, None)
         u, v = draw(), draw()
         a, b = gates
         if signals:
-            k, needed = torch.randn(1, length, generator=generator), Needed(True, gated, gated)
+            k, needed = torch.randn(channels, length, generator=generator), Needed(True, gated, gated)
             _, simulated = emulate.backward(
                 built, u, v, k, needed=needed, taps=length, in_gate=a, out_gate=b, seed=seed
             )
         else:
             _, simulated = emulate.gradient(built, u, v, taps=length, in_gate=a, out_gate=b, seed=seed)
         reports = list(simulated.reports.values())
-        operations = sum(sum(r.counters.tensor.values()) for r in reports) // batch
+        operations = sum(sum(r.counters.tensor.values()) for r in reports) // (batch * channels)
         moved = [
             (name, buffer.stores if name in emulate.RESULTS else buffer.loads)
             for r in reports

@@ -10,6 +10,8 @@ from fftgen.planner.launch import Launch, chunk_items, launch_of
 from fftgen.targets import target as find_target
 
 LEAST_SHARE = 4  # transforms of a worker: each writes 8 N bytes where a transform reads 4 N
+OWN = 1.5  # transforms that a worker's own sum is worth: made, written, and read once more
+WAVES = 3  # of workers at most, where a channel's rows are shared
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,20 @@ def least_share(found: Gradient) -> int:
 
 
 def parts(found: Gradient, batch: int, channels: int) -> int:
-    """Workers that share a channel's batch rows: as many as fill the chip, if each has rows enough."""
+    """Workers that share a channel's batch rows, if each has rows enough: as many as take the shortest time,
+    in waves of as many workers as run at a time, the last one partly filled."""
     kernel = found.kernel
     full = find_target(found.plan.target).multiprocessors * kernel.resident * kernel.items
     at_once = -(-channels // found.plan.abreast)
     if found.plan.chunk_bytes:
         at_once = max(1, min(channels, chunk_items(found.plan, batch * channels) // batch))
-    return max(1, min(full // (at_once * found.rows), batch // least_share(found)))
+    workers, most = at_once * found.rows, max(1, batch // least_share(found))
+    filling = {max(1, min(wave * full // workers, most)) for wave in range(1, WAVES + 1)}
+
+    def time(shared: int) -> float:
+        return -(-workers * shared // full) * (-(-batch // shared) + OWN)
+
+    return min(sorted(filling | {1}), key=time)
 
 
 def spectra_bytes(found: Gradient, planned: Iterable[GradientLaunch]) -> int:

@@ -9,6 +9,9 @@ import pytest
 from plans import engines
 
 from fftgen.launch import reciprocal
+from fftgen.planner.gradient import backward
+from fftgen.planner.gradient_launch import OWN, WAVES, least_share, parts
+from fftgen.planner.gradient_launch import launches as gradient_launches
 from fftgen.planner.launch import (
     MAX_ROWS,
     MAX_RUN,
@@ -32,6 +35,7 @@ SHAPES = ((1, 1), (1, 3), (2, 1), (3, 5), (7, 2), (64, 17), (33, 768))
 QUESTIONS = (
     ("causal", 100),
     ("circular", 1024),
+    ("causal", 2000),
     ("causal", 4096),
     ("circular", 5003),
     ("causal", 20000),
@@ -257,6 +261,41 @@ def test_no_worker_counts_beyond_32_bits(name: str, length: int) -> None:
             continue  # chunk by chunk
         (launch,) = launches(found, MAX_ROWS, 1, 1)
         assert MAX_ROWS <= launch.grid * launch.kernel.items * launch.run < 2**31
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 3), (5, 2), (64, 17), (64, 192), (64, 384), (33, 768), (64, 768)], ids=str
+)
+def test_workers_of_a_gradient_fill_whole_waves(shape: tuple[int, int]) -> None:
+    """Never longer than one worker for each channel, or as many as fill the chip once; rows enough for each,
+    and a worker for each part."""
+    batch, channels = shape
+    for length in (256, 1024, 2048, 4096, 16_384, 65_536):
+        found = backward(Problem("causal", length, "bf16"), "sm_90")
+        assert found is not None
+        slots = target("sm_90").multiprocessors * found.kernel.resident * found.kernel.items
+        shared = parts(found, batch, channels)
+        assert 1 <= shared <= max(1, batch // least_share(found))
+        (launch, *_) = (x for x in gradient_launches(found, batch, channels, length) if x.side < 0)
+        assert launch.parts == shared
+        if found.plan.device_stages:
+            continue
+        rows = -(-channels // found.plan.abreast)
+        assert launch.workers == rows * shared
+        assert shared == 1 or launch.workers <= WAVES * slots
+
+        def time(count: int, rows: int = rows, slots: int = slots) -> float:
+            return -(-rows * count // slots) * (-(-batch // count) + OWN)
+
+        assert time(shared) <= min(time(1), time(max(1, min(slots // rows, batch // least_share(found)))))
+
+
+@pytest.mark.parametrize(("length", "shared"), [(2048, 2), (4096, 1)])
+def test_a_last_wave_of_half_the_chip_is_cut(length: int, shared: int) -> None:
+    """384 blocks of two channels' rows, but 768 of one's: 1.5 and 2.9 waves."""
+    found = backward(Problem("causal", length, "bf16"), "sm_90")
+    assert found is not None
+    assert parts(found, 64, 768) == shared
 
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 5, 7, 64, 641, 65_537, 2**30, 2**30 + 1, 2**31 - 1])
