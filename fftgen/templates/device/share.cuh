@@ -15,8 +15,8 @@ struct GradientArgs {
     int workers;
 };
 
-// The work of one worker: transforms begin .. end - 1 of a channel (of channels abreast, of which h is the first), and the row of each. `fresh`: nobody has
-// been at its part of the sum.
+// The work of one worker: transforms begin .. end - 1 of a channel, or of channels abreast, of which h is the first, and
+// the row of each. `fresh`: nobody has been at its part of the sum.
 struct Share {
     int h, outer, part, begin, end;
     bool fresh;
