@@ -39,7 +39,7 @@ struct Item {  // which channel, of two abreast the first, and batch row a trans
 
 __device__ __forceinline__ Item locate_item(const Args<T>& args, int item) {
     const int id = args.first + item, both = channel_of(args, id);
-    return {both * ABREAST, id - both * args.per_channel};
+    return {both * ABREAST, (id - both * args.per_channel) * ROWS_PER_ITEM};
 }
 
 // Tables in bytes from args.tables; a block keeps a copy of the first 8192.
@@ -137,16 +137,26 @@ extern "C" __global__ void __launch_bounds__(128, 5) fftgen_conv_n2048_causal_bf
                 for (int s = 0; s < STRIPS; ++s)
                     re_strip[s].template fetch<true>(re_copy, (s * WARPS + warp) * 8 * V, M1, lane);
             }
-            if (lane == 0) {
+            // Of each channel the row.
 #pragma unroll
-                for (int s = 0; s < STRIPS; ++s)
-                    peaks[s * WARPS + warp] = re_strip[s].peak[0], peaks[s * WARPS + warp + LANES] = re_strip[s].peak[1];
+            for (int s = 0; s < STRIPS; ++s) {
+#pragma unroll
+                for (int i = 0; i < ABREAST; ++i) {
+                    const unsigned re_size = re_strip[s].peak[i];
+                    if (lane == 0) peaks[(i) * LANES + s * WARPS + warp] = re_size;
+                }
             }
             __syncthreads();
-            const Power even = row_power<STRIPS * WARPS>(peaks, lane), odd = row_power<STRIPS * WARPS>(peaks + LANES, lane);
-            if (index == 0) down[0] = even.down(), down[1] = odd.down();
+            Power re_power[ABREAST]{Power(0), Power(0)};
 #pragma unroll
-            for (int s = 0; s < STRIPS; ++s) re_strip[s].rescale(even, odd);
+            for (int i = 0; i < ABREAST; ++i) {
+                re_power[i] = row_power<STRIPS * WARPS>(peaks + i * LANES, lane);
+                if (index == 0) down[i] = re_power[i].down();
+            }
+#pragma unroll
+            for (int s = 0; s < STRIPS; ++s) {
+                re_strip[s].rescale(re_power[0], re_power[1]);
+            }
 #pragma unroll
             for (int s = 0; s < STRIPS; ++s) {
                 columns_forward<LINES, V, M1, OUTER_SPLIT, false>(

@@ -64,11 +64,9 @@ def shape_is_legal(shape: Shape) -> str | None:
     return None
 
 
-def goes_abreast(right_angle: bool, compute_format: str) -> str | None:
-    """What two channels abreast can be: real rows, each scaled by a power of two of its own."""
-    if right_angle and compute_format == SCALED:
-        return None
-    return f"channels go abreast as real rows in {SCALED}"
+def goes_abreast(compute_format: str) -> str | None:
+    """What two channels abreast can be: rows scaled by powers of two of their own."""
+    return None if compute_format == SCALED else f"channels go abreast in {SCALED} only"
 
 
 def _group(points: int, rows: int) -> int:
@@ -323,10 +321,10 @@ def spilling(plan: Plan) -> float:
         return 1.0
     stage = plan.inner[0]
     strips = stage.rest // (8 * body.columns * body.warps)
-    if strips > 1 and stage.radix >= (48 if body.role == "rows" else 64):
+    if strips > 1 and stage.lines >= (48 if body.role == "rows" else 64):
         return SPILLS_MANY
-    full = operands(strips, stage.radix, body.columns, False) == OPERANDS
-    return SPILLS if full and (stage.radix > TILE or body.columns == 8) else 1.0
+    full = operands(strips, stage.lines, body.columns, False) == OPERANDS
+    return SPILLS if full and (stage.lines > TILE or body.columns == 8) else 1.0
 
 
 def operands(strips: int, radix: int, width: int, real: bool) -> int:
@@ -434,7 +432,9 @@ def _block_kernel(
         tables_at = -(-(peaks_at + ratio_bytes(stages[0], own)) // fragments.ALIGNMENT) * fragments.ALIGNMENT
     elif compute_format == SCALED:
         # Strips of two rows, then what undoes the scaling of the rows; tables stay on 512 bytes.
-        peaks_at, tables_at = 4 * points, 4 * points + 2 * 2 * 4 * STRIPS
+        # Of channels abreast those of each.
+        several = TILE // stages[0].radix if stages[0].radix < TILE and not real else 1
+        peaks_at, tables_at = 4 * points, 4 * points + several * 2 * 2 * 4 * STRIPS
     shared = tables_at + fragments.shared_bytes(stages, real, width)
     if shared > target.shared_block:
         return _too_large(shared, warps, target)

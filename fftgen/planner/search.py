@@ -294,7 +294,7 @@ def candidate(
     if not right_angle and compute_format == BF16_FP32:
         reason = reason or f"two rows of a transform share its noise, and {BF16_FP32} scales neither"
     if engine == "mma" and shape.factors[0] == HALF_TILE:
-        reason = reason or mma_rules.goes_abreast(right_angle, compute_format)
+        reason = reason or mma_rules.goes_abreast(compute_format)
     if not reason and (
         transform < problem.length or (not problem.causal and not fold and transform != problem.length)
     ):

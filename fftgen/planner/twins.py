@@ -18,7 +18,9 @@ LONG_COLUMNS = 128  # of the device stage: two results take the registers of 12 
 MOST_WARPS = 16  # resident, of the other columns of the device stage
 # Up to so many points in a warp two results take the registers of so many warps: of one row, of a pair.
 WARPS = ((512, (20, 20)), (1024, (16, 12)), (2048, (12, 8)))
-LATE_POINTS = 16_384  # above, pairs find no registers for the addresses of four results (as compiled)
+# Above, pairs find no registers for the addresses of four results, nor do those of two channels for eight (as
+# compiled).
+LATE_POINTS = 16_384
 
 
 def twin(plan: Plan) -> Plan | None:
@@ -65,5 +67,5 @@ def prefix(plan: Plan) -> str:
     """Which of the sinks in templates/device/signal.cuh a plan's results go to, by the start of its name."""
     if plan.outputs == 1:
         return ""
-    late = plan.rows_per_item == 2 and plan.row_length > LATE_POINTS
+    late = plan.rows_per_item == 2 and (plan.row_length > LATE_POINTS or plan.abreast > 1)
     return "late_twin_" if late and not plan.device_stages else "twin_"

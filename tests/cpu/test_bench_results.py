@@ -369,7 +369,7 @@ def test_a_suite_proves_first_and_measures_what_matters_first() -> None:
     kinds = [s.kind for s in found]
     assert kinds[:2] == ["environment", "build"]
     assert [s.params["length"] for s in found if s.kind == "correctness"] == [p.length for p in PROBLEMS]
-    assert {s.params["length"] for s in found if s.kind == "agreement"} == {256, 1000, 1024, 4096}
+    assert {s.params["length"] for s in found if s.kind == "agreement"} == {256, 1000, 1024, 2048, 4096}
     assert kinds.index("row") > max(
         i
         for i, k in enumerate(kinds)

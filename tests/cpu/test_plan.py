@@ -82,7 +82,7 @@ def test_every_plan_is_legal(name: str) -> None:
         first, *others = found.factors
         assert all(r % 16 == 0 and 16 <= r <= 128 for r in others), note
         if found.abreast == 2:  # half a tile for each of two channels
-            assert (first, found.packing, found.device_stages) == (8, "right-angle", ()), note
+            assert (first, found.transform, found.device_stages) == (8, 2048, ()), note
         else:
             assert (first % 16, found.abreast) == (0, 1), note
             assert 16 <= first <= 128, note
@@ -217,7 +217,9 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
         assert radices[0] % kernel.group == 0
         # Two planes of fp16, which also hold rows and their gates; peaks of strips, and what undoes their
         # scaling, or of the workspace's strips a number in fp16.
-        regions = [(0, 2 * 2 * points), (kernel.staging_at, 2 * found.strip_peaks or 4 * (2 * 32 + 2))]
+        several = found.abreast if parts == 2 else 1  # channels whose pairs have peaks and scales each
+        staged = 2 * found.strip_peaks or several * 4 * (2 * 32 + 2)
+        regions = [(0, 2 * 2 * points), (kernel.staging_at, staged)]
     else:
         assert kernel.columns == 0
         assert kernel.items == kernel.warps * kernel.group

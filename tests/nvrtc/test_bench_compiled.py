@@ -269,14 +269,16 @@ def test_a_dry_suite_holds_every_kind_of_step() -> None:
     steps = {s["kind"]: s for s in doc["steps"]}
     assert set(steps) == {
         *("environment", "build", "correctness", "agreement", "gradient", "gradient agreement", "sanitizer"),
-        *("bandwidth", "overhead", "cold start", "row"),
+        *("bandwidth", "rates", "overhead", "kernels", "cold start", "row"),
     }
     assert all(s["status"] in ("passed", "unavailable") for s in doc["steps"]), doc["steps"]
     assert steps["build"]["result"]["modules"] == 3 + 8  # gradients: the same three problems, two in one pass
     assert steps["agreement"]["result"]["identical"] == 1
     assert steps["gradient agreement"]["result"]["identical"] == 1
     assert steps["cold start"]["result"]["from_cache_s"] < steps["cold start"]["result"]["cold_s"]
-    ahead, back = (s["result"] for s in doc["steps"] if s["kind"] == "row")
+    rows = [s["result"] for s in doc["steps"] if s["kind"] == "row"]
+    ahead, back = (row for row in rows if row["dtype"] == "bf16")
+    assert len(rows) == 3  # and a forward pass in fp32
     assert (ahead["direction"], back["direction"]) == ("forward", "backward")
     assert back["over_forward"] > 0
     assert back["contenders"]["fftgen"]["status"] == back["contenders"]["attention"]["status"] == "ok"

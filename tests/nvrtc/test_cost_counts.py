@@ -57,6 +57,7 @@ PLANS = (
     search.plan(Problem("circular", 1024, "fp16"), "sm_80"),
     search.plan(Problem("causal", 1000, "fp16"), "sm_90"),
     search.plan(Problem("causal", 2048, "fp16"), "sm_90"),
+    search.plan(Problem("circular", 2048, "bf16"), "sm_90"),
     search.plan(Problem("causal", 4096, "bf16"), "sm_90"),
     search.plan(Problem("causal", 8192, "fp16"), "sm_75"),
     shaped("causal", (16, 16, 16), 1, "mma"),
@@ -141,7 +142,8 @@ PIPED = (
 @pytest.mark.parametrize("plan", PIPED, ids=str)
 @pytest.mark.parametrize("gated", [False, True])
 def test_what_passes_the_pipe_of_shared_memory_is_what_the_model_says(gated: bool, plan: Plan) -> None:
-    """Beside tables that blocks copy to shared memory, once each, and peaks of rows, below a hundredth."""
+    """Beside tables that blocks copy to shared memory, once each, and peaks of rows, below a hundredth; of
+    channels abreast those of each."""
     transforms = CHANNELS * items_per_channel(plan, BATCH)
     kernel = plan.body
     report = simulated(plan, gated).reports[plan.entry(kernel)]
@@ -153,7 +155,7 @@ def test_what_passes_the_pipe_of_shared_memory_is_what_the_model_says(gated: boo
     brought = 0
     if kernel.brought:  # on their way past the pipe, but into shared memory: signals, and of gates as many
         brought = work.loaded + (work.gates if kernel.brought > 2 else min(work.loaded, work.gates))
-    assert transforms * (work.shared_bytes + brought) == pytest.approx(found, rel=0.01)
+    assert transforms * (work.shared_bytes + brought) == pytest.approx(found, rel=0.01 * plan.abreast)
 
 
 @pytest.mark.drawn(2)

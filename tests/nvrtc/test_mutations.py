@@ -67,6 +67,7 @@ CHAIN = {
     "chain, warp": _plan("causal", 256, "bf16", (16, 16), 0, "mma"),
     "chain, block": _plan("circular", 4096, "fp16", (16, 16, 16), 0, "mma"),
     "chain, channels abreast": _plan("causal", 2048, "bf16", (8, 16, 16), 0, "mma"),
+    "chain, pairs abreast": _plan("circular", 2048, "fp16", (8, 16, 16), 0, "mma"),
     # Twice 256 columns, so that twiddles have two levels.
     "chain, device": _plan("causal", 8192, "bf16", (16, 32, 16), 1, "mma"),
     "bf16 chain, warp": _plan("causal", 256, "bf16", (16, 16), 0, "mma:bf16-fp32"),
@@ -99,6 +100,7 @@ CHAIN_DOUBLED = {
     ),
     "chain, device": ("uint4* const stage", "for (int n = 0; n < COLUMNS; ++n) load("),
 }
+CHAIN_DOUBLED["chain, pairs abreast"] = CHAIN_DOUBLED["chain, channels abreast"]
 CHAIN_DOUBLED |= {f"bf16 {name}": lines for name, lines in CHAIN_DOUBLED.items()}
 # "load<SHARED, true>": between two strips, for the compiler's sake; they share nothing. "if (!even.finite":
 # for a branch, in which nothing is shared either.

@@ -154,6 +154,15 @@ struct StripAbreast : Operands<TILE, V> {
             load_both<false>(other, source, and_other, first, stride, lane);
     }
 
+    // What a row of a pair asks of its strips (Strip::size).
+    __device__ __forceinline__ unsigned size(int channel) const {
+        static_assert(TILE / ABREAST * 8 * V * 16 * 256 < 1 << 23, "the sum of squares fits the mantissa");
+        Squares squares;
+#pragma unroll
+        for (int j = 0; j < V; ++j) squares.add(b[0][j][channel]);
+        return (peak[channel] & 0x7f800000u) | max(squares.total(), min(peak[channel], 1u));
+    }
+
     // Brings the numbers of each channel to the power of its whole row; a row that is not finite becomes zeros.
     __device__ __forceinline__ void rescale(const Power& even, const Power& odd) {
 #pragma unroll

@@ -459,4 +459,32 @@ __device__ __forceinline__ PairSink<TwinSink<T, MAYBE>> abreast_twin_real_sink(c
     return {{y.even, twin.first, gate.first}, {y.odd, twin.second, gate.second}};
 }
 
+// The same of pairs of batch rows; the partner of an odd last row is not there.
+template <typename T>
+struct AbreastPair {
+    PairSource<T> even, odd;
+};
+template <typename T>
+__device__ __forceinline__ AbreastPair<T> abreast_pair_source(const Args<T>& a, int b, int h) {
+    AbreastPair<T> pair{abreast_source(a, b, h), abreast_source(a, b, h)};
+    if (b + 1 < a.batch)
+        pair.odd = abreast_source(a, b + 1, h);
+    else
+        pair.odd.close();
+    return pair;
+}
+template <typename T>
+__device__ __forceinline__ auto abreast_pair_sink(const Args<T>& a, int b, int h) {
+    return PairSink<decltype(pair_sink(a, b, h))>{pair_sink(a, b, h), pair_sink(a, b, h + beside(a, h))};
+}
+template <typename T>
+__device__ __forceinline__ auto abreast_twin_pair_sink(const Args<T>& a, int b, int h) {
+    return PairSink<decltype(twin_pair_sink(a, b, h))>{twin_pair_sink(a, b, h), twin_pair_sink(a, b, h + beside(a, h))};
+}
+
+template <typename T>
+__device__ __forceinline__ PairSink<PairSink<LateTwinSink<T>>> abreast_late_twin_pair_sink(const Args<T>& a, int b, int h) {
+    return {late_twin_pair_sink(a, b, h), late_twin_pair_sink(a, b, h + beside(a, h))};
+}
+
 }  // namespace fftgen
