@@ -433,7 +433,7 @@ def _block_kernel(
     elif compute_format == SCALED:
         # Strips of two rows, then what undoes the scaling of the rows; tables stay on 512 bytes.
         # Of channels abreast those of each.
-        several = TILE // stages[0].radix if stages[0].radix < TILE and not real else 1
+        several = 1 if real else stages[0].lines // stages[0].radix
         peaks_at, tables_at = 4 * points, 4 * points + several * 2 * 2 * 4 * STRIPS
     shared = tables_at + fragments.shared_bytes(stages, real, width)
     if shared > target.shared_block:

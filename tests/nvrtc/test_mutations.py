@@ -131,9 +131,8 @@ def _calls(plan: Plan, rng: np.random.Generator) -> list[Whole]:
         def draw(*shape: int) -> torch.Tensor:
             return torch.from_numpy(rng.standard_normal(shape))
 
-        channels += (
-            plan.abreast - 1
-        )  # aligned rows of two; of a ragged end a last channel without a neighbour
+        # Abreast: aligned rows of two channels, and ragged ones of a last one without a neighbour.
+        channels += plan.abreast - 1
         shape = (batch, channels, length)
         u = draw(*shape).to(dtype)
         in_gate, out_gate = (draw(*shape).to(dtype) for _ in range(2)) if gated else (None, None)

@@ -128,7 +128,7 @@ FEW_SPILLED = {
     # Since half of a matrix is made of the other: between the products of columns, and twice a transform.
     ("circular", 16_384, "sm_80"): 12,
     ("circular", 16_384, "sm_90"): 20,
-    ("circular", 32_768, "sm_90"): 20,
+    ("circular", 32_768, "sm_90"): 12,
     # Rows of 32 · 32 · 32 instead of columns of 64.
     ("circular", 1_048_576, "sm_80"): 64,
 }

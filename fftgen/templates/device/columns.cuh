@@ -276,12 +276,12 @@ __device__ __forceinline__ void columns_forward(
             }
             if constexpr (V == 2) {  // half a piece
                 const uint4 w = twiddle.low[tile * LANES + lane];
-                const int at = 2 * (line(pitch, row) + place<LAYOUT>(strip * V + t / 2, row)) + t % 2;
 #pragma unroll
                 for (int side = 0; side < SIDES; ++side) {
                     Pair *const x = a + V * side, *const y = b + V * side;
                     twist<false>(x[0], y[0], w.x, w.z);
                     twist<false>(x[1], y[1], w.y, w.w);
+                    const int at = 2 * (line(pitch, row) + place<LAYOUT>(strip * V + t / 2, row)) + t % 2;
                     reinterpret_cast<uint2*>(re + side * apart)[at] = uint2{packed(x[0]), packed(x[1])};
                     reinterpret_cast<uint2*>(im + side * apart)[at] = uint2{packed(y[0]), packed(y[1])};
                 }
@@ -289,12 +289,12 @@ __device__ __forceinline__ void columns_forward(
 #pragma unroll
                 for (int h = 0; h < V / 4; ++h) {
                     const Planes3<false> w(twiddle.low, tile * (V / 4) + h, lane);
-                    const int at = line(pitch, row) + place<LAYOUT>(strip * V + t * (V / 4) + h, row);
 #pragma unroll
                     for (int side = 0; side < SIDES; ++side) {
                         Pair *const x = a + V * side + 4 * h, *const y = b + V * side + 4 * h;
 #pragma unroll
                         for (int j = 0; j < 4; ++j) twist<false>(x[j], y[j], w.re.r[j], w.im.r[j]);
+                        const int at = line(pitch, row) + place<LAYOUT>(strip * V + t * (V / 4) + h, row);
                         re[side * apart + at] = uint4{packed(x[0]), packed(x[1]), packed(x[2]), packed(x[3])};
                         im[side * apart + at] = uint4{packed(y[0]), packed(y[1]), packed(y[2]), packed(y[3])};
                     }

@@ -111,14 +111,16 @@ __device__ __forceinline__ bool wanted(const GradientArgs<T>& args, int side) {
     return side == 0 ? args.x.y.data != nullptr : args.v.y.data != nullptr;
 }
 
-// Where the transform of one side goes: what is gated to y and, of V, also to twin.
+// Where the transform of one side goes: what is gated to y and, of V, also to twin. x, v: the sinks of both sides.
+template <typename T>
+__device__ __forceinline__ TwinSink<T, true> sink_of(int side, const RealSink<T>& x, const RealSink<T>& v, T* twin, const T* twin_gate) {
+    return {
+        {side == 0 ? x.y : v.y, side == 0 ? x.gate : v.gate, x.scale, x.length, x.vector}, side == 0 ? nullptr : twin, twin_gate};
+}
+
 template <typename T>
 __device__ __forceinline__ TwinSink<T, true> result_sink(const GradientArgs<T>& args, int side, int b, int h) {
-    const RealSink<T> x = real_sink(args.x, b, h), v = real_sink(args.v, b, h);
-    T* const twin = args.v.twin.row(b, h);
-    return {
-        {side == 0 ? x.y : v.y, side == 0 ? x.gate : v.gate, x.scale, x.length, x.vector},
-        side == 0 ? nullptr : twin, args.v.twin_gate.row(b, h)};
+    return sink_of(side, real_sink(args.x, b, h), real_sink(args.v, b, h), args.v.twin.row(b, h), args.v.twin_gate.row(b, h));
 }
 
 template <typename T>
@@ -126,11 +128,7 @@ __device__ __forceinline__ PairSink<TwinSink<T, true>> abreast_result_sink(const
     const PairSink<RealSink<T>> x = abreast_real_sink(args.x, b, h), v = abreast_real_sink(args.v, b, h);
     const Two<T*> twin = args.v.twin.rows(b, h, beside(args.x, h));
     const Two<const T*> gate = args.v.twin_gate.rows(b, h, beside(args.x, h));
-    const auto sink = [&](const RealSink<T>& x, const RealSink<T>& v, T* twin, const T* twin_gate) {
-        return TwinSink<T, true>{
-            {side == 0 ? x.y : v.y, side == 0 ? x.gate : v.gate, x.scale, x.length, x.vector}, side == 0 ? nullptr : twin, twin_gate};
-    };
-    return {sink(x.even, v.even, twin.first, gate.first), sink(x.odd, v.odd, twin.second, gate.second)};
+    return {sink_of(side, x.even, v.even, twin.first, gate.first), sink_of(side, x.odd, v.odd, twin.second, gate.second)};
 }
 
 // Gates of one side's results: a copy in shared memory of the first, or, where there is none, what the sink holds.
