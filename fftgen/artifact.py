@@ -24,8 +24,9 @@ from fftgen.durable import replace_file, writing
 from fftgen.errors import ArtifactError, InputError, InternalError
 from fftgen.source import Source
 
-#: Number of the layout. A reader takes this one; how the header is digested stays the same in every schema.
-SCHEMA = 4
+#: Number of the layout, and of that of what kernels are handed (launch.py). A reader takes this one; how the
+#: header is digested stays the same in every schema.
+SCHEMA = 5
 _FORMAT = "fftgen"
 _BLANK = "0" * 64
 _TARGET = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")

@@ -216,7 +216,7 @@ class Executable:
         u, gates (B, H, L), copied where time is not contiguous; ``address`` maps a name and a tensor to what
         the kernels see.
         """
-        return self._run(launcher, u, spectrum, scale, in_gate, out_gate, None, address)[0]
+        return self._run(launcher, u, spectrum, scale, in_gate, (out_gate,), address)[0]
 
     def both(
         self,
@@ -229,9 +229,25 @@ class Executable:
         address: Address = lambda _, x: x.data_ptr(),
     ) -> tuple[Tensor, Tensor]:
         """The same with each of two output gates, for a plan with two outputs (planner/twins.py)."""
-        y, twin = self._run(launcher, u, spectrum, scale, in_gate, *gates, address)
-        assert twin is not None
+        y, twin = self._run(launcher, u, spectrum, scale, in_gate, gates, address)
         return y, twin
+
+    def first_results(
+        self,
+        launcher: Launcher,
+        u: Tensor,
+        spectrum: Tensor,
+        scale: Tensor,
+        in_gate: Tensor | None,
+        gates: tuple[Tensor | None, ...],
+        into: tuple[Tensor, ...],
+        address: Address = lambda _, x: x.data_ptr(),
+    ) -> None:
+        """Write the first R results of every row to ``into``, (B, H, R) for each output, time contiguous.
+
+        u, in_gate (B, H, L), R at most L; output gates like the results. All of them may be views.
+        """
+        self._run(launcher, u, spectrum, scale, in_gate, gates, address, into)
 
     def _run(
         self,
@@ -240,12 +256,13 @@ class Executable:
         spectrum: Tensor,
         scale: Tensor,
         in_gate: Tensor | None,
-        out_gate: Tensor | None,
-        twin_gate: Tensor | None,
+        gates: tuple[Tensor | None, ...],
         address: Address,
-    ) -> tuple[Tensor, Tensor | None]:
+        into: tuple[Tensor, ...] | None = None,
+    ) -> tuple[Tensor, ...]:
         u, in_gate = time_contiguous(u), time_contiguous(in_gate)
-        out_gate, twin_gate = time_contiguous(out_gate), time_contiguous(twin_gate)
+        out_gate = time_contiguous(gates[0])
+        twin_gate = time_contiguous(gates[1]) if len(gates) > 1 else None
         pointers = u.data_ptr()
         key: list[object] = [u.shape, u.stride()]
         for x in (in_gate, out_gate, twin_gate):
@@ -254,13 +271,18 @@ class Executable:
             else:
                 pointers |= x.data_ptr()
                 key.append(x.stride())
+        for x in into or ():
+            pointers |= x.data_ptr()
+            key += (x.shape[-1], x.stride())
         key.append(pointers % PIECE == 0)
         found = tuple(key)
         planned = self._planned.get(found)
         if planned is None:
-            planned = self._planned.keep(found, self._plan_call(u, in_gate, out_gate, twin_gate))
-        y = torch.empty_like(u, memory_format=torch.contiguous_format)
-        twin = None if twin_gate is None else torch.empty_like(y)
+            planned = self._planned.keep(found, self._plan_call(u, in_gate, out_gate, twin_gate, into))
+        results = into
+        if results is None:
+            y = torch.empty_like(u, memory_format=torch.contiguous_format)
+            results = (y,) if twin_gate is None else (y, torch.empty_like(y))
         workspace = peaks = None
         if planned.elements:
             workspace = torch.empty(planned.elements, dtype=u.dtype, device=u.device)
@@ -270,9 +292,9 @@ class Executable:
             address("u", u),
             0 if in_gate is None else address("in_gate", in_gate),
             0 if out_gate is None else address("out_gate", out_gate),
-            address("y", y),
+            address("y", results[0]),
             0 if twin_gate is None else address("twin_gate", twin_gate),
-            0 if twin is None else address("twin", twin),
+            0 if twin_gate is None else address("twin", results[-1]),
             address("spectrum", spectrum),
             address("scale", scale),
             address("tables", self.tables),
@@ -280,10 +302,15 @@ class Executable:
             0 if peaks is None else address("peaks", peaks),
         )
         run(planned.steps, at, launcher)
-        return y, twin
+        return results
 
     def _plan_call(
-        self, u: Tensor, in_gate: Tensor | None, out_gate: Tensor | None, twin_gate: Tensor | None
+        self,
+        u: Tensor,
+        in_gate: Tensor | None,
+        out_gate: Tensor | None,
+        twin_gate: Tensor | None,
+        into: tuple[Tensor, ...] | None,
     ) -> Planned:
         """What calls of these shapes, strides and alignments take."""
         plan = self.plan
@@ -292,25 +319,27 @@ class Executable:
         batch, channels, length = u.shape
         if batch * channels > MAX_ROWS:
             raise InputError(f"{batch} x {channels} rows exceed {MAX_ROWS}: split the batch")
-        # Results are new and contiguous: aligned where rows of their length may be.
-        vector = all(map(aligned, (u, in_gate, out_gate, twin_gate)))
+        # Results that are new are contiguous: aligned where rows of their length may be.
+        vector = all(map(aligned, (u, in_gate, out_gate, twin_gate, *(into or ()))))
         whole = self._together(plan, batch, channels) if vector else None
 
-        result = Signal(0, channels * length, length)
+        new = Signal(0, channels * length, length)
+        y, twin = (new, new) if into is None else (strides(into[0]), strides(into[-1]))
         call = Call(
             batch=batch,
             channels=channels,
             length=length,
             u=strides(u),
-            y=result,
+            y=y,
             spectrum=0,
             scale=0,
             tables=0,
             in_gate=strides(in_gate),
             out_gate=strides(out_gate),
             twin_gate=strides(twin_gate),
-            twin=ABSENT if twin_gate is None else result,
+            twin=ABSENT if twin_gate is None else twin,
             vector=vector,
+            results=None if into is None else into[0].shape[-1],
         )
         return Planned(
             tuple(Step(plan, call, launch) for launch in launches(plan, batch, channels, length, whole)),

@@ -56,9 +56,9 @@ def correlate_input(
 ) -> Tensor:
     """``sum_b sum_t (out_gate * v)_t (in_gate * u)_{t-j}`` for lags j < taps: (H, taps) fp32.
 
-    u, v, gates (B, H, L), copied where time is not contiguous, L at most the plan's length; ``period``: the
-    circular length that times wrap at, 0 for none. ``tables``: the plan's table block, uint8, on the tensors'
-    device; ``address`` as in ``Executable``.
+    u, v, gates (B, H, L), copied where time is not contiguous, L at most the plan's length; v and its gate
+    may have more steps than u. ``period``: the circular length that times wrap at, 0 for none. ``tables``:
+    the plan's table block, uint8, on the tensors' device; ``address`` as in ``Executable``.
     """
     signals = (u, v, in_gate, out_gate)
     return _Pass(found, tables, launcher, address).run(signals, taps, period).filter
@@ -181,7 +181,7 @@ class _Pass:
                 found,
                 self.launcher,
                 sums,
-                u.shape[-1],
+                v.shape[-1],
                 taps,
                 period,
                 sums_at=sums_at,
@@ -189,7 +189,7 @@ class _Pass:
                 address=address,
             )
         else:
-            dk = finish(found, sums, u.shape[-1], taps, period)
+            dk = finish(found, sums, v.shape[-1], taps, period)
         return Gradients(du, d_in, d_out, dk)
 
     def at(self, name: str, x: Tensor | None) -> int:
@@ -217,7 +217,7 @@ class _Pass:
         for x in signals:
             pointers |= 0 if x is None else x.data_ptr()
         of_strides = [None if x is None else x.stride() for x in signals]
-        key = (self.found.digest, u.shape, *of_strides, needed, pointers % PIECE == 0)
+        key = (self.found.digest, u.shape, v.shape[-1], *of_strides, needed, pointers % PIECE == 0)
         return _planned.get(key) or _planned.keep(key, _plan(self.found, u, v, in_gate, out_gate, needed))
 
 
@@ -227,6 +227,8 @@ def _plan(
     batch, channels, length = u.shape
     if batch * channels > MAX_ROWS:
         raise InputError(f"{batch} x {channels} rows exceed {MAX_ROWS}: split the batch")
+    if v.shape[-1] != length and (found.signals or not found.two_lengths):
+        raise InternalError(f"{found.name} takes signals of one length, got {length} and {v.shape[-1]} steps")
     # Results are new and contiguous: aligned where rows of their length may be.
     vector = all(map(aligned, (u, v, in_gate, out_gate)))
     result = Signal(0, channels * length, length)
@@ -234,7 +236,7 @@ def _plan(
     x = common._replace(u=strides(u), in_gate=strides(in_gate))
     if needed.out_gate:
         x = x._replace(y=result, out_gate=strides(v))
-    y = common._replace(u=strides(v), in_gate=strides(out_gate))
+    y = common._replace(length=v.shape[-1], u=strides(v), in_gate=strides(out_gate))
     # Where one result of V is wanted it is the first.
     gates = [strides(gate) for n, gate in ((needed.u, in_gate), (needed.in_gate, u)) if n]
     if gates:

@@ -45,7 +45,7 @@ def specialised(source: Source, length: int, gated: bool) -> Source:
     gates = _switched(("args.in_gate", "args.out_gate"), gated)
     head = (
         "(const Args<T> given) {\n    Args<T> args = given;\n"
-        f"    args.vector = 1, args.length = {length};\n    {gates}"
+        f"    args.vector = 1, args.length = args.results = {length};\n    {gates}"
     )
     if _ENTRY not in source.text and _GRADIENT_ENTRY not in source.text:
         raise InternalError(f"{source.name} has no entry point of this fftgen")
@@ -55,7 +55,8 @@ def specialised(source: Source, length: int, gated: bool) -> Source:
     gates = _switched(("args.x.in_gate", "args.v.in_gate", *more), gated) + _switched(("args.v.y",), True)
     head = (
         "(const GradientArgs<T> given) {\n    GradientArgs<T> args = given;\n"
-        f"    args.x.vector = args.v.vector = 1, args.x.length = args.v.length = {length};\n    {gates}"
+        f"    args.x.vector = args.v.vector = 1, args.x.length = args.v.length = {length};\n"
+        f"    args.x.results = args.v.results = {length};\n    {gates}"
     )
     text = text.replace(_GRADIENT_ENTRY, head)
     return Source(source.name, text, dict(source.headers), source.entries)

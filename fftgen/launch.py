@@ -18,8 +18,8 @@ from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.launch import Launch, items_per_channel
 from fftgen.planner.plan import Plan
 
-# Six signals (address, batch stride, channel stride), five addresses, ten 32-bit numbers.
-_NUMBERS = struct.Struct("<7i2Ii")
+# Six signals (address, batch stride, channel stride), five addresses, eleven 32-bit numbers.
+_NUMBERS = struct.Struct("<7i2I2i4x")
 _ARGS = struct.Struct("<" + 6 * "Qqq" + "5Q" + f"{_NUMBERS.size}s")
 ARGS_BYTES = _ARGS.size
 # The same with all but the addresses packed before.
@@ -52,7 +52,8 @@ ABSENT = Signal()
 class Call(NamedTuple):
     """All that one call of a convolution hands to its kernels. Addresses are device addresses.
 
-    ``twin``: a second result, for kernels with two outputs; it differs from ``y`` by its gate.
+    ``twin``: a second result, for kernels with two outputs; it differs from ``y`` by its gate. ``results``:
+    time steps of results that are wanted, the first ones (None: as many as of signals).
     """
 
     batch: int
@@ -70,6 +71,7 @@ class Call(NamedTuple):
     workspace: int = 0
     peaks: int = 0
     vector: bool = False
+    results: int | None = None
 
 
 class Launcher(Protocol):
@@ -109,6 +111,7 @@ def argument_block(plan: Plan, call: Call, launch: Launch) -> bytes:
             call.vector,
             *reciprocal(per_channel),
             per_channel * call.channels,
+            call.length if call.results is None else call.results,
         ),
     )
 

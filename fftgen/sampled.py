@@ -212,6 +212,7 @@ def _arguments(built: Built, launch: Launch, at: dict[str, int], rows: int, leng
         workspace=at["workspace"],
         peaks=at["peaks"],
         vector=length % 8 == 0,
+        results=length,
         **signal,
     )
     return argument_block(built.plan, call, launch)

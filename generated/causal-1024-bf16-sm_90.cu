@@ -130,7 +130,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf
         uint4* const rows = rows_of(index / LANES) + SIGNALS * ROW;
         if (args.out_gate.data != nullptr)
             every_row(piece, first, [&](int g, int part, int b, int h) {
-                ask<POINTS>(rows + ((g * ROWS_PER_ITEM + part) * 1 + 0) * ROW, args.out_gate, b, h, args.length, lane);
+                ask<POINTS>(rows + ((g * ROWS_PER_ITEM + part) * 1 + 0) * ROW, args.out_gate, b, h, args.results, lane);
             });
         commit();
     };
@@ -214,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1024_causal_bf
                 auto sink = real_sink(args, item.inner * ROWS_PER_ITEM, item.outer);
                 sink.scale *= re_scale[g];
                 const uint4* const rows = rows_of(warp) + (SIGNALS + g * ROWS_PER_ITEM * 1) * ROW;
-                emit_rows<N2>(sink, row_gates(rows, args.length), m, lane, r, i);
+                emit_rows<N2>(sink, row_gates(rows, args.results), m, lane, r, i);
             });
         first = after, piece += GROUP;
     }

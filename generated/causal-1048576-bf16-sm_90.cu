@@ -230,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const int tiles = row_tiles(args.length);
+    const int tiles = row_tiles(args.results);
     const StripTables<N1, V, SPLIT1, false, WARPS, false, false> tables(
         args.tables + DEVICE_INVERSE_AT, args.tables + LOW_INVERSE_AT, args.tables + HIGH_INVERSE_AT, warp, lane);
 #pragma unroll 1
@@ -361,7 +361,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal
         {  // Inverse of stage 1: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
             const unsigned index = thread_index();
             const int lane = index % LANES;
-            const int tiles = row_tiles(args.length);
+            const int tiles = row_tiles(args.results);
             const Item item = locate_item(args, piece);
             auto sink = real_sink(args, item.b, item.h);
             const Power re_power(args.peaks[args.first + piece]);

@@ -80,7 +80,7 @@ __device__ __forceinline__ void bring_gates(const Args<T>& args, int piece) {
 #pragma unroll
     for (int i = 0; i < ABREAST; ++i) {
         const int h = i == 0 ? item.h : item.h + beside(args, item.h);
-        bring(args.out_gate.row(item.b, h), args.length);
+        bring(args.out_gate.row(item.b, h), args.results);
     }
 }
 __device__ __forceinline__ void bring_signals(const Args<T>& args, int piece) {

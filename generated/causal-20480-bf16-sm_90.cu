@@ -82,7 +82,7 @@ __device__ __forceinline__ const uint4* spectrum_row(const Args<T>& args, int h,
 // Aligned rows that a transform reads at its end, its gate; and those that it starts from.
 __device__ __forceinline__ void bring_gates(const Args<T>& args, int piece) {
     const Item item = locate_item(args, piece);
-    bring(args.out_gate.row(item.b, item.h), args.length);
+    bring(args.out_gate.row(item.b, item.h), args.results);
 }
 __device__ __forceinline__ void bring_signals(const Args<T>& args, int piece) {
     const Item item = locate_item(args, piece);
@@ -195,7 +195,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n20480_causal_b
             auto sink = real_sink(args, item.b, item.h);
             sink.scale *= down[0];
             columns_inverse_by<N1, V, M1, WARPS, true, false>(
-                tables + COLUMNS_INVERSE_AT / 16, re, im, warp, tiles, lane, sink);
+                tables + COLUMNS_INVERSE_AT / 16, re, im, warp, row_tiles(args.results), lane, sink);
         }
     }
 }

@@ -205,7 +205,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const int tiles = row_tiles(args.length);
+    const int tiles = row_tiles(args.results);
     const StripTables<N1, V, SPLIT1, false, WARPS, true, false> tables(
         args.tables + DEVICE_INVERSE_AT, args.tables + LOW_INVERSE_AT, args.tables + HIGH_INVERSE_AT, warp, lane);
 #pragma unroll 1

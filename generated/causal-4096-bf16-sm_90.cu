@@ -80,7 +80,7 @@ __device__ __forceinline__ const uint4* spectrum_row(const Args<T>& args, int h,
 // Aligned rows that a transform reads at its end, its gate; and those that it starts from.
 __device__ __forceinline__ void bring_gates(const Args<T>& args, int piece) {
     const Item item = locate_item(args, piece);
-    bring(args.out_gate.row(item.b, item.h), args.length);
+    bring(args.out_gate.row(item.b, item.h), args.results);
 }
 __device__ __forceinline__ void bring_signals(const Args<T>& args, int piece) {
     const Item item = locate_item(args, piece);

@@ -161,7 +161,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) fftgen_conv_n4096_causal_fp
         for (int column = warp * TILE; column < M1; column += WARPS * TILE) {
             const int at = column / N3 * PITCH + column % N3;
             left<Form::INVERSE_REAL, Space::SHARED>(
-                f1, re + at, im + at, ROW, staging, lane, N1 / TILE, tiles,
+                f1, re + at, im + at, ROW, staging, lane, N1 / TILE, row_tiles(args.results),
                 [&](float(&x)[VECTOR], float(&y)[VECTOR], int n, int r) {
                     sink.store(n * M1 + column + r, x, y);
                 });

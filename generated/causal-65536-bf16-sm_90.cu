@@ -106,7 +106,7 @@ __device__ __forceinline__ Complex workspace_row(const Args<T>& args, int slot, 
 // Aligned rows that a transform reads at its end, its gate; and those that it starts from.
 __device__ __forceinline__ void bring_gates(const Args<T>& args, int piece) {
     const Item item = locate_item(args, piece);
-    bring(args.out_gate.row(item.b, item.h), args.length);
+    bring(args.out_gate.row(item.b, item.h), args.results);
 }
 __device__ __forceinline__ void bring_signals(const Args<T>& args, int piece) {
     const Item item = locate_item(args, piece);
@@ -242,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(128, 8) fftgen_conv_n65536_causal_b
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
     const int lane = threadIdx.x % LANES, warp = threadIdx.x / LANES;
-    const int tiles = row_tiles(args.length);
+    const int tiles = row_tiles(args.results);
     const StripTables<N1, V, SPLIT1, false, WARPS, false, false> tables(
         args.tables + DEVICE_INVERSE_AT, args.tables + LOW_INVERSE_AT, args.tables + HIGH_INVERSE_AT, warp, lane);
 #pragma unroll 1
@@ -385,7 +385,7 @@ extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n65536_causal_b
         {  // Inverse of stage 1: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
             const unsigned index = thread_index();
             const int lane = index % LANES;
-            const int tiles = row_tiles(args.length);
+            const int tiles = row_tiles(args.results);
             const Item item = locate_item(args, piece);
             auto sink = real_sink(args, item.b, item.h);
             const Power re_power(args.peaks[args.first + piece]);

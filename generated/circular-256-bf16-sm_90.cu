@@ -131,7 +131,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n256_circular_b
         uint4* const rows = rows_of(index / LANES) + SIGNALS * ROW;
         if (args.out_gate.data != nullptr)
             every_row(piece, first, [&](int g, int part, int b, int h) {
-                ask<POINTS>(rows + ((g * ROWS_PER_ITEM + part) * 1 + 0) * ROW, args.out_gate, b, h, args.length, lane);
+                ask<POINTS>(rows + ((g * ROWS_PER_ITEM + part) * 1 + 0) * ROW, args.out_gate, b, h, args.results, lane);
             });
         commit();
     };
@@ -225,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n256_circular_b
                 sink.even.scale *= re_scale[g];
                 sink.odd.scale *= im_scale[g];
                 const uint4* const rows = rows_of(warp) + (SIGNALS + g * ROWS_PER_ITEM * 1) * ROW;
-                const auto even = row_gates(rows, args.length), odd = row_gates(rows + 1 * ROW, sink.odd.there() ? args.length : 0);
+                const auto even = row_gates(rows, args.results), odd = row_gates(rows + 1 * ROW, sink.odd.there() ? args.results : 0);
                 emit_rows<N2>(sink, TwoGates<decltype(even)>{even, odd}, m, lane, r, i);
             });
         first = after, piece += GROUP;

@@ -75,6 +75,12 @@ class Gradient:
         return self.plan.block_stage
 
     @property
+    def two_lengths(self) -> bool:
+        """Whether the second signal may have more steps than the first. (Warps by themselves ask for rows of
+        one length: another took up to 23 registers more, as compiled.)"""
+        return self.plan.memory_class != "warp"
+
+    @property
     def ratios_at(self) -> int:
         """Where a block has what brings strips of the workspace to the power of their row (bytes)."""
         return self.kernel.staging_at + peaks_bytes(self.signals)

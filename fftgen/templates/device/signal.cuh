@@ -48,11 +48,12 @@ struct Args {
     int items;                     // transforms of this launch
     int per_channel;               // transforms of one channel
     int batch;
-    int length;                    // time steps of u and y
+    int length;                    // time steps of u
     int run;                       // consecutive pieces of work of one worker
     int vector;                    // 1: every row starts on 16 bytes and length is a multiple of eight
     unsigned reciprocal, shift;    // what per_channel divides by (channel_of)
     int all;                       // transforms of the call
+    int results;                   // time steps of y: as many as of u, or those of its first that are wanted
 };
 
 // The channel of a transform, id / per_channel in three instructions instead of 25. 2^(32 + shift) / (2 per_channel),
@@ -331,7 +332,7 @@ struct TwinSink : RealSink<T> {
 
 template <typename T>
 __device__ __forceinline__ RealSink<T> real_sink(const Args<T>& a, int b, int h) {
-    return {a.y.row(b, h), a.out_gate.row(b, h), a.scale[h].y, a.length, a.vector != 0};
+    return {a.y.row(b, h), a.out_gate.row(b, h), a.scale[h].y, a.results, a.vector != 0};
 }
 
 template <typename T, bool MAYBE = false>
@@ -449,7 +450,7 @@ __device__ __forceinline__ PairSink<RealSink<T>> abreast_real_sink(const Args<T>
     const int other = beside(a, h);
     const Two<T*> y = a.y.rows(b, h, other);
     const Two<const T*> gate = a.out_gate.rows(b, h, other);
-    return {{y.first, gate.first, a.scale[h].y, a.length, a.vector != 0}, {y.second, gate.second, a.scale[h + other].y, a.length, a.vector != 0}};
+    return {{y.first, gate.first, a.scale[h].y, a.results, a.vector != 0}, {y.second, gate.second, a.scale[h + other].y, a.results, a.vector != 0}};
 }
 template <typename T, bool MAYBE = false>
 __device__ __forceinline__ PairSink<TwinSink<T, MAYBE>> abreast_twin_real_sink(const Args<T>& a, int b, int h) {

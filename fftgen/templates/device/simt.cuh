@@ -66,8 +66,8 @@ __device__ __forceinline__ void give(const Args<float>& args, int b, int h, Plac
     const float down = args.scale[h].y;
 #pragma unroll
     for (int j = 0; j < R; ++j) y[j] *= down;
-    put(args.y.given(b, h), args.out_gate.row(b, h), args.length, place, y);
-    if (TWO && args.twin.data != nullptr) put(args.twin.given(b, h), args.twin_gate.row(b, h), args.length, place, y);
+    put(args.y.given(b, h), args.out_gate.row(b, h), args.results, place, y);
+    if (TWO && args.twin.data != nullptr) put(args.twin.given(b, h), args.twin_gate.row(b, h), args.results, place, y);
 }
 
 }  // namespace fftgen
