@@ -219,6 +219,11 @@ class Shelf:
             )
         return unpack(module)
 
+    def planned(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plan | None:
+        """The plan of the module that suits a device best, if the artifact carries one for the problem."""
+        module, _ = self._best(problem, "convolution", capability)
+        return None if module is None else unpack(module).plan
+
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         """The kernels of a filter's gradient for a device, if the artifact carries them."""
         causal = Problem("causal", problem.length, problem.dtype)

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import pad
 
 from fftgen import autograd, shortcut
+from fftgen.bounded import Bounded
 from fftgen.bundle import build_twin, choose, open_shelf, padded, trains
 from fftgen.cache import Cache
 from fftgen.check import check_filter, needs_grad
@@ -28,6 +29,7 @@ from fftgen.pipeline import Built, build, build_gradient
 from fftgen.planner import search
 from fftgen.planner.gradient import gradient, read_backwards
 from fftgen.planner.plan import Plan
+from fftgen.planner.windows import WORTH, Windows, possible, windows
 from fftgen.problem import Problem
 from fftgen.signature import Form, arrange, autocast, shapes
 from fftgen.targets import Target, target_for
@@ -42,6 +44,9 @@ class Provider(Protocol):
 
     def built(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built:
         """The kernels for a problem on a device of this compute capability; ``gpu``: its name, if known."""
+
+    def planned(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plan | None:
+        """Their plan, where they can be had."""
 
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         """The kernels of its filter's gradient, where there are any."""
@@ -65,6 +70,9 @@ class JustInTime:
 
     def built(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built:
         return build(problem, target_for(capability), gpu=gpu)  # plans are tuned for GPUs of a name
+
+    def planned(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plan | None:
+        return shortcut.plan(Cache.default(), problem, target_for(capability), gpu=gpu)
 
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         chip = target_for(capability)
@@ -93,6 +101,7 @@ class Conv:
         self._gradients: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
         self._backwards: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
         self._twins: dict[tuple[Problem, torch.device], Loaded | None] = {}
+        self._windows: Bounded[tuple[object, ...], tuple[Windows | None]] = Bounded()
         self._routes = Routes()
         self._lock = threading.Lock()
 
@@ -126,6 +135,9 @@ class Conv:
         k (C, H, Lk) gives (..., C, H, L), ``per_row`` takes a filter per row of u. ``k_rev`` adds
         ``sum_j k_rev_j x_{t+j}`` in the same pass; with ``reverse="shifted"`` its tap j acts at t+j+1, as
         in layers that pad the flipped filter to twice the length (S4's and safari's bidirectional code).
+
+        Causal calls of long sequences with filters much shorter than they go through in windows of a
+        shorter transform where the model says that it pays (planner/windows.py).
 
         Gradients of every argument, to any order. Under autocast u and gates are cast to the convolution's
         dtype, filters are not. CPU tensors may also be float32 or float64. Time should be contiguous: other
@@ -207,7 +219,8 @@ class Conv:
 
         k, k_rev (H, Lk); a filter that groups share is expanded first (``k.repeat_interleave``).
         ``length``: the longest sequence that will be convolved; in circular mode a length and filters of
-        at most half the transform run as the causal problem of half the length.
+        at most half the transform run as the causal problem of half the length. A spectrum is of one
+        transform of everything: long sequences with short filters are quicker with the filter itself.
         """
         both = [check_filter(self.problem, k)]
         if k_rev is not None:
@@ -256,7 +269,9 @@ class Conv:
         """Compile and load everything that calls on a device need, so that they can be captured in a graph.
 
         ``length``: of no longer sequences and filters, which may need less: in circular mode the causal
-        problem of half the length alone. ``train``: what their gradients need, too. Returns the convolution.
+        problem of half the length alone. ``train``: what their gradients need, too. Kernels of windows are
+        not among them (which there are depends on the call): a call before the capture loads them, and
+        without them a captured call takes the kernels of the whole. Returns the convolution.
         """
         where = torch.device(device)
         longest = self._longest(length)
@@ -358,6 +373,11 @@ class Conv:
 
     def _captured(self, problem: Problem, device: torch.device, train: bool) -> ToolchainError:
         """Kernels of a problem are missing while a graph is captured: which, and the call that loads them."""
+        if problem not in (self.problem, self._half):
+            return ToolchainError(
+                f"{self!r} has no kernels of windows of {problem.length} steps loaded on {device} and a CUDA "
+                "graph is being captured: make the same call once before the capture"
+            )
         half = problem != self.problem
         options = [f"length={problem.length}"] * half + ["train=True"] * train
         which = f" for sequences and filters of at most {problem.length}" if half else ""
@@ -417,6 +437,10 @@ class Conv:
         if u.numel() == 0:
             return torch.empty_like(u), None
         problem, k, k_rev = self.meeting(u, k, k_rev)
+        found = self.windows(u, problem, k, k_rev)
+        if found is not None:
+            loaded = self.on(u.device, self.of_windows(found))
+            return loaded.windowed(found, u, k, k_rev, in_gate, (out_gate,), skip)[0], None
         loaded = self.on(u.device, problem)
         y, spectrum = loaded.convolve(u, k, k_rev, in_gate, out_gate, skip)
         return y, spectrum if read_backwards(loaded.executable.plan) else None
@@ -425,9 +449,10 @@ class Conv:
         """The route of calls like one, which is arranged, of this convolution under a handle."""
         if not u.is_cuda or u.numel() == 0:
             return Route(handle)
-        problem, *filters = self.meeting(u, k, k_rev)
-        whole = filters[0] is k and filters[1] is k_rev
-        return Route(handle, self.on(u.device, problem), 0 if whole else u.shape[-1])
+        problem, ahead, back = self.meeting(u, k, k_rev)
+        taps = 0 if ahead is k and back is k_rev else u.shape[-1]
+        found = self.windows(u, problem, ahead, back)
+        return Route(handle, self.on(u.device, self.of_windows(found) if found else problem), taps, found)
 
     def run_prepared(
         self,
@@ -457,12 +482,57 @@ class Conv:
         if u.numel() == 0:
             return torch.empty_like(u), torch.empty_like(u)
         problem, k, k_rev = self.meeting(u, k, k_rev)
+        found = self.windows(u, problem, k, k_rev)
+        if found is not None:
+            problem = self.of_windows(found)
         loaded, twin = self.on(u.device, problem), self.twin_on(u.device, problem)
+        if found is not None:
+            first, second = loaded.windowed(found, u, k, k_rev, in_gate, gates, skip, twin)
+            return first, second
         made = loaded.spectrum(k, k_rev, skip)
         if twin is not None:
             return twin.both(u, made.planes, made.scale, in_gate, gates)
         first, second = (loaded.apply(u, made.planes, made.scale, in_gate, gate) for gate in gates)
         return first, second
+
+    def of_windows(self, found: Windows) -> Problem:
+        """The problem whose kernels take windows."""
+        return Problem("causal", found.length, self.problem.dtype)
+
+    def windows(
+        self, u: Tensor, problem: Problem, k: Tensor | None, k_rev: Tensor | None, worth: float = WORTH
+    ) -> Windows | None:
+        """The windows that a call on a GPU had better take (planner/windows.py), of what ``meeting`` says."""
+        taps = [0 if f is None else f.shape[-1] for f in (k, k_rev)]
+        return self.windows_of(u, problem, *taps, worth=worth)
+
+    def windows_of(
+        self, u: Tensor, problem: Problem, ahead: int, back: int, *, worth: float = WORTH, least: int = 0
+    ) -> Windows | None:
+        """The same for so many taps.
+
+        While a graph is captured nothing can be loaded: kernels that are there for the whole then serve.
+        """
+        batch, channels, steps = u.shape
+        if not problem.causal or not possible(steps, ahead, back):
+            return None
+        key = (u.device, problem, batch, channels, steps, ahead, back, worth, least)
+        kept = self._windows.get(key)
+        if kept is None:
+            facts = torch.cuda.get_device_capability(u.device), torch.cuda.get_device_name(u.device)
+            plan = self._provider.planned(problem, *facts)
+            found = None
+            if plan is not None:
+
+                def planned(p: Problem) -> Plan | None:
+                    return self._provider.planned(p, *facts)
+
+                found = windows(plan, (batch, channels, steps), ahead, back, planned, worth, least)
+            kept = self._windows.keep(key, (found,))
+        (found,) = kept
+        if found is not None and (self.of_windows(found), u.device) not in self._loaded:
+            return None if torch.cuda.is_current_stream_capturing() else found
+        return found
 
     def meeting(
         self, u: Tensor, k: Tensor | None, k_rev: Tensor | None

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fftgen import nvrtc
+from fftgen import windowed as windows
 from fftgen.errors import InternalError
 from fftgen.execute import PIECE, Executable, spectrum
 from fftgen.gradient import Gradients, Needed, correlate_input
@@ -23,6 +24,7 @@ from fftgen.gradient import backward as run_backward
 from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES, FINISH_ARGS_BYTES, GRADIENT_ARGS_BYTES
 from fftgen.pipeline import Built
 from fftgen.planner.whole import Clusters
+from fftgen.planner.windows import Windows
 from fftgen.prepare import prepare
 from fftgen.simulator import DeviceMemory, Module, Report, parse, simulate
 
@@ -90,7 +92,7 @@ class Simulated:
     def address(self, name: str, x: Tensor) -> int:
         """Binds a tensor under a name; the address is the simulator's, not the host's."""
         self._tensors[name] = x  # keeps the memory alive
-        fresh = name in WRITTEN
+        fresh = name.split()[0] in WRITTEN
         memory = _bytes(x)
         if fresh:
             memory.fill(0xFF)  # a NaN in both storage types
@@ -207,6 +209,49 @@ def both(
     return y, twin, simulated
 
 
+@dataclass
+class OfViews:
+    """Addresses of views, for calls that run one after another: whole tensors are bound, once."""
+
+    simulated: Simulated
+    bound: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def __call__(self, name: str, x: Tensor) -> int:
+        memory = x.untyped_storage()
+        key = name, memory.data_ptr()
+        if key not in self.bound:
+            whole = torch.empty(0, dtype=x.dtype).set_(memory)
+            number = sum(n == name for n, _ in self.bound)
+            self.bound[key] = self.simulated.address(name if number == 0 else f"{name} {number}", whole)
+        return self.bound[key] + int(x.storage_offset()) * x.element_size()
+
+
+def windowed(
+    built: Built,
+    found: Windows,
+    u: Tensor,
+    k: Tensor | None,
+    *,
+    k_rev: Tensor | None = None,
+    in_gate: Tensor | None = None,
+    gates: tuple[Tensor | None, ...] = (None,),
+    skip: Tensor | None = None,
+    ptx: str | None = None,
+    seed: int = 0,
+) -> tuple[tuple[Tensor, ...], Simulated]:
+    """One call window by window (windowed.py), with a result for each of the output ``gates``.
+
+    Errors as of ``convolve``.
+    """
+    simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
+    address = OfViews(simulated)
+    executable = Executable(built.plan, torch.frombuffer(bytearray(built.tables), dtype=torch.uint8))
+    made = windows.spectra(found, executable, simulated, u.shape[-1], k, k_rev, skip, address)
+    results = windows.convolve(found, executable, simulated, u, made, in_gate, gates, address)
+    _all_written(simulated, built, "y", *(("twin",) if len(gates) > 1 else ()))
+    return results, simulated
+
+
 def gradient(
     built: Built,
     u: Tensor,
@@ -241,6 +286,26 @@ def gradient(
     )
     _all_written(simulated, built, "sums", *(("lags",) if built.plan.filter.kernels else ()))
     return found, simulated
+
+
+def windowed_gradient(
+    built: Built,
+    found: Windows,
+    u: Tensor,
+    v: Tensor,
+    *,
+    taps: int,
+    in_gate: Tensor | None = None,
+    out_gate: Tensor | None = None,
+    ptx: str | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, Simulated]:
+    """``gradient`` window by window (windowed.py), of a causal convolution."""
+    assert built.gradient is not None
+    simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
+    table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
+    given = built.gradient, table, simulated, u, v, in_gate, out_gate
+    return windows.correlate_input(found, *given, taps=taps, address=OfViews(simulated)), simulated
 
 
 def backward(

@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fftgen import eager
+from fftgen import eager, windowed
 from fftgen.conv import Conv
 from fftgen.gradient import Gradients, Needed, backward, correlate_input
 from fftgen.loaded import stream_of
+from fftgen.planner.windows import LEAST_OF_GRADIENTS, WORTH_BACKWARD
 
 
 def all_on_gpu(
@@ -33,6 +34,8 @@ def all_on_gpu(
     # On a circle lags come around: that takes kernels of another kind, unless half of it is padding.
     if not problem.causal or (taps > problem.length and not conv.problem.causal):
         return None
+    if conv.windows(u, problem, k, k_rev, WORTH_BACKWARD) is not None:
+        return None  # each by itself, window by window
     loaded = conv.backward_on(u.device, problem)
     if loaded is None:
         return None
@@ -67,6 +70,21 @@ def on_gpu(
     loaded = None
     if reach > 1 and u.numel():
         problem = conv.served(steps, reach)
+        found = conv.windows_of(u, problem, reach, 0, least=LEAST_OF_GRADIENTS)
+        if found is not None:
+            loaded = conv.gradient_on(u.device, conv.of_windows(found))
+        if found is not None and loaded is not None:
+            return windowed.correlate_input(
+                found,
+                loaded.gradient,
+                loaded.tables,
+                loaded.module.on(stream_of(u.device)),
+                u,
+                v,
+                in_gate,
+                out_gate,
+                taps=taps,
+            )
         loaded = conv.gradient_on(u.device, problem)
         if loaded is None:
             warnings.warn(_slow(conv), RuntimeWarning, stacklevel=2)

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fftgen import autograd
+from fftgen import autograd, windowed
 from fftgen.bounded import Bounded
 from fftgen.execute import Executable, Spectrum, with_skip
 from fftgen.pipeline import Built
+from fftgen.planner.windows import Windows
 from fftgen.prepare import prepare, transform
 from fftgen.runtime import Module
 
@@ -45,6 +46,30 @@ class Loaded:
         launcher, executable = self.module.on(stream_of(u.device)), self.executable
         planes, scale = transform(executable.plan, executable.tables, launcher, k, k_rev, skip)
         return executable(launcher, u, planes, scale, in_gate, out_gate), (planes, scale)
+
+    def windowed(
+        self,
+        found: Windows,
+        u: Tensor,
+        k: Tensor | None,
+        k_rev: Tensor | None,
+        in_gate: Tensor | None,
+        gates: tuple[Tensor | None, ...],
+        skip: Tensor | None,
+        twin: Loaded | None = None,
+    ) -> tuple[Tensor, ...]:
+        """A whole call window by window, with a result for each output gate.
+
+        ``twin``: the same kernels with two outputs, which then make both results at once.
+        """
+        stream = stream_of(u.device)
+        launcher = self.module.on(stream)
+        made = windowed.spectra(found, self.executable, launcher, u.shape[-1], k, k_rev, skip)
+        if twin is not None:
+            on_twin = twin.executable, twin.module.on(stream)
+            return windowed.convolve(found, *on_twin, u, made, in_gate, gates)
+        each = (windowed.convolve(found, self.executable, launcher, u, made, in_gate, (g,)) for g in gates)
+        return tuple(y for (y,) in each)
 
     def apply(
         self,
@@ -100,12 +125,13 @@ class Route(NamedTuple):
     """Where a call goes whose arguments fit the operators as they are.
 
     ``loaded``: the kernels that serve it where it is on a GPU and nobody looks; ``taps``: of longer filters
-    the rest meets nothing (0: none are longer).
+    the rest meets nothing (0: none are longer); ``windows``: that they take it in.
     """
 
     handle: str
     loaded: Loaded | None = None
     taps: int = 0
+    windows: Windows | None = None
 
     def conv(
         self,
@@ -122,6 +148,8 @@ class Route(NamedTuple):
             return autograd.conv(u, k, k_rev, in_gate, out_gate, skip, self.handle)
         if self.taps:
             k, k_rev = cut(k, self.taps), cut(k_rev, self.taps)
+        if self.windows is not None:
+            return loaded.windowed(self.windows, u, k, k_rev, in_gate, (out_gate,), skip)[0]
         return loaded.convolve(u, k, k_rev, in_gate, out_gate, skip)[0]
 
 

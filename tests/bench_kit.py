@@ -42,8 +42,9 @@ def case(
     batch: int = 3,
     channels: int = 8,
     direction: str = "forward",
+    taps: int = 0,
 ) -> Case:
-    return Case(Problem(mode, length, dtype), gated, batch, channels, direction)
+    return Case(Problem(mode, length, dtype), gated, batch, channels, direction, taps)
 
 
 def contender(

@@ -36,6 +36,10 @@ FEW_CHANNELS = 8  # below, the batch shrinks before the channels do
 # row took 38 s of a suite's 386.)
 BACKWARD_LENGTHS = (256, 1024, 2048, 4096, 32768, 65536)
 
+# Signals that are cut into windows for filters of so many taps.
+SHORT_LENGTHS = (65536, 1048576)
+SHORT_TAPS = (128, 4096)
+
 # The order in which a run that may not finish takes lengths: those that published figures name first.
 LANDMARKS = (4096, 1024, 32768, 256, 1048576, 8192, 16384, 65536, 2048, 512, 262144, 4194304)
 # A block's transform, a warp's, and one with stages in device memory: of types that would come late.
@@ -44,10 +48,11 @@ EARLY = (4096, 1024, 65536)
 
 @dataclass(frozen=True)
 class Case:
-    """One convolution to be measured: u, gates, y ``(batch, channels, length)``, k ``(channels, length)``.
+    """One convolution to be measured: u, gates, y ``(batch, channels, length)``, k ``(channels, taps)``.
 
-    ``gated``: both gates. ``direction``: "forward", y; or "backward", the gradients of u, k and the gates for
-    a given cotangent v of y's shape and dtype: the backward pass alone, of a forward pass that is done.
+    ``taps``: 0: as many as steps. ``gated``: both gates. ``direction``: "forward", y; or "backward", the
+    gradients of u, k and the gates for a given cotangent v of y's shape and dtype: the backward pass alone,
+    of a forward pass that is done.
     """
 
     problem: Problem
@@ -55,8 +60,11 @@ class Case:
     batch: int = BATCH
     channels: int = CHANNELS
     direction: str = "forward"
+    taps: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.taps <= self.problem.length:
+            raise InputError(f"{self.taps} taps: choose 1 to {self.problem.length}, the length")
         if self.batch < 1 or self.channels < 1:
             raise InputError(f"batch {self.batch} and channels {self.channels} must be at least 1")
         if self.direction not in DIRECTIONS:
@@ -65,12 +73,14 @@ class Case:
     def __str__(self) -> str:
         p = self.problem
         gates = "gated" if self.gated else "ungated"
-        return f"{p.mode} {p.length} {p.dtype} {gates} {self.direction}"
+        short = f", {self.taps} taps," if self.taps else ""
+        return f"{p.mode} {p.length} {p.dtype}{short} {gates} {self.direction}"
 
     @property
     def about(self) -> dict[str, Any]:
         """What is measured, as plain data, but for the rows that memory holds."""
-        return {**asdict(self.problem), "gated": self.gated, "direction": self.direction}
+        short = {"taps": self.taps} if self.taps else {}
+        return {**asdict(self.problem), **short, "gated": self.gated, "direction": self.direction}
 
     @property
     def length(self) -> int:
@@ -133,10 +143,11 @@ def problem_set(
     batch: int = BATCH,
     channels: int = CHANNELS,
     directions: Sequence[str] = ("forward",),
+    taps: int = 0,
 ) -> list[Case]:
     """Every combination, in the order of dtypes, gates, modes and lengths, inside the directions."""
     return [
-        Case(Problem(mode, length, dtype), gate, batch, channels, direction)
+        Case(Problem(mode, length, dtype), gate, batch, channels, direction, taps)
         for direction in directions
         for dtype in dtypes
         for gate in gated
@@ -163,6 +174,16 @@ def wide_rows(cases: Iterable[Case], lengths: Iterable[int] = EARLY) -> list[Cas
     return [replace(c, problem=replace(c.problem, dtype="fp32")) for c in _published(cases, lengths)]
 
 
+def short_rows(cases: Iterable[Case]) -> list[Case]:
+    """The rows of a suite with filters much shorter than their signals (planner/windows.py), both ways."""
+    return [
+        replace(c, taps=taps, direction=direction)
+        for c in _published(cases, SHORT_LENGTHS)
+        for taps in SHORT_TAPS
+        for direction in DIRECTIONS
+    ]
+
+
 def by_importance(cases: Iterable[Case]) -> list[Case]:
     """The order for a run that may be cut short: the published problem (gated, bf16) at its lengths first.
 
@@ -174,6 +195,8 @@ def by_importance(cases: Iterable[Case]) -> list[Case]:
         group = (p.dtype != "bf16") * 4.0 + (not case.gated) * 2 + (not p.causal)
         if p.dtype != "bf16" and case.gated and p.length in EARLY:
             group = 0.25 + 0.5 * (not p.causal) + 0.125 * (p.dtype == "fp32")
+        if case.taps:
+            group = 0.125
         known = p.length in LANDMARKS
         place = LANDMARKS.index(p.length) if known else len(LANDMARKS)
         return (group, place, p.length, DIRECTIONS.index(case.direction))

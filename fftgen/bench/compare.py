@@ -10,7 +10,8 @@ from fftgen.bench.measure import digits
 from fftgen.bench.results import Document, by_kernel, rows
 from fftgen.bench.tables import case_name, head, table
 
-SAME = ("mode", "length", "dtype", "gated", "direction", "batch", "channels")  # of rows that compare
+# Of rows that compare; only those with fewer taps than steps say how many.
+SAME = ("mode", "length", "dtype", "gated", "direction", "batch", "channels", "taps")
 
 
 def compare(before: Document, now: Document) -> dict[str, Any]:
@@ -29,10 +30,10 @@ def compare(before: Document, now: Document) -> dict[str, Any]:
                 others.append(change["ratio"])
                 continue
             noise = max(t["spread"] for t in times)
-            ours.append({**dict(zip(SAME, key, strict=True)), "contender": name, **change, "noise": noise})
+            ours.append({**_named(SAME, key), "contender": name, **change, "noise": noise})
     timed = [dict(_kernels(doc)) for doc in (before, now)]
     kernels = [
-        {**dict(zip((*SAME, "way", "kernel"), key, strict=True)), **_change(seconds, timed[1][key])}
+        {**_named((*SAME, "way", "kernel"), key), **_change(seconds, timed[1][key])}
         for key, seconds in timed[0].items()
         if key in timed[1]
     ]
@@ -46,7 +47,11 @@ def compare(before: Document, now: Document) -> dict[str, Any]:
 
 
 def _row(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[name] for name in SAME)
+    return tuple(row.get(name) for name in SAME)
+
+
+def _named(names: tuple[str, ...], values: tuple[Any, ...]) -> dict[str, Any]:
+    return {name: value for name, value in zip(names, values, strict=True) if value is not None}
 
 
 def _order(row: dict[str, Any]) -> tuple[Any, ...]:

@@ -95,12 +95,15 @@ def _fftgen(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
         return lambda: conv(x.u, x.k, in_gate=x.in_gate, out_gate=x.out_gate)
 
     calls = tuple(call(x) for x in sets)
+    how = ""
+    if case.taps and backend.device.type == "cuda":
+        how = f"; {conv.windows_of(sets[0].u, conv.problem, case.taps, 0) or 'no windows'}"
     if case.direction == "forward":
-        return Prepared(calls, plan, note=str(plan))
+        return Prepared(calls, plan, note=f"{plan}{how}")
     filters = _filters(case, conv, backend)
     every = backward(conv.served(case.length, case.length), backend.target)
-    how = f"all gradients: {every}" if every else f"gradient of the filter: {filters or 'torch.fft'}"
-    note = f"{plan}; {how}"
+    way = f"all gradients: {every}" if every else f"gradient of the filter: {filters or 'torch.fft'}"
+    note = f"{plan}; {way}{how}"
     return Prepared(calls, plan, filters, note=note)
 
 

@@ -17,7 +17,7 @@ FILLS = 3  # all sets together are this many times the L2
 
 @dataclass(frozen=True)
 class Inputs:
-    """u, gates, cotangent v (B, H, L) in the storage type, k (H, L) fp32, on one device.
+    """u, gates, cotangent v (B, H, L) in the storage type, k (H, taps) fp32, on one device.
 
     Gates may be None; v is there in backward cases only.
     """
@@ -57,8 +57,9 @@ def draw(case: Case, device: torch.device, seed: int) -> Inputs:
     def noise(*size: int, of: torch.dtype = dtype) -> Tensor:
         return torch.randn(*size, dtype=of, device=device, generator=generator)
 
-    decay = torch.exp(-8 * torch.arange(case.length, device=device, dtype=torch.float32) / case.length)
-    k = noise(case.channels, case.length, of=torch.float32) * decay * (4 / math.sqrt(case.length))
+    taps = case.taps or case.length
+    decay = torch.exp(-8 * torch.arange(taps, device=device, dtype=torch.float32) / taps)
+    k = noise(case.channels, taps, of=torch.float32) * decay * (4 / math.sqrt(taps))
     in_gate, out_gate = (noise(*shape), noise(*shape)) if case.gated else (None, None)
     u = noise(*shape)
     return Inputs(u, k, in_gate, out_gate, noise(*shape) if case.direction == "backward" else None)

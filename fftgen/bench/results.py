@@ -99,10 +99,10 @@ def beside_forward(measured: Sequence[dict[str, Any]]) -> None:
     ``over_forward_scaled`` is true. Rows of another batch weigh the filter's transform otherwise and are no
     pair.
     """
-    same = ("mode", "length", "dtype", "gated", "batch")
-    forward = {tuple(r[name] for name in same): r for r in measured if r["direction"] == "forward"}
+    same = ("mode", "length", "dtype", "gated", "batch", "taps")
+    forward = {tuple(r.get(name) for name in same): r for r in measured if r["direction"] == "forward"}
     for row in measured:
-        partner = forward.get(tuple(row[name] for name in same))
+        partner = forward.get(tuple(row.get(name) for name in same))
         if row["direction"] == "forward" or partner is None:
             continue
         times = [r["contenders"].get("fftgen", {}).get("median_s") for r in (row, partner)]

@@ -143,7 +143,8 @@ def _built(problem: Problem, kind: Kind, backend: Backend) -> Built | None:
 
 
 def _case(params: dict[str, Any]) -> Case:
-    return Case(_problem(params), params["gated"], params["batch"], params["channels"], params["direction"])
+    shape = params["batch"], params["channels"]
+    return Case(_problem(params), params["gated"], *shape, params["direction"], params.get("taps", 0))
 
 
 def _run_row(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str, Any]:

@@ -150,7 +150,8 @@ def contenders(doc: Document) -> str:
 def case_name(row: dict[str, Any]) -> str:
     """What a row is of, short."""
     backward = " backward" if row["direction"] == "backward" else ""
-    return f"{row['mode']} {row['length']} {row['dtype']}{' gated' if row['gated'] else ''}{backward}"
+    short = f" {row['taps']} taps" if row.get("taps") else ""
+    return f"{row['mode']} {row['length']} {row['dtype']}{short}{' gated' if row['gated'] else ''}{backward}"
 
 
 def _figures(c: dict[str, Any]) -> tuple[str, ...]:

@@ -28,6 +28,12 @@ from fftgen.errors import InputError
 @click.option("--causal/--circular", "causal", default=None, help="Default: both.")
 @click.option("--gated/--ungated", "gated", default=None, help="Default: both.")
 @click.option(
+    "--taps",
+    type=int,
+    default=0,
+    help="Of filters. Default: as many as steps; a suite has some rows of fewer anyway.",
+)
+@click.option(
     "--direction",
     "directions",
     multiple=True,
@@ -69,6 +75,7 @@ def command(
     dtypes: tuple[str, ...],
     causal: bool | None,
     gated: bool | None,
+    taps: int,
     directions: tuple[str, ...],
     kernels: bool,
     batch: int | None,
@@ -122,6 +129,7 @@ def command(
             LENGTHS,
             backward_rows,
             problem_set,
+            short_rows,
             wide_rows,
         )
         from fftgen.bench.row import CONTENDERS
@@ -145,11 +153,13 @@ def command(
             (2 if dry_run else BATCH) if batch is None else batch,
             (8 if dry_run else CHANNELS) if channels is None else channels,
             tuple(dict.fromkeys(directions)) or ("forward",),
+            taps,
         )
         if suite and not directions:
             # A dry run has the whole way, whatever its lengths.
             wide = [] if dtypes else wide_rows(cases, sizes[:1] if dry_run else EARLY)
-            cases += [*backward_rows(cases, sizes if dry_run else BACKWARD_LENGTHS), *wide]
+            short = [] if taps else short_rows(cases)
+            cases += [*backward_rows(cases, sizes if dry_run else BACKWARD_LENGTHS), *wide, *short]
         if not dry_run:
             require_cuda()
 

@@ -11,7 +11,7 @@ import click
 from fftgen import api
 from fftgen.cli import roofline as views
 from fftgen.cli.options import common, one_problem, print_json, table
-from fftgen.planner import search
+from fftgen.planner import search, windows
 from fftgen.planner.cost import Cost, cost, filter_cost, in_one_launch
 from fftgen.planner.plan import Plan, plain
 from fftgen.roofline import of_plan
@@ -20,6 +20,11 @@ from fftgen.targets import target as find_target
 
 @click.command("plan")
 @one_problem
+@click.option(
+    "--taps",
+    type=click.IntRange(1),
+    help="Of filters: the windows that many rows then go through in, if that is the shorter way.",
+)
 @click.option("--why", is_flag=True, help="Show every candidate: its predicted time or the rule it breaks.")
 @views.options
 @common
@@ -29,6 +34,7 @@ def command(
     arch: str,
     causal: bool,
     engine: str | None,
+    taps: int | None,
     why: bool,
     roofline: bool,
     gated: bool,
@@ -52,6 +58,7 @@ def command(
     taken = candidates[0] if candidates else None
     ways = search.one_launches(taken.plan, taken.cost, chip) if taken and taken.plan and taken.cost else ()
     view = of_plan(chosen, shape, gated) if roofline else None
+    cut = None if taps is None else windows.of_many_rows(chosen, taps, lambda p: search.plan(p, chip, engine))
     if plot is not None and view is not None:
         views.draw([view], plot)
     if as_json:
@@ -65,6 +72,8 @@ def command(
         }
         if view is not None:
             document["roofline"] = view.as_dict()
+        if taps is not None:
+            document["windows"] = None if cut is None else {**cut.windows._asdict(), "of_the_time": cut.share}
         if why:
             document["candidates"] = [
                 {
@@ -88,6 +97,8 @@ def command(
     click.echo(_cost(chosen, price, together, chip.chip) + _preparing(spectrum))
     if verbose:
         click.echo(f"digest {chosen.digest}\ntables {chosen.table_bytes} bytes")
+    if taps is not None:
+        click.echo(_windows(chosen, taps, cut))
     if view is not None:
         click.echo(f"\n{views.text(view)}")
     if why:
@@ -99,6 +110,16 @@ def command(
             click.echo("\nall stages of many rows by one launch, single blocks weighed; the first is taken")
         for way in ways:
             click.echo(f"  {way}")
+
+
+def _windows(plan: Plan, taps: int, cut: windows.Shorter | None) -> str:
+    if cut is None:
+        return f"filters of {taps} taps: one transform of everything"
+    found = cut.windows
+    return (
+        f"filters of {taps} taps: {found.count(plan.problem.length)} windows of {found.length} points, "
+        f"{found.step} results each; {cut.share:.2f} of the time of many rows"
+    )
 
 
 def _kernels(plan: Plan) -> str:

@@ -17,6 +17,7 @@ from fftgen.bench.cases import (
     backward_rows,
     by_importance,
     problem_set,
+    short_rows,
     wide_rows,
 )
 from fftgen.bench.contenders import complex_fft
@@ -198,3 +199,29 @@ def test_sets_of_inputs_together_overflow_the_l2(l2: int) -> None:
     assert sum(x.nbytes for x in sets) >= FILLS * l2
     assert len({x.u.data_ptr() for x in sets}) == len({x.k.data_ptr() for x in sets}) == len(sets)
     assert not torch.equal(sets[0].u, sets[1].u)
+
+
+def test_a_suite_has_rows_with_short_filters() -> None:
+    """Both ways, of lengths that are cut into windows; early, since no run has timed windows."""
+    found = short_rows(problem_set())
+    assert {(c.length, c.taps, c.direction) for c in found} == {
+        (n, taps, d) for n in (65_536, 1_048_576) for taps in (128, 4096) for d in DIRECTIONS
+    }
+    assert {(c.gated, c.problem.dtype, c.problem.mode) for c in found} == {(True, "bf16", "causal")}
+    ranked = by_importance([*problem_set(), *found])
+    places = [ranked.index(c) for c in found]
+    assert max(places) < len(ranked) // 4
+
+
+def test_a_filter_may_be_shorter_than_its_signals() -> None:
+    short = case(length=4096, taps=100)
+    x = draw(short, CPU, 1)
+    assert x.k.shape == (short.channels, 100)
+    assert x.u.shape[-1] == 4096
+    assert 0.5 < float(torch.linalg.vector_norm(x.k, dim=-1).mean()) < 2
+    assert short.about["taps"] == 100
+    assert "taps" not in case(length=4096).about
+    assert "100 taps" in str(short)
+    for taps in (-1, 4097):
+        with pytest.raises(InputError, match="choose 1 to 4096"):
+            case(length=4096, taps=taps)

@@ -47,6 +47,7 @@ ORDER = (
     "execute",
     "prepare",
     "gradient",
+    "windowed",
     "check",
     "signature",
     "eager",
