@@ -4,11 +4,11 @@ A kernel is not done when its busiest resource is: what the others do is hidden 
 far, what a launch costs beside its work, and what a call does beside its launches, was fitted to 54 rows
 that were measured on an H200 (results/): a call of each length, gated and not, with its filter's kernels,
 and gated calls of long transforms in chunks of 12 to 60 MB, which tell launches from all else. The four
-figures (two below, two of kernels in cost.py) give those with a root mean square of 10 %, the worst (2048
-points) 25 % too long (test_cost_fit.py). Kernels around the inner stages hide next to nothing of one
-resource behind another. The rows do not tell the rates themselves: with the clock that was seen there (1.75
-GHz) or the rate of the L2 left open a fit comes to the same 10 %, so those of targets.py stay as documents
-have them.
+figures (two below, two of kernels in cost.py) give those with a root mean square of 9 %, the worst (2048
+points) 27 % too long (test_cost_fit.py). Kernels around the inner stages hide nothing of one resource behind
+another, and take longer than all of them. The rows do not tell the rates themselves: with the clock that
+was seen there (1.75 GHz) or the rate of the L2 left open a fit comes to the same, so those of targets.py
+stay as documents have them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from fftgen.planner.launch import Launch, items_per_channel, launches, together
 from fftgen.planner.plan import Plan
 from fftgen.targets import Target
 
-CALL_SECONDS = 17.5e-6  # beside its launches: until the first kernel runs, and after the last
-LAUNCH_SECONDS = 1.13e-6  # what the chip idles between a kernel and the next
+CALL_SECONDS = 17.4e-6  # beside its launches: until the first kernel runs, and after the last
+LAUNCH_SECONDS = 1.05e-6  # what the chip idles between a kernel and the next
 CHIP_WIDE = ("device memory", "L2")  # shared by all multiprocessors: a few busy ones can use them up
 
 

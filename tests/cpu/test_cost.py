@@ -252,7 +252,7 @@ def test_one_launch_of_all_stages_pays_for_none_of_theirs(mode: str) -> None:
 
 
 def test_what_the_busiest_resource_hides_is_shared_out() -> None:
-    """Of the other resources' time a part shows, more of it outside the inner stages."""
+    """Of the other resources' time a part shows; outside the inner stages all of it, and more than that."""
     chip = target("sm_90")
     found = replace(plan(Problem("causal", 65_536, "bf16"), chip), whole=None)
     price = cost(found, chip)
@@ -262,4 +262,4 @@ def test_what_the_busiest_resource_hides_is_shared_out() -> None:
     assert whole.showing == pytest.approx(
         64 * (costs.SHOWING * inner + costs.SHOWING_OUTSIDE * sum(hidden.values()))
     )
-    assert 0 < costs.SHOWING < costs.SHOWING_OUTSIDE <= 1
+    assert 0 < costs.SHOWING < 1 < costs.SHOWING_OUTSIDE < 1.5

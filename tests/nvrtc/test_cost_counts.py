@@ -16,7 +16,7 @@ import torch
 from cases import slow
 from command_line import why_not
 
-from fftgen import emulate, hot_path, nvrtc, portfolio, roofline, toolkit
+from fftgen import emulate, hot_path, nvrtc, portfolio, roofline, sass, toolkit
 from fftgen.cache import Cache
 from fftgen.emulate import Simulated
 from fftgen.errors import InternalError, ToolchainError
@@ -30,6 +30,7 @@ from fftgen.planner.plan import Plan
 from fftgen.planner.whole import cluster_kernels, held_kernel, whole_kernel
 from fftgen.planner.work import kernel_work
 from fftgen.problem import Problem
+from fftgen.render import render
 from fftgen.simulator import Counters
 from fftgen.source import Source
 from fftgen.targets import target
@@ -206,6 +207,24 @@ def test_short_filters_are_read_as_far_as_they_go() -> None:
     (kernel,) = plan.filter.kernels
     counters = found.filter_reports[plan.filter_entry(kernel)].counters
     assert moved(counters, "filter", "loads") == 2 * filter_work(plan, kernel, target("sm_90"), 77).loaded
+
+
+@needs_disassembler
+@pytest.mark.parametrize("length", [65_536, 1_048_576, *slow([262_144, 4_194_304])])
+def test_machine_code_stores_the_workspace_whole(length: int) -> None:
+    """PTX says one thing and the assembler may do another: words apart would be written sector by sector."""
+    plan = search.plan(Problem("causal", length, "bf16"), "sm_90")
+    source = hot_path.specialised(render(plan), length, False)
+    found = sass.codes(sass.disassemble(nvrtc.compile_cubin(source, "sm_90").image))
+    for role in ("columns", "rows"):
+        kernel = plan.kernel(role)
+        code = found[plan.entry(kernel)]
+        loop = max(code.loops, key=lambda x: x[1] - x[0])
+        wide = ("STG.E.128",) if kernel.columns >= 4 or role == "rows" else ("STG.E.64",)
+        stores = code.count(loop, "STG")
+        peaks = 1 if role == "columns" and plan.strip_peaks else 0
+        assert stores > 2
+        assert code.count(loop, *wide) == stores - peaks
 
 
 @needs_disassembler
