@@ -59,6 +59,7 @@ class Provider(Protocol):
 
 
 Kept = TypeVar("Kept")
+BATCHES = (1, 64)  # for which a filter must be short enough for windows, to be kept as it is
 CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
 
 
@@ -152,6 +153,10 @@ class Conv:
                     "a prepared spectrum is of one filter per channel and holds k_rev already: hand in "
                     "neither k_rev nor groups nor per_row beside it"
                 )
+            if k.digest == CPU_DIGEST and isinstance(u, Tensor) and u.is_cuda and k.planes.device == u.device:
+                ahead, *back = k.planes.unbind(1)
+                k_rev = back[0] if back else None
+                return self(u, ahead, k_rev=k_rev, in_gate=in_gate, out_gate=out_gate, skip=skip)
             return self._with_spectrum(u, k, in_gate, out_gate, skip)
         given = (u, k, k_rev, in_gate, out_gate, skip)
         kind = None
@@ -219,8 +224,8 @@ class Conv:
 
         k, k_rev (H, Lk); a filter that groups share is expanded first (``k.repeat_interleave``).
         ``length``: the longest sequence that will be convolved; in circular mode a length and filters of
-        at most half the transform run as the causal problem of half the length. A spectrum is of one
-        transform of everything: long sequences with short filters are quicker with the filter itself.
+        at most half the transform run as the causal problem of half the length. Where a filter is so short
+        that calls go in windows, whose spectra take next to no time, it is kept as it is, as on a CPU.
         """
         both = [check_filter(self.problem, k)]
         if k_rev is not None:
@@ -232,17 +237,18 @@ class Conv:
             )
         longest = self._longest(length)
         taps = max(int(f.shape[-1]) for f in both)
-        if k.device.type != "cuda":
-            # A copy, recorded like any other: what is done to the filter later does not change it.
-            rows = [pad(f.to(wide(k)), (0, taps - f.shape[-1])) for f in both]
-            planes = torch.stack([rows[0], rows[1] if len(rows) > 1 else torch.zeros_like(rows[0])], dim=1)
-            return Spectrum(planes, torch.ones(k.shape[0], 2, device=k.device), CPU_DIGEST, taps)
+        if not k.is_cuda:
+            return _as_they_are(both if k_rev is not None else [*both, torch.zeros_like(k)], taps)
         if any(isinstance(f, FakeTensor) for f in both):
             raise InputError(
                 "k is a fake tensor, and on a GPU a spectrum is what kernels make of real ones: prepare it "
                 "before tracing, or hand in the filter itself, conv(u, k)"
             )
-        made = self.on(k.device, self.served(longest, taps)).spectrum(k, k_rev)
+        problem = self.served(longest, taps)
+        ends = taps, taps if len(both) > 1 else 0
+        if all(self.windows_of(k.device, problem, (b, k.shape[0], longest), *ends) for b in BATCHES):
+            return _as_they_are(both, taps)
+        made = self.on(k.device, problem).spectrum(k, k_rev)
         if needs_grad(*both):
             made.planes.requires_grad_()  # so that a call is recorded, whose backward pass says what is wrong
         return made
@@ -504,22 +510,30 @@ class Conv:
     ) -> Windows | None:
         """The windows that a call on a GPU had better take (planner/windows.py), of what ``meeting`` says."""
         taps = [0 if f is None else f.shape[-1] for f in (k, k_rev)]
-        return self.windows_of(u, problem, *taps, worth=worth)
+        batch, channels, steps = u.shape
+        return self.windows_of(u.device, problem, (batch, channels, steps), *taps, worth=worth)
 
     def windows_of(
-        self, u: Tensor, problem: Problem, ahead: int, back: int, *, worth: float = WORTH, least: int = 0
+        self,
+        device: torch.device,
+        problem: Problem,
+        shape: tuple[int, int, int],
+        ahead: int,
+        back: int,
+        *,
+        worth: float = WORTH,
+        least: int = 0,
     ) -> Windows | None:
-        """The same for so many taps.
+        """The same for signals of a shape (B, H, L) and so many taps.
 
         While a graph is captured nothing can be loaded: kernels that are there for the whole then serve.
         """
-        batch, channels, steps = u.shape
-        if not problem.causal or not possible(steps, ahead, back):
+        if not problem.causal or not possible(shape[-1], ahead, back):
             return None
-        key = (u.device, problem, batch, channels, steps, ahead, back, worth, least)
+        key = (device, problem, shape, ahead, back, worth, least)
         kept = self._windows.get(key)
         if kept is None:
-            facts = torch.cuda.get_device_capability(u.device), torch.cuda.get_device_name(u.device)
+            facts = torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
             plan = self._provider.planned(problem, *facts)
             found = None
             if plan is not None:
@@ -527,10 +541,10 @@ class Conv:
                 def planned(p: Problem) -> Plan | None:
                     return self._provider.planned(p, *facts)
 
-                found = windows(plan, (batch, channels, steps), ahead, back, planned, worth, least)
+                found = windows(plan, shape, ahead, back, planned, worth, least)
             kept = self._windows.keep(key, (found,))
         (found,) = kept
-        if found is not None and (self.of_windows(found), u.device) not in self._loaded:
+        if found is not None and (self.of_windows(found), device) not in self._loaded:
             return None if torch.cuda.is_current_stream_capturing() else found
         return found
 
@@ -546,6 +560,16 @@ class Conv:
             k, k_rev = cut(k, steps), cut(k_rev, steps)
         taps = max(0 if k is None else k.shape[-1], 0 if k_rev is None else k_rev.shape[-1])
         return self.served(steps, taps), k, k_rev
+
+
+def _as_they_are(filters: list[Tensor], taps: int) -> Spectrum:
+    """Filters (H, Lk) in place of their spectrum: planes (H, one each, taps).
+
+    A copy, recorded like any other: what is done to a filter later does not change it.
+    """
+    rows = [pad(f.to(wide(filters[0])), (0, taps - f.shape[-1])) for f in filters]
+    one = torch.ones(rows[0].shape[0], 2, device=rows[0].device)
+    return Spectrum(torch.stack(rows, dim=1), one, CPU_DIGEST, taps)
 
 
 def _current_gpu() -> int:

@@ -70,7 +70,9 @@ def on_gpu(
     loaded = None
     if reach > 1 and u.numel():
         problem = conv.served(steps, reach)
-        found = conv.windows_of(u, problem, reach, 0, least=LEAST_OF_GRADIENTS)
+        found = conv.windows_of(
+            u.device, problem, (u.shape[0], u.shape[1], steps), reach, 0, least=LEAST_OF_GRADIENTS
+        )
         if found is not None:
             loaded = conv.gradient_on(u.device, conv.of_windows(found))
         if found is not None and loaded is not None:

@@ -97,7 +97,8 @@ def _fftgen(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
     calls = tuple(call(x) for x in sets)
     how = ""
     if case.taps and backend.device.type == "cuda":
-        how = f"; {conv.windows_of(sets[0].u, conv.problem, case.taps, 0) or 'no windows'}"
+        shape = case.batch, case.channels, case.length
+        how = f"; {conv.windows_of(backend.device, conv.problem, shape, case.taps, 0) or 'no windows'}"
     if case.direction == "forward":
         return Prepared(calls, plan, note=f"{plan}{how}")
     filters = _filters(case, conv, backend)

@@ -15,6 +15,7 @@ from torch import Tensor
 import fftgen as package
 from fftgen import conv as conv_module
 from fftgen import filter_gradient, op, windowed  # noqa: F401  (op registers the operators)
+from fftgen.errors import InputError
 from fftgen.planner import search
 from fftgen.planner import windows as window_planner
 from fftgen.planner.plan import Plan
@@ -314,6 +315,34 @@ def test_what_windows_do_not_pay_for_goes_as_a_whole(gpu: OnGpu, rng: np.random.
     gpu.conv(u, k)
     gpu.conv(u[..., :1000], k[:, :50])
     assert gpu.seen == [f"1 by {LENGTH}"] * 2
+
+
+def test_a_short_filter_is_prepared_as_it_is(gpu: OnGpu, rng: np.random.Generator) -> None:
+    """Its calls go by windows; that of one transform would take them to the kernels of the whole."""
+    u = torch.from_numpy(rng.standard_normal((2, 2, STEPS))).bfloat16()
+    k, k_rev = (torch.from_numpy(rng.standard_normal((2, n))).float() for n in (100, 30))
+    one, both = gpu.conv.prepare(k), gpu.conv.prepare(k, k_rev=k_rev)
+    assert one.digest == both.digest == conv_module.CPU_DIGEST
+    assert one.planes.shape == (2, 1, 100)
+    assert gpu.seen == []  # nothing was transformed
+    assert torch.equal(gpu.conv(u, one, skip=k[:, 0]), gpu.conv(u, k, skip=k[:, 0]))
+    assert torch.equal(gpu.conv(u, both), gpu.conv(u, k, k_rev=k_rev))
+    assert all("windows" in what for what in gpu.seen)
+    k.zero_()  # the copy is what counts
+    assert torch.equal(one.planes[:, 0], both.planes[:, 0])
+    assert float(one.planes.abs().max()) > 0
+    with pytest.raises(InputError, match="channels"):
+        gpu.conv(u[:, :1], one)
+
+
+def test_a_long_filter_is_transformed(gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(
+        Kernels, "spectrum", lambda self, *_: asked.append(self.problem.length), raising=False
+    )
+    gpu.conv.prepare(torch.ones(2, 39_000))
+    gpu.conv.prepare(torch.ones(2, 100), length=1000)
+    assert asked == [LENGTH, LENGTH]
 
 
 def test_while_a_graph_is_captured_what_is_loaded_serves(gpu: OnGpu, rng: np.random.Generator) -> None:

@@ -383,3 +383,35 @@ def test_gradients_of_a_gated_call(problem: Problem, rng: np.random.Generator) -
     of_filter = leaves["k"].grad
     assert of_filter is not None
     gradients.judge(of_filter.cpu(), wanted["k"], gradient_accuracy.filters(*kind, gates=2))
+
+
+@pytest.mark.parametrize(("batch", "channels", "taps"), [(2, 128, 128), (8, 64, 2048)])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_long_signals_with_short_filters_go_window_by_window(
+    dtype: str, batch: int, channels: int, taps: int, rng: np.random.Generator
+) -> None:
+    """Windows of a row together, and the same window of all rows; all gradients, too."""
+    problem = Problem("causal", 65_536, dtype)
+    conv, n = get(problem), problem.length
+    options = ("k_rev", "in_gate", "out_gate", "skip")
+    given = gradients.draw(rng, (batch, channels, n), taps, options, TORCH[dtype])
+    cotangent = torch.from_numpy(rng.standard_normal((batch, channels, n))).to(TORCH[dtype])
+    leaves = {name: x.detach().cuda().requires_grad_() for name, x in given.items()}
+    found = conv.windows_of(leaves["u"].device, problem, (batch, channels, n), taps, taps)
+    assert found is not None
+    y = conv(**leaves)
+    y.backward(cotangent.cuda())
+    exact, wanted = gradients.exact(given, cotangent, mode=problem.mode, length=n)
+    plan = fftgen.get_conv(found.length, dtype, causal=True).plan()
+    kind = (dtype, plan.order, plan.compute_format)
+    check(y.detach().double().cpu().numpy(), exact.numpy(), *kind)
+    for name in ("u", "in_gate", "out_gate", "k", "k_rev"):
+        of_filter = name.startswith("k")
+        limit = (
+            gradient_accuracy.filters(*kind, gates=2)
+            if of_filter
+            else gradient_accuracy.signal(*kind, gated=True)
+        )
+        made = leaves[name].grad
+        assert made is not None
+        gradients.judge(made.cpu(), wanted[name], limit)
