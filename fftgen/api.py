@@ -115,6 +115,8 @@ def jobs_for(
     chips = tuple(targets) or bundle.default_targets(asked, engine)
     served = bundle.problems_of(asked)
     jobs: list[bundle.Job] = [(p, chip, "convolution") for p in served for chip in chips]
+    if engine is None:
+        jobs += [(p, chip, "sections") for p in served for chip in chips if bundle.in_sections(p, chip)]
     if train:
         jobs += [(p, chip, "twin") for p in served for chip in chips if bundle.twins(p, chip, engine)]
         # The gradient's kernels of a circular length are those of the causal one.

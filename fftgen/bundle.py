@@ -14,7 +14,7 @@ from fftgen.artifact import Artifact, Image, Module
 from fftgen.cache import Cache
 from fftgen.errors import ArtifactError, InputError, NoPlanError
 from fftgen.pipeline import Built, build, build_gradient, build_plan
-from fftgen.planner import search
+from fftgen.planner import search, sections
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.order import same_spectrum
@@ -28,8 +28,8 @@ from fftgen.targets import target as find_target
 
 TABLES = "constants"
 
-# gradient: of a filter, backward: of all (planner/gradient.py); twin: planner/twins.py
-Kind = Literal["convolution", "gradient", "twin", "backward"]
+# Of which planner/sections.py, gradient.py (gradient: of a filter, backward: of all) and twins.py tell.
+Kind = Literal["convolution", "sections", "gradient", "twin", "backward"]
 Job = tuple[Problem, Target, Kind]
 
 
@@ -84,6 +84,15 @@ def build_twin(
     return None if found is None else build_plan(found, cache)
 
 
+def in_sections(problem: Problem, target: Target) -> Plan | None:
+    """The plan in sections that many rows of a problem had better take, if there is one."""
+
+    def planned(p: Problem) -> Plan:
+        return search.plan(p, target)
+
+    return sections.of_many_rows(planned(problem), planned)
+
+
 def build_all(
     jobs: Sequence[Job],
     cache: Cache | None = None,
@@ -103,6 +112,10 @@ def build_all(
             every = backward(problem, target)
             assert every is not None  # asked for where there are any
             made = build_gradient(every, cache)
+        elif kind == "sections":
+            plan = in_sections(problem, target)
+            assert plan is not None  # asked for where there is one
+            made = build_plan(plan, cache)
         elif kind == "twin":
             found = build_twin(problem, target, cache, engine)
             assert found is not None  # asked for where there is one
@@ -180,6 +193,8 @@ def kind_of(subject: Plan | Gradient) -> Kind:
     """What kernels of a plan are for."""
     if isinstance(subject, Gradient):
         return subject.label
+    if subject.sections > 1:
+        return "sections"
     return "convolution" if subject.outputs == 1 else "twin"
 
 
@@ -223,6 +238,15 @@ class Shelf:
         """The plan of the module that suits a device best, if the artifact carries one for the problem."""
         module, _ = self._best(problem, "convolution", capability)
         return None if module is None else unpack(module).plan
+
+    def sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> tuple[Plan, ...]:
+        """The plan in sections of the module that suits a device best, if the artifact carries one."""
+        module, _ = self._best(problem, "sections", capability)
+        return () if module is None else (unpack(module).plan,)
+
+    def sectioned(self, plan: Plan) -> Built:
+        """The kernels of one of them."""
+        return next(unpack(m) for m in self.contents.modules if m.plan_digest == plan.digest)
 
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         """The kernels of a filter's gradient for a device, if the artifact carries them."""

@@ -25,8 +25,8 @@ from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
 from fftgen.execute import TORCH, Spectrum
 from fftgen.loaded import Loaded, LoadedGradient, Route, Routes, cut
-from fftgen.pipeline import Built, build, build_gradient
-from fftgen.planner import search
+from fftgen.pipeline import Built, build, build_gradient, build_plan
+from fftgen.planner import search, sections
 from fftgen.planner.gradient import gradient, read_backwards
 from fftgen.planner.plan import Plan
 from fftgen.planner.windows import WORTH, Windows, possible, windows
@@ -47,6 +47,12 @@ class Provider(Protocol):
 
     def planned(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plan | None:
         """Their plan, where they can be had."""
+
+    def sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> tuple[Plan, ...]:
+        """Plans of a problem in sections that can be had."""
+
+    def sectioned(self, plan: Plan) -> Built:
+        """The kernels of one of them."""
 
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         """The kernels of its filter's gradient, where there are any."""
@@ -75,6 +81,12 @@ class JustInTime:
     def planned(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plan | None:
         return shortcut.plan(Cache.default(), problem, target_for(capability), gpu=gpu)
 
+    def sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> tuple[Plan, ...]:
+        return sections.of(problem, lambda p: self.planned(p, capability, gpu))
+
+    def sectioned(self, plan: Plan) -> Built:
+        return build_plan(plan)
+
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         chip = target_for(capability)
         return build_gradient(gradient(problem, chip)) if trains(problem, chip) else None
@@ -102,6 +114,8 @@ class Conv:
         self._gradients: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
         self._backwards: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
         self._twins: dict[tuple[Problem, torch.device], Loaded | None] = {}
+        self._sectioned: dict[Plan, dict[tuple[Problem, torch.device], Loaded]] = {}
+        self._sections: Bounded[tuple[object, ...], tuple[sections.Shorter | None]] = Bounded()
         self._windows: Bounded[tuple[object, ...], tuple[Windows | None]] = Bounded()
         self._routes = Routes()
         self._lock = threading.Lock()
@@ -435,21 +449,25 @@ class Conv:
         in_gate: Tensor | None,
         out_gate: Tensor | None,
         skip: Tensor | None,
+        *,
+        keeping: bool = False,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """A whole call on a GPU, its arguments checked: spectrum, then kernels, on the current stream.
 
-        The second result is the spectrum, if kernels of a backward pass read it, too.
+        The second result is the spectrum, if kernels of a backward pass read it, too; ``keeping``: one will.
         """
         if u.numel() == 0:
             return torch.empty_like(u), None
         problem, k, k_rev = self.meeting(u, k, k_rev)
-        found = self.windows(u, problem, k, k_rev)
+        cut = self.sections(u, problem, k_rev, keeping)
+        found = self.windows(u, problem, k, k_rev, cut.share if cut else WORTH)
         if found is not None:
             loaded = self.on(u.device, self.of_windows(found))
             return loaded.windowed(found, u, k, k_rev, in_gate, (out_gate,), skip)[0], None
-        loaded = self.on(u.device, problem)
+        loaded = self.on_sections(u.device, cut.plan) if cut else self.on(u.device, problem)
         y, spectrum = loaded.convolve(u, k, k_rev, in_gate, out_gate, skip)
-        return y, spectrum if read_backwards(loaded.executable.plan) else None
+        plan = loaded.executable.plan
+        return y, spectrum if plan.sections == 1 and read_backwards(plan) else None
 
     def route(self, u: Tensor, k: Tensor | None, k_rev: Tensor | None, handle: str) -> Route:
         """The route of calls like one, which is arranged, of this convolution under a handle."""
@@ -457,8 +475,12 @@ class Conv:
             return Route(handle)
         problem, ahead, back = self.meeting(u, k, k_rev)
         taps = 0 if ahead is k and back is k_rev else u.shape[-1]
-        found = self.windows(u, problem, ahead, back)
-        return Route(handle, self.on(u.device, self.of_windows(found) if found else problem), taps, found)
+        cut = self.sections(u, problem, back)
+        found = self.windows(u, problem, ahead, back, cut.share if cut else WORTH)
+        if found is not None:
+            return Route(handle, self.on(u.device, self.of_windows(found)), taps, found)
+        loaded = self.on_sections(u.device, cut.plan) if cut else self.on(u.device, problem)
+        return Route(handle, loaded, taps)
 
     def run_prepared(
         self,
@@ -501,6 +523,38 @@ class Conv:
         first, second = (loaded.apply(u, made.planes, made.scale, in_gate, gate) for gate in gates)
         return first, second
 
+    def sections(
+        self, u: Tensor, problem: Problem, k_rev: Tensor | None, keeping: bool = False
+    ) -> sections.Shorter | None:
+        """The sections that rows of a call on a GPU had better take (planner/sections.py); None: none.
+
+        While a graph is captured nothing can be loaded: kernels that are there for the whole then serve.
+        """
+        if not problem.causal or k_rev is not None or problem.length <= sections.LENGTHS[0]:
+            return None
+        batch, channels, _ = u.shape
+        key = (u.device, problem, batch, channels, keeping)
+        kept = self._sections.get(key)
+        if kept is None:
+            facts = _facts(u.device)
+            plan = self._provider.planned(problem, *facts)
+            plans = () if plan is None else self._provider.sections(problem, *facts)
+            kept = (None if plan is None else sections.shorter(plan, plans, batch, channels, keeping),)
+            self._sections.keep(key, kept)
+        (found,) = kept
+        if found is not None and (problem, u.device) not in self._sectioned.get(found.plan, ()):
+            return None if torch.cuda.is_current_stream_capturing() else found
+        return found
+
+    def on_sections(self, device: torch.device, plan: Plan) -> Loaded:
+        """The kernels of a plan in sections on a GPU, built and loaded at the first call."""
+        return self._once(
+            self._sectioned.setdefault(plan, {}),
+            device,
+            plan.problem,
+            lambda where: Loaded(self._provider.sectioned(plan), where),
+        )
+
     def of_windows(self, found: Windows) -> Problem:
         """The problem whose kernels take windows."""
         return Problem("causal", found.length, self.problem.dtype)
@@ -533,14 +587,13 @@ class Conv:
         key = (device, problem, shape, ahead, back, worth, least)
         kept = self._windows.get(key)
         if kept is None:
-            facts = torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
-            plan = self._provider.planned(problem, *facts)
-            found = None
+            facts = _facts(device)
+
+            def planned(p: Problem) -> Plan | None:
+                return self._provider.planned(p, *facts)
+
+            plan, found = planned(problem), None
             if plan is not None:
-
-                def planned(p: Problem) -> Plan | None:
-                    return self._provider.planned(p, *facts)
-
                 found = windows(plan, shape, ahead, back, planned, worth, least)
             kept = self._windows.keep(key, (found,))
         (found,) = kept
@@ -570,6 +623,11 @@ def _as_they_are(filters: list[Tensor], taps: int) -> Spectrum:
     rows = [pad(f.to(wide(filters[0])), (0, taps - f.shape[-1])) for f in filters]
     one = torch.ones(rows[0].shape[0], 2, device=rows[0].device)
     return Spectrum(torch.stack(rows, dim=1), one, CPU_DIGEST, taps)
+
+
+def _facts(device: torch.device) -> tuple[tuple[int, int], str]:
+    """What plans are chosen by: a GPU's compute capability and its name."""
+    return torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
 
 
 def _current_gpu() -> int:

@@ -72,7 +72,7 @@ def _switched(gates: tuple[str, ...], there: bool) -> str:
 
 def _compiled(plan: Plan, source: Source, gated: bool) -> dict[str, sass.Code]:
     """By entry: the code of a plan's kernels for aligned calls of full length."""
-    length = min(plan.problem.length, plan.transform)
+    length = min(plan.problem.length, plan.sections * plan.transform)
     return _listing(specialised(source, length, gated), plan)
 
 
@@ -94,7 +94,8 @@ def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str
         if kernel.role == "peaks":
             continue
         turns = _turns(plan, kernel)
-        found[kernel.role] = HotPath(_body(listing[plan.entry(kernel)], turns), _elements(plan, kernel))
+        issued = _body(listing[plan.entry(kernel)], turns, plan.sections)
+        found[kernel.role] = HotPath(issued, plan.sections * _elements(plan, kernel))
     return found
 
 
@@ -181,11 +182,19 @@ def _turns(plan: Plan, kernel: Kernel) -> int:
     return -(-plan.inner[0].lines // (kernel.warps * kernel.group))
 
 
-def _body(code: sass.Code, turns: int) -> int:
-    """Instructions of the longest loop, a loop inside it that is no copy taken ``turns`` times."""
+def _body(code: sass.Code, turns: int, sections: int = 1) -> int:
+    """Instructions of the longest loop, a loop inside it that is no copy taken ``turns`` times.
+
+    Of a row in ``sections`` that is the loop over these, which each keep their transform and take products
+    with all earlier ones, as it is counted.
+    """
     if not code.loops:
         raise InternalError("no loop over the work in the disassembly")
-    return _issued(code, max(code.loops, key=_size), turns)
+    loop = max(code.loops, key=_size)
+    if sections == 1:
+        return _issued(code, loop, turns)
+    section = max(_inside(code, loop), key=_size)
+    return _size(loop) - _size(section) + sections * _issued(code, section, turns)
 
 
 def _issued(code: sass.Code, loop: Loop, turns: int) -> int:

@@ -75,12 +75,12 @@ def _found(handle: str, u: Tensor) -> Conv:
 def _conv_cuda(
     u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:
-    return _conv_keeping(u, k, k_rev, in_gate, out_gate, skip, handle)[0]
+    return _found(handle, u).run(u, k, k_rev, in_gate, out_gate, skip)[0]
 
 
 def _conv_keeping(u: Tensor, *given: Any) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
     *rest, handle = given
-    return _found(handle, u).run(u, *rest)
+    return _found(handle, u).run(u, *rest, keeping=True)
 
 
 def _conv_cpu(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fftgen.errors import InputError
+from fftgen.errors import InputError, InternalError
 from fftgen.execute import Address, Spectrum, spectrum, spectrum_dtype, time_contiguous
 from fftgen.launch import NO_TAPS, FilterCall, Launcher, Taps, run_filter
 from fftgen.planner.filter import chunk_channels
@@ -48,6 +48,19 @@ def transform(
     skip term (H,) joins the first tap. Numbers may differ from those of ``execute.spectrum`` in their last
     place.
     """
+    made = _of_sections if plan.sections > 1 else _of_one
+    return made(plan, tables, launcher, k, k_rev, skip, address)
+
+
+def _of_one(
+    plan: Plan,
+    tables: Tensor,
+    launcher: Launcher,
+    k: Tensor | None,
+    k_rev: Tensor | None,
+    skip: Tensor | None,
+    address: Address,
+) -> tuple[Tensor, Tensor]:
     if not plan.filter.kernels:
         made = spectrum(plan, k, k_rev, skip)
         return made.planes, made.scale
@@ -80,6 +93,44 @@ def transform(
     )
     run_filter(plan, call, launcher)
     return planes, scale
+
+
+def _of_sections(
+    plan: Plan,
+    tables: Tensor,
+    launcher: Launcher,
+    k: Tensor | None,
+    k_rev: Tensor | None,
+    skip: Tensor | None,
+    address: Address,
+) -> tuple[Tensor, Tensor]:
+    """Spectra of all P distances of sections (planner/sections.py): planes (P, H, 2, N), scale (P, H, 2).
+
+    Those of zeros have a scale that makes little of them: results go by the largest that adds to them.
+    """
+    if k is None or k_rev is not None:
+        raise InternalError(f"{plan.name} takes filters that act forwards in time")
+    n, made = plan.transform, []
+    for distance in range(plan.sections):
+        ahead = k[:, distance * n : (distance + 1) * n]
+        back, before = None, k[:, max(0, (distance - 1) * n + 1) : distance * n]
+        if before.shape[-1]:  # tap m, acting backwards, is that at distance * n - m
+            least = distance * n - (max(0, (distance - 1) * n + 1) + before.shape[-1]) + 1
+            back = torch.nn.functional.pad(before.flip(-1), (least, 0))
+        if not ahead.shape[-1] and back is None:
+            ahead = torch.zeros_like(k[:, :1])
+
+        def own(name: str, x: Tensor, distance: int = distance) -> int:
+            return address(f"{name} {distance}" if distance else name, x)
+
+        found = _of_one(plan, tables, launcher, ahead if ahead.shape[-1] else None, back, skip, own)
+        if distance:
+            nothing = torch.zeros_like(found[1][:, 0], dtype=torch.bool)
+            nothing |= k[:, max(0, (distance - 1) * n + 1) : (distance + 1) * n].abs().sum(-1) == 0
+            found[1][:, 0].masked_fill_(nothing, 2.0**126)
+        made.append(found)
+        skip = None
+    return torch.stack([planes for planes, _ in made]), torch.stack([scale for _, scale in made])
 
 
 def _wide(f: Tensor | None) -> Tensor | None:

@@ -186,6 +186,8 @@ def _headers(plan: Plan) -> tuple[str, ...]:
     used.append("scaled_rows" if plan.scaled else "bf16_rows")
     if not plan.block_stage:
         used.append("warp")
+    if plan.sections > 1:
+        used.append("sections")
     if plan.device_stages:
         used += ["device", "strips" if plan.strip_peaks else "scaled_peaks"] if plan.scaled else ["device"]
     if plan.whole is not None:

@@ -348,7 +348,8 @@ def verify_built(
         for result in sampled.check_launches(built, ptx, seed, progress):
             found.append(CaseResult(result.description, result.accuracy, result.reports, result.seconds))
     else:
-        calls = [(case, None) for case in cases_for(plan.problem, plan.transform, quick)]
+        cases = cases_for(plan.problem, plan.transform, quick)
+        calls = [(case, None) for case in cases if plan.sections == 1 or not case.back]
     together = clustered(plan)
     for case, grouped in (*calls, *([together] if together else [])):
         if progress is not None:

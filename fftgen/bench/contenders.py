@@ -18,6 +18,7 @@ from fftgen.conv import Conv, get_conv
 from fftgen.errors import NoPlanError
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.plan import Plan
+from fftgen.planner.windows import WORTH
 
 
 class Unavailable(Exception):
@@ -95,10 +96,7 @@ def _fftgen(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
         return lambda: conv(x.u, x.k, in_gate=x.in_gate, out_gate=x.out_gate)
 
     calls = tuple(call(x) for x in sets)
-    how = ""
-    if case.taps and backend.device.type == "cuda":
-        shape = case.batch, case.channels, case.length
-        how = f"; {conv.windows_of(backend.device, conv.problem, shape, case.taps, 0) or 'no windows'}"
+    how = "" if backend.device.type != "cuda" else f"; {_way(conv, sets[0], case)}"
     if case.direction == "forward":
         return Prepared(calls, plan, note=f"{plan}{how}")
     filters = _filters(case, conv, backend)
@@ -106,6 +104,14 @@ def _fftgen(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
     way = f"all gradients: {every}" if every else f"gradient of the filter: {filters or 'torch.fft'}"
     note = f"{plan}; {way}{how}"
     return Prepared(calls, plan, filters, note=note)
+
+
+def _way(conv: Conv, x: Inputs, case: Case) -> str:
+    """How calls go: in windows, in sections, or by one transform of everything."""
+    problem, k, _ = conv.meeting(x.u, x.k, None)
+    cut = conv.sections(x.u, problem, None, case.direction == "backward")
+    found = conv.windows(x.u, problem, k, None, cut.share if cut else WORTH)
+    return str(found or (cut and cut.plan) or "one transform")
 
 
 def _fftgen_prepared(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:

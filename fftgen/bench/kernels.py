@@ -1,7 +1,8 @@
 """How long each kernel of a call takes by itself, beside what the cost model says of it.
 
 Rows time whole calls, which do not tell what of a long transform its columns take, and what its rows. Here
-every launch stands between two events: stage by stage and, where a call goes by one launch, that as well.
+every launch stands between two events: stage by stage and, where a call goes by one launch or its rows in
+sections, that as well.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from fftgen.bench.measure import digits
 from fftgen.bench.reference import exact, figures, judge, poison
 from fftgen.bench.row import OK, WRONG
 from fftgen.bench.timer import Timer
+from fftgen.bundle import in_sections
 from fftgen.execute import Address, Executable
 from fftgen.launch import Launcher
 from fftgen.loaded import Loaded, stream_of
-from fftgen.pipeline import build
+from fftgen.pipeline import Built, build, build_plan
 from fftgen.planner.cost import cost, filter_cost, in_one_launch
 from fftgen.planner.launch import items_per_channel, together
 from fftgen.planner.plan import Plan
@@ -38,7 +40,7 @@ from fftgen.targets import target as find_target
 
 ELEMENTS = 1 << 27  # of u at most: several chunks of the longest workspace, launches that a queue holds
 ROUNDS = 9  # calls that are timed, after one that is not
-STAGES, ONE = "launch by launch", "one launch"
+STAGES, ONE, SECTIONS = "launch by launch", "one launch", "in sections"
 TRANSFORM, FILTER = "transform", "filter"
 
 
@@ -113,19 +115,21 @@ def kernel_times(
     sets = draw_sets(scaled, backend.device, seed, backend.l2_bytes)
     judged = backend.kernels or run is not None
     reference = exact(scaled, sets[0]) if judged else None
-    ways: dict[str, Callable[[Plan, int, int], Clusters | None]] = {STAGES: lambda *_: None}
+    ways = {STAGES: _Way(running, backend, lambda *_: None)}
     if together(plan, scaled.batch, scaled.channels):
-        ways[ONE] = together
+        ways[ONE] = _Way(running, backend, together)
+    cut = in_sections(case.problem, find_target(backend.target))
+    if cut is not None and run is None:
+        ways[SECTIONS] = _Way(_of_sections(cut, backend), backend, lambda *_: None)
     found: list[dict[str, Any]] = []
     with torch.no_grad():
-        for name, how in ways.items():
+        for name, one in ways.items():
             tell(name)
-            one = _Way(running, backend, how)
             poison(sets[0].u)
             y, _ = one(sets[0])
-            way: dict[str, Any] = {"way": name}
+            way: dict[str, Any] = {"way": name, "plan": str(one.plan)}
             if reference is not None:
-                verdict = judge(scaled, y, reference, plan)
+                verdict = judge(scaled, y, reference, one.plan)
                 way |= {"status": OK if verdict.passed else WRONG, **figures(verdict)}
             kept = deque([y], maxlen=len(sets))  # a result that is freed would find its lines in the L2 again
             times = []
@@ -133,7 +137,7 @@ def kernel_times(
                 y, seconds = one(sets[(i + 1) % len(sets)])
                 kept.append(y)
                 times.append(seconds)
-            found.append({**way, "kernels": _told(plan, scaled, times, name)})
+            found.append({**way, "kernels": _told(one.plan, scaled, times, name)})
     wrong = [way["way"] for way in found if way.get("status") == WRONG]
     return {
         "status": WRONG if wrong else "passed",
@@ -154,6 +158,7 @@ class _Way:
     def __init__(
         self, running: Running, backend: Backend, how: Callable[[Plan, int, int], Clusters | None]
     ) -> None:
+        self.plan = running.plan
         self._running = running
         self._backend = backend
         self._executable = Executable(running.plan, running.tables, how)
@@ -177,14 +182,25 @@ class _Way:
 
 
 def _on_device(problem: Problem, backend: Backend) -> Running:
-    built = build(problem, find_target(backend.target), gpu=backend.gpu)
+    return _loaded(build(problem, find_target(backend.target), gpu=backend.gpu), backend)
+
+
+def _of_sections(plan: Plan, backend: Backend) -> Running:
+    return _loaded(build_plan(plan), backend) if backend.kernels else _silent(plan)
+
+
+def _loaded(built: Built, backend: Backend) -> Running:
     loaded = Loaded(built, backend.device)
     launcher = loaded.module.on(stream_of(backend.device))
     return Running(built.plan, loaded.executable.tables, launcher)
 
 
 def _nowhere(problem: Problem, backend: Backend) -> Running:
-    return Running(find_plan(problem, backend.target), torch.empty(0, dtype=torch.uint8), _Silent())
+    return _silent(find_plan(problem, backend.target))
+
+
+def _silent(plan: Plan) -> Running:
+    return Running(plan, torch.empty(0, dtype=torch.uint8), _Silent())
 
 
 def _told(plan: Plan, case: Case, times: Sequence[dict[str, list[float]]], way: str) -> list[dict[str, Any]]:
@@ -194,7 +210,7 @@ def _told(plan: Plan, case: Case, times: Sequence[dict[str, list[float]]], way: 
     predicted = {k.name: k.predicted for k in price.kernels}
     if way == ONE:
         predicted["whole"] = in_one_launch(plan, price, chip).predicted
-    predicted |= {k.name: k.predicted for k in filter_cost(plan, chip).kernels}
+    predicted |= {k.name: plan.sections * k.predicted for k in filter_cost(plan, chip).kernels}
     filters = {plan.filter_entry(k): k.role for k in plan.filter.kernels}
     names = {plan.entry(k): k.label for k in plan.every_kernel} | filters
     transforms = items_per_channel(plan, case.batch) * case.channels

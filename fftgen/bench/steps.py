@@ -17,8 +17,8 @@ from fftgen.bench.proof import check_agreement, check_portfolio
 from fftgen.bench.rates import device_rates
 from fftgen.bench.row import CONTENDERS, first_line, measure_row
 from fftgen.bench.sanitizer import TOOLS, sanitize
-from fftgen.bundle import Kind, build_twin, problems_of, trains
-from fftgen.pipeline import Built, build, build_gradient
+from fftgen.bundle import Kind, build_twin, in_sections, problems_of, trains
+from fftgen.pipeline import Built, build, build_gradient, build_plan
 from fftgen.planner.gradient import backward, gradient
 from fftgen.portfolio import PROBLEMS
 from fftgen.problem import Problem
@@ -120,6 +120,7 @@ def _run_build(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str
             return True, f"{problem.mode} {problem.length} {problem.dtype} {kind}: {first_line(error)}"
 
     jobs: list[tuple[Problem, Kind]] = [(_problem(fields), "convolution") for fields in params["problems"]]
+    jobs += [(problem, "sections") for problem, _ in jobs]
     jobs += [(_problem(fields), kind) for fields in params["gradients"] for kind in OF_BACKWARD]
     jobs.sort(key=lambda job: -job[0].length)
     with ThreadPoolExecutor(max_workers=params["threads"]) as pool:
@@ -134,6 +135,9 @@ def _built(problem: Problem, kind: Kind, backend: Backend) -> Built | None:
     chip = find_target(backend.target)
     if kind == "convolution":
         return build(problem, chip, gpu=backend.gpu)
+    if kind == "sections":
+        cut = in_sections(problem, chip)
+        return None if cut is None else build_plan(cut)
     if kind == "twin":
         return build_twin(problem, chip)
     if kind == "backward":

@@ -11,9 +11,10 @@ import click
 from fftgen import api
 from fftgen.cli import roofline as views
 from fftgen.cli.options import common, one_problem, print_json, table
-from fftgen.planner import search, windows
+from fftgen.planner import search, sections, windows
 from fftgen.planner.cost import Cost, cost, filter_cost, in_one_launch
 from fftgen.planner.plan import Plan, plain
+from fftgen.planner.windows import WORTH
 from fftgen.roofline import of_plan
 from fftgen.targets import target as find_target
 
@@ -58,6 +59,7 @@ def command(
     taken = candidates[0] if candidates else None
     ways = search.one_launches(taken.plan, taken.cost, chip) if taken and taken.plan and taken.cost else ()
     view = of_plan(chosen, shape, gated) if roofline else None
+    others = () if engine else sections.of(problem, lambda p: search.plan(p, chip))
     cut = None if taps is None else windows.of_many_rows(chosen, taps, lambda p: search.plan(p, chip, engine))
     if plot is not None and view is not None:
         views.draw([view], plot)
@@ -72,6 +74,10 @@ def command(
         }
         if view is not None:
             document["roofline"] = view.as_dict()
+        if others:
+            document["sections"] = [
+                {"line": str(p), "digest": p.digest, "of_the_time": sections.share(chosen, p)} for p in others
+            ]
         if taps is not None:
             document["windows"] = None if cut is None else {**cut.windows._asdict(), "of_the_time": cut.share}
         if why:
@@ -97,6 +103,8 @@ def command(
     click.echo(_cost(chosen, price, together, chip.chip) + _preparing(spectrum))
     if verbose:
         click.echo(f"digest {chosen.digest}\ntables {chosen.table_bytes} bytes")
+    for other in others:
+        click.echo(_sections(other, sections.share(chosen, other)))
     if taps is not None:
         click.echo(_windows(chosen, taps, cut))
     if view is not None:
@@ -110,6 +118,11 @@ def command(
             click.echo("\nall stages of many rows by one launch, single blocks weighed; the first is taken")
         for way in ways:
             click.echo(f"  {way}")
+
+
+def _sections(plan: Plan, share: float) -> str:
+    taken = "many rows" if share < WORTH else "not taken"
+    return f"{plan.sections} sections of {plan.transform} points: {share:.2f} of the time; {taken}"
 
 
 def _windows(plan: Plan, taps: int, cut: windows.Shorter | None) -> str:

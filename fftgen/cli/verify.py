@@ -14,9 +14,11 @@ from fftgen import api, bundle, nvrtc
 from fftgen.bundle import open_shelf
 from fftgen.cli.options import STORAGE_TYPES, common, engine, given, lengths, mode, plural, print_json
 from fftgen.errors import InputError, InternalError
-from fftgen.pipeline import Built, build
+from fftgen.pipeline import Built, build, build_plan
+from fftgen.planner import search, sections
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import Plan
+from fftgen.problem import Problem
 from fftgen.simulator import SimulationError
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -101,7 +103,7 @@ def command(
     else:
         problems = [api.problem(n, dtype, causal=causal) for n in lengths(seqlens) for dtype in dtypes]
         chips = targets or (find_target(api.DEFAULT_TARGET),)
-        works = [Work(build(p, chip, engine=engine)) for p in problems for chip in chips]
+        works = [work for p in problems for chip in chips for work in _planned(p, chip, engine)]
     seed = secrets.randbelow(2**31) if seed is None else seed
     outcomes = []
     for number, work in enumerate(works, 1):
@@ -118,6 +120,14 @@ def command(
         click.echo(f"{plural(len(outcomes), 'module')} run, {len(failed)} failed; seed {seed}")
     if failed or different:
         ctx.exit(1)
+
+
+def _planned(problem: Problem, chip: Target, engine: str | None) -> list[Work]:
+    """The planner's choice, and where no engine is asked for plans in sections, which many rows may take."""
+    made = [build(problem, chip, engine=engine)]
+    if engine is None:
+        made += [build_plan(p) for p in sections.of(problem, lambda p: search.plan(p, chip))]
+    return [Work(built) for built in made]
 
 
 def _selected(modules: list[Built], targets: tuple[Target, ...]) -> list[Work]:

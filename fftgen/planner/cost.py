@@ -170,7 +170,7 @@ def tensor_ops(plan: Plan, ways: tuple[str, ...] = (counts.THERE, counts.BACK)) 
     """16x16x16 matrix instructions of a transform of full length, or of one way of it: exact."""
     if plan.engine == SIMT:
         return 0
-    return sum(counts.tensor_ops(plan, kernel, ways) for kernel in plan.kernels)
+    return plan.sections * sum(counts.tensor_ops(plan, kernel, ways) for kernel in plan.kernels)
 
 
 def matrix_operations(plan: Plan) -> int:
@@ -183,7 +183,8 @@ def matrix_operations(plan: Plan) -> int:
 
 def device_bytes(plan: Plan) -> int:
     """Bytes of signals that one transform must read and write at full length, ungated: exact."""
-    numbers = (1 + plan.outputs) * plan.rows_per_item * min(plan.problem.length, plan.transform)
+    held = min(plan.problem.length, plan.sections * plan.transform)
+    numbers = (1 + plan.outputs) * plan.rows_per_item * held
     return dtype(plan.problem.dtype).nbytes * numbers
 
 

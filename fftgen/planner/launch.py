@@ -53,6 +53,9 @@ def together(plan: Plan, batch: int, channels: int) -> Clusters | None:
 def workspace_elements(plan: Plan, batch: int, channels: int, whole: Clusters | None = None) -> int:
     """Elements of the signals' type that a call needs as workspace; bounded whatever the batch: by
     ``plan.chunk_bytes``, or where one launch carries it out by a place for every cluster."""
+    if plan.sections > 1:
+        grid = launch_of(plan, plan.body, 0, items_per_channel(plan, batch) * channels, 0).grid
+        return 2 * plan.transform * (plan.sections - 1) * grid
     if not plan.chunk_bytes or (whole and plan.whole and share(plan, plan.whole) == 1):
         return 0
     places = whole.total if whole else chunk_items(plan, items_per_channel(plan, batch) * channels)
@@ -138,7 +141,9 @@ def launch_of(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -
     else:
         pieces = _pieces(plan, kernel, items)
         workers = kernel.items  # of a block
-        if plan.engine != SIMT:  # blocks there have nothing to do before their first piece
+        if plan.sections > 1:  # as many blocks as run at a time: each has a place for its sections
+            run = -(-pieces // (target(plan.target).multiprocessors * kernel.resident))
+        elif plan.engine != SIMT:  # blocks there have nothing to do before their first piece
             run = run_of(-(-pieces // workers), target(plan.target).multiprocessors * kernel.resident)
         grid = -(-pieces // (workers * run))
     return Launch(kernel, plan.entry(kernel), grid, 32 * kernel.warps, kernel.shared_bytes, first, items, run)

@@ -144,7 +144,8 @@ class Plan:
     ``filter``: the kernels that make a filter's spectrum (a candidate has none yet). ``outputs``: 2 where
     each transform is stored twice, with a gate each (planner/twins.py). ``whole``: the kernel that does
     the work of all the others in one launch, where there is one, and ``cluster`` blocks that share a
-    transform there; 0: as many as planner/whole.py finds.
+    transform there; 0: as many as planner/whole.py finds. ``sections``: transforms of a row, whose
+    filter has as many spectra (planner/sections.py).
     """
 
     problem: Problem
@@ -164,6 +165,7 @@ class Plan:
     outputs: int = 1
     whole: Kernel | None = None
     cluster: int = 0
+    sections: int = 1
 
     def __post_init__(self) -> None:
         product = 1
@@ -356,6 +358,7 @@ class Plan:
         factors = "·".join(f"{s.radix}{places[s.place]}" for s in self.stages)
         fold = f" fold {self.fold}" if self.fold else ""
         twice = " two outputs" if self.outputs == 2 else ""
+        fold += f" {self.sections} sections" if self.sections > 1 else ""
         shape = " ".join(f"{k.label}[{k.warps}w {k.shared_bytes}B]" for k in self.every_kernel)
         return (
             f"{p.mode} {p.length} {p.dtype} {self.target} | N={self.transform}={factors} "
@@ -378,6 +381,8 @@ class Plan:
             raw["whole"] = plain(self.whole)
         if not self.cluster:
             del raw["cluster"]
+        if self.sections == 1:
+            del raw["sections"]
         return json.dumps(raw, sort_keys=True, separators=(",", ":"))
 
     @staticmethod

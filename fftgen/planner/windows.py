@@ -111,7 +111,7 @@ def windows(
     ``least``: points of a window.
     """
     batch, channels, steps = shape
-    row, spectrum = _seconds(plan)
+    row, spectrum = seconds(plan)
     shortest, best = worth * channels * (batch * row + spectrum), None
     for length in LENGTHS:
         found = of(length, ahead, back)
@@ -120,7 +120,7 @@ def windows(
         other = planned(Problem("causal", length, plan.problem.dtype))
         if other is None or other.device_stages:
             continue
-        row, spectrum = _seconds(other)
+        row, spectrum = seconds(other)
         calls = sum(1 for _ in cuts(found, batch, steps))
         time = channels * (batch * found.count(steps) * row + 2 * spectrum) + (calls - 1) * CALL_SECONDS
         if time < shortest:
@@ -143,11 +143,11 @@ def of_many_rows(plan: Plan, taps: int, planned: Callable[[Problem], Plan | None
         return None
     one = planned(Problem("causal", found.length, plan.problem.dtype))
     assert one is not None
-    return Shorter(found, found.count(steps) * _seconds(one)[0] / _seconds(plan)[0])
+    return Shorter(found, found.count(steps) * seconds(one)[0] / seconds(plan)[0])
 
 
 @lru_cache(maxsize=256)
-def _seconds(plan: Plan) -> tuple[float, float]:
+def seconds(plan: Plan) -> tuple[float, float]:
     """Predicted for one row, and for the spectrum of its filter."""
     chip = target(plan.target)
     return expected(plan, cost(plan, chip)) / plan.rows_per_item, filter_cost(plan, chip).predicted

@@ -8,7 +8,7 @@ hold them equal, kernel by kernel); instructions are an estimate for plans that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fftgen.planner import fragments
 from fftgen.planner.mma_rules import steady
@@ -31,6 +31,9 @@ CONVERTED = 4  # instructions that 128 elements of a result in fp32 take to beco
 SECOND = 85  # of a warp, for the rows of another channel: addresses, a power of two, tables from their start
 HALVED = 3  # and a stage by halves: four sums, less what it spares in loads of its matrices
 RESCALED = 4  # and strips of the workspace, to reach the power of their row
+SECTION = 17  # and where a row has sections, of each beside its transform: kept, joined, looked for
+SECTION_PRODUCT = 16  # and of each product of one with the spectrum of another distance
+SECTIONS_ROOM = 0.7  # of the L2: what is read of more was measured to miss (targets.py)
 GATE, NARROW_GATE = 13, 16.5  # and a gate on a row: loaded, widened, multiplied; in pieces of 4 bytes, or 8
 
 
@@ -77,7 +80,12 @@ class Work:
 
 
 def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False) -> Work:
-    """What one kernel of the convolution does for one transform. ``gated``: the input, and every result."""
+    """What one kernel of the convolution does for one transform. ``gated``: the input, and every result.
+
+    Where a row has sections, for all of them.
+    """
+    if plan.sections > 1:
+        return _in_sections(plan, kernel, target, gated)
     ops = tensor_ops(plan, kernel)
     loaded, stored = _signals(plan, kernel)
     workspace_loaded, workspace_stored = workspace(plan, kernel)
@@ -103,6 +111,31 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
         tables=far_twiddles(plan, kernel, target) if mma and body else 0,
         shared_bytes=shared,
         instructions=instructions + gating(plan, inward + outward),
+    )
+
+
+def _in_sections(plan: Plan, kernel: Kernel, target: Target, gated: bool) -> Work:
+    """What one does for all sections of a row: what it does for one, so many times, and for products with
+    transforms of earlier ones, which are kept."""
+    alone = replace(plan, sections=1, problem=replace(plan.problem, length=plan.transform))
+    one, count = kernel_work(alone, kernel, target, gated), plan.sections
+    products, spectrum = count * (count - 1) // 2, ELEMENT * plan.transform
+    kept = target.multiprocessors * kernel.resident * (count - 1) * spectrum
+    outside = (products + count - 1) * spectrum if kept > SECTIONS_ROOM * target.l2_bytes else 0
+    return replace(
+        one,
+        tensor_ops=count * one.tensor_ops,
+        loaded=count * one.loaded,
+        stored=count * one.stored,
+        gates=count * one.gates,
+        device_bytes=count * one.device_bytes + outside,
+        workspace_loaded=products * spectrum,
+        workspace_stored=(count - 1) * spectrum,
+        spectrum=count * one.spectrum + products * spectrum,
+        tables=count * one.tables,
+        shared_bytes=count * one.shared_bytes + products * spectrum,
+        instructions=count * one.instructions
+        + plan.transform / 128 * (SECTION * count + SECTION_PRODUCT * products),
     )
 
 

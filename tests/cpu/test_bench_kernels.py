@@ -11,13 +11,14 @@ import torch
 from bench_kit import case, host
 from command_line import answer, fftgen
 
-from fftgen.bench import rates
+from fftgen.bench import kernels, rates
 from fftgen.bench.backend import HostBackend
 from fftgen.bench.cases import problem_set
-from fftgen.bench.kernels import ONE, STAGES, kernel_times
+from fftgen.bench.kernels import ONE, SECTIONS, STAGES, kernel_times
 from fftgen.bench.rates import SHARES, device_rates
 from fftgen.bench.run import Wish, plan
 from fftgen.bench.steps import KERNELS_CAUSAL, KERNELS_CIRCULAR, KERNELS_GATED, RUNNERS, kernel_steps
+from fftgen.bundle import in_sections
 from fftgen.planner.cost import cost, filter_cost, in_one_launch
 from fftgen.planner.launch import launches
 from fftgen.planner.search import plan as find_plan
@@ -52,8 +53,9 @@ class Clock:
         self.log.append("hold")
 
 
-def test_every_launch_stands_between_two_marks_behind_a_hold() -> None:
+def test_every_launch_stands_between_two_marks_behind_a_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
+    monkeypatch.setattr(kernels, "in_sections", lambda *_: None)
     problem = case(length=65_536, gated=False, batch=2, channels=1)
     found = kernel_times(problem, HostBackend(clock), seed=1, rounds=2)
     names = ["filter_columns", "filter_rows", "filter_level", "columns1", "rows", "columns_inverse1"]
@@ -73,7 +75,6 @@ def test_chunks_of_a_kernel_are_added_up_and_one_launch_is_timed_as_well(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Inputs of a whole chip's transforms are not for this machine: empty ones have their shapes."""
-    from fftgen.bench import kernels
 
     def sets(scaled: Any, *_: Any) -> Any:
         u = torch.empty(1, 1, scaled.length, dtype=torch.bfloat16).expand(scaled.batch, scaled.channels, -1)
@@ -86,6 +87,7 @@ def test_chunks_of_a_kernel_are_added_up_and_one_launch_is_timed_as_well(
     monkeypatch.setattr(kernels, "poison", lambda *_: None)
     monkeypatch.setattr(torch, "empty_like", like)
     monkeypatch.setattr("fftgen.execute.aligned", lambda _: True)
+    monkeypatch.setattr(kernels, "in_sections", lambda *_: None)
     problem = case(length=131_072, gated=False, batch=64, channels=8)
     found = kernel_times(problem, host(1 << 40), seed=1, rounds=1)
     assert [way["way"] for way in found["ways"]] == [STAGES, ONE]
@@ -103,6 +105,22 @@ def test_chunks_of_a_kernel_are_added_up_and_one_launch_is_timed_as_well(
     assert [k["kernel"] for k in found["ways"][1]["kernels"] if k["of"] == "transform"] == ["whole"]
 
 
+def test_rows_in_sections_are_timed_beside_one_transform() -> None:
+    """A spectrum for each distance of sections: the filter's kernels are launched for each."""
+    found = kernel_times(case(length=65_536, gated=True, batch=2, channels=2), host(), seed=1, rounds=1)
+    assert [way["way"] for way in found["ways"]] == [STAGES, SECTIONS]
+    chip = target("sm_90")
+    plan = in_sections(Problem("causal", 65_536, "bf16"), chip)
+    assert plan is not None
+    assert found["ways"][1]["plan"] == str(plan)
+    *spectrum, one = found["ways"][1]["kernels"]
+    assert [k["launches"] for k in spectrum] == [2] * len(plan.filter.kernels)
+    assert one["launches"] == 1
+    assert one["predicted_s"] == pytest.approx(cost(plan, chip, gated=True).predicted, rel=1e-4)
+    predicted = sum(k["predicted_s"] for k in spectrum)
+    assert predicted == pytest.approx(2 * filter_cost(plan, chip).predicted, rel=1e-4)
+
+
 def test_calls_with_gates_are_beside_the_model_of_such() -> None:
     found = []
     for gated in (False, True):
@@ -116,8 +134,6 @@ def test_calls_with_gates_are_beside_the_model_of_such() -> None:
 
 
 def test_long_cases_are_cut_to_what_a_queue_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fftgen.bench import kernels
-
     monkeypatch.setattr(kernels, "ELEMENTS", 8 * 256)
     found = kernel_times(case(length=256, batch=8, channels=8), host(), seed=1, rounds=1)
     assert (found["batch"], found["channels"]) == (8, 1)

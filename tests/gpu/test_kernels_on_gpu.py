@@ -182,6 +182,26 @@ def test_a_long_transform_in_many_chunks(rng: np.random.Generator) -> None:
     hold(problem, conv, given, conv(**on_gpu(given)))
 
 
+@pytest.mark.parametrize("options", [(), ("in_gate", "out_gate", "skip")], ids=["plain", "gated"])
+@pytest.mark.parametrize(("length", "dtype"), [(49_152, "fp16"), (65_536, "bf16"), (98_304, "bf16")])
+def test_many_rows_go_in_sections(
+    length: int, dtype: str, options: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    """Turns of blocks over rows, the last of them with few; the same once more, and in part."""
+    problem = Problem("causal", length, dtype)
+    conv = get(problem)
+    given = arguments(problem, rng, (4, 133, length), length, options)
+    moved = on_gpu(given)
+    cut = conv.sections(moved["u"], problem, None)
+    if cut is None:
+        pytest.skip("no sections that take less than one transform of everything")
+    out = conv(**moved)
+    hold(problem, conv, given, out)
+    assert torch.equal(conv(**moved), out)
+    short = {name: x if name == "skip" else x[..., : length - 4097] for name, x in given.items()}
+    hold(problem, conv, short, conv(**on_gpu(short)))
+
+
 @pytest.mark.parametrize("options", [(), ("in_gate", "out_gate")], ids=["plain", "gated"])
 @pytest.mark.parametrize("length", [65_536, 131_072, 262_144, 524_288, 1 << 20])
 @pytest.mark.parametrize("mode", ["causal", "circular"])

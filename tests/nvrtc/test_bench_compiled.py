@@ -199,7 +199,7 @@ def test_the_longest_are_compiled_first(monkeypatch: pytest.MonkeyPatch) -> None
     assert RUNNERS["build"](params, host(), lambda _: None)["modules"] == 0
     lengths = [n for n, _ in order]
     assert lengths == sorted(lengths, reverse=True)
-    assert [kind for n, kind in order if n == 4096] == ["convolution", *steps.OF_BACKWARD]
+    assert [kind for n, kind in order if n == 4096] == ["convolution", "sections", *steps.OF_BACKWARD]
 
 
 PROBLEMS = (Problem("causal", 256, "fp16"), Problem("circular", 1000, "bf16"))

@@ -1,0 +1,101 @@
+"""Rows of several sections of N points, each of which one block transforms.
+
+A row x of P N points and its filter k, in sections x_q and k_j of N: section p of the result is the sum over
+q up to p of x_q k_(p-q), as far as its N points, and of what x_q k_(p-q-1) has beyond them. In the ring of
+right-angle transforms, where x^N is i, what is beyond is the imaginary part, and Re(-i z) = Im(z); so with
+X_q the transform of x_q
+
+    Y_p = sum_q X_q K_(p-q),   K_0 = T(k_0),   K_j = T(k_j) - i T(k_(j-1)),
+
+and every y_p is the real part of what Y_p is transformed back to: P real transforms there and P back, as for
+rows of N, and P (P + 1) / 2 products (a block Toeplitz matrix, without another transform around it). K_j is
+the spectrum of a filter with taps k_j and, acting backwards in time, the m-th of them k_(j-1) at N - m, since
+-i x^n is x^(n-N).
+
+A block keeps the transforms of earlier sections in the L2, 4 bytes a point, where one stage of a Monarch
+decomposition more takes the whole of each row through it four times, by kernels that take longer than all
+that is counted of them (cost.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+from fftgen.planner.plan import SCALED, Plan
+from fftgen.planner.windows import WORTH, seconds
+from fftgen.problem import Problem
+from fftgen.targets import target
+
+# Sections. Products grow with their square. What a section throws away, the imaginary part, is as large as
+# what it keeps, so that of 32 768 points the noise is 1.2 of what rounding to bf16 costs (1.25 is allowed).
+MOST = 4
+LENGTHS = (8192, 16_384, 32_768)  # of a section
+
+
+Planned = Callable[[Problem], Plan | None]
+
+
+def sectioned(problem: Problem, length: int, planned: Planned) -> Plan | None:
+    """The plan of a causal problem in sections of so many points; None: there is none.
+
+    ``planned``: the plan of a causal problem, if it can be had.
+    """
+    sections = -(-problem.length // length)
+    if not problem.causal or not 1 < sections <= MOST:
+        return None
+    plan = planned(Problem("causal", length, problem.dtype))
+    if plan is None or target(plan.target).virtual or plan.engine != "mma" or plan.compute_format != SCALED:
+        return None
+    if plan.memory_class != "block":
+        return None
+    if plan.transform != length or plan.abreast > 1:
+        return None
+    return replace(plan, problem=problem, sections=sections)
+
+
+def of(problem: Problem, planned: Planned) -> tuple[Plan, ...]:
+    """The plans of a problem in sections, of every length that there is."""
+    found = (sectioned(problem, length, planned) for length in LENGTHS)
+    return tuple(plan for plan in found if plan)
+
+
+def of_many_rows(plan: Plan, planned: Planned) -> Plan | None:
+    """The plan in sections that had better take many rows of a plan's; None: there is none."""
+    others = of(plan.problem, planned)
+    best = min(others, key=lambda other: share(plan, other), default=None)
+    return best if best is not None and share(plan, best) < WORTH else None
+
+
+def share(plan: Plan, other: Plan) -> float:
+    """Of the time of ``plan`` what ``other`` is predicted to take, of rows that fill the chip."""
+    return seconds(other)[0] / seconds(plan)[0]
+
+
+class Shorter(NamedTuple):
+    """A plan in sections, and the share of the time of one transform of everything that it is to take."""
+
+    plan: Plan
+    share: float
+
+
+def shorter(
+    plan: Plan, others: Iterable[Plan], batch: int, channels: int, kept: bool = False
+) -> Shorter | None:
+    """The plan in sections that takes so many rows in least time, by the model; None: ``plan`` takes less.
+
+    A block takes a row, so that few rows leave most of a chip idle: the last turn counts as a whole one.
+    ``kept``: a backward pass would read the spectrum of ``plan`` again, and has to make it without.
+    """
+    chip, rows = target(plan.target), batch * channels
+    row, whole = seconds(plan)
+    one, best = rows * row + channels * whole, None
+    for other in others:
+        row, spectrum = seconds(other)
+        at_once = chip.multiprocessors * other.body.resident
+        spectra = other.sections * spectrum + (whole if kept else 0)
+        time = -(-rows // at_once) * at_once * row + channels * spectra
+        if time < one * (best.share if best else WORTH):
+            best = Shorter(other, time / one)
+    return best

@@ -1,0 +1,71 @@
+// Rows of several sections of N numbers, each a transform by itself, block by block of the filter's Toeplitz matrix
+// (planner/sections.py): Y_p = X_p K_0 + sum_{q<p} X_q K_(p-q), a spectrum for each distance of sections.
+#pragma once
+
+#include "fftgen/scaled_rows.cuh"
+#include "fftgen/signal.cuh"
+
+namespace fftgen {
+
+// What is left of a row from `steps` on.
+template <typename T>
+__device__ __forceinline__ RealSource<T> behind(const RealSource<T>& row, int steps) {
+    return {row.u + steps, row.gate == nullptr ? nullptr : row.gate + steps, row.length - steps, row.vector};
+}
+template <typename T>
+__device__ __forceinline__ RealSink<T> behind(const RealSink<T>& row, int steps) {
+    return {row.y + steps, row.gate == nullptr ? nullptr : row.gate + steps, row.scale, row.length - steps, row.vector};
+}
+
+// Powers of two of the sections of a row, in shared memory, and of the spectra of all distances, `channels` apart.
+struct SectionPowers {
+    static constexpr unsigned NOT_FINITE = 255;
+
+    unsigned* at;
+    const float2* scale;  // of the channel, distance 0
+    int channels;
+
+    __device__ __forceinline__ int spectrum(int distance) const {
+        return __float_as_uint(scale[distance * channels].x) >> 23;
+    }
+    // What section q adds to section p comes in at so many powers of two.
+    __device__ __forceinline__ int term(int p, int q) const { return (int)at[q] - spectrum(p - q); }
+
+    // That of section p, whose own one is known: no less than brings what earlier ones add to fp16. Barriers of the
+    // caller's lie between this and who asks for it, and before another row's.
+    __device__ __forceinline__ Power join(const Power& own, int p, bool first) const {
+        bool finite = own.finite;
+        int most = (int)own.exponent - spectrum(0);
+        for (int q = 0; q < p; ++q) {
+            finite = finite && at[q] != NOT_FINITE;
+            most = max(most, term(p, q));
+        }
+        const Power joined(finite ? (unsigned)min(most + spectrum(0), 253) << 23 : 0x7f800000u);
+        if (first) at[p] = finite ? joined.exponent : NOT_FINITE;
+        return joined;
+    }
+    // What brings the numbers of section q to what those of section p were joined at.
+    __device__ __forceinline__ Pack factor(int p, int q) const {
+        const int less = (int)at[p] - spectrum(0) - term(p, q);
+        const float x = __uint_as_float((unsigned)(127 - min(max(less, 0), 127)) << 23);
+        return pack(x, x);
+    }
+};
+
+// A tile of a spectrum as it comes, two results side by side, and back.
+__device__ __forceinline__ uint4 together(const Result<false> (&x)[2]) { return {x[0].v[0], x[0].v[1], x[1].v[0], x[1].v[1]}; }
+
+// to += factor * x k, for a tile of each.
+__device__ __forceinline__ void add_product(
+    Tile* to_re, Tile* to_im, const uint4& xr, const uint4& xi, const Fragment& kr, const Fragment& ki, Pack factor) {
+    const Pack re[4] = {xr.x, xr.y, xr.z, xr.w}, im[4] = {xi.x, xi.y, xi.z, xi.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        Pair x = pair(re[i]), y = pair(im[i]);
+        twist<false>(x, y, kr.r[i], ki.r[i]);
+        to_re[i / 2].v[i % 2] = fma2(packed(x), factor, to_re[i / 2].v[i % 2]);
+        to_im[i / 2].v[i % 2] = fma2(packed(y), factor, to_im[i / 2].v[i % 2]);
+    }
+}
+
+}  // namespace fftgen

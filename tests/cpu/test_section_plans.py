@@ -1,0 +1,194 @@
+"""Rows in sections: which plans there are, when calls take them, and what they keep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import gradients
+import numpy as np
+import pytest
+import torch
+from command_line import answer, fftgen
+from torch import Tensor
+
+import fftgen as package
+from fftgen import conv as conv_module
+from fftgen import op  # noqa: F401  (registers the operators)
+from fftgen.planner import search, sections
+from fftgen.planner.launch import launches, workspace_elements
+from fftgen.planner.plan import Plan
+from fftgen.planner.sections import MOST, of, of_many_rows, sectioned, share, shorter
+from fftgen.planner.windows import Windows
+from fftgen.problem import Problem
+from fftgen.targets import target
+
+LENGTH = 65_536
+CAUSAL = Problem("causal", LENGTH, "bf16")
+
+
+def planned(problem: Problem) -> Plan:
+    return search.plan(problem, "sm_90")
+
+
+def plan(points: int = 32_768) -> Plan:
+    found = sectioned(CAUSAL, points, planned)
+    assert found is not None
+    return found
+
+
+def test_sections_are_of_what_one_block_holds() -> None:
+    found = of(CAUSAL, planned)
+    assert [(p.sections, p.transform) for p in found] == [(4, 16_384), (2, 32_768)]
+    assert all(p.problem == CAUSAL and p.memory_class == "block" for p in found)
+    assert all(p.sections <= MOST for p in found)
+    assert of(Problem("causal", 140_000, "bf16"), planned) == ()
+    assert of(replace(CAUSAL, mode="circular"), planned) == ()
+    assert of(replace(CAUSAL, dtype="fp32"), planned) == ()
+    assert of(CAUSAL, lambda _: None) == ()
+    assert "right-angle 2 sections block" in str(found[-1])
+
+
+def test_a_plan_in_sections_is_told_and_read_again() -> None:
+    made = plan()
+    assert Plan.from_json(made.to_json()) == made
+    assert made.digest != replace(made, sections=1).digest
+    assert "sections" not in replace(made, sections=1).to_json()  # as plans were before there were any
+
+
+def test_many_rows_take_sections_and_few_do_not() -> None:
+    whole, others = planned(CAUSAL), of(CAUSAL, planned)
+    best = shorter(whole, others, 8, 768)
+    assert best is not None
+    assert best.plan.transform == 32_768
+    assert best.plan == of_many_rows(whole, planned)
+    assert share(whole, best.plan) <= best.share < 0.6
+    assert shorter(whole, others, 1, 16) is None  # a sixth of the chip at work
+    keeping = shorter(whole, others, 8, 768, kept=True)
+    assert keeping is not None
+    assert keeping.plan == best.plan
+    assert keeping.share > best.share
+    assert shorter(whole, (), 8, 768) is None
+    one_row = shorter(whole, others, 1, 132), shorter(whole, others, 1, 132, kept=True)
+    assert one_row[1] is None  # a spectrum more than the rows themselves
+
+
+def test_blocks_keep_sections_in_places_of_their_own() -> None:
+    """As many as run at a time, whatever the batch."""
+    made = plan()
+    for batch, channels in ((1, 1), (3, 50), (64, 768)):
+        (one,) = launches(made, batch, channels, LENGTH)
+        assert one.grid <= target("sm_90").multiprocessors * made.body.resident
+        assert one.grid * one.run >= batch * channels
+        assert workspace_elements(made, batch, channels) == 2 * made.transform * one.grid
+
+
+def test_the_plan_says_what_sections_take() -> None:
+    told = answer("plan", LENGTH, "--causal")["sections"]
+    assert [s["digest"] for s in told] == [p.digest for p in of(CAUSAL, planned)]
+    assert told[-1]["of_the_time"] < 0.6
+    assert "2 sections of 32768 points: 0.5" in fftgen("plan", LENGTH, "--causal").stdout
+    assert "sections" not in answer("plan", LENGTH)
+    assert "not taken" in fftgen("plan", 32_768, "--causal").stdout
+
+
+# --- calls on a GPU that is not there
+
+
+class Kernels:
+    """Loaded kernels, by the definition; ``seen`` says which were asked."""
+
+    def __init__(self, plan: Plan, seen: list[str]) -> None:
+        self.seen, self.executable = seen, SimpleNamespace(plan=plan)
+
+    def convolve(self, u: Tensor, *given: Any) -> tuple[Tensor, None]:
+        p = self.executable.plan
+        self.seen.append(f"{p.sections} x {p.transform}")
+        return gradients.composite(u, *given, mode="causal", length=LENGTH).to(u.dtype), None
+
+    def windowed(self, found: Windows, u: Tensor, *given: Any) -> tuple[Tensor, ...]:
+        self.seen.append(f"windows of {found.length}")
+        *filters, in_gate, (out_gate,), skip = given
+        return (gradients.composite(u, *filters, in_gate, out_gate, skip, mode="causal", length=LENGTH),)
+
+
+class OnGpu(NamedTuple):
+    conv: package.Conv
+    seen: list[str]
+    capturing: list[bool]
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
+    """A convolution of 65 536 steps whose calls on CPU tensors seem to be on an H200, where one row pays."""
+    seen: list[str] = []
+    capturing = [False]
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "none")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    real = sections.shorter
+    monkeypatch.setattr(
+        sections, "shorter", lambda p, others, b, h, kept: real(p, others, 100 * b, 100 * h, kept)
+    )
+    cut = conv_module.windows
+    monkeypatch.setattr(
+        conv_module,
+        "windows",
+        lambda p, shape, *given: cut(p, (100 * shape[0], 100 * shape[1], LENGTH), *given),
+    )
+    handle = f"causal-{LENGTH}-bf16"
+    conv = conv_module.Conv(CAUSAL, conv_module.JustInTime(), handle)
+    monkeypatch.setitem(conv_module._registry, handle, conv)
+    monkeypatch.setattr(conv_module, "Loaded", lambda built, _: built)
+    monkeypatch.setattr(conv_module.JustInTime, "sectioned", lambda _, plan: Kernels(plan, seen))
+
+    def once(kept: Any, device: Any, problem: Any, load: Any, train: bool = False) -> Any:
+        return kept.setdefault((problem, device), load(device))
+
+    monkeypatch.setattr(conv, "_once", once)
+    monkeypatch.setattr(conv, "on", lambda _, problem: Kernels(planned(problem), seen))
+    return OnGpu(conv, seen, capturing)
+
+
+def test_calls_of_many_rows_go_in_sections(gpu: OnGpu, rng: np.random.Generator) -> None:
+    u = torch.from_numpy(rng.standard_normal((2, 2, LENGTH))).bfloat16()
+    k = torch.from_numpy(rng.standard_normal((2, LENGTH))).float()
+    y = gpu.conv(u, k, in_gate=u, out_gate=u, skip=k[:, 0])
+    exact = gradients.composite(u, k, None, u, u, k[:, 0], mode="causal", length=LENGTH)
+    assert torch.linalg.norm(y.double() - exact) < 3e-3 * torch.linalg.norm(exact)
+    gpu.conv(u, k, k_rev=k)  # sections have no filters that act backwards
+    assert gpu.seen == ["2 x 32768", "1 x 65536"]
+
+
+def test_calls_that_are_recorded_go_in_sections_too(gpu: OnGpu, rng: np.random.Generator) -> None:
+    u = torch.from_numpy(rng.standard_normal((2, 2, LENGTH))).bfloat16()
+    k = torch.from_numpy(rng.standard_normal((2, LENGTH))).float().requires_grad_()
+    y = gpu.conv(u, k)
+    assert y.requires_grad
+    assert gpu.seen == ["2 x 32768"]
+
+
+def test_short_filters_go_through_in_windows_where_these_take_less(
+    gpu: OnGpu, rng: np.random.Generator
+) -> None:
+    """Windows of 32 768 points take less than one transform of everything, and more than sections."""
+    u = torch.from_numpy(rng.standard_normal((2, 2, LENGTH))).bfloat16()
+    k = torch.from_numpy(rng.standard_normal((2, 16_384))).float()
+    gpu.conv(u, k[:, :1024])
+    gpu.conv(u, k)
+    assert gpu.conv.windows(u, CAUSAL, k, None) is not None
+    assert gpu.seen == ["windows of 8192", "2 x 32768"]
+
+
+def test_while_a_graph_is_captured_what_is_loaded_serves(gpu: OnGpu, rng: np.random.Generator) -> None:
+    u = torch.from_numpy(rng.standard_normal((2, 2, LENGTH))).bfloat16()
+    k = torch.from_numpy(rng.standard_normal((2, LENGTH))).float()
+    gpu.capturing[0] = True
+    gpu.conv(u, k)
+    gpu.capturing[0] = False
+    gpu.conv(u[..., :-8], k)
+    gpu.capturing[0] = True
+    gpu.conv(u[..., :-16], k)  # they are there now
+    assert gpu.seen == ["1 x 65536", "2 x 32768", "2 x 32768"]

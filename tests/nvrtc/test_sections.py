@@ -1,0 +1,215 @@
+"""Rows in sections (planner/sections.py): the kernels in the simulator, held against the definition."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import compiled
+import numpy as np
+import pytest
+import torch
+from calls import TORCH, built, check, draw, exact, filters
+from cases import slow
+from command_line import why_not
+from torch import Tensor
+
+from fftgen import emulate
+from fftgen.api import build_files, jobs_for
+from fftgen.bundle import kind_of, open_shelf
+from fftgen.errors import InternalError
+from fftgen.planner import search
+from fftgen.planner.plan import Plan
+from fftgen.planner.sections import LENGTHS, MOST, sectioned
+from fftgen.problem import Problem
+from fftgen.render import render
+from fftgen.simulator import SimulationError
+from fftgen.source import Source
+from fftgen.targets import target
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+
+POINTS = LENGTHS[0]
+
+
+def planned(sections: int, points: int = POINTS, dtype: str = "bf16", arch: str = "sm_90") -> Plan:
+    problem = Problem("causal", sections * points, dtype)
+    found = sectioned(problem, points, lambda p: search.plan(p, arch))
+    assert found is not None
+    assert found.sections == sections
+    return found
+
+
+def run(plan: Plan, u: Tensor, k: Tensor, ptx: str | None = None, seed: int = 0, **given: Any) -> Tensor:
+    """The result, the filter's spectra by kernels as well, judged."""
+    y = call(plan, u, k, ptx, seed, **given)
+    check(plan, y, u, k, **given)
+    return y
+
+
+def call(plan: Plan, u: Tensor, k: Tensor, ptx: str | None = None, seed: int = 0, **given: Any) -> Tensor:
+    module, own = built(plan)
+    return emulate.convolve(module, u, k, ptx=ptx or own, seed=seed, **given)[0]
+
+
+CASES = (
+    (2, 8192, "bf16", "sm_90"),
+    (3, 8192, "fp16", "sm_90"),
+    (2, 8192, "bf16", "sm_80"),
+    (2, 32_768, "bf16", "sm_90"),
+    *slow(
+        [
+            (2, 16_384, "bf16", "sm_80"),
+            (2, 32_768, "fp16", "sm_100"),
+            (3, 16_384, "bf16", "sm_90"),
+            (3, 32_768, "bf16", "sm_90"),
+            (2, 32_768, "bf16", "sm_80"),
+            (4, 32_768, "fp16", "sm_90"),
+            (4, 16_384, "bf16", "sm_86"),
+            (4, 16_384, "bf16", "sm_89"),
+            (2, 16_384, "fp16", "sm_120"),
+            (4, 16_384, "bf16", "sm_120"),
+        ]
+    ),
+)
+
+
+@pytest.mark.parametrize(("sections", "points", "dtype", "arch"), CASES)
+def test_sections_are_what_one_transform_is(
+    sections: int, points: int, dtype: str, arch: str, rng: np.random.Generator
+) -> None:
+    """Gates and a skip; the whole row, and one that ends inside a section, with a filter that does."""
+    plan, of = planned(sections, points, dtype, arch), TORCH[dtype]
+    for shape, taps in (((1, 2), sections * points), ((2, 1), points + 100)):
+        steps = sections * points - (0 if taps > points + 100 else 1000)
+        u, in_gate, out_gate = (draw(rng, *shape, steps).to(of) for _ in range(3))
+        k = filters(rng, shape[1], taps, steps)
+        skip = torch.copysign(draw(rng, shape[1]).float(), k[:, 0])
+        seed = int(rng.integers(2**31))
+        run(plan, u, k, seed=seed, in_gate=in_gate, out_gate=out_gate, skip=skip)
+
+
+@pytest.mark.drawn(3)
+def test_sections_of_any_signal(rng: np.random.Generator) -> None:
+    """Lengths, taps and layouts drawn; rows that start anywhere among them."""
+    plan = planned(int(rng.integers(2, MOST + 1)))
+    steps = int(rng.integers(1, plan.sections * POINTS + 1))
+    u = draw(rng, int(rng.integers(1, 4)), int(rng.integers(1, 3)), steps).bfloat16()
+    k = filters(rng, u.shape[1], int(rng.integers(1, plan.sections * POINTS + 1)), steps)
+    run(plan, u, k, **({"in_gate": draw(rng, *u.shape).bfloat16()} if rng.integers(2) else {}))
+
+
+SIZES = {
+    "loud, then quiet": lambda t: torch.where(t < POINTS, 1e4, 1e-3),
+    "quiet, then loud": lambda t: torch.where(t < POINTS, 1e-3, 1e4),
+    "nothing, then something": lambda t: (t >= POINTS).double(),
+    "something, then nothing": lambda t: (t < POINTS).double(),
+    "tiny": lambda t: torch.full_like(t, 1e-20, dtype=torch.float64),
+    "huge": lambda t: torch.full_like(t, 1e30, dtype=torch.float64),
+    "rising": lambda t: 2.0 ** (t.double() / POINTS * 6 - 40),
+    "falling": lambda t: 2.0 ** (-t.double() / POINTS * 6),
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("sections", [2, *slow([4])])
+def test_each_section_has_a_power_of_its_own(sections: int, size: str, rng: np.random.Generator) -> None:
+    plan = planned(sections)
+    steps = sections * POINTS
+    u = (draw(rng, 1, 1, steps) * SIZES[size](torch.arange(steps))).bfloat16()
+    run(plan, u, filters(rng, 1, steps))
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("taps", [1, 2, POINTS, POINTS + 1])
+def test_filters_that_leave_distances_empty(taps: int, scale: float, rng: np.random.Generator) -> None:
+    """Spectra of zeros, by length and by what the taps are: they ask for no room beside the others."""
+    plan = planned(3)
+    k = filters(rng, 1, taps, plan.problem.length) * scale
+    u = draw(rng, 1, 1, plan.problem.length).bfloat16()
+    run(plan, u, k)
+    run(plan, u, torch.nn.functional.pad(k, (0, plan.problem.length - taps)))
+
+
+def test_what_is_not_finite_spoils_what_comes_after_it(rng: np.random.Generator) -> None:
+    """And no section before it: of its own section all results, of later ones, too."""
+    plan = planned(3)
+    u, k = draw(rng, 2, 1, plan.problem.length).bfloat16(), filters(rng, 1, plan.problem.length)
+    good = call(plan, u, k)
+    spoilt = u.clone()
+    spoilt[0, 0, POINTS + 5] = float("inf")
+    y = call(plan, spoilt, k)
+    assert torch.equal(y[1], good[1])
+    assert torch.equal(y[0, 0, :POINTS], good[0, 0, :POINTS])
+    assert bool(y[0, 0, POINTS:].isnan().all())
+    k[:] = float("nan")
+    assert bool(call(plan, u, k).isnan().all())
+
+
+def changed(source: Source, before: str, after: str) -> Source:
+    """Source and headers with one place of them another."""
+    texts = {source.name: source.text, **source.headers}
+    assert sum(text.count(before) for text in texts.values()) == 1, before
+    texts = {name: text.replace(before, after) for name, text in texts.items()}
+    return replace(source, text=texts.pop(source.name), headers=texts)
+
+
+SUM = "to_re[i / 2].v[i % 2] = fma2(packed(x), "
+MUTATIONS = {
+    "no power of the section": ("return joined;", "return own;"),
+    "transforms at the wrong power": (f"{SUM}factor,", f"{SUM}pack(1.0f, 1.0f),"),
+    "a spectrum of another distance": ("spectrum + (part - q) * distance", "spectrum + part * distance"),
+    "another section's transform": ("own[q * (N / 4)], own[q * (N / 4) + LANES]", "own[0], own[LANES]"),
+    "nothing kept": ("own[part * (N / 4)] = together(r[g][m]),", ""),
+    "results of another section": ("sink(args, item.b, item.h), part * N)", "sink(args, item.b, item.h), 0)"),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_what_makes_it_right_is_missed(mutation: str, rng: np.random.Generator) -> None:
+    plan = planned(3)
+    module, _ = built(plan)
+    before, after = MUTATIONS[mutation]
+    source = changed(module.source, before, after)
+    ptx = emulate.line_ptx(replace(module, source=source))
+    steps = plan.problem.length
+    noise, k = draw(rng, 1, 1, steps), filters(rng, 1, steps)
+    signals = [(noise * SIZES[size](torch.arange(steps))).bfloat16() for size in ("rising", "falling")]
+    with pytest.raises((AssertionError, SimulationError, InternalError)):
+        run(plan, torch.cat(signals, 1), k.expand(2, -1), ptx)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+def test_sections_of_32768_points_put_next_to_nothing_by(arch: str) -> None:
+    for sections in (2, 3):
+        plan = planned(sections, 32_768, arch=arch)
+        found = compiled.cubin(render(plan), arch).resources[plan.name]
+        assert found.spill_store_bytes <= (4 if arch == "sm_100" else 0)
+        assert found.registers <= 128
+
+
+def test_artifacts_carry_what_many_rows_take(tmp_path: Path) -> None:
+    """The sections' kernels beside those of the whole, where they pay and no engine was asked for."""
+    problem = Problem("causal", 65_536, "bf16")
+    (file,) = build_files({tmp_path / "a.fftgen": (problem,)}, [target("sm_90")])
+    kinds = [kind_of(built.subject) for built in file.built]
+    assert kinds == ["convolution", "sections"]
+    shelf = open_shelf(file.path)
+    assert shelf.problems == (problem,)
+    (plan,) = shelf.sections(problem, (9, 0))
+    assert (plan.sections, plan.transform) == (2, 32_768)
+    assert shelf.sectioned(plan).cubin == file.built[1].cubin != b""
+    assert shelf.built(problem, (9, 0)).plan.sections == 1
+    assert shelf.sections(problem, (8, 0)) == ()
+    shorter = Problem("causal", 32_768, "bf16")
+    assert [kind for *_, kind in jobs_for(shorter, [target("sm_90")])] == ["convolution"]
+    assert [kind for *_, kind in jobs_for(problem, [target("sm_90")], engine="wmma")] == ["convolution"]
+
+
+def test_filters_that_act_backwards_are_not_for_sections(rng: np.random.Generator) -> None:
+    plan = planned(2)
+    u, k = draw(rng, 1, 1, 100).bfloat16(), filters(rng, 1, 10, 100)
+    with pytest.raises(InternalError, match="act forwards"):
+        call(plan, u, k, k_rev=k)
+    assert exact(plan, u, k).shape == u.shape
