@@ -163,13 +163,23 @@ def check_taps(problem: Problem | Open, taps: int) -> None:
         raise InputError(f"{taps} taps are no filter of a {problem.mode} convolution of {problem.length}")
 
 
-def check_spectrum(planes: Tensor, scale: Tensor, u: Tensor, points: int, dtype: torch.dtype | None) -> None:
+def check_spectrum(
+    planes: Tensor,
+    scale: Tensor,
+    u: Tensor,
+    points: int = 0,
+    dtype: torch.dtype | None = None,
+    sections: int = 0,
+) -> None:
     """A prepared spectrum that an operator takes: planes (H, 2, points) of a dtype, scale (H, 2) float32.
 
-    ``points`` 0 and ``dtype`` None: any. Kernels read both as they lie in memory.
+    ``sections`` more than 1: so many of them. 0 and None: any. Kernels read both as they lie in memory.
     """
     channels = u.shape[1]
-    fits = planes.dim() == 3 and tuple(planes.shape[:2]) == (channels, 2) == tuple(scale.shape)
+    each = (
+        (sections,) if sections > 1 else () if sections else tuple(planes.shape[: max(0, planes.dim() - 3)])
+    )
+    fits = len(each) < 2 and tuple(planes.shape[:-1]) == (*each, channels, 2) == tuple(scale.shape)
     fits = fits and points in (0, planes.shape[-1]) and planes.is_contiguous() and scale.is_contiguous()
     if not fits or dtype not in (None, planes.dtype) or scale.dtype != torch.float32:
         raise InputError(

@@ -29,6 +29,7 @@ from fftgen.pipeline import Built, build, build_gradient, build_plan
 from fftgen.planner import search, sections
 from fftgen.planner.gradient import gradient, read_backwards
 from fftgen.planner.plan import Plan
+from fftgen.planner.sections import Shorter
 from fftgen.planner.windows import WORTH, Windows, possible, windows
 from fftgen.problem import Problem
 from fftgen.signature import Form, arrange, autocast, shapes
@@ -65,7 +66,7 @@ class Provider(Protocol):
 
 
 Kept = TypeVar("Kept")
-BATCHES = (1, 64)  # for which a filter must be short enough for windows, to be kept as it is
+BATCHES = (1, 64)  # for which a filter must be short enough for windows, to be kept as it is, or sections pay
 CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
 
 
@@ -115,7 +116,7 @@ class Conv:
         self._backwards: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
         self._twins: dict[tuple[Problem, torch.device], Loaded | None] = {}
         self._sectioned: dict[Plan, dict[tuple[Problem, torch.device], Loaded]] = {}
-        self._sections: Bounded[tuple[object, ...], tuple[sections.Shorter | None]] = Bounded()
+        self._sections: Bounded[tuple[object, ...], tuple[Shorter | None]] = Bounded()
         self._windows: Bounded[tuple[object, ...], tuple[Windows | None]] = Bounded()
         self._routes = Routes()
         self._lock = threading.Lock()
@@ -239,7 +240,8 @@ class Conv:
         k, k_rev (H, Lk); a filter that groups share is expanded first (``k.repeat_interleave``).
         ``length``: the longest sequence that will be convolved; in circular mode a length and filters of
         at most half the transform run as the causal problem of half the length. Where a filter is so short
-        that calls go in windows, whose spectra take next to no time, it is kept as it is, as on a CPU.
+        that calls go in windows, whose spectra take next to no time, it is kept as it is, as on a CPU. Of
+        so many channels that rows had better go in sections whatever the batch, the spectrum is of those.
         """
         both = [check_filter(self.problem, k)]
         if k_rev is not None:
@@ -262,7 +264,8 @@ class Conv:
         ends = taps, taps if len(both) > 1 else 0
         if all(self.windows_of(k.device, problem, (b, k.shape[0], longest), *ends) for b in BATCHES):
             return _as_they_are(both, taps)
-        made = self.on(k.device, problem).spectrum(k, k_rev)
+        cut = None if k_rev is not None else self._prepared_sections(k.device, problem, k.shape[0])
+        made = self._taking(k.device, problem, cut).spectrum(k, k_rev)
         if needs_grad(*both):
             made.planes.requires_grad_()  # so that a call is recorded, whose backward pass says what is wrong
         return made
@@ -289,9 +292,9 @@ class Conv:
         """Compile and load everything that calls on a device need, so that they can be captured in a graph.
 
         ``length``: of no longer sequences and filters, which may need less: in circular mode the causal
-        problem of half the length alone. ``train``: what their gradients need, too. Kernels of windows are
-        not among them (which there are depends on the call): a call before the capture loads them, and
-        without them a captured call takes the kernels of the whole. Returns the convolution.
+        problem of half the length alone. ``train``: what their gradients need, too. Kernels of windows and
+        sections are not among them (which there are depends on the call): a call before the capture loads
+        them, and without them a captured call takes the kernels of the whole. Returns the convolution.
         """
         where = torch.device(device)
         longest = self._longest(length)
@@ -424,20 +427,35 @@ class Conv:
         It may come from another process, or from another GPU of this architecture: what is not loaded yet
         is loaded before a spectrum is called foreign. While a graph is captured that is a ToolchainError.
         """
+        loaded = self._of_digest(digest, u.device)
+        if loaded is None:
+            raise InputError(
+                f"the spectrum was prepared by another plan ({digest[:8]}): prepare it with this "
+                f"convolution, {self!r}, on {u.device}"
+            )
+        most = loaded.executable.plan.problem.length
+        if u.shape[-1] > most:
+            raise InputError(
+                f"the spectrum was prepared for sequences of at most {most}, u has "
+                f"{u.shape[-1]}: conv.prepare(k, length={u.shape[-1]})"
+            )
+        return loaded
+
+    def _of_digest(self, digest: str, device: torch.device) -> Loaded | None:
+        """The kernels of the plan with a digest; what is loaded is looked through first."""
+        for plan in tuple(self._sectioned):
+            if plan.digest == digest:
+                return self.on_sections(device, plan)
         own = dict.fromkeys((self.problem, self.served(1, 1)))
-        for problem in sorted(own, key=lambda p: (p, u.device) not in self._loaded):  # what is there first
-            loaded = self.on(u.device, problem)
+        for problem in sorted(own, key=lambda p: (p, device) not in self._loaded):
+            loaded = self.on(device, problem)
             if loaded.executable.plan.digest == digest:
-                if u.shape[-1] > problem.length:
-                    raise InputError(
-                        f"the spectrum was prepared for sequences of at most {problem.length}, u has "
-                        f"{u.shape[-1]}: conv.prepare(k, length={u.shape[-1]})"
-                    )
                 return loaded
-        raise InputError(
-            f"the spectrum was prepared by another plan ({digest[:8]}): prepare it with this convolution, "
-            f"{self!r}, on {u.device}"
-        )
+        for problem in filter(sections.possible, own):
+            for plan in self._provider.sections(problem, *_facts(device)):
+                if plan.digest == digest:
+                    return self.on_sections(device, plan)
+        return None
 
     # The operators of op.py call these.
 
@@ -464,7 +482,7 @@ class Conv:
         if found is not None:
             loaded = self.on(u.device, self.of_windows(found))
             return loaded.windowed(found, u, k, k_rev, in_gate, (out_gate,), skip)[0], None
-        loaded = self.on_sections(u.device, cut.plan) if cut else self.on(u.device, problem)
+        loaded = self._taking(u.device, problem, cut)
         y, spectrum = loaded.convolve(u, k, k_rev, in_gate, out_gate, skip)
         plan = loaded.executable.plan
         return y, spectrum if plan.sections == 1 and read_backwards(plan) else None
@@ -479,8 +497,7 @@ class Conv:
         found = self.windows(u, problem, ahead, back, cut.share if cut else WORTH)
         if found is not None:
             return Route(handle, self.on(u.device, self.of_windows(found)), taps, found)
-        loaded = self.on_sections(u.device, cut.plan) if cut else self.on(u.device, problem)
-        return Route(handle, loaded, taps)
+        return Route(handle, self._taking(u.device, problem, cut), taps)
 
     def run_prepared(
         self,
@@ -525,26 +542,54 @@ class Conv:
 
     def sections(
         self, u: Tensor, problem: Problem, k_rev: Tensor | None, keeping: bool = False
-    ) -> sections.Shorter | None:
-        """The sections that rows of a call on a GPU had better take (planner/sections.py); None: none.
+    ) -> Shorter | None:
+        """The sections that rows of a call on a GPU had better take (planner/sections.py); None: none."""
+        if k_rev is not None:
+            return None
+        batch, channels, _ = u.shape
+        return self.sections_of(u.device, problem, batch, channels, keeping)
+
+    def sections_of(
+        self,
+        device: torch.device,
+        problem: Problem,
+        batch: int,
+        channels: int,
+        keeping: bool = False,
+        prepared: bool = False,
+    ) -> Shorter | None:
+        """The same for so many rows; ``prepared``: whose filters' spectra are there.
 
         While a graph is captured nothing can be loaded: kernels that are there for the whole then serve.
         """
-        if not problem.causal or k_rev is not None or problem.length <= sections.LENGTHS[0]:
+        if not sections.possible(problem):
             return None
-        batch, channels, _ = u.shape
-        key = (u.device, problem, batch, channels, keeping)
+        key = (device, problem, batch, channels, keeping, prepared)
         kept = self._sections.get(key)
         if kept is None:
-            facts = _facts(u.device)
+            facts = _facts(device)
             plan = self._provider.planned(problem, *facts)
-            plans = () if plan is None else self._provider.sections(problem, *facts)
-            kept = (None if plan is None else sections.shorter(plan, plans, batch, channels, keeping),)
+            shortest = None
+            if plan is not None:
+                others = self._provider.sections(problem, *facts)
+                shortest = sections.shorter(plan, others, batch, channels, keeping, prepared)
+            kept = (shortest,)
             self._sections.keep(key, kept)
         (found,) = kept
-        if found is not None and (problem, u.device) not in self._sectioned.get(found.plan, ()):
+        if found is not None and (problem, device) not in self._sectioned.get(found.plan, ()):
             return None if torch.cuda.is_current_stream_capturing() else found
         return found
+
+    def _prepared_sections(self, device: torch.device, problem: Problem, channels: int) -> Shorter | None:
+        """The sections whose spectra had better be prepared, since calls of any batch take less by them."""
+        few, *others = (self.sections_of(device, problem, b, channels, prepared=True) for b in BATCHES)
+        if few is None or any(cut is None or cut.plan != few.plan for cut in others):
+            return None
+        return few
+
+    def _taking(self, device: torch.device, problem: Problem, cut: Shorter | None) -> Loaded:
+        """The kernels that take rows as they are, or in sections."""
+        return self.on_sections(device, cut.plan) if cut else self.on(device, problem)
 
     def on_sections(self, device: torch.device, plan: Plan) -> Loaded:
         """The kernels of a plan in sections on a GPU, built and loaded at the first call."""

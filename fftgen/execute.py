@@ -7,7 +7,7 @@ tensor to address are handed in.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, overload
 
 import torch
@@ -41,7 +41,8 @@ class Spectrum:
     kernels read (planner/order.py), every channel multiplied by a power of two that brings its largest
     modulus into [1/2, 1), of batch pairs by up to half of that, which makes frequency 0 a power of two
     (planner/matrix_scale.py). ``scale`` (H, 2) fp32: that factor, and what undoes it together with 1/N.
-    ``digest`` names the plan.
+    Where rows have sections (planner/sections.py), of all P distances: planes (P, H, 2, N), scale
+    (P, H, 2). ``digest`` names the plan.
     """
 
     planes: Tensor
@@ -51,7 +52,7 @@ class Spectrum:
 
     @property
     def channels(self) -> int:
-        return int(self.planes.shape[0])
+        return int(self.planes.shape[-3])
 
 
 def stored_order(natural: Tensor, digits: Sequence[tuple[int, int]]) -> Tensor:
@@ -82,8 +83,13 @@ def spectrum_dtype(plan: Plan) -> torch.dtype:
 def with_skip(plan: Plan, planes: Tensor, scale: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
     """A prepared spectrum with a skip term (H,): every frequency grows by D, in the spectrum's own scale.
 
-    Where that leaves the range of the operands' type, a channel takes another power of two.
+    Where that leaves the range of the operands' type, a channel takes another power of two. Of sections, a
+    section's own spectrum has it.
     """
+    if plan.sections > 1:
+        own = with_skip(replace(plan, sections=1), planes[0], scale[0], skip)
+        first, moved = (torch.cat([x[None], rest[1:]]) for x, rest in zip(own, (planes, scale), strict=True))
+        return first, moved
     digits = spectrum_digits(plan)
     place = next(i for i, (extent, stride) in enumerate(digits) if stride == 1)
     spread = planes.reshape(-1, *(extent for extent, _ in digits)).to(torch.float32)

@@ -171,7 +171,7 @@ def _prepared_cuda(
     conv = registered(handle)
     if u.numel():
         plan = conv.loaded_for(digest, u).executable.plan
-        check_spectrum(planes, scale, u, plan.transform, spectrum_dtype(plan))
+        check_spectrum(planes, scale, u, plan.transform, spectrum_dtype(plan), plan.sections)
     return conv.run_prepared(u, planes, scale, in_gate, out_gate, skip, digest)
 
 
@@ -251,7 +251,7 @@ def _check_prepared(
     digest: str,
 ) -> None:
     check_operands(_asked_of(handle, u), u, {}, {"in_gate": in_gate, "out_gate": out_gate}, skip)
-    check_spectrum(planes, scale, u, 0, None)
+    check_spectrum(planes, scale, u)
 
 
 def _checking(check: Any, function: Any) -> Any:

@@ -14,8 +14,9 @@ from fftgen.accuracy import Accuracy
 from fftgen.bench.backend import Backend
 from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
-from fftgen.conv import Conv, get_conv
+from fftgen.conv import CPU_DIGEST, Conv, get_conv
 from fftgen.errors import NoPlanError
+from fftgen.execute import Spectrum
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.plan import Plan
 from fftgen.planner.windows import WORTH
@@ -116,12 +117,17 @@ def _way(conv: Conv, x: Inputs, case: Case) -> str:
 
 def _fftgen_prepared(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
     conv, plan = _conv(case, backend)
+    made = [conv.prepare(x.k) for x in sets]
 
-    def call(x: Inputs) -> Callable[[], Tensor]:
-        made = conv.prepare(x.k)
-        return lambda: conv(x.u, made, in_gate=x.in_gate, out_gate=x.out_gate)
+    def call(x: Inputs, spectrum: Spectrum) -> Callable[[], Tensor]:
+        return lambda: conv(x.u, spectrum, in_gate=x.in_gate, out_gate=x.out_gate)
 
-    return Prepared(tuple(call(x) for x in sets), plan, note=str(plan))
+    calls = tuple(call(x, spectrum) for x, spectrum in zip(sets, made, strict=True))
+    own = str(plan)
+    if backend.device.type == "cuda":
+        kept, first = made[0].digest == CPU_DIGEST, sets[0].u
+        own = "the filter, kept" if kept else str(conv.loaded_for(made[0].digest, first).executable.plan)
+    return Prepared(calls, plan, note=own)
 
 
 Gate = Tensor | None

@@ -37,6 +37,11 @@ LENGTHS = (8192, 16_384, 32_768)  # of a section
 Planned = Callable[[Problem], Plan | None]
 
 
+def possible(problem: Problem) -> bool:
+    """Whether there may be sections: a plan tells."""
+    return problem.causal and LENGTHS[0] < problem.length <= MOST * LENGTHS[-1]
+
+
 def sectioned(problem: Problem, length: int, planned: Planned) -> Plan | None:
     """The plan of a causal problem in sections of so many points; None: there is none.
 
@@ -81,20 +86,26 @@ class Shorter(NamedTuple):
 
 
 def shorter(
-    plan: Plan, others: Iterable[Plan], batch: int, channels: int, kept: bool = False
+    plan: Plan,
+    others: Iterable[Plan],
+    batch: int,
+    channels: int,
+    kept: bool = False,
+    prepared: bool = False,
 ) -> Shorter | None:
     """The plan in sections that takes so many rows in least time, by the model; None: ``plan`` takes less.
 
     A block takes a row, so that few rows leave most of a chip idle: the last turn counts as a whole one.
     ``kept``: a backward pass would read the spectrum of ``plan`` again, and has to make it without.
+    ``prepared``: spectra are there.
     """
     chip, rows = target(plan.target), batch * channels
     row, whole = seconds(plan)
-    one, best = rows * row + channels * whole, None
+    one, best = rows * row + (0.0 if prepared else channels * whole), None
     for other in others:
         row, spectrum = seconds(other)
         at_once = chip.multiprocessors * other.body.resident
-        spectra = other.sections * spectrum + (whole if kept else 0)
+        spectra = 0.0 if prepared else other.sections * spectrum + (whole if kept else 0.0)
         time = -(-rows // at_once) * at_once * row + channels * spectra
         if time < one * (best.share if best else WORTH):
             best = Shorter(other, time / one)

@@ -16,6 +16,9 @@ from torch import Tensor
 import fftgen as package
 from fftgen import conv as conv_module
 from fftgen import op  # noqa: F401  (registers the operators)
+from fftgen.errors import InputError
+from fftgen.execute import Spectrum
+from fftgen.loaded import Routes
 from fftgen.planner import search, sections
 from fftgen.planner.launch import launches, workspace_elements
 from fftgen.planner.plan import Plan
@@ -107,6 +110,22 @@ class Kernels:
         self.seen.append(f"{p.sections} x {p.transform}")
         return gradients.composite(u, *given, mode="causal", length=LENGTH).to(u.dtype), None
 
+    def spectrum(self, k: Tensor, k_rev: Tensor | None = None) -> Spectrum:
+        """The taps in its place."""
+        p = self.executable.plan
+        self.seen.append(f"spectrum, {p.sections} x {p.transform}")
+        each = k.reshape(len(k), p.sections, p.transform).transpose(0, 1)
+        planes = torch.stack([each, torch.zeros_like(each)], dim=2)
+        scale = torch.ones(*planes.shape[:2], 2)
+        parts = (planes, scale) if p.sections > 1 else (planes[0], scale[0])
+        return Spectrum(*parts, p.digest, k.shape[-1])
+
+    def apply(self, u: Tensor, planes: Tensor, scale: Tensor, *given: Any) -> Tensor:
+        p = self.executable.plan
+        self.seen.append(f"{p.sections} x {p.transform}")
+        taps = planes.select(-2, 0).transpose(0, 1).reshape(u.shape[1], -1)
+        return gradients.composite(u, taps, None, *given, mode="causal", length=LENGTH).to(u.dtype)
+
     def windowed(self, found: Windows, u: Tensor, *given: Any) -> tuple[Tensor, ...]:
         self.seen.append(f"windows of {found.length}")
         *filters, in_gate, (out_gate,), skip = given
@@ -130,7 +149,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
     real = sections.shorter
     monkeypatch.setattr(
-        sections, "shorter", lambda p, others, b, h, kept: real(p, others, 100 * b, 100 * h, kept)
+        sections, "shorter", lambda p, others, b, h, *how: real(p, others, 100 * b, 100 * h, *how)
     )
     cut = conv_module.windows
     monkeypatch.setattr(
@@ -180,6 +199,37 @@ def test_short_filters_go_through_in_windows_where_these_take_less(
     gpu.conv(u, k)
     assert gpu.conv.windows(u, CAUSAL, k, None) is not None
     assert gpu.seen == ["windows of 8192", "2 x 32768"]
+
+
+def test_spectra_of_many_channels_are_of_sections(gpu: OnGpu, rng: np.random.Generator) -> None:
+    """Of so many that one row of each fills the chip; loaded or not, their kernels take calls with them."""
+    u = torch.from_numpy(rng.standard_normal((2, 2, LENGTH))).bfloat16()
+    k = torch.from_numpy(rng.standard_normal((2, LENGTH))).float()
+    made = gpu.conv.prepare(k)
+    assert made.channels == 2
+    assert made.planes.shape == (2, 2, 2, 32_768)
+    taken = gpu.conv(u, made)
+    gpu.conv._sectioned.clear()
+    gpu.conv._routes = Routes()
+    assert torch.equal(gpu.conv(u[..., :-8], made), taken[..., :-8])
+    assert gpu.seen == ["spectrum, 2 x 32768", "2 x 32768", "2 x 32768"]
+    with pytest.raises(InputError, match="no spectrum for 2 channels"):
+        torch.ops.fftgen.conv_prepared(
+            u, made.planes[0], made.scale, None, None, None, gpu.conv.handle, made.digest
+        )
+    with pytest.raises(InputError, match="prepared by another plan"):
+        gpu.conv(u, replace(made, digest="other"))
+    assert gpu.conv.prepare(k, k_rev=k).planes.dim() == 3
+
+
+def test_spectra_of_few_channels_are_of_one_transform() -> None:
+    """A row of each would leave most of the chip idle."""
+    whole, others = planned(CAUSAL), of(CAUSAL, planned)
+    for channels, there in ((16, False), (132, True), (133, False), (768, True)):
+        found = shorter(whole, others, 1, channels, prepared=True)
+        assert (found is not None) == there
+        many = shorter(whole, others, 64, channels, prepared=True)
+        assert many is not None
 
 
 def test_while_a_graph_is_captured_what_is_loaded_serves(gpu: OnGpu, rng: np.random.Generator) -> None:

@@ -190,7 +190,7 @@ def test_many_rows_go_in_sections(
     """Turns of blocks over rows, the last of them with few; the same once more, and in part."""
     problem = Problem("causal", length, dtype)
     conv = get(problem)
-    given = arguments(problem, rng, (4, 133, length), length, options)
+    given = arguments(problem, rng, (1, 500, length), length, options)
     moved = on_gpu(given)
     cut = conv.sections(moved["u"], problem, None)
     if cut is None:
@@ -198,6 +198,9 @@ def test_many_rows_go_in_sections(
     out = conv(**moved)
     hold(problem, conv, given, out)
     assert torch.equal(conv(**moved), out)
+    made = conv.prepare(moved.pop("k"))
+    assert made.planes.dim() == 4
+    hold(problem, conv, given, conv(k=made, **moved))
     short = {name: x if name == "skip" else x[..., : length - 4097] for name, x in given.items()}
     hold(problem, conv, short, conv(**on_gpu(short)))
 

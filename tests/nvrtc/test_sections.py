@@ -10,7 +10,7 @@ import compiled
 import numpy as np
 import pytest
 import torch
-from calls import TORCH, built, check, draw, exact, filters
+from calls import TORCH, built, check, draw, exact, filters, prepared
 from cases import slow
 from command_line import why_not
 from torch import Tensor
@@ -19,9 +19,11 @@ from fftgen import emulate
 from fftgen.api import build_files, jobs_for
 from fftgen.bundle import kind_of, open_shelf
 from fftgen.errors import InternalError
+from fftgen.execute import with_skip
 from fftgen.planner import search
 from fftgen.planner.plan import Plan
 from fftgen.planner.sections import LENGTHS, MOST, sectioned
+from fftgen.prepare import prepare
 from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.simulator import SimulationError
@@ -187,6 +189,26 @@ def test_sections_of_32768_points_put_next_to_nothing_by(arch: str) -> None:
         found = compiled.cubin(render(plan), arch).resources[plan.name]
         assert found.spill_store_bytes <= (4 if arch == "sm_100" else 0)
         assert found.registers <= 128
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_skip_term_of_any_size_joins_prepared_spectra(dtype: str, rng: np.random.Generator) -> None:
+    """Far below the filter, of its size, and so large that a section's own spectrum is scaled anew."""
+    plan = planned(3, dtype=dtype)
+    largest = 1e30 if dtype == "bf16" else 1e4
+    skip = torch.tensor([1e-6, 0.0, -1.0, 300.0, -largest])
+    u = (draw(rng, 1, 5, plan.problem.length) / (1 if dtype == "bf16" else 8)).to(TORCH[dtype])
+    k = filters(rng, 5, plan.problem.length)
+    module, ptx = built(plan)
+    simulated = emulate.Simulated(ptx, module.source.text)
+    tables = torch.frombuffer(bytearray(module.tables), dtype=torch.uint8)
+    made = prepare(plan, tables, simulated, k, address=simulated.address)
+    assert (made.channels, made.digest) == (5, plan.digest)
+    y = prepared(plan, u, *with_skip(plan, made.planes, made.scale, skip))
+    check(plan, y, u, k, skip=skip)
+    bare = prepared(plan, u, made.planes, made.scale)
+    check(plan, bare, u, k)
+    assert torch.equal(bare[:, 1], y[:, 1])
 
 
 def test_artifacts_carry_what_many_rows_take(tmp_path: Path) -> None:
