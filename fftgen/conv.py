@@ -560,7 +560,7 @@ class Conv:
     ) -> Shorter | None:
         """The same for so many rows; ``prepared``: whose filters' spectra are there.
 
-        While a graph is captured nothing can be loaded: kernels that are there for the whole then serve.
+        Their kernels are loaded; where they cannot be, those that are there for the whole serve.
         """
         if not sections.possible(problem):
             return None
@@ -576,9 +576,28 @@ class Conv:
             kept = (shortest,)
             self._sections.keep(key, kept)
         (found,) = kept
-        if found is not None and (problem, device) not in self._sectioned.get(found.plan, ()):
-            return None if torch.cuda.is_current_stream_capturing() else found
-        return found
+        if found is None:
+            return None
+        own = found.plan
+        if (problem, device) in self._sectioned.get(own, ()) or self._obtained(
+            lambda: self.on_sections(device, own)
+        ):
+            return found
+        if not torch.cuda.is_current_stream_capturing():
+            self._sections.keep(key, (None,))
+        return None
+
+    @staticmethod
+    def _obtained(load: Callable[[], object]) -> bool:
+        """Whether kernels that a call could do without can be had: not while a graph is captured, and where
+        FFTGEN_NO_JIT, or that there is no NVRTC, forbids compiling, from the cache alone."""
+        if torch.cuda.is_current_stream_capturing():
+            return False
+        try:
+            load()
+        except ToolchainError:
+            return False
+        return True
 
     def _prepared_sections(self, device: torch.device, problem: Problem, channels: int) -> Shorter | None:
         """The sections whose spectra had better be prepared, since calls of any batch take less by them."""
@@ -625,7 +644,7 @@ class Conv:
     ) -> Windows | None:
         """The same for signals of a shape (B, H, L) and so many taps.
 
-        While a graph is captured nothing can be loaded: kernels that are there for the whole then serve.
+        Their kernels are loaded; where they cannot be, those that are there for the whole serve.
         """
         if not problem.causal or not possible(shape[-1], ahead, back):
             return None
@@ -642,9 +661,14 @@ class Conv:
                 found = windows(plan, shape, ahead, back, planned, worth, least)
             kept = self._windows.keep(key, (found,))
         (found,) = kept
-        if found is not None and (self.of_windows(found), device) not in self._loaded:
-            return None if torch.cuda.is_current_stream_capturing() else found
-        return found
+        if found is None:
+            return None
+        own = self.of_windows(found)
+        if (own, device) in self._loaded or self._obtained(lambda: self.on(device, own)):
+            return found
+        if not torch.cuda.is_current_stream_capturing():
+            self._windows.keep(key, (None,))
+        return None
 
     def meeting(
         self, u: Tensor, k: Tensor | None, k_rev: Tensor | None

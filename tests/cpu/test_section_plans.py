@@ -16,9 +16,11 @@ from torch import Tensor
 import fftgen as package
 from fftgen import conv as conv_module
 from fftgen import op  # noqa: F401  (registers the operators)
+from fftgen.cache import CacheMissError
 from fftgen.errors import InputError
 from fftgen.execute import Spectrum
 from fftgen.loaded import Routes
+from fftgen.pipeline import Built
 from fftgen.planner import search, sections
 from fftgen.planner.launch import launches, workspace_elements
 from fftgen.planner.plan import Plan
@@ -187,6 +189,36 @@ def test_calls_that_are_recorded_go_in_sections_too(gpu: OnGpu, rng: np.random.G
     y = gpu.conv(u, k)
     assert y.requires_grad
     assert gpu.seen == ["2 x 32768"]
+
+
+def test_kernels_of_the_whole_serve_where_no_others_can_be_had(
+    gpu: OnGpu, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache that holds those alone, and FFTGEN_NO_JIT, or no NVRTC; asked for once."""
+    asked: list[str] = []
+
+    def refused(_: Any, plan: Plan) -> Built:
+        asked.append(plan.name)
+        raise CacheMissError(plan.name)
+
+    def missing(device: Any, problem: Problem) -> Kernels:
+        if problem != CAUSAL:
+            asked.append(f"{problem.length}")
+            raise CacheMissError(f"{problem.length}")
+        return Kernels(planned(problem), gpu.seen)
+
+    monkeypatch.setattr(conv_module.JustInTime, "sectioned", refused)
+    monkeypatch.setattr(gpu.conv, "on", missing)
+    u = torch.from_numpy(rng.standard_normal((2, 2, LENGTH))).bfloat16()
+    k = torch.from_numpy(rng.standard_normal((2, LENGTH))).float()
+    for _ in range(2):
+        gpu.conv(u, k)
+        gpu.conv(u[..., :-8], k)
+        gpu.conv(u, k[:, :128])
+    whole = "1 x 65536"
+    assert gpu.seen == [whole] * 6
+    assert len(asked) == 2
+    assert gpu.conv.prepare(k).planes.dim() == 3
 
 
 def test_short_filters_go_through_in_windows_where_these_take_less(
