@@ -176,9 +176,7 @@ def check_spectrum(
     ``sections`` more than 1: so many of them. 0 and None: any. Kernels read both as they lie in memory.
     """
     channels = u.shape[1]
-    each = (
-        (sections,) if sections > 1 else () if sections else tuple(planes.shape[: max(0, planes.dim() - 3)])
-    )
+    each = {0: tuple(planes.shape[:-3]), 1: ()}.get(sections, (sections,))
     fits = len(each) < 2 and tuple(planes.shape[:-1]) == (*each, channels, 2) == tuple(scale.shape)
     fits = fits and points in (0, planes.shape[-1]) and planes.is_contiguous() and scale.is_contiguous()
     if not fits or dtype not in (None, planes.dtype) or scale.dtype != torch.float32:

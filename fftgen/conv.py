@@ -65,6 +65,7 @@ class Provider(Protocol):
         """The kernels of all its gradients by one pass, where there are any."""
 
 
+Own = TypeVar("Own", Problem, Plan)  # what kernels are of: of sections their plan
 Kept = TypeVar("Kept")
 BATCHES = (1, 64)  # for which a filter must be short enough for windows, to be kept as it is, or sections pay
 CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
@@ -115,7 +116,8 @@ class Conv:
         self._gradients: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
         self._backwards: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
         self._twins: dict[tuple[Problem, torch.device], Loaded | None] = {}
-        self._sectioned: dict[Plan, dict[tuple[Problem, torch.device], Loaded]] = {}
+        self._sectioned: dict[tuple[Plan, torch.device], Loaded] = {}
+        self._missing: set[tuple[Problem | Plan, torch.device]] = set()  # that calls do without
         self._sections: Bounded[tuple[object, ...], tuple[Shorter | None]] = Bounded()
         self._windows: Bounded[tuple[object, ...], tuple[Windows | None]] = Bounded()
         self._routes = Routes()
@@ -264,8 +266,8 @@ class Conv:
         ends = taps, taps if len(both) > 1 else 0
         if all(self.windows_of(k.device, problem, (b, k.shape[0], longest), *ends) for b in BATCHES):
             return _as_they_are(both, taps)
-        cut = None if k_rev is not None else self._prepared_sections(k.device, problem, k.shape[0])
-        made = self._taking(k.device, problem, cut).spectrum(k, k_rev)
+        loaded = None if k_rev is not None else self._preparing(k.device, problem, k.shape[0])
+        made = (loaded or self.on(k.device, problem)).spectrum(k, k_rev)
         if needs_grad(*both):
             made.planes.requires_grad_()  # so that a call is recorded, whose backward pass says what is wrong
         return made
@@ -332,8 +334,7 @@ class Conv:
         """The kernels of a problem on a GPU, built and loaded at the first call."""
 
         def load(where: torch.device) -> Loaded:
-            facts = torch.cuda.get_device_capability(where), torch.cuda.get_device_name(where)
-            return Loaded(self._provider.built(problem, *facts), where)
+            return Loaded(self._provider.built(problem, *_facts(where)), where)
 
         return self._once(self._loaded, device, problem, load)
 
@@ -370,40 +371,43 @@ class Conv:
 
     def _once(
         self,
-        kept: dict[tuple[Problem, torch.device], Kept],
+        kept: dict[tuple[Own, torch.device], Kept],
         device: torch.device,
-        problem: Problem,
+        own: Own,
         load: Callable[[torch.device], Kept],
         train: bool = False,
     ) -> Kept:
-        """What is kept for a problem and a GPU, loaded at the first call.
+        """What is kept for a problem, or a plan in sections, and a GPU, loaded at the first call.
 
         Raises ToolchainError without a GPU, and where loading code would break the capture of a graph.
         """
-        found = kept.get((problem, device))
+        found = kept.get((own, device))
         if found is not None:
             return found
         index = _current_gpu() if device.index is None else device.index
-        key = (problem, torch.device("cuda", index))
+        key = (own, torch.device("cuda", index))
         if key not in kept:
             _current_gpu()
             with self._lock:
                 if key not in kept:
                     if torch.cuda.is_current_stream_capturing():
-                        raise self._captured(problem, key[1], train)
+                        raise self._captured(own, key[1], train)
                     kept[key] = load(key[1])
         return kept[key]
 
-    def _captured(self, problem: Problem, device: torch.device, train: bool) -> ToolchainError:
-        """Kernels of a problem are missing while a graph is captured: which, and the call that loads them."""
-        if problem not in (self.problem, self._half):
+    def _captured(self, own: Problem | Plan, device: torch.device, train: bool) -> ToolchainError:
+        """Kernels are missing while a graph is captured: which, and the call that loads them."""
+        if isinstance(own, Plan) or own not in (self.problem, self._half):
+            parts = (
+                f"windows of {own.length} steps" if isinstance(own, Problem) else f"{own.sections} sections"
+            )
             return ToolchainError(
-                f"{self!r} has no kernels of windows of {problem.length} steps loaded on {device} and a CUDA "
+                f"{self!r} has no kernels of {parts} loaded on {device} and a CUDA "
                 "graph is being captured: make the same call once before the capture"
             )
-        half = problem != self.problem
-        options = [f"length={problem.length}"] * half + ["train=True"] * train
-        which = f" for sequences and filters of at most {problem.length}" if half else ""
+        half = own != self.problem
+        options = [f"length={own.length}"] * half + ["train=True"] * train
+        which = f" for sequences and filters of at most {own.length}" if half else ""
         return ToolchainError(
             f"{self!r} is not loaded on {device}{which} and a CUDA graph is being captured: call "
             f"conv.warmup({', '.join(options)}) before the capture"
@@ -443,7 +447,7 @@ class Conv:
 
     def _of_digest(self, digest: str, device: torch.device) -> Loaded | None:
         """The kernels of the plan with a digest; what is loaded is looked through first."""
-        for plan in tuple(self._sectioned):
+        for plan, _ in tuple(self._sectioned):
             if plan.digest == digest:
                 return self.on_sections(device, plan)
         own = dict.fromkeys((self.problem, self.served(1, 1)))
@@ -477,12 +481,9 @@ class Conv:
         if u.numel() == 0:
             return torch.empty_like(u), None
         problem, k, k_rev = self.meeting(u, k, k_rev)
-        cut = self.sections(u, problem, k_rev, keeping)
-        found = self.windows(u, problem, k, k_rev, cut.share if cut else WORTH)
+        loaded, found = self.serving(u, problem, k, k_rev, keeping)
         if found is not None:
-            loaded = self.on(u.device, self.of_windows(found))
             return loaded.windowed(found, u, k, k_rev, in_gate, (out_gate,), skip)[0], None
-        loaded = self._taking(u.device, problem, cut)
         y, spectrum = loaded.convolve(u, k, k_rev, in_gate, out_gate, skip)
         plan = loaded.executable.plan
         return y, spectrum if plan.sections == 1 and read_backwards(plan) else None
@@ -493,11 +494,8 @@ class Conv:
             return Route(handle)
         problem, ahead, back = self.meeting(u, k, k_rev)
         taps = 0 if ahead is k and back is k_rev else u.shape[-1]
-        cut = self.sections(u, problem, back)
-        found = self.windows(u, problem, ahead, back, cut.share if cut else WORTH)
-        if found is not None:
-            return Route(handle, self.on(u.device, self.of_windows(found)), taps, found)
-        return Route(handle, self._taking(u.device, problem, cut), taps)
+        loaded, found = self.serving(u, problem, ahead, back)
+        return Route(handle, loaded, taps, found)
 
     def run_prepared(
         self,
@@ -540,14 +538,22 @@ class Conv:
         first, second = (loaded.apply(u, made.planes, made.scale, in_gate, gate) for gate in gates)
         return first, second
 
-    def sections(
-        self, u: Tensor, problem: Problem, k_rev: Tensor | None, keeping: bool = False
-    ) -> Shorter | None:
-        """The sections that rows of a call on a GPU had better take (planner/sections.py); None: none."""
-        if k_rev is not None:
-            return None
+    def serving(
+        self, u: Tensor, problem: Problem, k: Tensor | None, k_rev: Tensor | None, keeping: bool = False
+    ) -> tuple[Loaded, Windows | None]:
+        """The kernels that had better take a call on a GPU, of what ``meeting`` says, and its windows.
+
+        ``keeping``: as in ``run``.
+        """
         batch, channels, _ = u.shape
-        return self.sections_of(u.device, problem, batch, channels, keeping)
+        cut = None
+        if k_rev is None:
+            cut = self.sections_of(u.device, problem, batch, channels, keeping)
+        found = self.windows(u, problem, k, k_rev, cut.share if cut else WORTH)
+        if found is not None:
+            return self.on(u.device, self.of_windows(found)), found
+        loaded = self._in_sections(u.device, cut.plan) if cut else None
+        return loaded or self.on(u.device, problem), None
 
     def sections_of(
         self,
@@ -558,9 +564,10 @@ class Conv:
         keeping: bool = False,
         prepared: bool = False,
     ) -> Shorter | None:
-        """The same for so many rows; ``prepared``: whose filters' spectra are there.
+        """The sections that so many rows had better take (planner/sections.py); None: none, or they cannot
+        be had.
 
-        Their kernels are loaded; where they cannot be, those that are there for the whole serve.
+        ``prepared``: their filters' spectra are there.
         """
         if not sections.possible(problem):
             return None
@@ -576,47 +583,40 @@ class Conv:
             kept = (shortest,)
             self._sections.keep(key, kept)
         (found,) = kept
-        if found is None:
-            return None
-        own = found.plan
-        if (problem, device) in self._sectioned.get(own, ()) or self._obtained(
-            lambda: self.on_sections(device, own)
-        ):
-            return found
-        if not torch.cuda.is_current_stream_capturing():
-            self._sections.keep(key, (None,))
-        return None
+        return found if found and self._may_be_had(self._sectioned, found.plan, device) else None
 
-    @staticmethod
-    def _obtained(load: Callable[[], object]) -> bool:
-        """Whether kernels that a call could do without can be had: not while a graph is captured, and where
-        FFTGEN_NO_JIT, or that there is no NVRTC, forbids compiling, from the cache alone."""
-        if torch.cuda.is_current_stream_capturing():
-            return False
+    def _may_be_had(
+        self, kept: dict[tuple[Own, torch.device], Loaded], own: Own, device: torch.device
+    ) -> bool:
+        """Whether kernels that a call could do without are loaded, or may be: not while a graph is captured,
+        nor if they could not be before."""
+        if (own, device) in kept:
+            return True
+        return (own, device) not in self._missing and not torch.cuda.is_current_stream_capturing()
+
+    def _had(self, own: Problem | Plan, device: torch.device, load: Callable[[], Loaded]) -> Loaded | None:
+        """Such kernels; None: they are in no cache, and FFTGEN_NO_JIT, or that there is no NVRTC, forbids
+        compiling them. Those of the whole then serve."""
         try:
-            load()
+            return load()
         except ToolchainError:
-            return False
-        return True
-
-    def _prepared_sections(self, device: torch.device, problem: Problem, channels: int) -> Shorter | None:
-        """The sections whose spectra had better be prepared, since calls of any batch take less by them."""
-        few, *others = (self.sections_of(device, problem, b, channels, prepared=True) for b in BATCHES)
-        if few is None or any(cut is None or cut.plan != few.plan for cut in others):
+            self._missing.add((own, device))
             return None
-        return few
 
-    def _taking(self, device: torch.device, problem: Problem, cut: Shorter | None) -> Loaded:
-        """The kernels that take rows as they are, or in sections."""
-        return self.on_sections(device, cut.plan) if cut else self.on(device, problem)
+    def _in_sections(self, device: torch.device, plan: Plan) -> Loaded | None:
+        return self._had(plan, device, lambda: self.on_sections(device, plan))
+
+    def _preparing(self, device: torch.device, problem: Problem, channels: int) -> Loaded | None:
+        """The kernels of sections, where calls of any batch take less by them: their spectra are prepared."""
+        cuts = [self.sections_of(device, problem, b, channels, prepared=True) for b in BATCHES]
+        plans = {cut and cut.plan for cut in cuts}
+        plan = plans.pop()
+        return self._in_sections(device, plan) if plan and not plans else None
 
     def on_sections(self, device: torch.device, plan: Plan) -> Loaded:
         """The kernels of a plan in sections on a GPU, built and loaded at the first call."""
         return self._once(
-            self._sectioned.setdefault(plan, {}),
-            device,
-            plan.problem,
-            lambda where: Loaded(self._provider.sectioned(plan), where),
+            self._sectioned, device, plan, lambda where: Loaded(self._provider.sectioned(plan), where)
         )
 
     def of_windows(self, found: Windows) -> Problem:
@@ -664,11 +664,10 @@ class Conv:
         if found is None:
             return None
         own = self.of_windows(found)
-        if (own, device) in self._loaded or self._obtained(lambda: self.on(device, own)):
-            return found
-        if not torch.cuda.is_current_stream_capturing():
-            self._windows.keep(key, (None,))
-        return None
+        there = self._may_be_had(self._loaded, own, device) and self._had(
+            own, device, lambda: self.on(device, own)
+        )
+        return found if there else None
 
     def meeting(
         self, u: Tensor, k: Tensor | None, k_rev: Tensor | None

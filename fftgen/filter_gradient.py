@@ -73,9 +73,7 @@ def on_gpu(
         found = conv.windows_of(
             u.device, problem, (u.shape[0], u.shape[1], steps), reach, 0, least=LEAST_OF_GRADIENTS
         )
-        if found is not None:
-            loaded = conv.gradient_on(u.device, conv.of_windows(found))
-        if found is not None and loaded is not None:
+        if found is not None and (loaded := conv.gradient_on(u.device, conv.of_windows(found))) is not None:
             return windowed.correlate_input(
                 found,
                 loaded.gradient,

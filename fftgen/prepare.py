@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fftgen.errors import InputError, InternalError
 from fftgen.execute import Address, Spectrum, spectrum, spectrum_dtype, time_contiguous
@@ -110,26 +111,21 @@ def _of_sections(
     """
     if k is None or k_rev is not None:
         raise InternalError(f"{plan.name} takes filters that act forwards in time")
-    n, made = plan.transform, []
-    for distance in range(plan.sections):
-        ahead = k[:, distance * n : (distance + 1) * n]
-        back, before = None, k[:, max(0, (distance - 1) * n + 1) : distance * n]
-        if before.shape[-1]:  # tap m, acting backwards, is that at distance * n - m
-            least = distance * n - (max(0, (distance - 1) * n + 1) + before.shape[-1]) + 1
-            back = torch.nn.functional.pad(before.flip(-1), (least, 0))
-        if not ahead.shape[-1] and back is None:
-            ahead = torch.zeros_like(k[:, :1])
+    n = plan.transform
+    made = [_of_one(plan, tables, launcher, k[:, :n], None, skip, address)]
+    if k.shape[-1] < plan.sections * n:  # pad copies whatever it is asked for
+        k = pad(k, (0, plan.sections * n - k.shape[-1]))
+    for distance in range(1, plan.sections):
+        start, end = distance * n, (distance + 1) * n
+        before = k[:, start - n + 1 : start]
 
         def own(name: str, x: Tensor, distance: int = distance) -> int:
-            return address(f"{name} {distance}" if distance else name, x)
+            return address(f"{name} {distance}", x)
 
-        found = _of_one(plan, tables, launcher, ahead if ahead.shape[-1] else None, back, skip, own)
-        if distance:
-            nothing = torch.zeros_like(found[1][:, 0], dtype=torch.bool)
-            nothing |= k[:, max(0, (distance - 1) * n + 1) : (distance + 1) * n].abs().sum(-1) == 0
-            found[1][:, 0].masked_fill_(nothing, 2.0**126)
-        made.append(found)
-        skip = None
+        back = pad(before.flip(-1), (1, 0))  # tap m, acting backwards, is that at start - m
+        planes, scale = _of_one(plan, tables, launcher, k[:, start:end], back, None, own)
+        scale[:, 0].masked_fill_(~k[:, start - n + 1 : end].any(-1), 2.0**126)
+        made.append((planes, scale))
     return torch.stack([planes for planes, _ in made]), torch.stack([scale for _, scale in made])
 
 

@@ -19,7 +19,6 @@ from fftgen.errors import NoPlanError
 from fftgen.execute import Spectrum
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.plan import Plan
-from fftgen.planner.windows import WORTH
 
 
 class Unavailable(Exception):
@@ -109,10 +108,9 @@ def _fftgen(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
 
 def _way(conv: Conv, x: Inputs, case: Case) -> str:
     """How calls go: in windows, in sections, or by one transform of everything."""
-    problem, k, _ = conv.meeting(x.u, x.k, None)
-    cut = conv.sections(x.u, problem, None, case.direction == "backward")
-    found = conv.windows(x.u, problem, k, None, cut.share if cut else WORTH)
-    return str(found or (cut and cut.plan) or "one transform")
+    loaded, found = conv.serving(x.u, *conv.meeting(x.u, x.k, None), case.direction == "backward")
+    plan = loaded.executable.plan
+    return str(found or (plan if plan.sections > 1 else "one transform"))
 
 
 def _fftgen_prepared(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
