@@ -7,7 +7,7 @@ replaced. Outputs and workspace start poisoned, so a byte that is read or return
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -23,9 +23,10 @@ from fftgen.gradient import Gradients, Needed, correlate_input
 from fftgen.gradient import backward as run_backward
 from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES, FINISH_ARGS_BYTES, GRADIENT_ARGS_BYTES
 from fftgen.pipeline import Built
+from fftgen.planner.filter import Filter
 from fftgen.planner.whole import Clusters
 from fftgen.planner.windows import Windows
-from fftgen.prepare import prepare
+from fftgen.prepare import prepare, transform
 from fftgen.simulator import DeviceMemory, Module, Report, parse, simulate
 
 Blocks = Sequence[tuple[int, int, int]]
@@ -330,15 +331,16 @@ def backward(
     assert built.gradient is not None
     simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
     table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
-    made = spectrum(built.plan, k, k_rev, skip)
+    bare = replace(built.plan, filter=Filter())
+    planes, scale = transform(bare, table, simulated, k, k_rev, skip, simulated.address)
     found = run_backward(
         built.gradient,
         table,
         simulated,
         u,
         v,
-        made.planes,
-        made.scale,
+        planes,
+        scale,
         in_gate,
         out_gate,
         needed=needed,

@@ -18,9 +18,9 @@ from fftgen.execute import PIECE, Address, aligned, natural_order, strides, time
 from fftgen.launch import ABSENT, Call, FinishCall, GradientStep, Launcher, Signal, run_finish, run_gradient
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.finish import comes_around
-from fftgen.planner.gradient_launch import launches, parts, spectra_bytes
+from fftgen.planner.gradient_launch import launches, parts, space, spectra_bytes
 from fftgen.planner.gradient_plan import Gradient
-from fftgen.planner.launch import MAX_ROWS, peaks_words, workspace_elements
+from fftgen.planner.launch import MAX_ROWS
 from fftgen.planner.order import sum_digits
 
 
@@ -130,9 +130,9 @@ class _Pass:
         u, v, in_gate, out_gate = map(time_contiguous, given)
         assert u is not None
         assert v is not None
-        found, plan, address = self.found, self.found.plan, self.address
+        plan, address = self.found.plan, self.address
         planned = self.planned(u, v, in_gate, out_gate, needed)
-        shape = u.shape[1], planned.parts, 2 * plan.transform
+        shape = u.shape[1] * plan.sections, planned.parts, 2 * plan.transform
         sums = torch.empty(shape, dtype=torch.float32, device=u.device)
         spectra = None
         if planned.spectra:
@@ -176,21 +176,34 @@ class _Pass:
         )
         sums_at = address("sums", sums)
         run_gradient(planned.steps, x_at, v_at, sums_at, self.at("spectra", spectra), self.launcher)
-        if plan.filter.kernels:
-            dk = finish_by_kernels(
-                found,
-                self.launcher,
-                sums,
-                v.shape[-1],
-                taps,
-                period,
-                sums_at=sums_at,
-                tables_at=tables_at,
-                address=address,
-            )
-        else:
-            dk = finish(found, sums, v.shape[-1], taps, period)
-        return Gradients(du, d_in, d_out, dk)
+        return Gradients(du, d_in, d_out, self.taps(sums, v.shape[-1], taps, period, sums_at, tables_at))
+
+    def taps(self, sums: Tensor, length: int, taps: int, period: int, sums_at: int, tables_at: int) -> Tensor:
+        """From the parts of the sum to the gradient of taps: of sections, each by itself."""
+        plan = self.found.plan
+        if plan.sections > 1:
+            made = self.finished(sums, plan.transform, plan.transform, 0, sums_at, tables_at)
+            whole = made.view(-1, plan.sections * plan.transform)
+            reach = min(taps, length)
+            return torch.nn.functional.pad(whole[:, :reach], (0, taps - reach)).contiguous()
+        return self.finished(sums, length, taps, period, sums_at, tables_at)
+
+    def finished(
+        self, sums: Tensor, length: int, taps: int, period: int, sums_at: int, tables_at: int
+    ) -> Tensor:
+        if not self.found.plan.filter.kernels:
+            return finish(self.found, sums, length, taps, period)
+        return finish_by_kernels(
+            self.found,
+            self.launcher,
+            sums,
+            length,
+            taps,
+            period,
+            sums_at=sums_at,
+            tables_at=tables_at,
+            address=self.address,
+        )
 
     def at(self, name: str, x: Tensor | None) -> int:
         """The address of what may be absent."""
@@ -252,10 +265,9 @@ def _plan(
     )
     return _Planned(
         steps,
-        parts(found, batch, channels),
+        1 if found.sums else parts(found, batch, channels),
         spectra_bytes(found, made),
-        workspace_elements(found.plan, batch, channels),
-        peaks_words(found.plan, batch, channels),
+        *space(found, batch, channels),
     )
 
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from fftgen import nvrtc, sass
 from fftgen.errors import InternalError
 from fftgen.planner.gradient_plan import Gradient
-from fftgen.planner.plan import Kernel, Plan
+from fftgen.planner.plan import TILE, Kernel, Plan
 from fftgen.render import render, render_gradient
 from fftgen.source import Source
 
 Loop = tuple[int, int]  # of sass.Code
 _ENTRY = "(const Args<T> args) {"
-_GRADIENT_ENTRY = "(const GradientArgs<T> args) {"
+_GRADIENT_ENTRY = "(const GradientArgs<T> {}) {{"
+_GRADIENT_NAMES = ("args", "both")
+_SIDE_OF_BLOCK = "if (blockIdx.x % 2 == 0) {"
 _SIDES = "int side = 0; side < 2;"
 _SIDE_OF_STEP = "side = step & 1;"
 
@@ -47,19 +49,26 @@ def specialised(source: Source, length: int, gated: bool) -> Source:
         "(const Args<T> given) {\n    Args<T> args = given;\n"
         f"    args.vector = 1, args.length = args.results = {length};\n    {gates}"
     )
-    if _ENTRY not in source.text and _GRADIENT_ENTRY not in source.text:
+    entries = (_ENTRY, *map(_GRADIENT_ENTRY.format, _GRADIENT_NAMES))
+    if not any(entry in source.text for entry in entries):
         raise InternalError(f"{source.name} has no entry point of this fftgen")
     text = source.text.replace(_ENTRY, head)
-    # Gates of results, and results that only gated signals have; a gradient of the input is always wanted.
-    more = ("args.x.out_gate", "args.v.out_gate", "args.v.twin_gate", "args.x.y", "args.v.twin")
-    gates = _switched(("args.x.in_gate", "args.v.in_gate", *more), gated) + _switched(("args.v.y",), True)
-    head = (
-        "(const GradientArgs<T> given) {\n    GradientArgs<T> args = given;\n"
-        f"    args.x.vector = args.v.vector = 1, args.x.length = args.v.length = {length};\n"
-        f"    args.x.results = args.v.results = {length};\n    {gates}"
-    )
-    text = text.replace(_GRADIENT_ENTRY, head)
+    for name in _GRADIENT_NAMES:
+        text = text.replace(_GRADIENT_ENTRY.format(name), _specialised_gradient(name, length, gated))
     return Source(source.name, text, dict(source.headers), source.entries)
+
+
+def _specialised_gradient(name: str, length: int, gated: bool) -> str:
+    """The head of a gradient's kernel, whose argument has a name."""
+    # Gates of results, and results that only gated signals have; a gradient of the input is always wanted.
+    fields = ("x.in_gate", "v.in_gate", "x.out_gate", "v.out_gate", "v.twin_gate", "x.y", "v.twin")
+    gates = _switched(tuple(f"{name}.{field}" for field in fields), gated)
+    gates += _switched((f"{name}.v.y",), True)
+    return (
+        f"(const GradientArgs<T> given) {{\n    GradientArgs<T> {name} = given;\n"
+        f"    {name}.x.vector = {name}.v.vector = 1, {name}.x.length = {name}.v.length = {length};\n"
+        f"    {name}.x.results = {name}.v.results = {length};\n    {gates}"
+    )
 
 
 def _switched(gates: tuple[str, ...], there: bool) -> str:
@@ -145,6 +154,8 @@ def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
     plan, kernel = found.plan, found.kernel
     if plan.engine != "mma":
         return {}
+    if found.sums:
+        return _section_hot_paths(found, found.sums, gated)
     length = min(plan.problem.length, plan.transform)
     source = specialised(render_gradient(found), length, gated)
     warps = kernel.warps if found.blocks else 1
@@ -166,6 +177,24 @@ def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
                 columns[k.role] += _body(listing[plan.entry(k)], 1)
     paths = {found.label: HotPath(total, elements)}
     return paths | {r: HotPath(n, _elements(plan, plan.kernel(r))) for r, n in columns.items() if n}
+
+
+def _section_hot_paths(found: Gradient, sums: Kernel, gated: bool) -> dict[str, HotPath]:
+    """Of rows in sections: both signals, each compiled by itself, and their sums."""
+    plan, kernel = found.plan, found.kernel
+    source = specialised(render_gradient(found), plan.sections * plan.transform, gated)
+    turns, total = _turns(plan, replace(kernel, role="rows")), 0
+    listing: dict[str, sass.Code] = {}
+    for of_x in ("true", "false"):
+        text = source.text.replace(_SIDE_OF_BLOCK, f"if ({of_x}) {{")
+        listing = _listing(Source(source.name, text, dict(source.headers), source.entries), plan)
+        total += _body(listing[found.name], turns, plan.sections)
+    row = plan.sections * plan.transform
+    tile = plan.sections * TILE**2
+    return {
+        found.label: HotPath(total, row // kernel.warps),
+        "sums": HotPath(_size(min(listing[found.sums_name].loops)), tile),
+    }
 
 
 def _elements(plan: Plan, kernel: Kernel) -> int:

@@ -53,6 +53,8 @@ class Built:
         if self.gradient is not None:
             around = (*self.gradient.before, *self.gradient.after)
             found = {self.plan.entry(k): k.shared_bytes for k in around}
+            if self.gradient.sums:
+                found[self.gradient.sums_name] = self.gradient.sums.shared_bytes
             return found | {self.gradient.name: self.gradient.kernel.shared_bytes} | filters
         return {self.plan.entry(k): k.shared_bytes for k in self.plan.every_kernel} | filters
 

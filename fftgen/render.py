@@ -153,7 +153,9 @@ def render_gradient(gradient: Gradient) -> Source:
     used = [*_headers(plan), "share", "filter", "finish"]
     if plan.engine != SIMT:
         used += ["powers", "gradient"]
-    template, names = GRADIENTS[plan.engine]
+    if gradient.sums:
+        used.append("section_sums")
+    template, names = GRADIENTS["sections" if gradient.sums else plan.engine]
     text = (
         _environment()
         .get_template(template)
@@ -173,7 +175,8 @@ def render_gradient(gradient: Gradient) -> Source:
     before = map(plan.entry, gradient.before)
     after = map(plan.entry, gradient.after)
     finish = map(plan.filter_entry, plan.filter.kernels)
-    return Source(f"{gradient.name}.cu", text, headers, (*before, gradient.name, *after, *finish))
+    sums = (gradient.sums_name,) if gradient.sums else ()
+    return Source(f"{gradient.name}.cu", text, headers, (*before, gradient.name, *sums, *after, *finish))
 
 
 def _headers(plan: Plan) -> tuple[str, ...]:
@@ -274,6 +277,11 @@ def _mma_gradient_names(gradient: Gradient) -> dict[str, Any]:
     }
 
 
+def _section_gradient_names(gradient: Gradient) -> dict[str, Any]:
+    plan = gradient.plan
+    return {**_mma_names(plan), "ctype": dtype(plan.problem.dtype).ctype, "weights": _last_weights(plan)}
+
+
 def _simt_gradient_names(gradient: Gradient) -> dict[str, Any]:
     plan = gradient.plan
     roles = (*(kernel.role for kernel in plan.kernels), "gradient")
@@ -302,8 +310,9 @@ ENGINES: dict[str, tuple[str, Callable[[Plan], dict[str, Any]]]] = {
     "wmma": ("convolution.cu.j2", _wmma_names),
     SIMT: ("simt.cu.j2", _simt_names),
 }
-# The same of gradients.
+# The same of gradients, and of those of rows in sections.
 GRADIENTS: dict[str, tuple[str, Callable[[Gradient], dict[str, Any]]]] = {
     "mma": ("gradient.cu.j2", _mma_gradient_names),
+    "sections": ("gradient_sections.cu.j2", _section_gradient_names),
     SIMT: ("simt_gradient.cu.j2", _simt_gradient_names),
 }

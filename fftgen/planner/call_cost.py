@@ -77,7 +77,7 @@ def gradient_call(found: Gradient, target: Target, price: Cost, batch: int, chan
     made = [
         (each.launch, costs.get(f"{each.launch.kernel.label} {SIDES[each.side]}"))
         if each.side >= 0
-        else (each.launch, costs[found.label])
+        else (each.launch, costs["sums" if each.launch.kernel == found.sums else found.label])
         for each in gradient_launches(found, batch, channels, length)
     ]
     pairs = [(launch, kernel) for launch, kernel in made if kernel]

@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fftgen.planner.gradient_plan import Gradient
-from fftgen.planner.launch import Launch, chunk_items, launch_of
+from fftgen.planner.gradient_section_work import rows_at_once
+from fftgen.planner.launch import (
+    Launch,
+    chunk_items,
+    launch_of,
+    peaks_words,
+    workspace_elements,
+)
+from fftgen.planner.plan import TILE, Kernel
 from fftgen.targets import target as find_target
 
 LEAST_SHARE = 4  # transforms of a worker: each writes 8 N bytes where a transform reads 4 N
@@ -46,9 +54,23 @@ def parts(found: Gradient, batch: int, channels: int) -> int:
     return min(sorted(filling | {1}), key=time)
 
 
+def under_way(found: Gradient, rows: int) -> int:
+    """Of so many rows in sections, how many go through the workspace together."""
+    return min(rows, rows_at_once(found, find_target(found.plan.target)))
+
+
+def space(found: Gradient, batch: int, channels: int) -> tuple[int, int]:
+    """Of each signal's workspace elements of its type, and 32-bit words that start as zeros."""
+    plan = found.plan
+    if found.sums:
+        rows = under_way(found, batch * channels)
+        return 2 * plan.transform * plan.sections * rows, plan.sections * rows
+    return workspace_elements(plan, batch, channels), peaks_words(plan, batch, channels)
+
+
 def spectra_bytes(found: Gradient, planned: Iterable[GradientLaunch]) -> int:
     """Bytes that workers keep of the first signal's spectra in device memory, for a call's launches."""
-    if found.spectra_at >= 0 or found.together:
+    if found.spectra_at >= 0 or found.together or found.sums:
         return 0
     most = max(launch.workers for launch in planned)
     group = 1 if found.blocks else found.kernel.group
@@ -60,6 +82,8 @@ def launches(found: Gradient, batch: int, channels: int, length: int) -> tuple[G
 
     A chunk may end inside a channel: the next one adds to the same parts.
     """
+    if found.sums:
+        return _in_sections(found, found.sums, batch, channels)
     total = batch * -(-channels // found.plan.abreast)
     chunk = chunk_items(found.plan, total)
     shared = parts(found, batch, channels)
@@ -80,4 +104,25 @@ def launches(found: Gradient, batch: int, channels: int, length: int) -> tuple[G
             for after in found.after:
                 one = launch_of(found.plan, after, first, items, length)
                 made.append(GradientLaunch(one, side, shared, 0))
+    return tuple(made)
+
+
+def _in_sections(found: Gradient, sums: Kernel, batch: int, channels: int) -> tuple[GradientLaunch, ...]:
+    """Both signals, then their sums, by a block to some tiles of a channel."""
+    kernel, total = found.kernel, batch * channels
+    chunk = under_way(found, total)
+    at_a_time = max(1, find_target(found.plan.target).multiprocessors * kernel.resident // 2)
+    tiles, made = found.plan.transform // TILE**2, []
+    for first in range(0, total, chunk):
+        items = min(chunk, total - first)
+        run = -(-items // at_a_time)
+        threads, shared = 32 * kernel.warps, kernel.shared_bytes
+        both = Launch(kernel, found.name, 2 * -(-items // run), threads, shared, first, items, run)
+        made.append(GradientLaunch(both, -1, 1, 0))
+        of_each = min(batch, items)  # rows of a channel
+        ways = min(sums.warps, 1 << of_each.bit_length() - 1)
+        channels_there = (first + items - 1) // batch - first // batch + 1
+        grid = channels_there * tiles * ways // sums.warps
+        summed = Launch(sums, found.sums_name, grid, 32 * sums.warps, sums.shared_bytes, first, items, 1)
+        made.append(GradientLaunch(summed, -1, 1, ways))
     return tuple(made)

@@ -52,6 +52,8 @@ class Gradient:
     ``together``: a block's shared memory has both signals, and a warp takes columns and rows of both at a
     time: no spectrum is kept, and tables and the filter's are read once for both.
     ``signals``: gradients of signals and gates as well as of the filter.
+    ``sums``: where rows have sections, the kernel that makes the sum; ``kernel`` then does all else
+    (planner/gradient_sections.py).
     """
 
     PREFIXES: ClassVar[tuple[str, ...]] = ("fftgen_gradient_", "fftgen_backward_")
@@ -63,6 +65,7 @@ class Gradient:
     sums_held: int = 0
     together: bool = False
     signals: bool = False
+    sums: Kernel | None = None
 
     @property
     def problem(self) -> Problem:
@@ -104,6 +107,7 @@ class Gradient:
         del raw["plan"]["whole"]  # stages have launches of their own here
         raw["plan"]["kernels"] = [plain(kernel) for kernel in self.plan.kernels]
         raw["kernel"] = plain(self.kernel)
+        raw["sums"] = plain(self.sums) if self.sums else None
         for name, implied in self._implied().items():
             if raw[name] == implied:
                 del raw[name]
@@ -116,8 +120,10 @@ class Gradient:
             raw: dict[str, Any] = json.loads(text)
             plan = Plan.from_json(json.dumps(raw["plan"]))
             kernel = Kernel(**raw["kernel"])
-            found = Gradient(plan, kernel, raw["spectra_at"], raw["sums_at"])
-            return replace(found, **{name: raw.get(name, x) for name, x in found._implied().items()})
+            sums = Kernel(**raw["sums"]) if raw.get("sums") else None
+            found = Gradient(plan, kernel, raw["spectra_at"], raw["sums_at"], sums=sums)
+            implied = found._implied().items()
+            return replace(found, **{name: raw.get(name, x) for name, x in implied if name != "sums"})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
                 f"not a gradient's plan: {error}: rebuild with `fftgen build --train`"
@@ -127,7 +133,7 @@ class Gradient:
         """What goes without saying, as before there was more: one signal after the other, all of the sum in
         one place, no gradients of signals."""
         held = row_tiles(self.plan) if self.sums_at >= 0 and self.plan.engine != SIMT else 0
-        return {"sums_held": held, "together": False, "signals": False}
+        return {"sums_held": held, "together": False, "signals": False, "sums": None}
 
     @property
     def unrolled(self) -> bool:
@@ -159,6 +165,11 @@ class Gradient:
             f"fftgen_{self.label}_n{p.length}_{p.dtype}_{self.plan.engine}_"
             f"{self.plan.target.replace('_', '')}_{self.digest[:8]}"
         )
+
+    @property
+    def sums_name(self) -> str:
+        """What the kernel ``sums`` is called."""
+        return f"{self.name}_sums"
 
     @property
     def label(self) -> Literal["gradient", "backward"]:
@@ -198,6 +209,8 @@ class Gradient:
         """Where spectra and sums stand, in words."""
         if self.plan.engine == SIMT:
             return "spectrum in shared memory, sum in registers"
+        if self.sums:
+            return f"{self.plan.sections} sections, whose spectra a kernel of its own sums up"
         places = {True: "shared", False: "device"}
         if self.together:
             spectrum = "both signals at a time"

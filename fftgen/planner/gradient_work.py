@@ -17,6 +17,7 @@ from fftgen.dtypes import dtype
 from fftgen.planner import fragments, simt_work, work
 from fftgen.planner.cost import Compiled, Cost, KernelCost, kernel_cost, work_of
 from fftgen.planner.gradient_plan import FORWARD, Gradient
+from fftgen.planner.gradient_section_work import both_work, sums_work
 from fftgen.planner.plan import SIMT, Kernel
 from fftgen.planner.work import ELEMENT, Work
 from fftgen.targets import Target
@@ -40,6 +41,8 @@ def side_work(found: Gradient, kernel: Kernel, target: Target, gated: bool = Fal
 
 def gradient_work(found: Gradient, target: Target, gated: bool = False) -> Work:
     """What the kernel of both signals does. ``gated``: with both gates, whose gradients are made as well."""
+    if found.sums:
+        return both_work(found, target, gated)
     plan, n, whole = found.plan, found.plan.transform, not found.plan.device_stages
     back = found.signals * (2 if gated else 1)  # transforms that go on to results: v's, with gates u's, too
     size = dtype(plan.problem.dtype).nbytes
@@ -175,5 +178,7 @@ def gradient_cost(
             for kernel in kernels
         ]
 
-    own = of(found.kernel, found.label, gradient_work(found, target, gated), found.label)
-    return Cost((*sides(found.before, SIDES), own, *sides(found.after, SIDES if gated else SIDES[1:])))
+    own = [of(found.kernel, found.label, gradient_work(found, target, gated), found.label)]
+    if found.sums:
+        own.append(of(found.sums, "sums", sums_work(found, target), "sums"))
+    return Cost((*sides(found.before, SIDES), *own, *sides(found.after, SIDES if gated else SIDES[1:])))

@@ -16,6 +16,11 @@ template <typename T>
 __device__ __forceinline__ RealSink<T> behind(const RealSink<T>& row, int steps) {
     return {row.y + steps, row.gate == nullptr ? nullptr : row.gate + steps, row.scale, row.length - steps, row.vector};
 }
+template <typename T>
+__device__ __forceinline__ TwinSink<T, true> behind(const TwinSink<T, true>& row, int steps) {
+    const RealSink<T>& first = row;
+    return {behind(first, steps), row.both() ? row.twin + steps : nullptr, row.twin_gate == nullptr ? nullptr : row.twin_gate + steps};
+}
 
 // Powers of two of the sections of a row, in shared memory, and of the spectra of all distances, `channels` apart.
 struct SectionPowers {
@@ -55,14 +60,15 @@ struct SectionPowers {
 // A tile of a spectrum as it comes, two results side by side, and back.
 __device__ __forceinline__ uint4 together(const Result<false> (&x)[2]) { return {x[0].v[0], x[0].v[1], x[1].v[0], x[1].v[1]}; }
 
-// to += factor * x k, for a tile of each.
+// to += factor * x k, or with k's conjugate, for a tile of each.
+template <bool CONJUGATE = false>
 __device__ __forceinline__ void add_product(
     Tile* to_re, Tile* to_im, const uint4& xr, const uint4& xi, const Fragment& kr, const Fragment& ki, Pack factor) {
     const Pack re[4] = {xr.x, xr.y, xr.z, xr.w}, im[4] = {xi.x, xi.y, xi.z, xi.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         Pair x = pair(re[i]), y = pair(im[i]);
-        twist<false>(x, y, kr.r[i], ki.r[i]);
+        twist<CONJUGATE>(x, y, kr.r[i], ki.r[i]);
         to_re[i / 2].v[i % 2] = fma2(packed(x), factor, to_re[i / 2].v[i % 2]);
         to_im[i / 2].v[i % 2] = fma2(packed(y), factor, to_im[i / 2].v[i % 2]);
     }

@@ -1,0 +1,89 @@
+"""What the kernels of gradients in sections do for one row of u and its row of the cotangent.
+
+As gradient_work.py has it: of full length, operations and bytes as the simulator counts them, instructions an
+estimate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fftgen.planner import work
+from fftgen.planner.cost import work_of
+from fftgen.planner.gradient_plan import FORWARD, Gradient
+from fftgen.planner.plan import Plan
+from fftgen.planner.work import ELEMENT, SECTIONS_ROOM, Work
+from fftgen.targets import Target
+
+# Instructions of a warp for 128 complex elements, of sections or of products of two (as compiled, sm_80 and
+# sm_90): a second result of the cotangent's; spectra loaded and widened; two that meet, in fp32.
+SECOND_RESULT, LOADED, MEETING = 12.0, 24.3, 23.3
+
+
+def both_work(found: Gradient, target: Target, gated: bool = False) -> Work:
+    """What the kernel of both signals does. ``gated``: with both gates, whose gradients are made as well."""
+    plan, body = found.plan, found.plan.body
+    v = work_of(replace(plan, outputs=2 if gated else 1), body, target, gated)
+    x = work_of(plan, body, target, True) if gated else _there(plan, target)
+    made = {name: getattr(x, name) + getattr(v, name) for name in vars(v)}
+    sections = 2 * plan.sections * ELEMENT * plan.transform
+    row = v.stored // (2 if gated else 1)
+    # Every transform is kept, and gates that are signals are in the L2 since.
+    made["workspace_stored"] = sections
+    outside = sections + made["workspace_loaded"] if _spills(found, target) else 0
+    made["device_bytes"] = (2 + (5 if gated else 1)) * row + outside
+    made["instructions"] += SECOND_RESULT * gated * plan.sections * plan.transform / 128
+    return Work(**made)
+
+
+def sums_work(found: Gradient, target: Target) -> Work:
+    """What the kernel of the sums does, to which one row of a channel adds: not what it does once for all."""
+    plan = found.plan
+    count, sections = plan.sections, 2 * plan.sections * ELEMENT * plan.transform
+    each = LOADED * count + MEETING * count * (count + 1) / 2
+    return Work(
+        workspace_loaded=sections,
+        device_bytes=sections if _spills(found, target) else 0,
+        instructions=plan.transform / 128 * each,
+    )
+
+
+def rows_at_once(found: Gradient, chip: Target) -> int:
+    """Rows that go through the workspace together: as many as the chip takes of both signals at a time, or
+    some times that, as far as their spectra stay in the L2."""
+    turn = max(1, chip.multiprocessors * found.kernel.resident // 2)
+    return turn * max(1, int(SECTIONS_ROOM * chip.l2_bytes / (turn * _kept(found.plan))))
+
+
+def _kept(plan: Plan) -> int:
+    """Bytes of the spectra of both signals of a row."""
+    return 2 * plan.sections * ELEMENT * plan.transform
+
+
+def _spills(found: Gradient, chip: Target) -> bool:
+    """Whether the spectra of what goes together do not stay in the L2."""
+    return rows_at_once(found, chip) * _kept(found.plan) > SECTIONS_ROOM * chip.l2_bytes
+
+
+def _there(plan: Plan, target: Target) -> Work:
+    """What is done for a row whose spectra alone are wanted."""
+    body, n, count = plan.body, plan.transform, plan.sections
+    whole = work_of(plan, body, target)
+    alone = replace(plan, sections=1, problem=replace(plan.problem, length=n))
+    sizes = {t.name: t.nbytes for t in plan.tables}
+    ahead = sum(sizes[name] for name in FORWARD)
+    rows = n // (plan.factors[-1] * plan.factors[-2])
+    shared = ahead * rows // body.group + 2 * ELEMENT * n + int(work.outer_twiddles(plan, False) * n)
+    shared += work.column_matrices(plan, body, False)
+    return Work(
+        tensor_ops=count * work.tensor_ops(alone, body, (work.THERE,)),
+        loaded=whole.loaded,
+        tables=whole.tables // 2,
+        shared_bytes=count * shared,
+        instructions=(whole.instructions - _products(plan)) / 2,
+    )
+
+
+def _products(plan: Plan) -> float:
+    """Instructions of a row's products with the spectra of other distances."""
+    return plan.transform / 128 * work.SECTION_PRODUCT * plan.sections * (plan.sections - 1) / 2
