@@ -14,7 +14,7 @@ from fftgen.artifact import Artifact, Image, Module
 from fftgen.cache import Cache
 from fftgen.errors import ArtifactError, InputError, NoPlanError
 from fftgen.pipeline import Built, build, build_gradient, build_plan
-from fftgen.planner import search, sections
+from fftgen.planner import gradient_sections, search, sections
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.order import same_spectrum
@@ -22,14 +22,16 @@ from fftgen.planner.plan import Plan
 from fftgen.planner.rules import supports_dtype
 from fftgen.planner.search import supports_engine
 from fftgen.planner.twins import twin
+from fftgen.planner.windows import WORTH
 from fftgen.problem import Problem
 from fftgen.targets import TARGETS, Target
 from fftgen.targets import target as find_target
 
 TABLES = "constants"
 
-# Of which planner/sections.py, gradient.py (gradient: of a filter, backward: of all) and twins.py tell.
-Kind = Literal["convolution", "sections", "gradient", "twin", "backward"]
+# Of which planner/sections.py, gradient.py (gradient: of a filter, backward: of all), gradient_sections.py
+# and twins.py tell.
+Kind = Literal["convolution", "sections", "gradient", "twin", "backward", "backward sections"]
 Job = tuple[Problem, Target, Kind]
 
 
@@ -93,6 +95,12 @@ def in_sections(problem: Problem, target: Target) -> Plan | None:
     return sections.of_many_rows(planned(problem), planned)
 
 
+def goes_back_in_sections(problem: Problem, target: Target) -> bool:
+    """Whether the gradients of many rows had better take the plan in sections that there is."""
+    plan, whole = in_sections(problem, target), backward(problem, target)
+    return plan is not None and whole is not None and gradient_sections.share(whole, plan) < WORTH
+
+
 def build_all(
     jobs: Sequence[Job],
     cache: Cache | None = None,
@@ -112,10 +120,15 @@ def build_all(
             every = backward(problem, target)
             assert every is not None  # asked for where there are any
             made = build_gradient(every, cache)
-        elif kind == "sections":
+        elif kind in ("sections", "backward sections"):
             plan = in_sections(problem, target)
             assert plan is not None  # asked for where there is one
-            made = build_plan(plan, cache)
+            back = kind == "backward sections"
+            made = (
+                build_gradient(gradient_sections.in_sections(plan), cache)
+                if back
+                else build_plan(plan, cache)
+            )
         elif kind == "twin":
             found = build_twin(problem, target, cache, engine)
             assert found is not None  # asked for where there is one
@@ -192,7 +205,7 @@ def _subject(module: Module) -> Plan | Gradient:
 def kind_of(subject: Plan | Gradient) -> Kind:
     """What kernels of a plan are for."""
     if isinstance(subject, Gradient):
-        return subject.label
+        return "backward sections" if subject.sums else subject.label
     if subject.sections > 1:
         return "sections"
     return "convolution" if subject.outputs == 1 else "twin"
@@ -247,6 +260,19 @@ class Shelf:
     def sectioned(self, plan: Plan) -> Built:
         """The kernels of one of them."""
         return next(unpack(m) for m in self.contents.modules if m.plan_digest == plan.digest)
+
+    def trained_sections(
+        self, problem: Problem, capability: tuple[int, int], gpu: str = ""
+    ) -> tuple[Plan, ...]:
+        """Those of ``sections`` the kernels of whose gradients are there as well."""
+        there = {module.plan_digest for module in self.contents.modules}
+        found = self.sections(problem, capability, gpu)
+        return tuple(p for p in found if gradient_sections.in_sections(p).digest in there)
+
+    def backward_sectioned(self, plan: Plan) -> Built:
+        """The kernels of all gradients of one of them."""
+        digest = gradient_sections.in_sections(plan).digest
+        return next(unpack(m) for m in self.contents.modules if m.plan_digest == digest)
 
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         """The kernels of a filter's gradient for a device, if the artifact carries them."""

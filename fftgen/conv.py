@@ -26,8 +26,11 @@ from fftgen.errors import InputError, ToolchainError
 from fftgen.execute import TORCH, Spectrum
 from fftgen.loaded import Loaded, LoadedGradient, Route, Routes, cut
 from fftgen.pipeline import Built, build, build_gradient, build_plan
-from fftgen.planner import search, sections
+from fftgen.planner import gradient_sections, search, sections
+from fftgen.planner.gradient import backward as gradient_backward
 from fftgen.planner.gradient import gradient, read_backwards
+from fftgen.planner.gradient_plan import Gradient
+from fftgen.planner.gradient_sections import Prepared
 from fftgen.planner.plan import Plan
 from fftgen.planner.sections import Shorter
 from fftgen.planner.windows import WORTH, Windows, possible, windows
@@ -35,6 +38,8 @@ from fftgen.problem import Problem
 from fftgen.signature import Form, arrange, autocast, shapes
 from fftgen.targets import Target, target_for
 from fftgen.targets import target as find_target
+
+Plans = tuple[Plan, ...]
 
 
 class Provider(Protocol):
@@ -49,11 +54,17 @@ class Provider(Protocol):
     def planned(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plan | None:
         """Their plan, where they can be had."""
 
-    def sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> tuple[Plan, ...]:
+    def sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plans:
         """Plans of a problem in sections that can be had."""
 
     def sectioned(self, plan: Plan) -> Built:
         """The kernels of one of them."""
+
+    def trained_sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plans:
+        """Those of ``sections`` the kernels of whose gradients can be had."""
+
+    def backward_sectioned(self, plan: Plan) -> Built:
+        """The kernels of all gradients of one of them."""
 
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         """The kernels of its filter's gradient, where there are any."""
@@ -65,7 +76,7 @@ class Provider(Protocol):
         """The kernels of all its gradients by one pass, where there are any."""
 
 
-Own = TypeVar("Own", Problem, Plan)  # what kernels are of: of sections their plan
+Own = TypeVar("Own", Problem, Plan, Gradient)  # what kernels are of: of sections their plan, or gradient
 Kept = TypeVar("Kept")
 BATCHES = (1, 64)  # for which a filter must be short enough for windows, to be kept as it is, or sections pay
 CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
@@ -83,11 +94,17 @@ class JustInTime:
     def planned(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plan | None:
         return shortcut.plan(Cache.default(), problem, target_for(capability), gpu=gpu)
 
-    def sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> tuple[Plan, ...]:
+    def sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plans:
         return sections.of(problem, lambda p: self.planned(p, capability, gpu))
 
     def sectioned(self, plan: Plan) -> Built:
         return build_plan(plan)
+
+    def trained_sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plans:
+        return self.sections(problem, capability, gpu)
+
+    def backward_sectioned(self, plan: Plan) -> Built:
+        return build_gradient(gradient_sections.in_sections(plan))
 
     def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
         chip = target_for(capability)
@@ -117,8 +134,10 @@ class Conv:
         self._backwards: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
         self._twins: dict[tuple[Problem, torch.device], Loaded | None] = {}
         self._sectioned: dict[tuple[Plan, torch.device], Loaded] = {}
-        self._missing: set[tuple[Problem | Plan, torch.device]] = set()  # that calls do without
+        self._backwards_sectioned: dict[tuple[Gradient, torch.device], LoadedGradient] = {}
+        self._missing: set[tuple[Problem | Plan | Gradient, torch.device]] = set()  # that calls do without
         self._sections: Bounded[tuple[object, ...], tuple[Shorter | None]] = Bounded()
+        self._backward_sections: Bounded[tuple[object, ...], tuple[Plan | None]] = Bounded()
         self._windows: Bounded[tuple[object, ...], tuple[Windows | None]] = Bounded()
         self._routes = Routes()
         self._lock = threading.Lock()
@@ -395,12 +414,13 @@ class Conv:
                     kept[key] = load(key[1])
         return kept[key]
 
-    def _captured(self, own: Problem | Plan, device: torch.device, train: bool) -> ToolchainError:
+    def _captured(self, own: Problem | Plan | Gradient, device: torch.device, train: bool) -> ToolchainError:
         """Kernels are missing while a graph is captured: which, and the call that loads them."""
-        if isinstance(own, Plan) or own not in (self.problem, self._half):
-            parts = (
-                f"windows of {own.length} steps" if isinstance(own, Problem) else f"{own.sections} sections"
-            )
+        if not isinstance(own, Problem) or own not in (self.problem, self._half):
+            if isinstance(own, Problem):
+                parts = f"windows of {own.length} steps"
+            else:
+                parts = f"{(own if isinstance(own, Plan) else own.plan).sections} sections"
             return ToolchainError(
                 f"{self!r} has no kernels of {parts} loaded on {device} and a CUDA "
                 "graph is being captured: make the same call once before the capture"
@@ -485,8 +505,7 @@ class Conv:
         if found is not None:
             return loaded.windowed(found, u, k, k_rev, in_gate, (out_gate,), skip)[0], None
         y, spectrum = loaded.convolve(u, k, k_rev, in_gate, out_gate, skip)
-        plan = loaded.executable.plan
-        return y, spectrum if plan.sections == 1 and read_backwards(plan) else None
+        return y, spectrum if read_backwards(loaded.executable.plan) else None
 
     def route(self, u: Tensor, k: Tensor | None, k_rev: Tensor | None, handle: str) -> Route:
         """The route of calls like one, which is arranged, of this convolution under a handle."""
@@ -579,22 +598,66 @@ class Conv:
             shortest = None
             if plan is not None:
                 others = self._provider.sections(problem, *facts)
-                shortest = sections.shorter(plan, others, batch, channels, keeping, prepared)
+                # Where the backward pass has sections as well it takes their spectra.
+                apart = keeping and self.backward_sections(device, problem, batch, channels) is None
+                shortest = sections.shorter(plan, others, batch, channels, apart, prepared)
             kept = (shortest,)
             self._sections.keep(key, kept)
         (found,) = kept
         return found if found and self._may_be_had(self._sectioned, found.plan, device) else None
 
-    def _may_be_had(
-        self, kept: dict[tuple[Own, torch.device], Loaded], own: Own, device: torch.device
-    ) -> bool:
+    def backward_sections(
+        self,
+        device: torch.device,
+        problem: Problem,
+        batch: int,
+        channels: int,
+        gated: bool = True,
+        prepared: Prepared | None = None,
+    ) -> Plan | None:
+        """The plan in sections whose gradients so many rows had better take; None: none, or they cannot be
+        had.
+
+        ``gated``, ``prepared``: as planner/gradient_sections.py has them.
+        """
+        if not sections.possible(problem):
+            return None
+        key = (device, problem, batch, channels, gated, prepared)
+        kept = self._backward_sections.get(key)
+        if kept is None:
+            facts = _facts(device)
+            plan, found = self._provider.planned(problem, *facts), None
+            others = self._provider.trained_sections(problem, *facts)
+            whole = gradient_backward(problem, target_for(facts[0])) if plan and others else None
+            if plan is not None and whole is not None:
+                found = gradient_sections.shorter(whole, plan, others, batch, channels, gated, prepared)
+            kept = self._backward_sections.keep(key, (found,))
+        (found,) = kept
+        if found is None:
+            return None
+        own = gradient_sections.in_sections(found)
+        return found if self._may_be_had(self._backwards_sectioned, own, device) else None
+
+    def backward_in_sections(self, device: torch.device, plan: Plan) -> LoadedGradient | None:
+        """The kernels of all gradients of a plan in sections on a GPU, built and loaded at the first call;
+        None: they cannot be had, and those of the whole serve."""
+        own = gradient_sections.in_sections(plan)
+
+        def load(where: torch.device) -> LoadedGradient:
+            return LoadedGradient(self._provider.backward_sectioned(plan), where)
+
+        return self._had(own, device, lambda: self._once(self._backwards_sectioned, device, own, load, True))
+
+    def _may_be_had(self, kept: dict[tuple[Own, torch.device], Kept], own: Own, device: torch.device) -> bool:
         """Whether kernels that a call could do without are loaded, or may be: not while a graph is captured,
         nor if they could not be before."""
         if (own, device) in kept:
             return True
         return (own, device) not in self._missing and not torch.cuda.is_current_stream_capturing()
 
-    def _had(self, own: Problem | Plan, device: torch.device, load: Callable[[], Loaded]) -> Loaded | None:
+    def _had(
+        self, own: Problem | Plan | Gradient, device: torch.device, load: Callable[[], Kept]
+    ) -> Kept | None:
         """Such kernels; None: they are in no cache, and FFTGEN_NO_JIT, or that there is no NVRTC, forbids
         compiling them. Those of the whole then serve."""
         try:
@@ -664,10 +727,9 @@ class Conv:
         if found is None:
             return None
         own = self.of_windows(found)
-        there = self._may_be_had(self._loaded, own, device) and self._had(
-            own, device, lambda: self.on(device, own)
-        )
-        return found if there else None
+        if not self._may_be_had(self._loaded, own, device):
+            return None
+        return found if self._had(own, device, lambda: self.on(device, own)) is not None else None
 
     def meeting(
         self, u: Tensor, k: Tensor | None, k_rev: Tensor | None

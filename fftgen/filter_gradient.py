@@ -11,6 +11,7 @@ from fftgen import eager, windowed
 from fftgen.conv import Conv
 from fftgen.gradient import Gradients, Needed, backward, correlate_input
 from fftgen.loaded import stream_of
+from fftgen.planner.gradient_sections import Prepared
 from fftgen.planner.windows import LEAST_OF_GRADIENTS, WORTH_BACKWARD
 
 
@@ -36,11 +37,21 @@ def all_on_gpu(
         return None
     if conv.windows(u, problem, k, k_rev, WORTH_BACKWARD) is not None:
         return None  # each by itself, window by window
-    loaded = conv.backward_on(u.device, problem)
+    loaded, plan = None, None
+    if k_rev is None:
+        given_gates = in_gate is not None or out_gate is not None
+        rows = u.shape[0], u.shape[1]
+        plan = conv.backward_sections(u.device, problem, *rows, given_gates, _prepared(spectrum))
+    if plan is not None:
+        loaded = conv.backward_in_sections(u.device, plan)
+    if loaded is None:
+        loaded, plan = conv.backward_on(u.device, problem), None
     if loaded is None:
         return None
-    if spectrum is None:
-        made = conv.on(u.device, problem).spectrum(k, k_rev, skip)
+    of = loaded.gradient.plan
+    if spectrum is None or _prepared(spectrum) != Prepared(of.sections, of.transform):
+        convolution = conv.on(u.device, problem) if plan is None else conv.on_sections(u.device, plan)
+        made = convolution.spectrum(k, k_rev, skip)
         spectrum = made.planes, made.scale
     return backward(
         loaded.gradient,
@@ -54,6 +65,14 @@ def all_on_gpu(
         needed=needed,
         taps=taps,
     )
+
+
+def _prepared(spectrum: tuple[Tensor, Tensor] | None) -> Prepared | None:
+    """What a spectrum's planes are of: (H, 2, N), or of sections (P, H, 2, N)."""
+    if spectrum is None:
+        return None
+    planes = spectrum[0]
+    return Prepared(planes.shape[0] if planes.dim() == 4 else 1, planes.shape[-1])
 
 
 def on_gpu(

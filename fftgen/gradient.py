@@ -183,7 +183,7 @@ class _Pass:
         plan = self.found.plan
         if plan.sections > 1:
             made = self.finished(sums, plan.transform, plan.transform, 0, sums_at, tables_at)
-            whole = made.view(-1, plan.sections * plan.transform)
+            whole = made.view(-1, plan.points)
             reach = min(taps, length)
             return torch.nn.functional.pad(whole[:, :reach], (0, taps - reach)).contiguous()
         return self.finished(sums, length, taps, period, sums_at, tables_at)

@@ -81,7 +81,7 @@ def _switched(gates: tuple[str, ...], there: bool) -> str:
 
 def _compiled(plan: Plan, source: Source, gated: bool) -> dict[str, sass.Code]:
     """By entry: the code of a plan's kernels for aligned calls of full length."""
-    length = min(plan.problem.length, plan.sections * plan.transform)
+    length = min(plan.problem.length, plan.points)
     return _listing(specialised(source, length, gated), plan)
 
 
@@ -182,14 +182,14 @@ def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
 def _section_hot_paths(found: Gradient, sums: Kernel, gated: bool) -> dict[str, HotPath]:
     """Of rows in sections: both signals, each compiled by itself, and their sums."""
     plan, kernel = found.plan, found.kernel
-    source = specialised(render_gradient(found), plan.sections * plan.transform, gated)
+    source = specialised(render_gradient(found), plan.points, gated)
     turns, total = _turns(plan, replace(kernel, role="rows")), 0
     listing: dict[str, sass.Code] = {}
     for of_x in ("true", "false"):
         text = source.text.replace(_SIDE_OF_BLOCK, f"if ({of_x}) {{")
         listing = _listing(Source(source.name, text, dict(source.headers), source.entries), plan)
         total += _body(listing[found.name], turns, plan.sections)
-    row = plan.sections * plan.transform
+    row = plan.points
     tile = plan.sections * TILE**2
     return {
         found.label: HotPath(total, row // kernel.warps),

@@ -116,6 +116,7 @@ def of_gradient(built: Built, shape: tuple[int, int] | None = None, gated: bool 
     assert found is not None
     plan, chip = found.plan, find_target(found.plan.target)
     names = {k.label: plan.entry(k) for k in (*found.before, *found.after)} | {found.label: found.name}
+    names |= {"sums": found.sums_name} if found.sums else {}
     registers = {label: built.resources[e].registers for label, e in names.items() if e in built.resources}
     note, instructions = "", {}
     if built.cubin:
@@ -125,10 +126,10 @@ def of_gradient(built: Built, shape: tuple[int, int] | None = None, gated: bool 
             note = f"instructions by formula: {error}"
         else:
             note = _uncounted(plan, paths)
-            labels = {k.role: k.label for k in (*found.before, *found.after)} | {found.label: found.label}
+            labels = {k.role: k.label for k in (*found.before, *found.after)}
             sides = {"columns": 2, "columns_inverse": 2 if gated else 1}
             instructions = {
-                labels[role]: path.per_transform(plan.transform) / sides.get(role, 1)
+                labels.get(role, role): path.per_transform(plan.points) / sides.get(role, 1)
                 for role, path in paths.items()
             }
     price = gradient_cost(found, chip, Compiled(registers, instructions), gated)
@@ -160,7 +161,7 @@ def of_built(built: Built, shape: tuple[int, int] | None = None, gated: bool = F
         note = f"instructions by formula: {error}"
     else:
         labels = {k.role: k.label for k in plan.kernels}
-        instructions = {labels[role]: path.per_transform(plan.transform) for role, path in paths.items()}
+        instructions = {labels[role]: path.per_transform(plan.points) for role, path in paths.items()}
         note = _uncounted(plan, paths)
     known = Compiled(registers, instructions)
     found = cost(plan, chip, known, gated)

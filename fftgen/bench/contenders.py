@@ -18,6 +18,7 @@ from fftgen.conv import CPU_DIGEST, Conv, get_conv
 from fftgen.errors import NoPlanError
 from fftgen.execute import Spectrum
 from fftgen.planner.gradient import backward, gradient
+from fftgen.planner.gradient_sections import in_sections
 from fftgen.planner.plan import Plan
 
 
@@ -100,7 +101,12 @@ def _fftgen(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
     if case.direction == "forward":
         return Prepared(calls, plan, note=f"{plan}{how}")
     filters = _filters(case, conv, backend)
-    every = backward(conv.served(case.length, case.length), backend.target)
+    served = conv.served(case.length, case.length)
+    every = backward(served, backend.target)
+    if backend.device.type == "cuda":
+        gated, rows = case.gated, (case.batch, case.channels)
+        cut = conv.backward_sections(backend.device, served, *rows, gated)
+        every = every if cut is None else in_sections(cut)
     way = f"all gradients: {every}" if every else f"gradient of the filter: {filters or 'torch.fft'}"
     note = f"{plan}; {way}{how}"
     return Prepared(calls, plan, filters, note=note)

@@ -17,8 +17,9 @@ from fftgen.bench.proof import check_agreement, check_portfolio
 from fftgen.bench.rates import device_rates
 from fftgen.bench.row import CONTENDERS, first_line, measure_row
 from fftgen.bench.sanitizer import TOOLS, sanitize
-from fftgen.bundle import Kind, build_twin, in_sections, problems_of, trains
+from fftgen.bundle import Kind, build_twin, goes_back_in_sections, in_sections, problems_of, trains
 from fftgen.pipeline import Built, build, build_gradient, build_plan
+from fftgen.planner import gradient_sections
 from fftgen.planner.gradient import backward, gradient
 from fftgen.portfolio import PROBLEMS
 from fftgen.problem import Problem
@@ -67,7 +68,8 @@ DIRECTION_OF = {
     "kernels": "forward",
 }
 Kernels = tuple[str, int, str, str]  # mode, length, dtype, direction
-OF_BACKWARD: tuple[Kind, ...] = ("backward", "gradient", "twin")  # modules, the largest first
+# Modules, the largest first.
+OF_BACKWARD: tuple[Kind, ...] = ("backward", "backward sections", "gradient", "twin")
 AGREEING = 4096  # the longest transforms of the portfolio that are small for the simulator
 COLD_LENGTHS = (4096, 65536)
 # Seconds after which a step hangs. What was measured: proofs up to 3, rows up to 13 without torch.compile,
@@ -138,6 +140,9 @@ def _built(problem: Problem, kind: Kind, backend: Backend) -> Built | None:
     if kind == "sections":
         cut = in_sections(problem, chip)
         return None if cut is None else build_plan(cut)
+    if kind == "backward sections":
+        cut = in_sections(problem, chip) if goes_back_in_sections(problem, chip) else None
+        return None if cut is None else build_gradient(gradient_sections.in_sections(cut))
     if kind == "twin":
         return build_twin(problem, chip)
     if kind == "backward":

@@ -96,6 +96,8 @@ def _short(built: Built, entry: str) -> str:
     """The part of a kernel's name that tells it from the others of its module."""
     if built.gradient is not None and entry == built.gradient.name:
         return built.gradient.label
+    if built.gradient is not None and entry == built.gradient.sums_name:
+        return "sums"
     return entry.removeprefix(built.plan.name).lstrip("_") or "convolve"
 
 

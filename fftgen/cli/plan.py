@@ -11,8 +11,9 @@ import click
 from fftgen import api
 from fftgen.cli import roofline as views
 from fftgen.cli.options import common, one_problem, print_json, table
-from fftgen.planner import search, sections, windows
+from fftgen.planner import gradient_sections, search, sections, windows
 from fftgen.planner.cost import Cost, cost, filter_cost, in_one_launch
+from fftgen.planner.gradient import backward
 from fftgen.planner.plan import Plan, plain
 from fftgen.planner.windows import WORTH
 from fftgen.roofline import of_plan
@@ -76,7 +77,13 @@ def command(
             document["roofline"] = view.as_dict()
         if others:
             document["sections"] = [
-                {"line": str(p), "digest": p.digest, "of_the_time": sections.share(chosen, p)} for p in others
+                {
+                    "line": str(p),
+                    "digest": p.digest,
+                    "of_the_time": sections.share(chosen, p),
+                    "gradients_of_the_time": _gradients(p),
+                }
+                for p in others
             ]
         if taps is not None:
             document["windows"] = None if cut is None else {**cut.windows._asdict(), "of_the_time": cut.share}
@@ -121,8 +128,19 @@ def command(
 
 
 def _sections(plan: Plan, share: float) -> str:
-    taken = "many rows" if share < WORTH else "not taken"
-    return f"{plan.sections} sections of {plan.transform} points: {share:.2f} of the time; {taken}"
+    back = _gradients(plan)
+    said = f"{plan.sections} sections of {plan.transform} points: {share:.2f} of the time; {_taken(share)}"
+    return said if back is None else f"{said}; all gradients with gates {back:.2f}; {_taken(back)}"
+
+
+def _taken(share: float) -> str:
+    return "many rows" if share < WORTH else "not taken"
+
+
+def _gradients(plan: Plan) -> float | None:
+    """Of the time of all gradients by one transform what a plan in sections takes; None: none are made so."""
+    whole = backward(plan.problem, plan.target)
+    return None if whole is None else gradient_sections.share(whole, plan)
 
 
 def _windows(plan: Plan, taps: int, cut: windows.Shorter | None) -> str:

@@ -149,7 +149,8 @@ def _representatives(modules: list[Built]) -> list[Work]:
         backward = built.gradient
         if backward is not None:
             kernel = dataclasses.replace(backward.kernel, resident=1)
-            backward = dataclasses.replace(backward, plan=anonymous, kernel=kernel)
+            sums = dataclasses.replace(backward.sums, resident=1) if backward.sums else None
+            backward = dataclasses.replace(backward, plan=anonymous, kernel=kernel, sums=sums)
         groups.setdefault(backward or anonymous, []).append(built)
     return [Work(first, tuple(b.plan.target for b in rest)) for first, *rest in groups.values()]
 

@@ -64,7 +64,7 @@ def call_cost(plan: Plan, target: Target, price: Cost, batch: int, channels: int
             in_one_launch(plan, price, target).kernels, (batch, channels), turns, whole.total, busy
         )
     costs = {k.name: k for k in price.kernels}
-    made = launches(plan, batch, channels, min(plan.problem.length, plan.sections * plan.transform))
+    made = launches(plan, batch, channels, min(plan.problem.length, plan.points))
     return _call(
         [(launch, costs[launch.kernel.label]) for launch in made], target, batch, channels, plan.abreast
     )

@@ -183,7 +183,7 @@ def matrix_operations(plan: Plan) -> int:
 
 def device_bytes(plan: Plan) -> int:
     """Bytes of signals that one transform must read and write at full length, ungated: exact."""
-    held = min(plan.problem.length, plan.sections * plan.transform)
+    held = min(plan.problem.length, plan.points)
     numbers = (1 + plan.outputs) * plan.rows_per_item * held
     return dtype(plan.problem.dtype).nbytes * numbers
 

@@ -64,7 +64,7 @@ def space(found: Gradient, batch: int, channels: int) -> tuple[int, int]:
     plan = found.plan
     if found.sums:
         rows = under_way(found, batch * channels)
-        return 2 * plan.transform * plan.sections * rows, plan.sections * rows
+        return 2 * plan.points * rows, plan.sections * rows
     return workspace_elements(plan, batch, channels), peaks_words(plan, batch, channels)
 
 

@@ -26,24 +26,23 @@ def both_work(found: Gradient, target: Target, gated: bool = False) -> Work:
     v = work_of(replace(plan, outputs=2 if gated else 1), body, target, gated)
     x = work_of(plan, body, target, True) if gated else _there(plan, target)
     made = {name: getattr(x, name) + getattr(v, name) for name in vars(v)}
-    sections = 2 * plan.sections * ELEMENT * plan.transform
     row = v.stored // (2 if gated else 1)
     # Every transform is kept, and gates that are signals are in the L2 since.
-    made["workspace_stored"] = sections
-    outside = sections + made["workspace_loaded"] if _spills(found, target) else 0
+    made["workspace_stored"] = _kept(plan)
+    outside = _kept(plan) + made["workspace_loaded"] if _spills(found, target) else 0
     made["device_bytes"] = (2 + (5 if gated else 1)) * row + outside
-    made["instructions"] += SECOND_RESULT * gated * plan.sections * plan.transform / 128
+    made["instructions"] += SECOND_RESULT * gated * plan.points / 128
     return Work(**made)
 
 
 def sums_work(found: Gradient, target: Target) -> Work:
     """What the kernel of the sums does, to which one row of a channel adds: not what it does once for all."""
     plan = found.plan
-    count, sections = plan.sections, 2 * plan.sections * ELEMENT * plan.transform
+    count = plan.sections
     each = LOADED * count + MEETING * count * (count + 1) / 2
     return Work(
-        workspace_loaded=sections,
-        device_bytes=sections if _spills(found, target) else 0,
+        workspace_loaded=_kept(plan),
+        device_bytes=_kept(plan) if _spills(found, target) else 0,
         instructions=plan.transform / 128 * each,
     )
 
@@ -57,7 +56,7 @@ def rows_at_once(found: Gradient, chip: Target) -> int:
 
 def _kept(plan: Plan) -> int:
     """Bytes of the spectra of both signals of a row."""
-    return 2 * plan.sections * ELEMENT * plan.transform
+    return 2 * ELEMENT * plan.points
 
 
 def _spills(found: Gradient, chip: Target) -> bool:

@@ -179,6 +179,11 @@ class Plan:
         return len(self.stages)
 
     @property
+    def points(self) -> int:
+        """Complex points of the transforms of a row: of all its sections."""
+        return self.sections * self.transform
+
+    @property
     def factors(self) -> tuple[int, ...]:
         return tuple(s.radix for s in self.stages)
 

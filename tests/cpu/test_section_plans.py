@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -15,13 +16,20 @@ from torch import Tensor
 
 import fftgen as package
 from fftgen import conv as conv_module
-from fftgen import op  # noqa: F401  (registers the operators)
+from fftgen import (
+    filter_gradient,
+    op,  # noqa: F401  (registers the operators)
+)
 from fftgen.cache import CacheMissError
 from fftgen.errors import InputError
 from fftgen.execute import Spectrum
+from fftgen.gradient import Gradients, Needed
 from fftgen.loaded import Routes
 from fftgen.pipeline import Built
-from fftgen.planner import search, sections
+from fftgen.planner import gradient_sections, search, sections
+from fftgen.planner.gradient import backward
+from fftgen.planner.gradient_plan import Gradient
+from fftgen.planner.gradient_sections import Prepared, in_sections
 from fftgen.planner.launch import launches, workspace_elements
 from fftgen.planner.plan import Plan
 from fftgen.planner.sections import MOST, of, of_many_rows, sectioned, share, shorter
@@ -107,26 +115,31 @@ class Kernels:
     def __init__(self, plan: Plan, seen: list[str]) -> None:
         self.seen, self.executable = seen, SimpleNamespace(plan=plan)
 
-    def convolve(self, u: Tensor, *given: Any) -> tuple[Tensor, None]:
+    def convolve(self, u: Tensor, k: Tensor, *given: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         p = self.executable.plan
         self.seen.append(f"{p.sections} x {p.transform}")
-        return gradients.composite(u, *given, mode="causal", length=LENGTH).to(u.dtype), None
+        y = gradients.composite(u, k, *given, mode="causal", length=LENGTH).to(u.dtype)
+        return y, self.planes(k)
 
-    def spectrum(self, k: Tensor, k_rev: Tensor | None = None) -> Spectrum:
-        """The taps in its place."""
+    def spectrum(self, k: Tensor, k_rev: Tensor | None = None, skip: Tensor | None = None) -> Spectrum:
         p = self.executable.plan
         self.seen.append(f"spectrum, {p.sections} x {p.transform}")
-        each = k.reshape(len(k), p.sections, p.transform).transpose(0, 1)
+        return Spectrum(*self.planes(k), p.digest, k.shape[-1])
+
+    def planes(self, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The taps in their place."""
+        p = self.executable.plan
+        each = torch.nn.functional.pad(k.detach(), (0, p.sections * p.transform - k.shape[-1]))
+        each = each.reshape(len(k), p.sections, p.transform).transpose(0, 1)
         planes = torch.stack([each, torch.zeros_like(each)], dim=2)
         scale = torch.ones(*planes.shape[:2], 2)
-        parts = (planes, scale) if p.sections > 1 else (planes[0], scale[0])
-        return Spectrum(*parts, p.digest, k.shape[-1])
+        return (planes, scale) if p.sections > 1 else (planes[0], scale[0])
 
     def apply(self, u: Tensor, planes: Tensor, scale: Tensor, *given: Any) -> Tensor:
         p = self.executable.plan
         self.seen.append(f"{p.sections} x {p.transform}")
-        taps = planes.select(-2, 0).transpose(0, 1).reshape(u.shape[1], -1)
-        return gradients.composite(u, taps, None, *given, mode="causal", length=LENGTH).to(u.dtype)
+        y = gradients.composite(u, taps_of(planes), None, *given, mode="causal", length=LENGTH)
+        return y.to(u.dtype)
 
     def windowed(self, found: Windows, u: Tensor, *given: Any) -> tuple[Tensor, ...]:
         self.seen.append(f"windows of {found.length}")
@@ -134,10 +147,47 @@ class Kernels:
         return (gradients.composite(u, *filters, in_gate, out_gate, skip, mode="causal", length=LENGTH),)
 
 
+def taps_of(planes: Tensor) -> Tensor:
+    """The filters that stand in the place of a spectrum (``Kernels.planes``)."""
+    first = planes.select(-2, 0)
+    return first if first.dim() == 2 else first.transpose(0, 1).flatten(1)
+
+
 class OnGpu(NamedTuple):
     conv: package.Conv
     seen: list[str]
     capturing: list[bool]
+
+
+def of_gradient(found: Gradient | None) -> SimpleNamespace:
+    """Loaded kernels of gradients, which nothing runs."""
+    return SimpleNamespace(gradient=found, tables=None, module=SimpleNamespace(on=lambda _: None))
+
+
+def every(
+    seen: list[str],
+    found: Gradient,
+    tables: None,
+    launcher: None,
+    u: Tensor,
+    v: Tensor,
+    planes: Tensor,
+    scale: Tensor,
+    in_gate: Tensor | None,
+    out_gate: Tensor | None,
+    *,
+    needed: Needed,
+    taps: int,
+) -> Gradients:
+    """All gradients by the definition, of the filters that stand in the place of their spectra."""
+    p = found.plan
+    seen.append(f"gradients, {p.sections} x {p.transform}")
+    given = {"u": u, "k": taps_of(planes)[:, :taps], "in_gate": in_gate, "out_gate": out_gate}
+    leaves = {n: x.detach().requires_grad_() for n, x in given.items() if x is not None}
+    with torch.enable_grad():  # which a backward pass is without
+        _, made = gradients.exact(leaves, v, mode="causal", length=LENGTH)
+    signals = (made[n].to(u.dtype) if need else None for n, need in zip(Needed._fields, needed, strict=True))
+    return Gradients(*signals, made["k"].float())
 
 
 @pytest.fixture
@@ -152,6 +202,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
     real = sections.shorter
     monkeypatch.setattr(
         sections, "shorter", lambda p, others, b, h, *how: real(p, others, 100 * b, 100 * h, *how)
+    )
+    back = gradient_sections.shorter
+    monkeypatch.setattr(
+        gradient_sections,
+        "shorter",
+        lambda whole, p, others, b, h, *how: back(whole, p, others, 100 * b, 100 * h, *how),
     )
     cut = conv_module.windows
     monkeypatch.setattr(
@@ -170,6 +226,13 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
 
     monkeypatch.setattr(conv, "_once", once)
     monkeypatch.setattr(conv, "on", lambda _, problem: Kernels(planned(problem), seen))
+    monkeypatch.setattr(conv_module, "LoadedGradient", lambda built, _: built)
+    monkeypatch.setattr(
+        conv_module.JustInTime, "backward_sectioned", lambda _, p: of_gradient(in_sections(p))
+    )
+    monkeypatch.setattr(conv, "backward_on", lambda _, problem: of_gradient(backward(problem, "sm_90")))
+    monkeypatch.setattr(filter_gradient, "stream_of", lambda _: 0)
+    monkeypatch.setattr(filter_gradient, "backward", partial(every, seen))
     return OnGpu(conv, seen, capturing)
 
 
@@ -274,3 +337,69 @@ def test_while_a_graph_is_captured_what_is_loaded_serves(gpu: OnGpu, rng: np.ran
     gpu.capturing[0] = True
     gpu.conv(u[..., :-16], k)  # they are there now
     assert gpu.seen == ["1 x 65536", "2 x 32768", "2 x 32768"]
+
+
+def step(gpu: OnGpu, rng: np.random.Generator, steps: int = LENGTH, *, gated: bool = True) -> None:
+    """A training step, its gradients held against the definition."""
+    u = torch.from_numpy(rng.standard_normal((4, 2, steps))).bfloat16().requires_grad_()
+    k = torch.from_numpy(rng.standard_normal((2, LENGTH))).float().requires_grad_()
+    given = {"u": u, "k": k}
+    if gated:
+        given["in_gate"] = torch.from_numpy(rng.standard_normal(u.shape)).bfloat16().requires_grad_()
+    v = torch.from_numpy(rng.standard_normal(u.shape)).bfloat16()
+    gpu.conv(**given).backward(v)
+    _, exact = gradients.exact(given, v, mode="causal", length=LENGTH)
+    for name, x in given.items():
+        assert x.grad is not None
+        gradients.judge(x.grad, exact[name], 2e-3)
+
+
+def test_backward_passes_of_many_rows_go_in_sections(gpu: OnGpu, rng: np.random.Generator) -> None:
+    """With the spectra that the forward pass kept."""
+    step(gpu, rng)
+    step(gpu, rng, gated=False)
+    step(gpu, rng, LENGTH - 1000)
+    assert gpu.seen == ["2 x 32768", "gradients, 2 x 32768"] * 3
+
+
+def test_gradients_of_the_whole_serve_where_no_others_can_be_had(
+    gpu: OnGpu, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And while a graph is captured; with spectra of their own: those of sections are no use to them."""
+    step_of = ["2 x 32768", "spectrum, 1 x 65536", "gradients, 1 x 65536"]
+    step(gpu, rng)
+    gpu.conv._backwards_sectioned.clear()
+    gpu.capturing[0] = True
+    step(gpu, rng)
+    gpu.capturing[0] = False
+    assert gpu.seen[2:] == step_of
+
+    def refused(_: Any, plan: Plan) -> Built:
+        raise CacheMissError(plan.name)
+
+    monkeypatch.setattr(conv_module.JustInTime, "backward_sectioned", refused)
+    step(gpu, rng)
+    assert gpu.seen[5:] == step_of
+    step(gpu, rng)  # not asked for again
+    assert gpu.seen[8:] == step_of
+
+
+def test_filters_that_act_backwards_go_back_as_one(gpu: OnGpu, rng: np.random.Generator) -> None:
+    u = torch.from_numpy(rng.standard_normal((4, 2, LENGTH))).bfloat16().requires_grad_()
+    k = torch.from_numpy(rng.standard_normal((2, LENGTH))).float().requires_grad_()
+    gpu.conv(u, k, k_rev=k.detach()).sum().backward()
+    assert gpu.seen == ["1 x 65536", "gradients, 1 x 65536"]
+
+
+def test_gradients_of_many_rows_take_sections_and_of_few_do_not() -> None:
+    whole, of_whole, others = backward(CAUSAL, "sm_90"), planned(CAUSAL), of(CAUSAL, planned)
+    assert whole is not None
+    best = gradient_sections.shorter(whole, of_whole, others, 8, 768)
+    assert best is not None
+    assert (best.sections, best.transform) == (2, 32_768)
+    assert gradient_sections.share(whole, best) < 0.6
+    assert gradient_sections.shorter(whole, of_whole, others, 1, 16) is None
+    assert gradient_sections.shorter(whole, of_whole, (), 8, 768) is None
+    kept = [Prepared(4, 16_384), Prepared(1, LENGTH)]  # spectra of others have to be made again, or not
+    few = [gradient_sections.shorter(whole, of_whole, others, 1, 768, True, there) for there in kept]
+    assert all(p is None or p in others for p in few)

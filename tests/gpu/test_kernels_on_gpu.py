@@ -408,6 +408,37 @@ def test_gradients_of_a_gated_call(problem: Problem, rng: np.random.Generator) -
     gradients.judge(of_filter.cpu(), wanted["k"], gradient_accuracy.filters(*kind, gates=2))
 
 
+@pytest.mark.parametrize("gates", [(), ("in_gate", "out_gate")], ids=["plain", "gated"])
+@pytest.mark.parametrize(("length", "dtype"), [(49_152, "fp16"), (65_536, "bf16"), (98_304, "bf16")])
+def test_gradients_of_many_rows_in_sections(
+    length: int, dtype: str, gates: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    """Of more rows than go together, a channel in two turns among them; the same bits once more."""
+    problem = Problem("causal", length, dtype)
+    conv, shape = get(problem), (7, 43, length - 4096)
+    given = gradients.draw(rng, shape, shape[-1], gates, TORCH[dtype])
+    cotangent = torch.from_numpy(rng.standard_normal(shape)).to(TORCH[dtype])
+    leaves = {name: x.detach().cuda().requires_grad_() for name, x in given.items()}
+    plan = conv.backward_sections(leaves["u"].device, problem, *shape[:2], bool(gates))
+    if plan is None:
+        pytest.skip("no sections that take less than one transform of everything")
+
+    def step() -> dict[str, torch.Tensor]:
+        made = torch.autograd.grad(conv(**leaves), list(leaves.values()), cotangent.cuda())
+        return dict(zip(leaves, made, strict=True))
+
+    found = step()
+    assert conv._backwards_sectioned
+    _, wanted = gradients.exact(given, cotangent, mode=problem.mode, length=length)
+    kind = (dtype, plan.order, plan.compute_format)
+    for name in leaves:
+        of_filter = name == "k"
+        limit = gradient_accuracy.filters(*kind) if of_filter else gradient_accuracy.signal(*kind)
+        gradients.judge(found[name].cpu(), wanted[name], limit)
+    again = step()
+    assert all(torch.equal(again[name], x) for name, x in found.items())
+
+
 @pytest.mark.parametrize(("batch", "channels", "taps"), [(2, 128, 128), (8, 64, 2048)])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_long_signals_with_short_filters_go_window_by_window(

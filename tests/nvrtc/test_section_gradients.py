@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import compiled
 import numpy as np
@@ -12,12 +13,15 @@ import torch
 from all_gradients import ALL, noise, run
 from calls import built
 from cases import slow
-from command_line import why_not
+from command_line import fftgen, why_not
 from gradients import draw
 from test_sections import POINTS, changed
 from test_sections import planned as convolution
 
-from fftgen import emulate, hot_path, toolkit
+from fftgen import artifact, emulate, gradient, hot_path, toolkit
+from fftgen.api import jobs_for
+from fftgen.bounded import Bounded
+from fftgen.bundle import build_all, bundle, open_shelf
 from fftgen.errors import InternalError
 from fftgen.gradient import Needed
 from fftgen.planner import gradient_launch, gradient_section_work
@@ -26,6 +30,7 @@ from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_section_work import sums_work
 from fftgen.planner.gradient_sections import in_sections
 from fftgen.planner.gradient_work import gradient_work
+from fftgen.problem import Problem
 from fftgen.render import render_gradient
 from fftgen.simulator import Counters, SimulationError
 from fftgen.targets import target
@@ -94,13 +99,19 @@ def test_what_is_wanted_and_no_more(needed: tuple[bool, bool, bool], rng: np.ran
     assert stores & set(emulate.RESULTS) == results
 
 
+def at_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have so many rows go together, in calls that are planned anew."""
+    monkeypatch.setattr(gradient_launch, "rows_at_once", lambda *_: rows)
+    monkeypatch.setattr(gradient, "_planned", Bounded())
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3, *slow([5, 7])])
 def test_rows_go_in_turns_that_end_anywhere(
     rows: int, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     """So many rows at a time, of channels with 7: what a turn adds, another has left. Blocks take several."""
     found, shape = planned(2), (7, 2, POINTS + 1000)
-    monkeypatch.setattr(gradient_launch, "rows_at_once", lambda *_: rows)
+    at_once(rows, monkeypatch)
     made = launches(found, *shape)
     assert [x.launch.items for x in made[::2]] == [rows] * (14 // rows) + [14 % rows] * (14 % rows > 0)
     assert {x.workers for x in made[1::2]} <= {1, 2, 4}
@@ -188,7 +199,7 @@ def test_what_makes_it_right_is_missed(
     mutation: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     found = planned(3)
-    monkeypatch.setattr(gradient_launch, "rows_at_once", lambda *_: 2)
+    at_once(2, monkeypatch)
     module, _ = built(found)
     ptx = emulate.line_ptx(replace(module, source=changed(module.source, *MUTATIONS[mutation])))
     shape = (3, 1, found.problem.length)
@@ -257,6 +268,30 @@ def test_instructions_by_formula_are_near_those_of_the_code(gated: bool) -> None
     paths, chip, length = hot_path.gradient_hot_paths(found, gated), target("sm_90"), found.problem.length
     for label, work in ((found.label, gradient_work(found, chip, gated)), ("sums", sums_work(found, chip))):
         assert 0.85 < work.instructions / paths[label].per_transform(length) < 1.15
+
+
+def test_artifacts_carry_the_gradients_of_what_many_rows_take(tmp_path: Path) -> None:
+    problem = Problem("causal", 65_536, "bf16")
+    asked = jobs_for(problem, [target("sm_90")], train=True)
+    assert [kind for *_, kind in asked if "sections" in kind] == ["sections", "backward sections"]
+    assert "backward sections" not in [
+        kind for *_, kind in jobs_for(problem, [target("sm_90")], train=True, engine="mma")
+    ]
+    made = build_all([job for job in asked if "sections" in job[2]])
+    file = tmp_path / "a.fftgen"
+    artifact.write(file, bundle(made))
+    shelf = open_shelf(file)
+    (plan,) = shelf.trained_sections(problem, (9, 0))
+    assert shelf.trained_sections(problem, (9, 0)) == shelf.sections(problem, (9, 0))
+    found = shelf.backward_sectioned(plan)
+    assert found.gradient == in_sections(plan)
+    assert found.cubin == made[1].cubin != b""
+    assert set(found.entries) == set(made[1].source.entries)
+    assert shelf.backward(problem, (9, 0)) is None  # those of one transform are another kind
+    answered = fftgen("verify", "--quick", "--arch", "sm_90", str(file))
+    assert answered.exit_code == 0, answered.stdout
+    assert "2 sections" in answered.stdout
+    assert "sums" in fftgen("inspect", str(file)).stdout
 
 
 def test_a_name_a_digest_and_a_text_of_its_own() -> None:

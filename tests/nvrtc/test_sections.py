@@ -224,6 +224,7 @@ def test_artifacts_carry_what_many_rows_take(tmp_path: Path) -> None:
     assert shelf.sectioned(plan).cubin == file.built[1].cubin != b""
     assert shelf.built(problem, (9, 0)).plan.sections == 1
     assert shelf.sections(problem, (8, 0)) == ()
+    assert shelf.trained_sections(problem, (9, 0)) == ()  # without --train
     shorter = Problem("causal", 32_768, "bf16")
     assert [kind for *_, kind in jobs_for(shorter, [target("sm_90")])] == ["convolution"]
     assert [kind for *_, kind in jobs_for(problem, [target("sm_90")], engine="wmma")] == ["convolution"]
