@@ -15,7 +15,7 @@ from calls import built
 from cases import slow
 from command_line import fftgen, why_not
 from gradients import draw
-from test_sections import POINTS, changed
+from test_sections import POINTS, changed, in_whole_sectors
 from test_sections import planned as convolution
 
 from fftgen import artifact, emulate, gradient, hot_path, toolkit
@@ -247,6 +247,7 @@ def test_the_kernels_do_what_the_model_says(sections: int, gated: bool, rng: np.
         ("loads", ("spectrum",), work.spectrum),
     ):
         assert moved(own, kind, *buffers) == rows * predicted, (kind, buffers)
+    in_whole_sectors(own)
     copied = 2 * simulated.reports[found.name].blocks * compiled_tables(found)
     tables = moved(own, "loads", "tables") + moved(own, "loads", "spectrum")
     passed = own.shared_loads.bytes + own.shared_stores.bytes + tables - copied

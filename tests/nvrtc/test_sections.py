@@ -26,7 +26,7 @@ from fftgen.planner.sections import LENGTHS, MOST, sectioned
 from fftgen.prepare import prepare
 from fftgen.problem import Problem
 from fftgen.render import render
-from fftgen.simulator import SimulationError
+from fftgen.simulator import Counters, SimulationError
 from fftgen.source import Source
 from fftgen.targets import target
 
@@ -100,6 +100,28 @@ def test_sections_of_any_signal(rng: np.random.Generator) -> None:
     u = draw(rng, int(rng.integers(1, 4)), int(rng.integers(1, 3)), steps).bfloat16()
     k = filters(rng, u.shape[1], int(rng.integers(1, plan.sections * POINTS + 1)), steps)
     run(plan, u, k, **({"in_gate": draw(rng, *u.shape).bfloat16()} if rng.integers(2) else {}))
+
+
+def in_whole_sectors(counters: Counters) -> None:
+    """No access to signals or transforms touches more sectors of 32 bytes than it has to."""
+    for name, buffer in counters.buffers.items():
+        if name in ("tables", "scale", "peaks", "v_peaks"):
+            continue
+        for accesses in (buffer.loads, buffer.stores):
+            assert accesses.units == -(-accesses.bytes // 32), name
+
+
+@pytest.mark.parametrize("gates", [(), ("in_gate", "out_gate")])
+def test_what_moves_moves_in_whole_sectors(gates: tuple[str, ...], rng: np.random.Generator) -> None:
+    plan = planned(3)
+    u, *given = (draw(rng, 1, 1, plan.problem.length).bfloat16() for _ in range(1 + len(gates)))
+    module, ptx = built(plan)
+    options = dict(zip(gates, given, strict=True))
+    k = filters(rng, 1, plan.problem.length)
+    _, simulated = emulate.convolve(module, u, k, ptx=ptx, **options)
+    counters = simulated.reports[plan.entry(plan.body)].counters
+    assert {"u", "y", "workspace", "spectrum", *gates} <= counters.buffers.keys()
+    in_whole_sectors(counters)
 
 
 SIZES = {
