@@ -92,7 +92,7 @@ def in_sections(problem: Problem, target: Target) -> Plan | None:
     def planned(p: Problem) -> Plan:
         return search.plan(p, target)
 
-    return sections.of_many_rows(planned(problem), planned)
+    return sections.of_many_rows(planned(problem), sections.of(problem, planned))
 
 
 def goes_back_in_sections(problem: Problem, target: Target) -> bool:

@@ -313,9 +313,10 @@ class Conv:
         """Compile and load everything that calls on a device need, so that they can be captured in a graph.
 
         ``length``: of no longer sequences and filters, which may need less: in circular mode the causal
-        problem of half the length alone. ``train``: what their gradients need, too. Kernels of windows and
-        sections are not among them (which there are depends on the call): a call before the capture loads
-        them, and without them a captured call takes the kernels of the whole. Returns the convolution.
+        problem of half the length alone. ``train``: what their gradients need, too. The kernels of sections
+        that many rows take are among them; those of windows, and of sections that few rows would take, are
+        not: a call before the capture loads them, and without them a captured call takes the kernels of the
+        whole. Returns the convolution.
         """
         where = torch.device(device)
         longest = self._longest(length)
@@ -326,7 +327,24 @@ class Conv:
                     self.gradient_on(where, problem)
                     self.twin_on(where, problem)
                     self.backward_on(where, problem)
+                self._warm_sections(where, problem, train)
         return self
+
+    def _warm_sections(self, device: torch.device, problem: Problem, train: bool) -> None:
+        """Compile and load the kernels of sections that many rows of a problem take, if any do."""
+        if not sections.possible(problem):
+            return
+        facts = _facts(device)
+        plan = self._provider.planned(problem, *facts)
+        others = self._provider.sections(problem, *facts)
+        best = sections.of_many_rows(plan, others) if plan else None
+        if best is not None:
+            self._in_sections(device, best)
+        trained = self._provider.trained_sections(problem, *facts) if train else ()
+        whole = gradient_backward(problem, target_for(facts[0])) if trained else None
+        back = gradient_sections.of_many_rows(whole, trained) if whole else None
+        if back is not None:
+            self.backward_in_sections(device, back)
 
     def _longest(self, length: int | None) -> int:
         """The longest sequence that is meant. Raises InputError for one that is not served."""

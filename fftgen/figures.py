@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fftgen import emulate, sampled
+from fftgen.bundle import in_sections
 from fftgen.cache import Cache
 from fftgen.execute import storage
 from fftgen.hot_path import hot_paths, whole_hot_paths
@@ -53,6 +54,8 @@ class Figures:
     @property
     def kind(self) -> str:
         """What the call is, behind its problem."""
+        if self.plan.sections > 1:
+            return ", in sections, gated" if self.gated else ", in sections"
         return ", two results" if self.plan.outputs == 2 else ", gated" if self.gated else ""
 
     @property
@@ -61,8 +64,10 @@ class Figures:
         found = []
         total = sum(self.instructions.values())
         if total > INSTRUCTIONS:
-            pieces = self.plan.transform // 128
+            pieces = self.plan.points // 128
             causes = [f"{self.operations / pieces:.0f} matrix operations"]
+            if self.plan.sections > 1:
+                causes.append("transforms of sections are kept, and products with them added up")
             if self.plan.device_stages:
                 causes.append("three stages load and store, twiddles in two levels")
             if self.plan.rows_per_item == 2:
@@ -208,16 +213,19 @@ def everything(
     dtype: str = "bf16",
     progress: Callable[[str], None] | None = None,
 ) -> list[Figures]:
-    """All lengths, both modes, gated and not, and with two results for two gates."""
+    """All lengths, both modes, gated and not, with two results for two gates, and in sections."""
     found = []
     for mode in ("causal", "circular"):
         for length in lengths:
             problem = Problem(mode, length, dtype)
             plan = search.plan(problem, target)
+            cut = in_sections(problem, find_target(target))
             for kind, gated, which in (
                 ("", False, plan),
                 (" gated", True, plan),
                 (" two results", True, twin(plan)),
+                (" in sections", False, cut),
+                (" in sections gated", True, cut),
             ):
                 if which is None:
                     continue
@@ -239,7 +247,8 @@ def page(found: Sequence[Figures], target: str, compiler: str) -> str:
         "(all stages of a long transform together); registers a thread; warps resident on a",
         "multiprocessor. A circular transform does two rows. Two results: gradients of u and of its gate, by",
         "one transform. From 65 536 points on many rows take one launch for all stages (the last of the",
-        "registers and warps): instructions are its own, and so is all that is counted of 65 536 points.",
+        "registers and warps): instructions are its own, and so is all that is counted of 65 536 points,",
+        "or go in sections where the model gives these less time.",
         "Longer ones are simulated in sampled blocks of a launch for each stage, with gates, sectors against",
         "each kernel's own least.",
         "",

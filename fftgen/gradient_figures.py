@@ -9,12 +9,14 @@ from typing import Any
 import torch
 
 from fftgen import emulate
+from fftgen.bundle import goes_back_in_sections, in_sections
 from fftgen.cache import Cache
 from fftgen.execute import storage
 from fftgen.figures import ABREAST, INSTRUCTIONS, SECTORS, WARPS, resident_warps
 from fftgen.gradient import Needed
 from fftgen.hot_path import gradient_hot_paths
 from fftgen.pipeline import build_gradient
+from fftgen.planner import gradient_sections
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.problem import Problem
@@ -46,9 +48,11 @@ class GradientFigures:
         reasons = []
         total = sum(self.instructions.values())
         if total > INSTRUCTIONS * (2 if self.found.signals else 1):
-            pieces = self.found.plan.transform // 128
+            pieces = self.found.plan.points // 128
             causes = [f"{self.least_operations / pieces:.0f} matrix operations", "the product in fp32"]
-            if self.found.held < 1:
+            if self.found.sums:
+                causes.append("transforms of sections are kept, and products with them added up")
+            elif self.found.held < 1:
                 part = f"{1 - self.found.held} of the sum" if self.found.held else "the sum"
                 causes.append(f"{part} in device memory")
             if self.found.plan.abreast > 1:
@@ -152,13 +156,22 @@ def everything(
     for signals in (False, True):
         for length in lengths:
             problem = Problem("causal", length, dtype)
-            found = backward(problem, target) if signals else gradient(problem, target)
-            for gated in (False, True) if found is not None else ():
-                assert found is not None
-                if progress is not None:
-                    progress(f"{found.label} {length} {dtype}{' gated' if gated else ''}")
-                made.append(gradient_figures(found, gated))
+            for found in of_all(problem, target) if signals else (gradient(problem, target),):
+                for gated in (False, True):
+                    if progress is not None:
+                        progress(f"{found.label} {length} {dtype}{' gated' if gated else ''}")
+                    made.append(gradient_figures(found, gated))
     return made
+
+
+def of_all(problem: Problem, target: str) -> list[Gradient]:
+    """The kernels of all gradients by one pass, and those that many rows take in sections."""
+    chip = find_target(target)
+    whole, cut = backward(problem, chip), in_sections(problem, chip)
+    if whole is None:
+        return []
+    pays = cut is not None and goes_back_in_sections(problem, chip)
+    return [whole, *([gradient_sections.in_sections(cut)] if cut and pays else [])]
 
 
 def section(made: Sequence[GradientFigures]) -> str:
@@ -181,7 +194,8 @@ def section(made: Sequence[GradientFigures]) -> str:
             "",
             "Of a row of u and its row of the cotangent: the gradients of u, of both gates where there are",
             "gates, and of the filter. Sectors are of what is read from device memory and of results; gates",
-            "of results, rows of which were read before, come from the L2.",
+            "of results, rows of which were read before, come from the L2. Of sections a kernel of its own",
+            "makes the sums; its registers come second.",
             *_table(every),
         ]
     return "\n".join(lines) + "\n"

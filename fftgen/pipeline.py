@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fftgen import nvrtc, shortcut
 from fftgen.cache import Cache, Entry, Key
@@ -111,7 +111,9 @@ def _make(plan: Plan, found: Gradient | None, store: Cache, note: str) -> tuple[
         return Entry.of(source, nvrtc.compile_cubin(source, plan.target))
 
     key = Key.of(source, plan.target)
-    said = command(plan, own=found is not None).replace("render", how).removesuffix(" --twin")
+    # Builds of a problem hold all that is of it.
+    of = replace(plan, outputs=1, sections=1)
+    said = command(of, own=found is not None).replace("render", how)
     entry = store.get_or_build(key, make, command=said)
     block = tables.build(plan)
     shortcut.keep(store, note, key.digest, block)

@@ -66,7 +66,8 @@ def command(plan: Plan, *, own: bool = False) -> str:
     chosen = named if own else chosen_engine(p, plan.target)
     engine = "" if chosen in (named, None) else f" --engine {named}"
     twin = " --twin" if plan.outputs == 2 else ""
-    return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}{engine}{twin}"
+    cut = f" --sections {plan.transform}" if plan.sections > 1 else ""
+    return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}{engine}{twin}{cut}"
 
 
 def gradient_command(gradient: Gradient) -> str:

@@ -10,13 +10,15 @@ from fftgen import api
 from fftgen.cli.options import common, one_problem, print_json
 from fftgen.durable import write_out, writing
 from fftgen.errors import InputError
-from fftgen.planner import twins
+from fftgen.planner import gradient_sections, search, sections, twins
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import Plan
+from fftgen.problem import Problem
 from fftgen.render import command as command_of
 from fftgen.render import gradient_command, render, render_gradient
 from fftgen.source import Source
+from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
 
@@ -27,6 +29,7 @@ from fftgen.targets import target as find_target
 @click.option("--gradient", "of_filter", is_flag=True, help="The kernels of the filter's gradient instead.")
 @click.option("--backward", "whole_pass", is_flag=True, help="The kernels of all gradients by one pass.")
 @click.option("--twin", "twice", is_flag=True, help="The kernels that store each result with two gates.")
+@click.option("--sections", "points", type=int, help="The kernels of rows in sections of so many points.")
 @common
 def command(
     length: int,
@@ -39,6 +42,7 @@ def command(
     of_filter: bool,
     whole_pass: bool,
     twice: bool,
+    points: int | None,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -50,9 +54,14 @@ def command(
         raise InputError("the kernels of a gradient have an engine of their own: leave --engine out")
     if of_filter + whole_pass + twice > 1:
         raise InputError("--gradient, --backward and --twin are of different modules: ask for one of them")
+    if points is not None and (of_filter or twice or engine is not None):
+        raise InputError("of rows in sections there are convolutions and, with --backward, all gradients")
+    asked, chip = api.problem(length, dtype, causal=causal), find_target(arch)
     subject: Plan | Gradient
-    if of_filter or whole_pass:
-        asked, chip = api.problem(length, dtype, causal=causal), find_target(arch)
+    if points is not None:
+        cut = _in_sections(asked, chip, points)
+        subject = gradient_sections.in_sections(cut) if whole_pass else cut
+    elif of_filter or whole_pass:
         found = gradient(asked, chip) if of_filter else backward(asked, chip)
         if found is None:
             raise InputError(
@@ -61,7 +70,6 @@ def command(
                 "those of the filter's"
             )
         subject = found
-        source, how = render_gradient(found), gradient_command(found)
     else:
         subject = api.plan(length, dtype, causal=causal, target=arch, engine=engine)
         if twice:
@@ -71,6 +79,9 @@ def command(
                     f"the engine {subject.engine} has no kernels with two outputs: leave --twin out"
                 )
             subject = both
+    if isinstance(subject, Gradient):
+        source, how = render_gradient(subject), gradient_command(subject)
+    else:
         source, how = render(subject), command_of(subject)
     text = whole(source) if headers else source.text
     if verbose:
@@ -83,6 +94,19 @@ def command(
         print_json({"name": source.name, "command": how, "text": text, "headers": included})
     elif output is None:
         click.echo(text, nl=False)
+
+
+def _in_sections(asked: Problem, chip: Target, points: int) -> Plan:
+    """The plan of a problem in sections. Raises InputError where there is none, with those that there are."""
+    there = sections.of(asked, lambda p: search.plan(p, chip))
+    for plan in there:
+        if plan.transform == points:
+            return plan
+    others = ", ".join(str(plan.transform) for plan in there) or "none"
+    raise InputError(
+        f"{asked.mode} {asked.length} {asked.dtype} has no sections of {points} points on {chip.name}: "
+        f"there are {others}"
+    )
 
 
 def whole(source: Source) -> str:

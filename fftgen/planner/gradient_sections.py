@@ -19,7 +19,7 @@ a point, with every row.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -90,6 +90,12 @@ def shorter(
         if taken < least:
             best, least = other, taken
     return best
+
+
+def of_many_rows(whole: Gradient, others: Sequence[Plan]) -> Plan | None:
+    """Of plans in sections the one whose gradients had better take many rows; None: ``whole`` takes less."""
+    best = min(others, key=lambda plan: share(whole, plan), default=None)
+    return best if best is not None and share(whole, best) < WORTH else None
 
 
 def share(whole: Gradient, plan: Plan, gated: bool = True) -> float:

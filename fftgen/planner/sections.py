@@ -19,7 +19,7 @@ that is counted of them (cost.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -66,9 +66,8 @@ def of(problem: Problem, planned: Planned) -> tuple[Plan, ...]:
     return tuple(plan for plan in found if plan)
 
 
-def of_many_rows(plan: Plan, planned: Planned) -> Plan | None:
-    """The plan in sections that had better take many rows of a plan's; None: there is none."""
-    others = of(plan.problem, planned)
+def of_many_rows(plan: Plan, others: Sequence[Plan]) -> Plan | None:
+    """Of plans in sections the one that had better take many rows of ``plan``'s; None: there is none."""
     best = min(others, key=lambda other: share(plan, other), default=None)
     return best if best is not None and share(plan, best) < WORTH else None
 

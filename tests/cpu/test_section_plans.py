@@ -35,6 +35,7 @@ from fftgen.planner.plan import Plan
 from fftgen.planner.sections import MOST, of, of_many_rows, sectioned, share, shorter
 from fftgen.planner.windows import Windows
 from fftgen.problem import Problem
+from fftgen.render import render, render_gradient
 from fftgen.targets import target
 
 LENGTH = 65_536
@@ -75,7 +76,8 @@ def test_many_rows_take_sections_and_few_do_not() -> None:
     best = shorter(whole, others, 8, 768)
     assert best is not None
     assert best.plan.transform == 32_768
-    assert best.plan == of_many_rows(whole, planned)
+    assert best.plan == of_many_rows(whole, others)
+    assert of_many_rows(whole, ()) is None
     assert share(whole, best.plan) <= best.share < 0.6
     assert shorter(whole, others, 1, 16) is None  # a sixth of the chip at work
     keeping = shorter(whole, others, 8, 768, kept=True)
@@ -104,6 +106,22 @@ def test_the_plan_says_what_sections_take() -> None:
     assert "2 sections of 32768 points: 0.5" in fftgen("plan", LENGTH, "--causal").stdout
     assert "sections" not in answer("plan", LENGTH)
     assert "not taken" in fftgen("plan", 32_768, "--causal").stdout
+
+
+def test_sources_of_sections_by_the_command_at_their_head() -> None:
+    made, back = plan(), in_sections(plan())
+    for text in (render(made).text, render_gradient(back).text):
+        words = text.splitlines()[1].split()[2:]
+        assert "--sections" in words
+        assert fftgen(*words).stdout == text
+    for asked, said in (
+        (("--sections", 8192), "no sections of 8192 points on sm_90: there are 16384, 32768"),
+        (("--sections", 32_768, "--twin"), "there are convolutions and, with --backward, all gradients"),
+        (("--sections", 32_768, "--engine", "wmma"), "with --backward, all gradients"),
+    ):
+        answered = fftgen("render", LENGTH, "--causal", "--arch", "sm_90", *asked)
+        assert answered.exit_code == 2
+        assert said in answered.stderr
 
 
 # --- calls on a GPU that is not there
@@ -222,7 +240,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
     monkeypatch.setattr(conv_module.JustInTime, "sectioned", lambda _, plan: Kernels(plan, seen))
 
     def once(kept: Any, device: Any, problem: Any, load: Any, train: bool = False) -> Any:
-        return kept.setdefault((problem, device), load(device))
+        return kept.setdefault((problem, torch.device("cpu")), load(device))
 
     monkeypatch.setattr(conv, "_once", once)
     monkeypatch.setattr(conv, "on", lambda _, problem: Kernels(planned(problem), seen))
@@ -360,6 +378,27 @@ def test_backward_passes_of_many_rows_go_in_sections(gpu: OnGpu, rng: np.random.
     step(gpu, rng, gated=False)
     step(gpu, rng, LENGTH - 1000)
     assert gpu.seen == ["2 x 32768", "gradients, 2 x 32768"] * 3
+
+
+def test_a_warmup_loads_what_many_rows_take(
+    gpu: OnGpu, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph that is captured then holds them: forward alone, or backward as well."""
+    for name in ("gradient_on", "twin_on"):
+        monkeypatch.setattr(gpu.conv, name, lambda *_: None)
+    gpu.conv.warmup()
+    gpu.capturing[0] = True
+    step(gpu, rng)
+    assert gpu.seen == ["2 x 32768", "spectrum, 1 x 65536", "gradients, 1 x 65536"]
+    gpu.capturing[0] = False
+    gpu.conv.warmup(train=True)
+    gpu.capturing[0] = True
+    step(gpu, rng)
+    assert gpu.seen[3:] == ["2 x 32768", "gradients, 2 x 32768"]
+    short = conv_module.Conv(Problem("causal", 4096, "bf16"), conv_module.JustInTime(), "short")
+    monkeypatch.setattr(short, "on", lambda *_: None)
+    short.warmup()
+    assert not short._sectioned
 
 
 def test_gradients_of_the_whole_serve_where_no_others_can_be_had(

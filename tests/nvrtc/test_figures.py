@@ -9,9 +9,11 @@ import pytest
 from command_line import why_not
 
 from fftgen import figures, gradient_figures, nvrtc
+from fftgen.bundle import in_sections
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.problem import Problem
+from fftgen.targets import target
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
@@ -54,6 +56,23 @@ def test_the_page_says_what_is_counted_of_gradients(gated: bool, signals: bool) 
     found = gradient_figures.gradient_figures(planned(256, signals), gated)
     kind = [line for line in rows(page()) if line.startswith(f"| 256{', gated' if gated else ''} ")]
     assert rows(gradient_figures.section([found]))[-1:] == [kind[signals]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_page_says_what_is_counted_of_sections(gated: bool) -> None:
+    problem, kind = Problem("causal", 65_536, "bf16"), ", gated" if gated else ""
+    cut = in_sections(problem, target("sm_90"))
+    found = figures.figures(problem, gated, plan=cut)
+    assert rows(figures.page([found], "sm_90", "x"))[1:] == [
+        line for line in rows(page()) if line.startswith(f"| causal 65536, in sections{kind} |")
+    ]
+    (whole, sections) = gradient_figures.of_all(problem, "sm_90")
+    assert not whole.sums
+    of_gradient = gradient_figures.gradient_figures(sections, gated)
+    assert rows(gradient_figures.section([of_gradient]))[-1:] == [
+        line for line in rows(page()) if line.startswith(f"| 65536{kind} |") and "2 sections" in line
+    ]
 
 
 def test_the_bounds_of_4096_points() -> None:
