@@ -632,23 +632,27 @@ class Conv:
         channels: int,
         gated: bool = True,
         prepared: Prepared | None = None,
+        alone: bool = False,
     ) -> Plan | None:
         """The plan in sections whose gradients so many rows had better take; None: none, or they cannot be
         had.
 
-        ``gated``, ``prepared``: as planner/gradient_sections.py has them.
+        ``gated``, ``prepared``, ``alone``: as planner/gradient_sections.py has them.
         """
         if not sections.possible(problem):
             return None
-        key = (device, problem, batch, channels, gated, prepared)
+        key = (device, problem, batch, channels, gated, prepared, alone)
         kept = self._backward_sections.get(key)
         if kept is None:
             facts = _facts(device)
             plan, found = self._provider.planned(problem, *facts), None
             others = self._provider.trained_sections(problem, *facts)
-            whole = gradient_backward(problem, target_for(facts[0])) if plan and others else None
+            whole = None
+            if plan is not None and others:
+                whole = (gradient if alone else gradient_backward)(problem, target_for(facts[0]))
             if plan is not None and whole is not None:
-                found = gradient_sections.shorter(whole, plan, others, batch, channels, gated, prepared)
+                how = gated, prepared, alone
+                found = gradient_sections.shorter(whole, plan, others, batch, channels, *how)
             kept = self._backward_sections.keep(key, (found,))
         (found,) = kept
         if found is None:

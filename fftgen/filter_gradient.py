@@ -104,7 +104,11 @@ def on_gpu(
                 out_gate,
                 taps=taps,
             )
-        loaded = conv.gradient_on(u.device, problem)
+        if u.shape == v.shape:
+            gated = in_gate is not None or out_gate is not None
+            plan = conv.backward_sections(u.device, problem, u.shape[0], u.shape[1], gated, alone=True)
+            loaded = None if plan is None else conv.backward_in_sections(u.device, plan)
+        loaded = loaded or conv.gradient_on(u.device, problem)
         if loaded is None:
             warnings.warn(_slow(conv), RuntimeWarning, stacklevel=2)
     if loaded is None:

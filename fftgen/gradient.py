@@ -141,9 +141,13 @@ class _Pass:
             torch.empty_like(u, memory_format=torch.contiguous_format) if n else None for n in needed
         )
         tables_at = address("tables", self.tables)
-        planes_at, scale_at = (
-            (0, 0) if spectrum is None else (address("spectrum", spectrum[0]), address("scale", spectrum[1]))
-        )
+        planes_at, scale_at = 0, 0
+        if spectrum is not None:
+            planes_at, scale_at = address("spectrum", spectrum[0]), address("scale", spectrum[1])
+        elif self.found.sums:  # sections come to powers that their spectra have a part in
+            ones = torch.ones(plan.sections, u.shape[1], 2, device=u.device)
+            self.held.append(ones)
+            scale_at = address("scale", ones)
         x_at = (
             address("u", u),
             self.at("in_gate", in_gate),

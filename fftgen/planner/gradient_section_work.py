@@ -20,18 +20,24 @@ from fftgen.targets import Target
 SECOND_RESULT, LOADED, MEETING = 12.0, 24.3, 23.3
 
 
-def both_work(found: Gradient, target: Target, gated: bool = False) -> Work:
-    """What the kernel of both signals does. ``gated``: with both gates, whose gradients are made as well."""
+def both_work(found: Gradient, target: Target, gated: bool = False, alone: bool = False) -> Work:
+    """What the kernel of both signals does. ``gated``: with both gates, whose gradients are made as well.
+
+    ``alone``: of the filter's gradient, and no other.
+    """
     plan, body = found.plan, found.plan.body
-    v = work_of(replace(plan, outputs=2 if gated else 1), body, target, gated)
-    x = work_of(plan, body, target, True) if gated else _there(plan, target)
+    x = v = _there(plan, target, gated)
+    row, rows = x.loaded, 2 + (2 if gated else 0)
+    if not alone:
+        v = work_of(replace(plan, outputs=2 if gated else 1), body, target, gated)
+        x = work_of(plan, body, target, True) if gated else x
+        rows += 3 if gated else 1
     made = {name: getattr(x, name) + getattr(v, name) for name in vars(v)}
-    row = v.stored // (2 if gated else 1)
     # Every transform is kept, and gates that are signals are in the L2 since.
     made["workspace_stored"] = _kept(plan)
     outside = _kept(plan) + made["workspace_loaded"] if _spills(found, target) else 0
-    made["device_bytes"] = (2 + (5 if gated else 1)) * row + outside
-    made["instructions"] += SECOND_RESULT * gated * plan.points / 128
+    made["device_bytes"] = rows * row + outside
+    made["instructions"] += SECOND_RESULT * (gated and not alone) * plan.points / 128
     return Work(**made)
 
 
@@ -64,7 +70,7 @@ def _spills(found: Gradient, chip: Target) -> bool:
     return rows_at_once(found, chip) * _kept(found.plan) > SECTIONS_ROOM * chip.l2_bytes
 
 
-def _there(plan: Plan, target: Target) -> Work:
+def _there(plan: Plan, target: Target, gated: bool) -> Work:
     """What is done for a row whose spectra alone are wanted."""
     body, n, count = plan.body, plan.transform, plan.sections
     whole = work_of(plan, body, target)
@@ -77,9 +83,10 @@ def _there(plan: Plan, target: Target) -> Work:
     return Work(
         tensor_ops=count * work.tensor_ops(alone, body, (work.THERE,)),
         loaded=whole.loaded,
+        gates=whole.loaded if gated else 0,
         tables=whole.tables // 2,
         shared_bytes=count * shared,
-        instructions=(whole.instructions - _products(plan)) / 2,
+        instructions=(whole.instructions - _products(plan)) / 2 + work.gating(alone, gated * whole.loaded),
     )
 
 

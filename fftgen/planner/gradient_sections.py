@@ -69,18 +69,21 @@ def shorter(
     channels: int,
     gated: bool = True,
     prepared: Prepared | None = None,
+    alone: bool = False,
 ) -> Plan | None:
     """Of plans in sections the one whose gradients take a call's rows in least time, by the model; None:
     ``whole``, the kernels of one transform of everything, takes less, whose spectra are those of ``plan``.
 
-    ``gated``: with both gates; ``prepared``: the spectra that are there.
+    ``gated``: with both gates; ``prepared``: the spectra that are there; ``alone``: of the filter's gradient
+    and no other, which takes none, by ``whole``, the kernels of that.
     """
 
     chip = target(plan.target)
 
     def time(found: Gradient, of: Plan) -> float:
-        call = gradient_call(found, chip, gradient_cost(found, chip, gated=gated), batch, channels)
-        there = prepared == Prepared(of.sections, of.transform)
+        price = gradient_cost(found, chip, gated=gated, alone=alone)
+        call = gradient_call(found, chip, price, batch, channels)
+        there = alone or prepared == Prepared(of.sections, of.transform)
         spectra = 0.0 if there else of.sections * filter_cost(of, chip).predicted
         return call.time + channels * spectra
 

@@ -39,10 +39,13 @@ def side_work(found: Gradient, kernel: Kernel, target: Target, gated: bool = Fal
     return work_of(replace(found.plan, outputs=2 if both else 1), kernel, target, gated)
 
 
-def gradient_work(found: Gradient, target: Target, gated: bool = False) -> Work:
-    """What the kernel of both signals does. ``gated``: with both gates, whose gradients are made as well."""
+def gradient_work(found: Gradient, target: Target, gated: bool = False, alone: bool = False) -> Work:
+    """What the kernel of both signals does. ``gated``: with both gates, whose gradients are made as well.
+
+    ``alone``, of sections: of the filter's gradient, and no other.
+    """
     if found.sums:
-        return both_work(found, target, gated)
+        return both_work(found, target, gated, alone)
     plan, n, whole = found.plan, found.plan.transform, not found.plan.device_stages
     back = found.signals * (2 if gated else 1)  # transforms that go on to results: v's, with gates u's, too
     size = dtype(plan.problem.dtype).nbytes
@@ -152,9 +155,13 @@ SIDES = ("u", "v")  # the input, and the cotangent
 
 
 def gradient_cost(
-    found: Gradient, target: Target, compiled: Compiled | None = None, gated: bool = False
+    found: Gradient,
+    target: Target,
+    compiled: Compiled | None = None,
+    gated: bool = False,
+    alone: bool = False,
 ) -> Cost:
-    """Counts and seconds of one row of u and its row of the cotangent.
+    """Counts and seconds of one row of u and its row of the cotangent; ``alone`` as of ``gradient_work``.
 
     A kernel that runs before on each signal is there twice, one that runs after for the cotangent alone, or
     with gates for both.
@@ -178,7 +185,7 @@ def gradient_cost(
             for kernel in kernels
         ]
 
-    own = [of(found.kernel, found.label, gradient_work(found, target, gated), found.label)]
+    own = [of(found.kernel, found.label, gradient_work(found, target, gated, alone), found.label)]
     if found.sums:
         own.append(of(found.sums, "sums", sums_work(found, target), "sums"))
     return Cost((*sides(found.before, SIDES), *own, *sides(found.after, SIDES if gated else SIDES[1:])))

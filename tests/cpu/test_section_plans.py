@@ -19,6 +19,7 @@ from fftgen import conv as conv_module
 from fftgen import (
     filter_gradient,
     op,  # noqa: F401  (registers the operators)
+    verify,
 )
 from fftgen.cache import CacheMissError
 from fftgen.errors import InputError
@@ -27,7 +28,7 @@ from fftgen.gradient import Gradients, Needed
 from fftgen.loaded import Routes
 from fftgen.pipeline import Built
 from fftgen.planner import gradient_sections, search, sections
-from fftgen.planner.gradient import backward
+from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_sections import Prepared, in_sections
 from fftgen.planner.launch import launches, workspace_elements
@@ -208,6 +209,27 @@ def every(
     return Gradients(*signals, made["k"].float())
 
 
+def of_filter(
+    seen: list[str],
+    found: Gradient,
+    tables: None,
+    launcher: None,
+    u: Tensor,
+    v: Tensor,
+    in_gate: Tensor | None,
+    out_gate: Tensor | None,
+    *,
+    taps: int,
+    period: int,
+) -> Tensor:
+    """A filter's gradient by the definition."""
+    p = found.plan
+    seen.append(f"of the filter, {p.sections} x {p.transform}")
+    assert period == 0
+    made = verify.gradient_reference(u, v, in_gate, out_gate, min(taps, u.shape[-1]), 0)
+    return torch.nn.functional.pad(torch.from_numpy(made), (0, taps - made.shape[-1])).float()
+
+
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
     """A convolution of 65 536 steps whose calls on CPU tensors seem to be on an H200, where one row pays."""
@@ -251,6 +273,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
     monkeypatch.setattr(conv, "backward_on", lambda _, problem: of_gradient(backward(problem, "sm_90")))
     monkeypatch.setattr(filter_gradient, "stream_of", lambda _: 0)
     monkeypatch.setattr(filter_gradient, "backward", partial(every, seen))
+    monkeypatch.setattr(filter_gradient, "correlate_input", partial(of_filter, seen))
+    monkeypatch.setattr(conv, "gradient_on", lambda _, problem: of_gradient(gradient(problem, "sm_90")))
     return OnGpu(conv, seen, capturing)
 
 
@@ -378,6 +402,22 @@ def test_backward_passes_of_many_rows_go_in_sections(gpu: OnGpu, rng: np.random.
     step(gpu, rng, gated=False)
     step(gpu, rng, LENGTH - 1000)
     assert gpu.seen == ["2 x 32768", "gradients, 2 x 32768"] * 3
+
+
+def test_a_filters_gradient_alone_goes_in_sections(gpu: OnGpu, rng: np.random.Generator) -> None:
+    """Of a filter that acts backwards as well; of signals of two lengths it does not."""
+    u = torch.from_numpy(rng.standard_normal((4, 2, LENGTH))).bfloat16()
+    k = torch.from_numpy(rng.standard_normal((2, LENGTH))).float().requires_grad_()
+    v = torch.from_numpy(rng.standard_normal(u.shape)).bfloat16()
+    for name in ("k", "k_rev"):
+        given = {"u": u, "k": k.detach(), name: k}
+        (made,) = torch.autograd.grad(gpu.conv(**given), k, v)
+        _, exact = gradients.exact(given, v, mode="causal", length=LENGTH)
+        gradients.judge(made, exact[name], 1e-5)
+    alone = "of the filter, 2 x 32768"
+    assert gpu.seen == ["2 x 32768", alone, "1 x 65536", alone]
+    filter_gradient.on_gpu(gpu.conv, u[..., :-8], v, None, None, LENGTH - 100)
+    assert gpu.seen[4:] == ["of the filter, 1 x 65536"]
 
 
 def test_a_warmup_loads_what_many_rows_take(

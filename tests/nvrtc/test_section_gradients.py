@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import compiled
+import gradients
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from gradients import draw
 from test_sections import POINTS, changed, in_whole_sectors
 from test_sections import planned as convolution
 
-from fftgen import artifact, emulate, gradient, hot_path, toolkit
+from fftgen import artifact, emulate, gradient, gradient_accuracy, hot_path, toolkit, verify
 from fftgen.api import jobs_for
 from fftgen.bounded import Bounded
 from fftgen.bundle import build_all, bundle, open_shelf
@@ -97,6 +98,30 @@ def test_what_is_wanted_and_no_more(needed: tuple[bool, bool, bool], rng: np.ran
     stores = {n for r in simulated.reports.values() for n, b in r.counters.buffers.items() if b.stores.bytes}
     results = {n for n, need in zip(emulate.RESULTS, needed, strict=True) if need}
     assert stores & set(emulate.RESULTS) == results
+
+
+@pytest.mark.parametrize("gates", [0, 2])
+def test_a_filters_gradient_alone(gates: int, rng: np.random.Generator) -> None:
+    """Without its spectrum, and without a way back for either signal; of a short row, and with fewer taps."""
+    found = planned(3)
+    module, ptx = built(found)
+    for steps, taps in ((found.problem.length, found.problem.length), (POINTS + 1000, POINTS - 5)):
+        given = [noise(rng, 2, 2, steps).bfloat16() for _ in range(2 + gates)]
+        options = dict(zip(GATES, given[2:], strict=False))
+        dk, simulated = emulate.gradient(module, *given[:2], taps=taps, ptx=ptx, **options)
+        exact = verify.gradient_reference(*given[:2], *(options.get(name) for name in GATES), taps, 0)
+        expected = gradient_accuracy.filters("bf16", found.plan.order, found.plan.compute_format)
+        gradients.judge(dk, torch.from_numpy(exact), expected)
+        own = simulated.reports[found.name].counters
+        assert set(own.buffers) >= {"u", "v_u", "workspace", "v_workspace", "scale"}
+        assert "spectrum" not in own.buffers
+        if steps == found.problem.length:
+            work = gradient_work(found, target("sm_90"), gates == 2, alone=True)
+            assert sum(own.tensor.values()) == 2 * 4 * work.tensor_ops
+            signals = ("u", "v_u", "in_gate", "v_in_gate")
+            assert moved(own, "loads", *signals) == 4 * (work.loaded + work.gates)
+            assert moved(own, "stores", "workspace", "v_workspace") == 4 * work.workspace_stored
+            assert moved(own, "loads", "workspace", "v_workspace") == work.workspace_loaded == 0
 
 
 def at_once(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
