@@ -10,13 +10,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from fftgen.accuracy import Accuracy
 from fftgen.bench.backend import Backend
 from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs, draw_sets
@@ -57,7 +58,24 @@ class Running:
 Run = Callable[[Problem, Backend], Running]
 
 
-class _Silent:
+Times = dict[str, list[float]]  # of every launch, by entry
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Way(Protocol[Result_co]):
+    """Calls that go one way. ``line``: what is told of their plan."""
+
+    plan: Plan
+
+    @property
+    def line(self) -> str: ...
+
+    def __call__(self, x: Inputs) -> tuple[Result_co, Times]:
+        """The result, and the seconds of all launches by entry."""
+
+
+class Silent:
     """A launcher that launches nothing: of a dry run."""
 
     def launch(
@@ -66,7 +84,7 @@ class _Silent:
         pass
 
 
-class _Watched:
+class Watched:
     """Launches of another launcher, each between two marks on the device's way."""
 
     def __init__(self, launcher: Launcher, timer: Timer) -> None:
@@ -81,9 +99,9 @@ class _Watched:
         self._launcher.launch(entry, grid, block, shared_bytes, params, cluster)
         self._seen.append((entry, before, self._timer.mark()))
 
-    def seconds(self) -> dict[str, list[float]]:
+    def seconds(self) -> Times:
         """Those of every launch, by entry, once the device is done."""
-        found: dict[str, list[float]] = {}
+        found: Times = {}
         for entry, before, after in self._seen:
             found.setdefault(entry, []).append(self._timer.between(before, after))
         return found
@@ -105,49 +123,83 @@ def kernel_times(
     counts. ``predicted_s`` is the same by the cost model, on a full chip (which few filters do not fill).
     ``run`` finds the kernels: those of the device, in a dry run none.
     """
-    scaled = case.scaled(backend.free_bytes())
-    while scaled.elements > ELEMENTS and scaled.channels > 1:
-        scaled = replace(scaled, channels=scaled.channels // 2)
-    while scaled.elements > ELEMENTS and scaled.batch > 2:
-        scaled = replace(scaled, batch=scaled.batch // 2)
+    scaled = short_enough(case, backend)
     running = (run or (_on_device if backend.kernels else _nowhere))(case.problem, backend)
     plan = running.plan
     sets = draw_sets(scaled, backend.device, seed, backend.l2_bytes)
     judged = backend.kernels or run is not None
     reference = exact(scaled, sets[0]) if judged else None
-    ways = {STAGES: _Way(running, backend, lambda *_: None)}
+    ways: dict[str, Way[Tensor]] = {STAGES: _Way(running, backend, lambda *_: None)}
     if together(plan, scaled.batch, scaled.channels):
         ways[ONE] = _Way(running, backend, together)
     cut = in_sections(case.problem, find_target(backend.target))
     if cut is not None and run is None:
         ways[SECTIONS] = _Way(_of_sections(cut, backend), backend, lambda *_: None)
+
+    def verdict(one: Way[Tensor], y: Tensor) -> Accuracy | None:
+        return None if reference is None else judge(scaled, y, reference, one.plan)
+
+    def told(name: str, one: Way[Tensor], times: Sequence[Times]) -> list[dict[str, Any]]:
+        return _told(one.plan, scaled, times, name)
+
+    found = timed(ways, sets, rounds, verdict, told, tell)
+    transforms = items_per_channel(plan, scaled.batch) * scaled.channels
+    return about(case, scaled, str(plan), transforms, found, "the result is not the convolution")
+
+
+def short_enough(case: Case, backend: Backend) -> Case:
+    """The case on as many rows as memory and a queue of launches hold."""
+    scaled = case.scaled(backend.free_bytes())
+    while scaled.elements > ELEMENTS and scaled.channels > 1:
+        scaled = replace(scaled, channels=scaled.channels // 2)
+    while scaled.elements > ELEMENTS and scaled.batch > 2:
+        scaled = replace(scaled, batch=scaled.batch // 2)
+    return scaled
+
+
+def timed(
+    ways: Mapping[str, Way[Result]],
+    sets: Sequence[Inputs],
+    rounds: int,
+    judge: Callable[[Way[Result], Result], Accuracy | None],
+    told: Callable[[str, Way[Result], Sequence[Times]], list[dict[str, Any]]],
+    tell: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Of each way that calls can go, the kernels: its first result judged (None: not), then timed."""
     found: list[dict[str, Any]] = []
     with torch.no_grad():
         for name, one in ways.items():
             tell(name)
             poison(sets[0].u)
-            y, _ = one(sets[0])
-            way: dict[str, Any] = {"way": name, "plan": str(one.plan)}
-            if reference is not None:
-                verdict = judge(scaled, y, reference, one.plan)
+            result, _ = one(sets[0])
+            way: dict[str, Any] = {"way": name, "plan": one.line}
+            verdict = judge(one, result)
+            if verdict is not None:
                 way |= {"status": OK if verdict.passed else WRONG, **figures(verdict)}
-            kept = deque([y], maxlen=len(sets))  # a result that is freed would find its lines in the L2 again
+            kept = deque([result], maxlen=len(sets))  # one that is freed would find its lines in the L2 again
             times = []
             for i in range(rounds):
-                y, seconds = one(sets[(i + 1) % len(sets)])
-                kept.append(y)
+                result, seconds = one(sets[(i + 1) % len(sets)])
+                kept.append(result)
                 times.append(seconds)
-            found.append({**way, "kernels": _told(one.plan, scaled, times, name)})
-    wrong = [way["way"] for way in found if way.get("status") == WRONG]
+            found.append({**way, "kernels": told(name, one, times)})
+    return found
+
+
+def about(
+    case: Case, scaled: Case, line: str, transforms: int, found: list[dict[str, Any]], wrong: str
+) -> dict[str, Any]:
+    """What a step tells of its ways; ``wrong``: what is said of those that are."""
+    bad = [way["way"] for way in found if way.get("status") == WRONG]
     return {
-        "status": WRONG if wrong else "passed",
-        **({"reason": f"the result is not the convolution by {', '.join(wrong)}"} if wrong else {}),
+        "status": WRONG if bad else "passed",
+        **({"reason": f"{wrong} by {', '.join(bad)}"} if bad else {}),
         "case": str(case),
         **case.about,
         "batch": scaled.batch,
         "channels": scaled.channels,
-        "plan": str(plan),
-        "transforms": items_per_channel(plan, scaled.batch) * scaled.channels,
+        "plan": line,
+        "transforms": transforms,
         "ways": found,
     }
 
@@ -164,13 +216,17 @@ class _Way:
         self._executable = Executable(running.plan, running.tables, how)
         self._queueing = 0.0  # seconds that the host took for the call before
 
-    def __call__(self, x: Inputs) -> tuple[Tensor, dict[str, list[float]]]:
+    @property
+    def line(self) -> str:
+        return str(self.plan)
+
+    def __call__(self, x: Inputs) -> tuple[Tensor, Times]:
         """The result, and the seconds of all launches by entry.
 
         The device is held back until the host has queued them all, lest gaps count.
         """
         it, timer = self._running, self._backend.timer
-        watched = _Watched(it.launcher, timer)
+        watched = Watched(it.launcher, timer)
         self._backend.synchronize()
         timer.hold(1.5 * self._queueing)
         started = time.perf_counter()
@@ -200,10 +256,10 @@ def _nowhere(problem: Problem, backend: Backend) -> Running:
 
 
 def _silent(plan: Plan) -> Running:
-    return Running(plan, torch.empty(0, dtype=torch.uint8), _Silent())
+    return Running(plan, torch.empty(0, dtype=torch.uint8), Silent())
 
 
-def _told(plan: Plan, case: Case, times: Sequence[dict[str, list[float]]], way: str) -> list[dict[str, Any]]:
+def _told(plan: Plan, case: Case, times: Sequence[Times], way: str) -> list[dict[str, Any]]:
     """The kernels of a way, in the order of their launches."""
     chip = find_target(plan.target)
     price = cost(plan, chip, gated=case.gated)

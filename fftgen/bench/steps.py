@@ -9,6 +9,7 @@ from typing import Any
 
 from fftgen.bench.backend import Backend, environment
 from fftgen.bench.cases import DIRECTIONS, Case
+from fftgen.bench.gradient_kernels import gradient_kernel_times
 from fftgen.bench.gradient_proof import check_gradient, check_gradient_agreement
 from fftgen.bench.kernels import kernel_times
 from fftgen.bench.measure import copy_bandwidth
@@ -42,6 +43,7 @@ NOT_COMPILED_BACKWARD = "compiling takes long: in a suite backward only at " + "
 KERNELS_CAUSAL = (1024, 4096, 32768, 65536, 131072, 1048576, 4194304)
 KERNELS_CIRCULAR = (4096, 65536, 1048576)
 KERNELS_GATED = (4096, 65536)
+KERNELS_BACKWARD = (4096, 65536)
 SANITIZED = (
     Problem("causal", 1024, "bf16"),
     Problem("circular", 4096, "bf16"),
@@ -65,7 +67,7 @@ DIRECTION_OF = {
     "gradient agreement": "backward",
     "sanitizer": None,
     "row": None,
-    "kernels": "forward",
+    "kernels": None,
 }
 Kernels = tuple[str, int, str, str]  # mode, length, dtype, direction
 # Modules, the largest first.
@@ -151,6 +153,10 @@ def _built(problem: Problem, kind: Kind, backend: Backend) -> Built | None:
     return build_gradient(gradient(problem, chip)) if trains(problem, chip) else None
 
 
+def _kernel_times(case: Case) -> Callable[..., dict[str, Any]]:
+    return gradient_kernel_times if case.direction == "backward" else kernel_times
+
+
 def _case(params: dict[str, Any]) -> Case:
     shape = params["batch"], params["channels"]
     return Case(_problem(params), params["gated"], *shape, params["direction"], params.get("taps", 0))
@@ -190,7 +196,7 @@ RUNNERS: dict[str, Callable[[dict[str, Any], Backend, Tell], dict[str, Any]]] = 
         _problem(params), backend.target, params["timeout"]
     ),
     "row": _run_row,
-    "kernels": lambda params, backend, tell: kernel_times(
+    "kernels": lambda params, backend, tell: _kernel_times(_case(params))(
         _case(params), backend, seed=params["seed"], tell=tell
     ),
     "rates": lambda params, backend, tell: {"status": "passed", **device_rates(backend)},
@@ -246,22 +252,24 @@ def _fields(case: Case) -> dict[str, Any]:
 
 
 def kernel_steps(cases: Iterable[Case], seed: int) -> list[Step]:
-    """Every kernel by itself, of forward cases."""
-    forward = (c for c in cases if c.direction == "forward")
+    """Every kernel by itself; backward, of cases that kernels may take by one pass."""
     return [
         Step("kernels", f"kernels of {case}", {**_fields(case), "seed": seed}, expected=4, limit=ROW_LIMIT)
-        for case in forward
+        for case in cases
+        if case.direction == "forward" or (case.problem.causal and not case.taps)
     ]
 
 
 def suite_kernels(cases: Sequence[Case], seed: int) -> list[Step]:
     """The same of a suite: those that a model of kernels has to be fitted to, and two of the published
     problem."""
-    wanted = [c for c in cases if c.problem.dtype == "bf16" and _telling(c)]
+    wanted = [c for c in cases if c.problem.dtype == "bf16" and not c.taps and _telling(c)]
     return kernel_steps(sorted(wanted, key=lambda c: (c.gated, not c.problem.causal)), seed)
 
 
 def _telling(case: Case) -> bool:
+    if case.direction == "backward":
+        return case.gated and case.length in KERNELS_BACKWARD
     if case.gated:
         return case.problem.causal and case.length in KERNELS_GATED
     return case.length in (KERNELS_CAUSAL if case.problem.causal else KERNELS_CIRCULAR)

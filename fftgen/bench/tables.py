@@ -127,7 +127,8 @@ def kernels(doc: Document) -> str:
             found = [(k["kernel"], str(k["launches"]), k["each_s"], k["predicted_s"]) for k in way["kernels"]]
             found.append(("all of a transform", "", _sum(way, "each_s"), _sum(way, "predicted_s")))
             for kernel, launches, each, predicted in found:
-                times = _ns(each), _ns(predicted), f"{each / predicted:.2f}"
+                beside = ("", "") if predicted is None else (_ns(predicted), f"{each / predicted:.2f}")
+                times = _ns(each), *beside
                 lines.append((*where, name, kernel, launches, *times))
                 where, name = ("", ""), ""
     return table(lines) if len(lines) > 1 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,13 +14,25 @@ from command_line import answer, fftgen
 
 from fftgen.bench import kernels, rates
 from fftgen.bench.backend import HostBackend
-from fftgen.bench.cases import problem_set
+from fftgen.bench.cases import backward_rows, problem_set
+from fftgen.bench.gradient_kernels import ONE_PASS, gradient_kernel_times
 from fftgen.bench.kernels import ONE, SECTIONS, STAGES, kernel_times
 from fftgen.bench.rates import SHARES, device_rates
 from fftgen.bench.run import Wish, plan
-from fftgen.bench.steps import KERNELS_CAUSAL, KERNELS_CIRCULAR, KERNELS_GATED, RUNNERS, kernel_steps
+from fftgen.bench.steps import (
+    KERNELS_BACKWARD,
+    KERNELS_CAUSAL,
+    KERNELS_CIRCULAR,
+    KERNELS_GATED,
+    RUNNERS,
+    kernel_steps,
+)
 from fftgen.bundle import in_sections
+from fftgen.errors import InputError
+from fftgen.planner import gradient_sections
 from fftgen.planner.cost import cost, filter_cost, in_one_launch
+from fftgen.planner.gradient import backward
+from fftgen.planner.gradient_work import gradient_cost
 from fftgen.planner.launch import launches
 from fftgen.planner.search import plan as find_plan
 from fftgen.problem import Problem
@@ -141,6 +154,34 @@ def test_long_cases_are_cut_to_what_a_queue_holds(monkeypatch: pytest.MonkeyPatc
     assert (found["batch"], found["channels"]) == (2, 1)
 
 
+def test_kernels_of_a_backward_pass_are_timed_by_both_ways() -> None:
+    """Those of both signals together, each beside what the model says of it; of taps it says nothing."""
+    clock = Clock()
+    problem = case(length=65_536, gated=True, batch=2, channels=2, direction="backward")
+    found = gradient_kernel_times(problem, HostBackend(clock), seed=1, rounds=1)
+    assert (found["status"], found["transforms"]) == ("passed", 4)
+    assert [way["way"] for way in found["ways"]] == [ONE_PASS, SECTIONS]
+    chip = target("sm_90")
+    cut = in_sections(problem.problem, chip)
+    assert cut is not None
+    whole = backward(problem.problem, chip)
+    assert whole is not None
+    for way, gradient in zip(found["ways"], (whole, gradient_sections.in_sections(cut)), strict=True):
+        assert way["plan"] == str(gradient)
+        own = [k for k in way["kernels"] if k["of"] == "transform"]
+        price = gradient_cost(gradient, chip, gated=True)
+        predicted = sum(k["predicted_s"] for k in own)
+        assert predicted == pytest.approx(price.predicted, rel=1e-3)
+        assert all(k["predicted_s"] is None for k in way["kernels"] if k["of"] == "filter")
+        assert all(k["each_s"] > 0 for k in way["kernels"])
+    columns, *_ = found["ways"][0]["kernels"]
+    assert (columns["kernel"], columns["launches"]) == ("columns1", 2)
+    assert [k["kernel"] for k in found["ways"][1]["kernels"]][:2] == ["backward", "sums"]
+    assert clock.log.count("hold") == 4  # a pass of each way that is not timed, and one that is
+    with pytest.raises(InputError, match="no kernels make all gradients"):
+        gradient_kernel_times(case(mode="circular", length=256, direction="backward"), host(), seed=1)
+
+
 class Memory:
     """A device that takes 2 us beside what a call touches, at 4 GB/s in its cache and 1 GB/s beyond."""
 
@@ -214,6 +255,9 @@ def test_a_suite_times_kernels_that_tell_the_model_something() -> None:
         + [("circular", n, False, "bf16") for n in KERNELS_CIRCULAR]
         + [("causal", n, True, "bf16") for n in KERNELS_GATED]
     )
+    trained = Wish(backward_rows(problem_set()), ("fftgen",), 1, suite=True)
+    backward = [(s["mode"], s["length"], s["gated"], s["dtype"]) for s in steps_of("kernels", trained)]
+    assert sorted(backward) == [("causal", n, True, "bf16") for n in KERNELS_BACKWARD]
     assert len(list(steps_of("rates", wish))) == 1
 
 
@@ -221,7 +265,10 @@ def test_other_runs_time_kernels_when_asked() -> None:
     cases = problem_set((1024,), ("fp16",), ("causal",), directions=("forward", "backward"))
     assert not list(steps_of("kernels", Wish(cases, ("fftgen",), 1)))
     asked = Wish(cases, ("fftgen",), 1, kernels=True)
-    assert [s["direction"] for s in steps_of("kernels", asked)] == ["forward", "forward"]
+    assert [s["direction"] for s in steps_of("kernels", asked)] == [*["forward"] * 2, *["backward"] * 2]
+    last = cases[-1]
+    for other in (replace(last, taps=8), replace(last, problem=Problem("circular", 1024, "fp16"))):
+        assert not kernel_steps([other], 1)  # gradients by windows, or separately
     assert len(list(steps_of("rates", asked))) == 1
 
 

@@ -14,6 +14,8 @@ from command_line import answer, why_not
 
 from fftgen import emulate, shortcut
 from fftgen.bench import gradient_proof, proof, steps
+from fftgen.bench.gradient_kernels import Running as GradientRunning
+from fftgen.bench.gradient_kernels import gradient_kernel_times
 from fftgen.bench.gradient_proof import check_gradient_agreement
 from fftgen.bench.kernels import Running, kernel_times
 from fftgen.bench.overhead import cold_start
@@ -22,10 +24,12 @@ from fftgen.bench.row import CONTENDERS
 from fftgen.bench.steps import RUNNERS, build_step, with_padded
 from fftgen.cache import Cache, CacheMissError
 from fftgen.conv import Conv, JustInTime
-from fftgen.execute import Executable, Spectrum
+from fftgen.execute import Executable, Spectrum, spectrum
 from fftgen.pipeline import build, build_gradient
 from fftgen.planner.gradient import gradient
+from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.launch import launches
+from fftgen.planner.plan import Plan
 from fftgen.planner.variants import variants
 from fftgen.problem import Problem
 from fftgen.targets import target
@@ -97,6 +101,41 @@ def test_kernels_are_judged_before_their_times_are_told(wrong: bool) -> None:
     assert found["status"] == ("wrong" if wrong else "passed")
     assert ("reason" in found) == wrong
     assert [k["kernel"] for k in way["kernels"]] == ["filter", "convolve"]
+    assert (way["error"] > 0.9) == wrong
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_kernels_of_gradients_are_judged_before_their_times_are_told(wrong: bool) -> None:
+    """As above; the spectrum is made for the pass, by torch.fft."""
+
+    def run(found: Gradient, plan: Plan, _: Any) -> GradientRunning:
+        built = build_gradient(found)
+        tables = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
+
+        class Anew:
+            """A simulator for every pass, whose first buffer are the tables."""
+
+            def address(self, name: str, x: torch.Tensor) -> int:
+                if name == "tables":
+                    self.device = emulate.Simulated(emulate.line_ptx(built), built.source.text)
+                return self.device.address(name, 2 * x if name == "scale" and wrong else x)
+
+            def launch(self, *launch: Any) -> None:
+                self.device.launch(*launch)
+
+        def spectrum_of(k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            made = spectrum(plan, k)
+            return made.planes, made.scale
+
+        device = Anew()
+        return GradientRunning(tables, device, spectrum_of, device.address)
+
+    asked = case(batch=2, channels=1, direction="backward")
+    found = gradient_kernel_times(asked, host(), seed=4, rounds=1, run=run)
+    (way,) = found["ways"]
+    assert found["status"] == ("wrong" if wrong else "passed")
+    assert ("a gradient is not that of the convolution" in found.get("reason", "")) == wrong
+    assert [k["kernel"] for k in way["kernels"]] == ["backward", "finish"]
     assert (way["error"] > 0.9) == wrong
 
 
