@@ -145,7 +145,7 @@ class _Pass:
         if spectrum is not None:
             planes_at, scale_at = address("spectrum", spectrum[0]), address("scale", spectrum[1])
         elif self.found.sums:  # sections come to powers that their spectra have a part in
-            ones = torch.ones(plan.sections, u.shape[1], 2, device=u.device)
+            ones = torch.ones(plan.sections, u.shape[1], 2, dtype=torch.float32, device=u.device)
             self.held.append(ones)
             scale_at = address("scale", ones)
         x_at = (
@@ -189,7 +189,9 @@ class _Pass:
             made = self.finished(sums, plan.transform, plan.transform, 0, sums_at, tables_at)
             whole = made.view(-1, plan.points)
             reach = min(taps, length)
-            return torch.nn.functional.pad(whole[:, :reach], (0, taps - reach)).contiguous()
+            if taps == reach:  # pad copies whatever it is asked for
+                return whole[:, :reach].contiguous()
+            return torch.nn.functional.pad(whole[:, :reach], (0, taps - reach))
         return self.finished(sums, length, taps, period, sums_at, tables_at)
 
     def finished(
