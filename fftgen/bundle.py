@@ -252,10 +252,15 @@ class Shelf:
         module, _ = self._best(problem, "convolution", capability)
         return None if module is None else unpack(module).plan
 
-    def sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> tuple[Plan, ...]:
-        """The plan in sections of the module that suits a device best, if the artifact carries one."""
+    def sections(
+        self, problem: Problem, capability: tuple[int, int], gpu: str = "", back: bool = False
+    ) -> tuple[Plan, ...]:
+        """The plan in sections of the module that suits a device best, if the artifact carries one.
+
+        Artifacts carry none of causal problems with filters that act backwards (``back``).
+        """
         module, _ = self._best(problem, "sections", capability)
-        return () if module is None else (unpack(module).plan,)
+        return () if module is None or (back and problem.causal) else (unpack(module).plan,)
 
     def sectioned(self, plan: Plan) -> Built:
         """The kernels of one of them."""

@@ -169,14 +169,14 @@ def check_spectrum(
     u: Tensor,
     points: int = 0,
     dtype: torch.dtype | None = None,
-    sections: int = 0,
+    distances: int = 0,
 ) -> None:
     """A prepared spectrum that an operator takes: planes (H, 2, points) of a dtype, scale (H, 2) float32.
 
-    ``sections`` more than 1: so many of them. 0 and None: any. Kernels read both as they lie in memory.
+    ``distances`` more than 1: so many of them. 0 and None: any. Kernels read both as they lie in memory.
     """
     channels = u.shape[1]
-    each = {0: tuple(planes.shape[:-3]), 1: ()}.get(sections, (sections,))
+    each = {0: tuple(planes.shape[:-3]), 1: ()}.get(distances, (distances,))
     fits = len(each) < 2 and tuple(planes.shape[:-1]) == (*each, channels, 2) == tuple(scale.shape)
     fits = fits and points in (0, planes.shape[-1]) and planes.is_contiguous() and scale.is_contiguous()
     if not fits or dtype not in (None, planes.dtype) or scale.dtype != torch.float32:

@@ -54,14 +54,16 @@ class Provider(Protocol):
     def planned(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plan | None:
         """Their plan, where they can be had."""
 
-    def sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plans:
-        """Plans of a problem in sections that can be had."""
+    def sections(
+        self, problem: Problem, capability: tuple[int, int], gpu: str = "", back: bool = False
+    ) -> Plans:
+        """Plans of a problem in sections that can be had; ``back``: with filters that act backwards."""
 
     def sectioned(self, plan: Plan) -> Built:
         """The kernels of one of them."""
 
     def trained_sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plans:
-        """Those of ``sections`` the kernels of whose gradients can be had."""
+        """Those of ``sections`` of a causal problem the kernels of whose gradients can be had."""
 
     def backward_sectioned(self, plan: Plan) -> Built:
         """The kernels of all gradients of one of them."""
@@ -94,8 +96,10 @@ class JustInTime:
     def planned(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plan | None:
         return shortcut.plan(Cache.default(), problem, target_for(capability), gpu=gpu)
 
-    def sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plans:
-        return sections.of(problem, lambda p: self.planned(p, capability, gpu))
+    def sections(
+        self, problem: Problem, capability: tuple[int, int], gpu: str = "", back: bool = False
+    ) -> Plans:
+        return sections.of(problem, lambda p: self.planned(p, capability, gpu), back)
 
     def sectioned(self, plan: Plan) -> Built:
         return build_plan(plan)
@@ -285,7 +289,7 @@ class Conv:
         ends = taps, taps if len(both) > 1 else 0
         if all(self.windows_of(k.device, problem, (b, k.shape[0], longest), *ends) for b in BATCHES):
             return _as_they_are(both, taps)
-        loaded = None if k_rev is not None else self._preparing(k.device, problem, k.shape[0])
+        loaded = self._preparing(k.device, problem, k.shape[0], k_rev is not None)
         made = (loaded or self.on(k.device, problem)).spectrum(k, k_rev)
         if needs_grad(*both):
             made.planes.requires_grad_()  # so that a call is recorded, whose backward pass says what is wrong
@@ -340,7 +344,7 @@ class Conv:
         best = sections.of_many_rows(plan, others) if plan else None
         if best is not None:
             self._in_sections(device, best)
-        trained = self._provider.trained_sections(problem, *facts) if train else ()
+        trained = self._provider.trained_sections(problem, *facts) if train and problem.causal else ()
         whole = gradient_backward(problem, target_for(facts[0])) if trained else None
         back = gradient_sections.of_many_rows(whole, trained) if whole else None
         if back is not None:
@@ -494,9 +498,10 @@ class Conv:
             if loaded.executable.plan.digest == digest:
                 return loaded
         for problem in filter(sections.possible, own):
-            for plan in self._provider.sections(problem, *_facts(device)):
-                if plan.digest == digest:
-                    return self.on_sections(device, plan)
+            for back in (False, True):
+                for plan in self._provider.sections(problem, *_facts(device), back):
+                    if plan.digest == digest:
+                        return self.on_sections(device, plan)
         return None
 
     # The operators of op.py call these.
@@ -583,9 +588,7 @@ class Conv:
         ``keeping``: as in ``run``.
         """
         batch, channels, _ = u.shape
-        cut = None
-        if k_rev is None:
-            cut = self.sections_of(u.device, problem, batch, channels, keeping)
+        cut = self.sections_of(u.device, problem, batch, channels, keeping, back=k_rev is not None)
         found = self.windows(u, problem, k, k_rev, cut.share if cut else WORTH)
         if found is not None:
             return self.on(u.device, self.of_windows(found)), found
@@ -600,24 +603,28 @@ class Conv:
         channels: int,
         keeping: bool = False,
         prepared: bool = False,
+        back: bool = False,
     ) -> Shorter | None:
         """The sections that so many rows had better take (planner/sections.py); None: none, or they cannot
         be had.
 
-        ``prepared``: their filters' spectra are there.
+        ``prepared``: their filters' spectra are there; ``back``: there are filters that act backwards.
         """
         if not sections.possible(problem):
             return None
-        key = (device, problem, batch, channels, keeping, prepared)
+        key = (device, problem, batch, channels, keeping, prepared, back)
         kept = self._sections.get(key)
         if kept is None:
             facts = _facts(device)
             plan = self._provider.planned(problem, *facts)
             shortest = None
             if plan is not None:
-                others = self._provider.sections(problem, *facts)
-                # Where the backward pass has sections as well it takes their spectra.
-                apart = keeping and self.backward_sections(device, problem, batch, channels) is None
+                others = self._provider.sections(problem, *facts, back)
+                # Of a causal problem one pass makes all gradients, which takes the whole's spectra, or, where
+                # it goes in sections as well, theirs.
+                apart = keeping and problem.causal
+                if apart and not back:
+                    apart = self.backward_sections(device, problem, batch, channels) is None
                 shortest = sections.shorter(plan, others, batch, channels, apart, prepared)
             kept = (shortest,)
             self._sections.keep(key, kept)
@@ -639,7 +646,7 @@ class Conv:
 
         ``gated``, ``prepared``, ``alone``: as planner/gradient_sections.py has them.
         """
-        if not sections.possible(problem):
+        if not problem.causal or not sections.possible(problem):
             return None
         key = (device, problem, batch, channels, gated, prepared, alone)
         kept = self._backward_sections.get(key)
@@ -691,9 +698,9 @@ class Conv:
     def _in_sections(self, device: torch.device, plan: Plan) -> Loaded | None:
         return self._had(plan, device, lambda: self.on_sections(device, plan))
 
-    def _preparing(self, device: torch.device, problem: Problem, channels: int) -> Loaded | None:
+    def _preparing(self, device: torch.device, problem: Problem, channels: int, back: bool) -> Loaded | None:
         """The kernels of sections, where calls of any batch take less by them: their spectra are prepared."""
-        cuts = [self.sections_of(device, problem, b, channels, prepared=True) for b in BATCHES]
+        cuts = [self.sections_of(device, problem, b, channels, prepared=True, back=back) for b in BATCHES]
         plans = {cut and cut.plan for cut in cuts}
         plan = plans.pop()
         return self._in_sections(device, plan) if plan and not plans else None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from fftgen import nvrtc, sass
 from fftgen.errors import InternalError
 from fftgen.planner.gradient_plan import Gradient
-from fftgen.planner.plan import TILE, Kernel, Plan
+from fftgen.planner.plan import LOWER, TILE, Kernel, Plan
 from fftgen.render import render, render_gradient
 from fftgen.source import Source
 
@@ -103,7 +103,7 @@ def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str
         if kernel.role == "peaks":
             continue
         turns = _turns(plan, kernel)
-        issued = _body(listing[plan.entry(kernel)], turns, plan.sections)
+        issued = _body(listing[plan.entry(kernel)], turns, plan.sections, plan.matrix)
         found[kernel.role] = HotPath(issued, plan.sections * _elements(plan, kernel))
     return found
 
@@ -211,7 +211,7 @@ def _turns(plan: Plan, kernel: Kernel) -> int:
     return -(-plan.inner[0].lines // (kernel.warps * kernel.group))
 
 
-def _body(code: sass.Code, turns: int, sections: int = 1) -> int:
+def _body(code: sass.Code, turns: int, sections: int = 1, matrix: str = LOWER) -> int:
     """Instructions of the longest loop, a loop inside it that is no copy taken ``turns`` times.
 
     Of a row in ``sections`` that is the loop over these, which each keep their transform and take products
@@ -222,8 +222,30 @@ def _body(code: sass.Code, turns: int, sections: int = 1) -> int:
     loop = max(code.loops, key=_size)
     if sections == 1:
         return _issued(code, loop, turns)
+    if matrix != LOWER:
+        return _between(code, loop, turns, sections)
     section = max(_inside(code, loop), key=_size)
     return _size(loop) - _size(section) + sections * _issued(code, section, turns)
+
+
+def _between(code: sass.Code, loop: Loop, turns: int, sections: int) -> int:
+    """The same where one section stands between a loop over the others on their way there, and one back.
+
+    Of two sections the compiler takes these loops apart. Rows of the one take all products, in a loop over
+    what they come to.
+    """
+    parts = [x for x in _children(code, loop) if code.count(x, "HMMA")]
+    others = [x for x in parts if turns == 1 or any(code.count(y, "HMMA") for y in _children(code, x))]
+    rows = [x for x in parts if x not in others]
+    found = _size(loop) - sum(map(_size, parts))
+    found += (sections - 1) * sum(_issued(code, x, turns) for x in others)
+    return found + turns * sum(_size(x) + (sections - 1) * sum(map(_size, _children(code, x))) for x in rows)
+
+
+def _children(code: sass.Code, loop: Loop) -> list[Loop]:
+    """The loops right inside of one."""
+    inside = _inside(code, loop)
+    return [x for x in inside if not any(y[0] <= x[0] and x[1] <= y[1] and y != x for y in inside)]
 
 
 def _issued(code: sass.Code, loop: Loop, turns: int) -> int:

@@ -171,7 +171,7 @@ def _prepared_cuda(
     conv = registered(handle)
     if u.numel():
         plan = conv.loaded_for(digest, u).executable.plan
-        check_spectrum(planes, scale, u, plan.transform, spectrum_dtype(plan), plan.sections)
+        check_spectrum(planes, scale, u, plan.transform, spectrum_dtype(plan), plan.distances)
     return conv.run_prepared(u, planes, scale, in_gate, out_gate, skip, digest)
 
 

@@ -10,7 +10,7 @@ from fftgen import nvrtc, shortcut
 from fftgen.cache import Cache, Entry, Key
 from fftgen.planner import tables
 from fftgen.planner.gradient_plan import Gradient
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import LOWER, Plan
 from fftgen.problem import Problem
 from fftgen.render import command, render, render_gradient
 from fftgen.source import Source
@@ -112,7 +112,7 @@ def _make(plan: Plan, found: Gradient | None, store: Cache, note: str) -> tuple[
 
     key = Key.of(source, plan.target)
     # Builds of a problem hold all that is of it.
-    of = replace(plan, outputs=1, sections=1)
+    of = replace(plan, outputs=1, sections=1, matrix=LOWER)
     said = command(of, own=found is not None).replace("render", how)
     entry = store.get_or_build(key, make, command=said)
     block = tables.build(plan)

@@ -13,7 +13,9 @@ from fftgen.errors import InputError, InternalError
 from fftgen.execute import Address, Spectrum, spectrum, spectrum_dtype, time_contiguous
 from fftgen.launch import NO_TAPS, FilterCall, Launcher, Taps, run_filter
 from fftgen.planner.filter import chunk_channels
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import CIRCULANT, LOWER, Plan
+
+EMPTY = 2.0**126  # the scale of a spectrum of zeros: what it adds asks for no room
 
 
 def prepare(
@@ -105,28 +107,55 @@ def _of_sections(
     skip: Tensor | None,
     address: Address,
 ) -> tuple[Tensor, Tensor]:
-    """Spectra of all P distances of sections (planner/sections.py): planes (P, H, 2, N), scale (P, H, 2).
+    """Spectra of all D distances of sections (planner/sections.py): planes (D, H, 2, N), scale (D, H, 2).
 
     Those of zeros have a scale that makes little of them: results go by the largest that adds to them.
     """
-    if k is None or k_rev is not None:
+    if plan.matrix == LOWER and (k is None or k_rev is not None):
         raise InternalError(f"{plan.name} takes filters that act forwards in time")
-    n = plan.transform
-    made = [_of_one(plan, tables, launcher, k[:, :n], None, skip, address)]
-    if k.shape[-1] < plan.sections * n:  # pad copies whatever it is asked for
-        k = pad(k, (0, plan.sections * n - k.shape[-1]))
-    for distance in range(1, plan.sections):
-        start, end = distance * n, (distance + 1) * n
-        before = k[:, start - n + 1 : start]
+    n, made, empty = plan.transform, [], []
+    taps, now = _lags(plan, k, k_rev)
+    for distance in range(plan.distances):
+        start = now + (distance - plan.distances if distance >= plan.sections else distance) * n
 
         def own(name: str, x: Tensor, distance: int = distance) -> int:
-            return address(f"{name} {distance}", x)
+            return address(f"{name} {distance}" if distance else name, x)
 
-        back = pad(before.flip(-1), (1, 0))  # tap m, acting backwards, is that at start - m
-        planes, scale = _of_one(plan, tables, launcher, k[:, start:end], back, None, own)
-        scale[:, 0].masked_fill_(~k[:, start - n + 1 : end].any(-1), 2.0**126)
-        made.append((planes, scale))
-    return torch.stack([planes for planes, _ in made]), torch.stack([scale for _, scale in made])
+        least, end = max(0, start - n + 1), start + n
+        # Tap m, acting backwards, is that at start - m.
+        back = pad(taps[:, least:start].flip(-1), (1, 0)) if start > least else None
+        made.append(
+            _of_one(plan, tables, launcher, taps[:, start:end], back, None if distance else skip, own)
+        )
+        empty.append(~taps[:, least:end].any(-1))
+    planes, scale = (torch.stack(parts) for parts in zip(*made, strict=True))
+    scale[1:, :, 0].masked_fill_(torch.stack(empty[1:]), EMPTY)
+    if skip is not None:
+        empty[0] = empty[0] & (skip == 0)
+    # Results are scaled as the first spectrum is. One of zeros may have any scale: that of the largest other.
+    largest = scale[1:, :, 0].argmin(dim=0)
+    other = scale[1:].gather(0, largest[None, :, None].expand(1, -1, 2))[0]
+    borrowed = empty[0] & (other[:, 0] < EMPTY)
+    scale[0] = torch.where(borrowed[:, None], other, scale[0])
+    return planes, scale
+
+
+def _lags(plan: Plan, k: Tensor | None, k_rev: Tensor | None) -> tuple[Tensor, int]:
+    """All taps of a filter in sections by the time that they act at, and which of them acts at once."""
+    reach = plan.points
+    if plan.matrix == LOWER:
+        assert k is not None
+        return pad(k, (0, reach - k.shape[-1])) if k.shape[-1] < reach else k, 0
+    first = k if k is not None else k_rev
+    assert first is not None
+    taps = torch.zeros(first.shape[0], 2 * reach, dtype=torch.float32, device=first.device)
+    if k is not None:
+        taps[:, reach : reach + k.shape[-1]] += k.detach()
+    if k_rev is not None:
+        taps[:, reach - k_rev.shape[-1] + 1 : reach + 1] += k_rev.detach().flip(-1)
+    if plan.matrix == CIRCULANT:  # what acts a circle later or earlier acts at the same time
+        taps = (taps[:, reach:] + taps[:, :reach]).repeat(1, 2)
+    return taps, reach
 
 
 def _wide(f: Tensor | None) -> Tensor | None:

@@ -14,7 +14,7 @@ from fftgen.planner import gradient_plan as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.launch import size_words
-from fftgen.planner.plan import SIMT, Kernel, Plan
+from fftgen.planner.plan import FULL, SIMT, Kernel, Plan
 from fftgen.planner.search import chosen_engine, named_engine
 from fftgen.planner.tables import matrix_bytes
 from fftgen.source import Source
@@ -67,6 +67,7 @@ def command(plan: Plan, *, own: bool = False) -> str:
     engine = "" if chosen in (named, None) else f" --engine {named}"
     twin = " --twin" if plan.outputs == 2 else ""
     cut = f" --sections {plan.transform}" if plan.sections > 1 else ""
+    cut += " --both-ways" if plan.matrix == FULL else ""
     return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}{engine}{twin}{cut}"
 
 

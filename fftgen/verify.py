@@ -22,7 +22,7 @@ from fftgen.accuracy import Accuracy, compare
 from fftgen.execute import storage
 from fftgen.gradient import Needed
 from fftgen.pipeline import Built
-from fftgen.planner.plan import SIMT, Plan
+from fftgen.planner.plan import LOWER, SIMT, Plan
 from fftgen.planner.whole import Clusters, fewest, full
 from fftgen.problem import Problem
 from fftgen.simulator import Report
@@ -349,7 +349,8 @@ def verify_built(
             found.append(CaseResult(result.description, result.accuracy, result.reports, result.seconds))
     else:
         cases = cases_for(plan.problem, plan.transform, quick)
-        calls = [(case, None) for case in cases if plan.sections == 1 or not case.back]
+        ahead = plan.sections > 1 and plan.matrix == LOWER
+        calls = [(case, None) for case in cases if not (ahead and case.back)]
     together = clustered(plan)
     for case, grouped in (*calls, *([together] if together else [])):
         if progress is not None:

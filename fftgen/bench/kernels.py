@@ -266,7 +266,7 @@ def _told(plan: Plan, case: Case, times: Sequence[Times], way: str) -> list[dict
     predicted = {k.name: k.predicted for k in price.kernels}
     if way == ONE:
         predicted["whole"] = in_one_launch(plan, price, chip).predicted
-    predicted |= {k.name: plan.sections * k.predicted for k in filter_cost(plan, chip).kernels}
+    predicted |= {k.name: plan.distances * k.predicted for k in filter_cost(plan, chip).kernels}
     filters = {plan.filter_entry(k): k.role for k in plan.filter.kernels}
     names = {plan.entry(k): k.label for k in plan.every_kernel} | filters
     transforms = items_per_channel(plan, case.batch) * case.channels

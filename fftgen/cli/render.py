@@ -30,6 +30,7 @@ from fftgen.targets import target as find_target
 @click.option("--backward", "whole_pass", is_flag=True, help="The kernels of all gradients by one pass.")
 @click.option("--twin", "twice", is_flag=True, help="The kernels that store each result with two gates.")
 @click.option("--sections", "points", type=int, help="The kernels of rows in sections of so many points.")
+@click.option("--both-ways", is_flag=True, help="With --sections: of filters that act backwards as well.")
 @common
 def command(
     length: int,
@@ -43,6 +44,7 @@ def command(
     whole_pass: bool,
     twice: bool,
     points: int | None,
+    both_ways: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -56,10 +58,12 @@ def command(
         raise InputError("--gradient, --backward and --twin are of different modules: ask for one of them")
     if points is not None and (of_filter or twice or engine is not None):
         raise InputError("of rows in sections there are convolutions and, with --backward, all gradients")
+    if both_ways and (points is None or whole_pass or not causal):
+        raise InputError("--both-ways goes with --causal and --sections; those of a circle take both anyway")
     asked, chip = api.problem(length, dtype, causal=causal), find_target(arch)
     subject: Plan | Gradient
     if points is not None:
-        cut = _in_sections(asked, chip, points)
+        cut = _in_sections(asked, chip, points, both_ways)
         subject = gradient_sections.in_sections(cut) if whole_pass else cut
     elif of_filter or whole_pass:
         found = gradient(asked, chip) if of_filter else backward(asked, chip)
@@ -96,9 +100,9 @@ def command(
         click.echo(text, nl=False)
 
 
-def _in_sections(asked: Problem, chip: Target, points: int) -> Plan:
+def _in_sections(asked: Problem, chip: Target, points: int, both_ways: bool) -> Plan:
     """The plan of a problem in sections. Raises InputError where there is none, with those that there are."""
-    there = sections.of(asked, lambda p: search.plan(p, chip))
+    there = sections.of(asked, lambda p: search.plan(p, chip), both_ways)
     for plan in there:
         if plan.transform == points:
             return plan

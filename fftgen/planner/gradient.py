@@ -13,7 +13,7 @@ from fftgen.planner.filter_design import transposed
 from fftgen.planner.gradient_plan import Gradient, columns_bytes, copied, peaks_bytes, row_tiles
 from fftgen.planner.gradient_work import SUM, far_twiddles, filter_bytes, kept_bytes
 from fftgen.planner.mma_rules import CHAIN_POINTS
-from fftgen.planner.plan import FP32, SCALED, SIMT, TILE, Plan
+from fftgen.planner.plan import FP32, LOWER, SCALED, SIMT, TILE, Plan
 from fftgen.problem import Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
@@ -193,7 +193,7 @@ def read_backwards(plan: Plan) -> bool:
     """Whether spectra of a plan are what the kernels of a backward pass read."""
     if plan.engine == SIMT:
         return simt.reads_back(plan, find_target(plan.target))
-    return plan.problem.causal and plan.engine == "mma" and plan.scaled
+    return plan.problem.causal and plan.engine == "mma" and plan.scaled and plan.matrix == LOWER
 
 
 def finished(found: Gradient, chip: Target) -> Gradient:

@@ -105,6 +105,7 @@ class Gradient:
         """
         raw = asdict(self)
         del raw["plan"]["whole"]  # stages have launches of their own here
+        del raw["plan"]["matrix"]  # and a section takes itself and those before
         raw["plan"]["kernels"] = [plain(kernel) for kernel in self.plan.kernels]
         raw["kernel"] = plain(self.kernel)
         raw["sums"] = plain(self.sums) if self.sums else None

@@ -74,7 +74,7 @@ def _there(plan: Plan, target: Target, gated: bool) -> Work:
     """What is done for a row whose spectra alone are wanted."""
     body, n, count = plan.body, plan.transform, plan.sections
     whole = work_of(plan, body, target)
-    alone = replace(plan, sections=1, problem=replace(plan.problem, length=n))
+    alone = work.alone(plan)
     sizes = {t.name: t.nbytes for t in plan.tables}
     ahead = sum(sizes[name] for name in FORWARD)
     rows = n // (plan.factors[-1] * plan.factors[-2])

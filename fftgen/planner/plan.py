@@ -26,6 +26,9 @@ TILE = 16  # rows and columns of a matrix instruction's tile
 HALF_TILE = TILE // 2  # a radix of the "mma" engine's first stage, and of no other
 TALL = 128  # radix of the tallest columns: Plan.wide_columns
 BLOCK_POINTS = 32_768  # whose spectrum one block may make
+# Which sections of a row a section of the result takes (planner/sections.py), and how a plan says it.
+LOWER, FULL, CIRCULANT = "lower", "full", "circulant"
+MATRICES = {LOWER: "", FULL: " both ways", CIRCULANT: " around"}
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,9 @@ class Plan:
     ``filter``: the kernels that make a filter's spectrum (a candidate has none yet). ``outputs``: 2 where
     each transform is stored twice, with a gate each (planner/twins.py). ``whole``: the kernel that does
     the work of all the others in one launch, where there is one, and ``cluster`` blocks that share a
-    transform there; 0: as many as planner/whole.py finds. ``sections``: transforms of a row, whose
-    filter has as many spectra (planner/sections.py).
+    transform there; 0: as many as planner/whole.py finds. ``sections``: transforms of a row, and ``matrix``
+    which of them each section of the result takes: LOWER, itself and earlier ones, FULL or CIRCULANT
+    (planner/sections.py).
     """
 
     problem: Problem
@@ -166,6 +170,7 @@ class Plan:
     whole: Kernel | None = None
     cluster: int = 0
     sections: int = 1
+    matrix: str = LOWER
 
     def __post_init__(self) -> None:
         product = 1
@@ -182,6 +187,11 @@ class Plan:
     def points(self) -> int:
         """Complex points of the transforms of a row: of all its sections."""
         return self.sections * self.transform
+
+    @property
+    def distances(self) -> int:
+        """Of sections, from one to another: each has a spectrum of the filter."""
+        return 2 * self.sections - 1 if self.matrix == FULL else self.sections
 
     @property
     def factors(self) -> tuple[int, ...]:
@@ -210,7 +220,7 @@ class Plan:
         three stages and more where more noise falls on a result than its own, that of a partner in a batch
         pair or of what a fold throws away.
         """
-        return not self.problem.causal and self.order > 2
+        return not self.problem.causal and self.order > 2 and self.sections == 1
 
     def wide_columns(self, stage: Stage) -> bool:
         """Results of columns, in device memory or a block's, come in fp32: as ``wide_sums`` has it, and of
@@ -363,7 +373,7 @@ class Plan:
         factors = "·".join(f"{s.radix}{places[s.place]}" for s in self.stages)
         fold = f" fold {self.fold}" if self.fold else ""
         twice = " two outputs" if self.outputs == 2 else ""
-        fold += f" {self.sections} sections" if self.sections > 1 else ""
+        fold += f" {self.sections} sections{MATRICES[self.matrix]}" if self.sections > 1 else ""
         shape = " ".join(f"{k.label}[{k.warps}w {k.shared_bytes}B]" for k in self.every_kernel)
         return (
             f"{p.mode} {p.length} {p.dtype} {self.target} | N={self.transform}={factors} "
@@ -388,6 +398,8 @@ class Plan:
             del raw["cluster"]
         if self.sections == 1:
             del raw["sections"]
+        if self.matrix == LOWER:
+            del raw["matrix"]
         return json.dumps(raw, sort_keys=True, separators=(",", ":"))
 
     @staticmethod

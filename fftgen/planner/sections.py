@@ -12,6 +12,12 @@ rows of N, and P (P + 1) / 2 products (a block Toeplitz matrix, without another 
 the spectrum of a filter with taps k_j and, acting backwards in time, the m-th of them k_(j-1) at N - m, since
 -i x^n is x^(n-N).
 
+With a filter that acts backwards as well (FULL), or on a circle of P N steps (CIRCULANT), later sections act
+on earlier ones: Y_p = sum_q X_q M_(p-q) over all q, M_d the spectrum of a filter with the taps that act d N
+steps later and on, and, acting backwards, those of up to N steps before: 2 P - 1 distances, or P on the
+circle. There all products are taken, P^2 of them, when the last transform of a row is made, tile by tile:
+what the others come to replaces their transforms, and waits for its way back.
+
 A block keeps the transforms of earlier sections in the L2, 4 bytes a point, where one stage of a Monarch
 decomposition more takes the whole of each row through it four times, by kernels that take longer than all
 that is counted of them (cost.py).
@@ -23,7 +29,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from fftgen.planner.plan import SCALED, Plan
+from fftgen.planner.plan import CIRCULANT, FULL, LOWER, SCALED, Plan
 from fftgen.planner.windows import WORTH, seconds
 from fftgen.problem import Problem
 from fftgen.targets import target
@@ -39,17 +45,20 @@ Planned = Callable[[Problem], Plan | None]
 
 def possible(problem: Problem) -> bool:
     """Whether there may be sections: a plan tells."""
-    return problem.causal and LENGTHS[0] < problem.length <= MOST * LENGTHS[-1]
+    fits = problem.causal or problem.length % LENGTHS[0] == 0
+    return fits and LENGTHS[0] < problem.length <= MOST * LENGTHS[-1]
 
 
-def sectioned(problem: Problem, length: int, planned: Planned) -> Plan | None:
-    """The plan of a causal problem in sections of so many points; None: there is none.
+def sectioned(problem: Problem, length: int, planned: Planned, back: bool = False) -> Plan | None:
+    """The plan of a problem in sections of so many points; None: there is none.
 
-    ``planned``: the plan of a causal problem, if it can be had.
+    ``planned``: the plan of a causal problem, if it can be had. ``back``: with a filter that acts backwards;
+    those of a circle do anyway.
     """
     sections = -(-problem.length // length)
-    if not problem.causal or not 1 < sections <= MOST:
+    if not 1 < sections <= MOST or (not problem.causal and problem.length % length):
         return None
+    matrix = CIRCULANT if not problem.causal else FULL if back else LOWER
     plan = planned(Problem("causal", length, problem.dtype))
     if plan is None or target(plan.target).virtual or plan.engine != "mma" or plan.compute_format != SCALED:
         return None
@@ -57,12 +66,12 @@ def sectioned(problem: Problem, length: int, planned: Planned) -> Plan | None:
         return None
     if plan.transform != length or plan.abreast > 1:
         return None
-    return replace(plan, problem=problem, sections=sections)
+    return replace(plan, problem=problem, sections=sections, matrix=matrix)
 
 
-def of(problem: Problem, planned: Planned) -> tuple[Plan, ...]:
+def of(problem: Problem, planned: Planned, back: bool = False) -> tuple[Plan, ...]:
     """The plans of a problem in sections, of every length that there is."""
-    found = (sectioned(problem, length, planned) for length in LENGTHS)
+    found = (sectioned(problem, length, planned, back) for length in LENGTHS)
     return tuple(plan for plan in found if plan)
 
 
@@ -104,7 +113,7 @@ def shorter(
     for other in others:
         row, spectrum = seconds(other)
         at_once = chip.multiprocessors * other.body.resident
-        spectra = 0.0 if prepared else other.sections * spectrum + (whole if kept else 0.0)
+        spectra = 0.0 if prepared else other.distances * spectrum + (whole if kept else 0.0)
         time = -(-rows // at_once) * at_once * row + channels * spectra
         if time < one * (best.share if best else WORTH):
             best = Shorter(other, time / one)

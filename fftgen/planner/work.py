@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from fftgen.planner import fragments
 from fftgen.planner.mma_rules import steady
-from fftgen.planner.plan import TILE, Kernel, Plan
+from fftgen.planner.plan import LOWER, TILE, Kernel, Plan
+from fftgen.problem import Problem
 from fftgen.targets import Target
 
 STAGING_TRAFFIC = 16  # bytes per complex element: two fp32 written, two read back
@@ -117,11 +118,15 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
 def _in_sections(plan: Plan, kernel: Kernel, target: Target, gated: bool) -> Work:
     """What one does for all sections of a row: what it does for one, so many times, and for products with
     transforms of earlier ones, which are kept."""
-    alone = replace(plan, sections=1, problem=replace(plan.problem, length=plan.transform))
-    one, count = kernel_work(alone, kernel, target, gated), plan.sections
-    products, spectrum = count * (count - 1) // 2, ELEMENT * plan.transform
+    one, count = kernel_work(alone(plan), kernel, target, gated), plan.sections
+    products, spectrum = count * (count - 1), ELEMENT * plan.transform  # with other sections
     kept = target.multiprocessors * kernel.resident * (count - 1) * spectrum
-    outside = (products + count - 1) * spectrum if kept > SECTIONS_ROOM * target.l2_bytes else 0
+    if plan.matrix == LOWER:  # every product takes an earlier transform anew
+        products //= 2
+        loaded, stored = products, count - 1
+    else:  # all are taken with the last transform, and what they come to replaces what was kept
+        loaded = stored = 2 * (count - 1)
+    outside = (loaded + stored) * spectrum if kept > SECTIONS_ROOM * target.l2_bytes else 0
     return replace(
         one,
         tensor_ops=count * one.tensor_ops,
@@ -129,14 +134,20 @@ def _in_sections(plan: Plan, kernel: Kernel, target: Target, gated: bool) -> Wor
         stored=count * one.stored,
         gates=count * one.gates,
         device_bytes=count * one.device_bytes + outside,
-        workspace_loaded=products * spectrum,
-        workspace_stored=(count - 1) * spectrum,
+        workspace_loaded=loaded * spectrum,
+        workspace_stored=stored * spectrum,
         spectrum=count * one.spectrum + products * spectrum,
         tables=count * one.tables,
         shared_bytes=count * one.shared_bytes + products * spectrum,
         instructions=count * one.instructions
         + plan.transform / 128 * (SECTION * count + SECTION_PRODUCT * products),
     )
+
+
+def alone(plan: Plan) -> Plan:
+    """The plan of one of a row's sections by itself."""
+    problem = Problem("causal", plan.transform, plan.problem.dtype)
+    return replace(plan, sections=1, matrix=LOWER, problem=problem)
 
 
 def gating(plan: Plan, gates: int) -> float:

@@ -32,7 +32,7 @@ from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_sections import Prepared, in_sections
 from fftgen.planner.launch import launches, workspace_elements
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import MATRICES, Plan
 from fftgen.planner.sections import MOST, of, of_many_rows, sectioned, share, shorter
 from fftgen.planner.windows import Windows
 from fftgen.problem import Problem
@@ -59,7 +59,14 @@ def test_sections_are_of_what_one_block_holds() -> None:
     assert all(p.problem == CAUSAL and p.memory_class == "block" for p in found)
     assert all(p.sections <= MOST for p in found)
     assert of(Problem("causal", 140_000, "bf16"), planned) == ()
-    assert of(replace(CAUSAL, mode="circular"), planned) == ()
+    around = of(replace(CAUSAL, mode="circular"), planned)
+    assert [(p.sections, p.transform, p.distances) for p in around] == [(4, 16_384, 4), (2, 32_768, 2)]
+    both = of(CAUSAL, planned, back=True)
+    assert [(p.sections, p.transform, p.distances) for p in both] == [(4, 16_384, 7), (2, 32_768, 3)]
+    assert {p.matrix for p in (*found, *both, *around)} == set(MATRICES)
+    assert "2 sections both ways" in str(both[-1])
+    assert "2 sections around" in str(around[-1])
+    assert of(Problem("circular", LENGTH - 8, "bf16"), planned) == ()  # a circle of whole sections
     assert of(replace(CAUSAL, dtype="fp32"), planned) == ()
     assert of(CAUSAL, lambda _: None) == ()
     assert "right-angle 2 sections block" in str(found[-1])
@@ -105,13 +112,18 @@ def test_the_plan_says_what_sections_take() -> None:
     assert [s["digest"] for s in told] == [p.digest for p in of(CAUSAL, planned)]
     assert told[-1]["of_the_time"] < 0.6
     assert "2 sections of 32768 points: 0.5" in fftgen("plan", LENGTH, "--causal").stdout
-    assert "sections" not in answer("plan", LENGTH)
+    assert told[-1]["gradients_of_the_time"] < 0.6
+    around = answer("plan", LENGTH)["sections"]
+    assert [s["gradients_of_the_time"] for s in around] == [None, None]
+    assert 0.6 < around[-1]["of_the_time"] < 0.95
+    assert "sections" not in answer("plan", LENGTH - 8)
     assert "not taken" in fftgen("plan", 32_768, "--causal").stdout
 
 
 def test_sources_of_sections_by_the_command_at_their_head() -> None:
-    made, back = plan(), in_sections(plan())
-    for text in (render(made).text, render_gradient(back).text):
+    both, around = (of(p, planned, back=True)[-1] for p in (CAUSAL, replace(CAUSAL, mode="circular")))
+    texts = [render(made).text for made in (plan(), both, around)]
+    for text in (*texts, render_gradient(in_sections(plan())).text):
         words = text.splitlines()[1].split()[2:]
         assert "--sections" in words
         assert fftgen(*words).stdout == text
@@ -119,6 +131,8 @@ def test_sources_of_sections_by_the_command_at_their_head() -> None:
         (("--sections", 8192), "no sections of 8192 points on sm_90: there are 16384, 32768"),
         (("--sections", 32_768, "--twin"), "there are convolutions and, with --backward, all gradients"),
         (("--sections", 32_768, "--engine", "wmma"), "with --backward, all gradients"),
+        (("--sections", 32_768, "--backward", "--both-ways"), "goes with --causal and --sections"),
+        (("--both-ways",), "goes with --causal and --sections"),
     ):
         answered = fftgen("render", LENGTH, "--causal", "--arch", "sm_90", *asked)
         assert answered.exit_code == 2
@@ -136,7 +150,7 @@ class Kernels:
 
     def convolve(self, u: Tensor, k: Tensor, *given: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         p = self.executable.plan
-        self.seen.append(f"{p.sections} x {p.transform}")
+        self.seen.append(f"{p.sections} x {p.transform}{MATRICES[p.matrix]}")
         y = gradients.composite(u, k, *given, mode="causal", length=LENGTH).to(u.dtype)
         return y, self.planes(k)
 
@@ -148,8 +162,8 @@ class Kernels:
     def planes(self, k: Tensor) -> tuple[Tensor, Tensor]:
         """The taps in their place."""
         p = self.executable.plan
-        each = torch.nn.functional.pad(k.detach(), (0, p.sections * p.transform - k.shape[-1]))
-        each = each.reshape(len(k), p.sections, p.transform).transpose(0, 1)
+        each = torch.nn.functional.pad(k.detach(), (0, p.distances * p.transform - k.shape[-1]))
+        each = each.reshape(len(k), p.distances, p.transform).transpose(0, 1)
         planes = torch.stack([each, torch.zeros_like(each)], dim=2)
         scale = torch.ones(*planes.shape[:2], 2)
         return (planes, scale) if p.sections > 1 else (planes[0], scale[0])
@@ -284,8 +298,10 @@ def test_calls_of_many_rows_go_in_sections(gpu: OnGpu, rng: np.random.Generator)
     y = gpu.conv(u, k, in_gate=u, out_gate=u, skip=k[:, 0])
     exact = gradients.composite(u, k, None, u, u, k[:, 0], mode="causal", length=LENGTH)
     assert torch.linalg.norm(y.double() - exact) < 3e-3 * torch.linalg.norm(exact)
-    gpu.conv(u, k, k_rev=k)  # sections have no filters that act backwards
-    assert gpu.seen == ["2 x 32768", "1 x 65536"]
+    y = gpu.conv(u, k, k_rev=k)
+    exact = gradients.composite(u, k, k, mode="causal", length=LENGTH)
+    assert torch.linalg.norm(y.double() - exact) < 3e-3 * torch.linalg.norm(exact)
+    assert gpu.seen == ["2 x 32768", "2 x 32768 both ways"]
 
 
 def test_calls_that_are_recorded_go_in_sections_too(gpu: OnGpu, rng: np.random.Generator) -> None:
@@ -356,7 +372,7 @@ def test_spectra_of_many_channels_are_of_sections(gpu: OnGpu, rng: np.random.Gen
         )
     with pytest.raises(InputError, match="prepared by another plan"):
         gpu.conv(u, replace(made, digest="other"))
-    assert gpu.conv.prepare(k, k_rev=k).planes.dim() == 3
+    assert gpu.conv.prepare(k, k_rev=k).planes.shape == (3, 2, 2, 32_768)
 
 
 def test_spectra_of_few_channels_are_of_one_transform() -> None:
@@ -415,7 +431,7 @@ def test_a_filters_gradient_alone_goes_in_sections(gpu: OnGpu, rng: np.random.Ge
         _, exact = gradients.exact(given, v, mode="causal", length=LENGTH)
         gradients.judge(made, exact[name], 1e-5)
     alone = "of the filter, 2 x 32768"
-    assert gpu.seen == ["2 x 32768", alone, "1 x 65536", alone]
+    assert gpu.seen == ["2 x 32768", alone, "2 x 32768 both ways", alone]
     filter_gradient.on_gpu(gpu.conv, u[..., :-8], v, None, None, LENGTH - 100)
     assert gpu.seen[4:] == ["of the filter, 1 x 65536"]
 
@@ -467,7 +483,8 @@ def test_filters_that_act_backwards_go_back_as_one(gpu: OnGpu, rng: np.random.Ge
     u = torch.from_numpy(rng.standard_normal((4, 2, LENGTH))).bfloat16().requires_grad_()
     k = torch.from_numpy(rng.standard_normal((2, LENGTH))).float().requires_grad_()
     gpu.conv(u, k, k_rev=k.detach()).sum().backward()
-    assert gpu.seen == ["1 x 65536", "gradients, 1 x 65536"]
+    # Their forward pass does not, so the spectrum is made again.
+    assert gpu.seen == ["2 x 32768 both ways", "spectrum, 1 x 65536", "gradients, 1 x 65536"]
 
 
 def test_gradients_of_many_rows_take_sections_and_of_few_do_not() -> None:

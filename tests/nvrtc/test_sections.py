@@ -156,6 +156,19 @@ def test_filters_that_leave_distances_empty(taps: int, scale: float, rng: np.ran
     run(plan, u, torch.nn.functional.pad(k, (0, plan.problem.length - taps)))
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+@pytest.mark.parametrize("first", [POINTS, 2 * POINTS + 5])
+def test_filters_that_leave_a_sections_own_distance_empty(
+    first: int, scale: float, rng: np.random.Generator
+) -> None:
+    """Pure delays, almost: results are scaled as that spectrum, which is zero, says."""
+    plan = planned(3)
+    k = torch.zeros(1, plan.problem.length)
+    k[:, first : first + 40] = filters(rng, 1, 40) * scale
+    run(plan, draw(rng, 1, 1, plan.problem.length).bfloat16(), k)
+    run(plan, draw(rng, 1, 1, plan.problem.length).bfloat16(), k, skip=torch.tensor([3 * scale]))
+
+
 def test_what_is_not_finite_spoils_what_comes_after_it(rng: np.random.Generator) -> None:
     """And no section before it: of its own section all results, of later ones, too."""
     plan = planned(3)

@@ -32,6 +32,8 @@ __device__ __forceinline__ TwinSink<T, true> behind(const TwinSink<T, true>& row
 }
 
 // Powers of two of the sections of a row, in shared memory, and of the spectra of all distances, `channels` apart.
+// AROUND: so many distances there are, of sections further on as well, which stand behind the others; 0: of none such.
+template <int AROUND>
 struct SectionPowers {
     static constexpr unsigned NOT_FINITE = 255;
 
@@ -39,35 +41,51 @@ struct SectionPowers {
     const float2* scale;  // of the channel, distance 0
     int channels;
 
+    // Which spectrum section q meets on its way to section p, and its power.
+    __device__ __forceinline__ int distance(int p, int q) const { return AROUND && q > p ? p - q + AROUND : p - q; }
     __device__ __forceinline__ int spectrum(int distance) const {
         return __float_as_uint(scale[distance * channels].x) >> 23;
     }
     // What section q adds to section p comes in at so many powers of two.
-    __device__ __forceinline__ int term(int p, int q) const { return (int)at[q] - spectrum(p - q); }
+    __device__ __forceinline__ int term(int p, int q) const { return (int)at[q] - spectrum(distance(p, q)); }
+
+    __device__ __forceinline__ void keep(const Power& own, int p) const { at[p] = own.finite ? own.exponent : NOT_FINITE; }
 
     // That of section p, whose own one is known: no less than brings what earlier ones add to fp16. Barriers of the
     // caller's lie between this and who asks for it, and before another row's.
     __device__ __forceinline__ Power join(const Power& own, int p, bool first) const {
-        bool finite = own.finite;
-        int most = (int)own.exponent - spectrum(0);
-        for (int q = 0; q < p; ++q) {
-            finite = finite && at[q] != NOT_FINITE;
-            most = max(most, term(p, q));
-        }
-        const Power joined(finite ? (unsigned)min(most + spectrum(0), 253) << 23 : 0x7f800000u);
-        if (first) at[p] = finite ? joined.exponent : NOT_FINITE;
+        const Power joined = most(own.finite, (int)own.exponent - spectrum(0), p, p);
+        if (first) keep(joined, p);
         return joined;
     }
+    // That of section p where all sections, `live` of them, are kept at their own.
+    __device__ __forceinline__ Power joined(int p, int live) const { return most(true, term(p, p), p, live); }
+
     // What brings the numbers of section q to what those of section p were joined at.
-    __device__ __forceinline__ Pack factor(int p, int q) const {
-        const int less = (int)at[p] - spectrum(0) - term(p, q);
-        const float x = __uint_as_float((unsigned)(127 - min(max(less, 0), 127)) << 23);
+    __device__ __forceinline__ Pack factor(int p, int q) const { return less((int)at[p] - spectrum(0) - term(p, q)); }
+    __device__ __forceinline__ Pack factor(const Power& joined, int p, int q) const {
+        return less((int)joined.exponent - spectrum(0) - term(p, q));
+    }
+
+private:
+    __device__ __forceinline__ Power most(bool finite, int power, int p, int sections) const {
+        for (int q = 0; q < sections; ++q) {
+            finite = finite && at[q] != NOT_FINITE;
+            power = max(power, term(p, q));
+        }
+        return Power(finite ? (unsigned)min(power + spectrum(0), 253) << 23 : 0x7f800000u);
+    }
+    __device__ __forceinline__ Pack less(int powers) const {
+        const float x = __uint_as_float((unsigned)(127 - min(max(powers, 0), 127)) << 23);
         return pack(x, x);
     }
 };
 
 // A tile of a spectrum as it comes, two results side by side, and back.
 __device__ __forceinline__ uint4 together(const Result<false> (&x)[2]) { return {x[0].v[0], x[0].v[1], x[1].v[0], x[1].v[1]}; }
+__device__ __forceinline__ void apart(const uint4& x, Tile& first, Tile& second) {
+    first.v[0] = x.x, first.v[1] = x.y, second.v[0] = x.z, second.v[1] = x.w;
+}
 
 // to += factor * x k, or with k's conjugate, for a tile of each.
 template <bool CONJUGATE = false>
