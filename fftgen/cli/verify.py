@@ -123,10 +123,12 @@ def command(
 
 
 def _planned(problem: Problem, chip: Target, engine: str | None) -> list[Work]:
-    """The planner's choice, and where no engine is asked for plans in sections, which many rows may take."""
+    """The planner's choice, and where no engine is asked for plans in sections, which many rows may take, of
+    filters that act backwards as well."""
     made = [build(problem, chip, engine=engine)]
     if engine is None:
-        made += [build_plan(p) for p in sections.of(problem, lambda p: search.plan(p, chip))]
+        for back in (False, True) if problem.causal else (False,):
+            made += [build_plan(p) for p in sections.of(problem, lambda p: search.plan(p, chip), back)]
     return [Work(built) for built in made]
 
 

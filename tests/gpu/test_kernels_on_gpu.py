@@ -205,6 +205,32 @@ def test_many_rows_go_in_sections(
     hold(problem, conv, short, conv(**on_gpu(short)))
 
 
+@pytest.mark.parametrize("gates", [(), ("in_gate", "out_gate")], ids=["plain", "gated"])
+@pytest.mark.parametrize(
+    ("mode", "length", "dtype"),
+    [("causal", 65_536, "bf16"), ("causal", 49_152, "fp16"), ("circular", 98_304, "bf16")],
+)
+def test_many_rows_go_in_sections_both_ways(
+    mode: str, length: int, dtype: str, gates: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    """Of filters that act backwards as well, or around a circle; prepared, too."""
+    problem = Problem(mode, length, dtype)
+    conv, shape = get(problem), (2, 150, length)
+    options = ("k_rev", *gates)
+    given = gradients.draw(rng, shape, length, options, TORCH[dtype])
+    exact = gradients.composite(**given, mode=mode, length=length).detach().numpy()
+    moved = on_gpu({name: x.detach() for name, x in given.items()})
+    cut = conv.sections_of(moved["u"].device, problem, *shape[:2], back=True)
+    if cut is None:
+        pytest.skip("no sections that take less than one transform of everything")
+    kind = (dtype, cut.plan.order, cut.plan.compute_format)
+    out = conv(**moved)
+    check(out.double().cpu().numpy(), exact, *kind)
+    assert torch.equal(conv(**moved), out)
+    made = conv.prepare(moved.pop("k"), k_rev=moved.pop("k_rev"))
+    check(conv(k=made, **moved).double().cpu().numpy(), exact, *kind)
+
+
 @pytest.mark.parametrize("options", [(), ("in_gate", "out_gate")], ids=["plain", "gated"])
 @pytest.mark.parametrize("length", [65_536, 131_072, 262_144, 524_288, 1 << 20])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
