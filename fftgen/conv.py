@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable
-from functools import cache, cached_property, lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,113 +13,27 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import pad
 
 from fftgen import autograd, shortcut
-from fftgen.bounded import Bounded
-from fftgen.bundle import build_twin, choose, open_shelf, padded, trains
+from fftgen.bundle import choose, open_shelf
 from fftgen.cache import Cache
 from fftgen.check import check_filter, needs_grad
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
 from fftgen.execute import TORCH, Spectrum
-from fftgen.loaded import Loaded, LoadedGradient, Route, Routes, cut
-from fftgen.pipeline import Built, build, build_gradient, build_plan
-from fftgen.planner import gradient_sections, search, sections
-from fftgen.planner.gradient import backward as gradient_backward
-from fftgen.planner.gradient import gradient, read_backwards
-from fftgen.planner.gradient_plan import Gradient
-from fftgen.planner.gradient_sections import Prepared
+from fftgen.loaded import Loaded, Route, Routes
+from fftgen.planner import search
+from fftgen.planner.gradient import read_backwards
 from fftgen.planner.plan import Plan
-from fftgen.planner.sections import Shorter
-from fftgen.planner.windows import WORTH, Windows, possible, windows
 from fftgen.problem import Problem
+from fftgen.serving import BATCHES, JustInTime, Provider, Serving
 from fftgen.signature import Form, arrange, autocast, shapes
 from fftgen.targets import Target, target_for
 from fftgen.targets import target as find_target
 
-Plans = tuple[Plan, ...]
-
-
-class Provider(Protocol):
-    """Where kernels come from: the compiler, or an artifact."""
-
-    def has(self, problem: Problem) -> bool:
-        """Whether kernels for a problem can be had."""
-
-    def built(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built:
-        """The kernels for a problem on a device of this compute capability; ``gpu``: its name, if known."""
-
-    def planned(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plan | None:
-        """Their plan, where they can be had."""
-
-    def sections(
-        self, problem: Problem, capability: tuple[int, int], gpu: str = "", back: bool = False
-    ) -> Plans:
-        """Plans of a problem in sections that can be had; ``back``: with filters that act backwards."""
-
-    def sectioned(self, plan: Plan) -> Built:
-        """The kernels of one of them."""
-
-    def trained_sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plans:
-        """Those of ``sections`` of a causal problem the kernels of whose gradients can be had."""
-
-    def backward_sectioned(self, plan: Plan) -> Built:
-        """The kernels of all gradients of one of them."""
-
-    def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
-        """The kernels of its filter's gradient, where there are any."""
-
-    def twin(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
-        """Its kernels with two outputs, where there are any."""
-
-    def backward(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built | None:
-        """The kernels of all its gradients by one pass, where there are any."""
-
-
-Own = TypeVar("Own", Problem, Plan, Gradient)  # what kernels are of: of sections their plan, or gradient
-Kept = TypeVar("Kept")
-BATCHES = (1, 64)  # for which a filter must be short enough for windows, to be kept as it is, or sections pay
 CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
 
 
-class JustInTime:
-    """Plans and compiles for a device, through the cache."""
-
-    def has(self, problem: Problem) -> bool:
-        return True
-
-    def built(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built:
-        return build(problem, target_for(capability), gpu=gpu)  # plans are tuned for GPUs of a name
-
-    def planned(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plan | None:
-        return shortcut.plan(Cache.default(), problem, target_for(capability), gpu=gpu)
-
-    def sections(
-        self, problem: Problem, capability: tuple[int, int], gpu: str = "", back: bool = False
-    ) -> Plans:
-        return sections.of(problem, lambda p: self.planned(p, capability, gpu), back)
-
-    def sectioned(self, plan: Plan) -> Built:
-        return build_plan(plan)
-
-    def trained_sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plans:
-        return self.sections(problem, capability, gpu)
-
-    def backward_sectioned(self, plan: Plan) -> Built:
-        return build_gradient(gradient_sections.in_sections(plan))
-
-    def gradient(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
-        chip = target_for(capability)
-        return build_gradient(gradient(problem, chip)) if trains(problem, chip) else None
-
-    def twin(self, problem: Problem, capability: tuple[int, int]) -> Built | None:
-        return build_twin(problem, target_for(capability))
-
-    def backward(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built | None:
-        found = shortcut.backward(Cache.default(), problem, target_for(capability), gpu)
-        return None if found is None else build_gradient(found)
-
-
-class Conv:
+class Conv(Serving):
     """A depthwise long convolution; made by ``fftgen.get_conv`` or ``fftgen.load``.
 
     ``conv(u, k)`` computes, per batch row and channel, with ``x = in_gate * u``,
@@ -130,21 +41,9 @@ class Conv:
     """
 
     def __init__(self, problem: Problem, provider: Provider, handle: str) -> None:
-        self.problem = problem
+        super().__init__(problem, provider)
         self.handle = handle
-        self._provider = provider
-        self._loaded: dict[tuple[Problem, torch.device], Loaded] = {}
-        self._gradients: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
-        self._backwards: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
-        self._twins: dict[tuple[Problem, torch.device], Loaded | None] = {}
-        self._sectioned: dict[tuple[Plan, torch.device], Loaded] = {}
-        self._backwards_sectioned: dict[tuple[Gradient, torch.device], LoadedGradient] = {}
-        self._missing: set[tuple[Problem | Plan | Gradient, torch.device]] = set()  # that calls do without
-        self._sections: Bounded[tuple[object, ...], tuple[Shorter | None]] = Bounded()
-        self._backward_sections: Bounded[tuple[object, ...], tuple[Plan | None]] = Bounded()
-        self._windows: Bounded[tuple[object, ...], tuple[Windows | None]] = Bounded()
         self._routes = Routes()
-        self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         p = self.problem
@@ -334,126 +233,12 @@ class Conv:
                 self._warm_sections(where, problem, train)
         return self
 
-    def _warm_sections(self, device: torch.device, problem: Problem, train: bool) -> None:
-        """Compile and load the kernels of sections that many rows of a problem take, if any do."""
-        if not sections.possible(problem):
-            return
-        facts = _facts(device)
-        plan = self._provider.planned(problem, *facts)
-        others = self._provider.sections(problem, *facts)
-        best = sections.of_many_rows(plan, others) if plan else None
-        if best is not None:
-            self._in_sections(device, best)
-        trained = self._provider.trained_sections(problem, *facts) if train and problem.causal else ()
-        whole = gradient_backward(problem, target_for(facts[0])) if trained else None
-        back = gradient_sections.of_many_rows(whole, trained) if whole else None
-        if back is not None:
-            self.backward_in_sections(device, back)
-
     def _longest(self, length: int | None) -> int:
         """The longest sequence that is meant. Raises InputError for one that is not served."""
         longest = self.problem.length if length is None else length
         if not 1 <= longest <= self.problem.length:
             raise InputError(f"length {longest} is outside 1 to {self.problem.length}")
         return longest
-
-    def served(self, length: int, taps: int) -> Problem:
-        """The problem that a call becomes: padded circular calls are causal ones of half the length.
-
-        An artifact without the half serves them as they are: the result is the same.
-        """
-        half = self._half
-        return self.problem if half is None or length > half.length or taps > half.length else half
-
-    @cached_property
-    def _half(self) -> Problem | None:
-        """The problem of padded calls, if there are kernels for it."""
-        half = padded(self.problem)
-        return half if half is not None and self._provider.has(half) else None
-
-    def on(self, device: torch.device, problem: Problem) -> Loaded:
-        """The kernels of a problem on a GPU, built and loaded at the first call."""
-
-        def load(where: torch.device) -> Loaded:
-            return Loaded(self._provider.built(problem, *_facts(where)), where)
-
-        return self._once(self._loaded, device, problem, load)
-
-    def gradient_on(self, device: torch.device, problem: Problem) -> LoadedGradient | None:
-        """The kernels of the filter's gradient on a GPU, built and loaded at the first call; None: none."""
-        return self._if_any(self._gradients, device, problem, self._provider.gradient, LoadedGradient)
-
-    def backward_on(self, device: torch.device, problem: Problem) -> LoadedGradient | None:
-        """The kernels of all gradients on a GPU, built and loaded at the first call; None: none."""
-        find = self._provider.backward  # layouts are tuned for GPUs of a name
-        return self._if_any(self._backwards, device, problem, find, LoadedGradient, named=True)
-
-    def twin_on(self, device: torch.device, problem: Problem) -> Loaded | None:
-        """The kernels with two outputs on a GPU, built and loaded at the first call; None: none."""
-        return self._if_any(self._twins, device, problem, self._provider.twin, Loaded)
-
-    def _if_any(
-        self,
-        kept: dict[tuple[Problem, torch.device], Kept | None],
-        device: torch.device,
-        problem: Problem,
-        find: Callable[..., Built | None],
-        loaded: Callable[[Built, torch.device], Kept],
-        named: bool = False,
-    ) -> Kept | None:
-        """Kernels of the backward pass, which a provider may not have; ``named``: it wants the GPU's name."""
-
-        def load(where: torch.device) -> Kept | None:
-            name = (torch.cuda.get_device_name(where),) if named else ()
-            built = find(problem, torch.cuda.get_device_capability(where), *name)
-            return None if built is None else loaded(built, where)
-
-        return self._once(kept, device, problem, load, train=True)
-
-    def _once(
-        self,
-        kept: dict[tuple[Own, torch.device], Kept],
-        device: torch.device,
-        own: Own,
-        load: Callable[[torch.device], Kept],
-        train: bool = False,
-    ) -> Kept:
-        """What is kept for a problem, or a plan in sections, and a GPU, loaded at the first call.
-
-        Raises ToolchainError without a GPU, and where loading code would break the capture of a graph.
-        """
-        found = kept.get((own, device))
-        if found is not None:
-            return found
-        index = _current_gpu() if device.index is None else device.index
-        key = (own, torch.device("cuda", index))
-        if key not in kept:
-            _current_gpu()
-            with self._lock:
-                if key not in kept:
-                    if torch.cuda.is_current_stream_capturing():
-                        raise self._captured(own, key[1], train)
-                    kept[key] = load(key[1])
-        return kept[key]
-
-    def _captured(self, own: Problem | Plan | Gradient, device: torch.device, train: bool) -> ToolchainError:
-        """Kernels are missing while a graph is captured: which, and the call that loads them."""
-        if not isinstance(own, Problem) or own not in (self.problem, self._half):
-            if isinstance(own, Problem):
-                parts = f"windows of {own.length} steps"
-            else:
-                parts = f"{(own if isinstance(own, Plan) else own.plan).sections} sections"
-            return ToolchainError(
-                f"{self!r} has no kernels of {parts} loaded on {device} and a CUDA "
-                "graph is being captured: make the same call once before the capture"
-            )
-        half = own != self.problem
-        options = [f"length={own.length}"] * half + ["train=True"] * train
-        which = f" for sequences and filters of at most {own.length}" if half else ""
-        return ToolchainError(
-            f"{self!r} is not loaded on {device}{which} and a CUDA graph is being captured: call "
-            f"conv.warmup({', '.join(options)}) before the capture"
-        )
 
     def _check_prepared(self, k: Spectrum, u: Tensor) -> None:
         """Whether a spectrum is one for this convolution and these signals."""
@@ -486,23 +271,6 @@ class Conv:
                 f"{u.shape[-1]}: conv.prepare(k, length={u.shape[-1]})"
             )
         return loaded
-
-    def _of_digest(self, digest: str, device: torch.device) -> Loaded | None:
-        """The kernels of the plan with a digest; what is loaded is looked through first."""
-        for plan, _ in tuple(self._sectioned):
-            if plan.digest == digest:
-                return self.on_sections(device, plan)
-        own = dict.fromkeys((self.problem, self.served(1, 1)))
-        for problem in sorted(own, key=lambda p: (p, device) not in self._loaded):
-            loaded = self.on(device, problem)
-            if loaded.executable.plan.digest == digest:
-                return loaded
-        for problem in filter(sections.possible, own):
-            for back in (False, True):
-                for plan in self._provider.sections(problem, *_facts(device), back):
-                    if plan.digest == digest:
-                        return self.on_sections(device, plan)
-        return None
 
     # The operators of op.py call these.
 
@@ -580,199 +348,6 @@ class Conv:
         first, second = (loaded.apply(u, made.planes, made.scale, in_gate, gate) for gate in gates)
         return first, second
 
-    def serving(
-        self, u: Tensor, problem: Problem, k: Tensor | None, k_rev: Tensor | None, keeping: bool = False
-    ) -> tuple[Loaded, Windows | None]:
-        """The kernels that had better take a call on a GPU, of what ``meeting`` says, and its windows.
-
-        ``keeping``: as in ``run``.
-        """
-        batch, channels, _ = u.shape
-        cut = self.sections_of(u.device, problem, batch, channels, keeping, back=k_rev is not None)
-        found = self.windows(u, problem, k, k_rev, cut.share if cut else WORTH)
-        if found is not None:
-            return self.on(u.device, self.of_windows(found)), found
-        loaded = self._in_sections(u.device, cut.plan) if cut else None
-        return loaded or self.on(u.device, problem), None
-
-    def sections_of(
-        self,
-        device: torch.device,
-        problem: Problem,
-        batch: int,
-        channels: int,
-        keeping: bool = False,
-        prepared: bool = False,
-        back: bool = False,
-    ) -> Shorter | None:
-        """The sections that so many rows had better take (planner/sections.py); None: none, or they cannot
-        be had.
-
-        ``prepared``: their filters' spectra are there; ``back``: there are filters that act backwards.
-        """
-        if not sections.possible(problem):
-            return None
-        key = (device, problem, batch, channels, keeping, prepared, back)
-        kept = self._sections.get(key)
-        if kept is None:
-            facts = _facts(device)
-            plan = self._provider.planned(problem, *facts)
-            shortest = None
-            if plan is not None:
-                others = self._provider.sections(problem, *facts, back)
-                # Of a causal problem one pass makes all gradients, which takes the whole's spectra, or, where
-                # it goes in sections as well, theirs.
-                apart = keeping and problem.causal
-                if apart and not back:
-                    apart = self.backward_sections(device, problem, batch, channels) is None
-                shortest = sections.shorter(plan, others, batch, channels, apart, prepared)
-            kept = (shortest,)
-            self._sections.keep(key, kept)
-        (found,) = kept
-        return found if found and self._may_be_had(self._sectioned, found.plan, device) else None
-
-    def backward_sections(
-        self,
-        device: torch.device,
-        problem: Problem,
-        batch: int,
-        channels: int,
-        gated: bool = True,
-        prepared: Prepared | None = None,
-        alone: bool = False,
-    ) -> Plan | None:
-        """The plan in sections whose gradients so many rows had better take; None: none, or they cannot be
-        had.
-
-        ``gated``, ``prepared``, ``alone``: as planner/gradient_sections.py has them.
-        """
-        if not problem.causal or not sections.possible(problem):
-            return None
-        key = (device, problem, batch, channels, gated, prepared, alone)
-        kept = self._backward_sections.get(key)
-        if kept is None:
-            facts = _facts(device)
-            plan, found = self._provider.planned(problem, *facts), None
-            others = self._provider.trained_sections(problem, *facts)
-            whole = None
-            if plan is not None and others:
-                whole = (gradient if alone else gradient_backward)(problem, target_for(facts[0]))
-            if plan is not None and whole is not None:
-                how = gated, prepared, alone
-                found = gradient_sections.shorter(whole, plan, others, batch, channels, *how)
-            kept = self._backward_sections.keep(key, (found,))
-        (found,) = kept
-        if found is None:
-            return None
-        own = gradient_sections.in_sections(found)
-        return found if self._may_be_had(self._backwards_sectioned, own, device) else None
-
-    def backward_in_sections(self, device: torch.device, plan: Plan) -> LoadedGradient | None:
-        """The kernels of all gradients of a plan in sections on a GPU, built and loaded at the first call;
-        None: they cannot be had, and those of the whole serve."""
-        own = gradient_sections.in_sections(plan)
-
-        def load(where: torch.device) -> LoadedGradient:
-            return LoadedGradient(self._provider.backward_sectioned(plan), where)
-
-        return self._had(own, device, lambda: self._once(self._backwards_sectioned, device, own, load, True))
-
-    def _may_be_had(self, kept: dict[tuple[Own, torch.device], Kept], own: Own, device: torch.device) -> bool:
-        """Whether kernels that a call could do without are loaded, or may be: not while a graph is captured,
-        nor if they could not be before."""
-        if (own, device) in kept:
-            return True
-        return (own, device) not in self._missing and not torch.cuda.is_current_stream_capturing()
-
-    def _had(
-        self, own: Problem | Plan | Gradient, device: torch.device, load: Callable[[], Kept]
-    ) -> Kept | None:
-        """Such kernels; None: they are in no cache, and FFTGEN_NO_JIT, or that there is no NVRTC, forbids
-        compiling them. Those of the whole then serve."""
-        try:
-            return load()
-        except ToolchainError:
-            self._missing.add((own, device))
-            return None
-
-    def _in_sections(self, device: torch.device, plan: Plan) -> Loaded | None:
-        return self._had(plan, device, lambda: self.on_sections(device, plan))
-
-    def _preparing(self, device: torch.device, problem: Problem, channels: int, back: bool) -> Loaded | None:
-        """The kernels of sections, where calls of any batch take less by them: their spectra are prepared."""
-        cuts = [self.sections_of(device, problem, b, channels, prepared=True, back=back) for b in BATCHES]
-        plans = {cut and cut.plan for cut in cuts}
-        plan = plans.pop()
-        return self._in_sections(device, plan) if plan and not plans else None
-
-    def on_sections(self, device: torch.device, plan: Plan) -> Loaded:
-        """The kernels of a plan in sections on a GPU, built and loaded at the first call."""
-        return self._once(
-            self._sectioned, device, plan, lambda where: Loaded(self._provider.sectioned(plan), where)
-        )
-
-    def of_windows(self, found: Windows) -> Problem:
-        """The problem whose kernels take windows."""
-        return Problem("causal", found.length, self.problem.dtype)
-
-    def windows(
-        self, u: Tensor, problem: Problem, k: Tensor | None, k_rev: Tensor | None, worth: float = WORTH
-    ) -> Windows | None:
-        """The windows that a call on a GPU had better take (planner/windows.py), of what ``meeting`` says."""
-        taps = [0 if f is None else f.shape[-1] for f in (k, k_rev)]
-        batch, channels, steps = u.shape
-        return self.windows_of(u.device, problem, (batch, channels, steps), *taps, worth=worth)
-
-    def windows_of(
-        self,
-        device: torch.device,
-        problem: Problem,
-        shape: tuple[int, int, int],
-        ahead: int,
-        back: int,
-        *,
-        worth: float = WORTH,
-        least: int = 0,
-    ) -> Windows | None:
-        """The same for signals of a shape (B, H, L) and so many taps.
-
-        Their kernels are loaded; where they cannot be, those that are there for the whole serve.
-        """
-        if not problem.causal or not possible(shape[-1], ahead, back):
-            return None
-        key = (device, problem, shape, ahead, back, worth, least)
-        kept = self._windows.get(key)
-        if kept is None:
-            facts = _facts(device)
-
-            def planned(p: Problem) -> Plan | None:
-                return self._provider.planned(p, *facts)
-
-            plan, found = planned(problem), None
-            if plan is not None:
-                found = windows(plan, shape, ahead, back, planned, worth, least)
-            kept = self._windows.keep(key, (found,))
-        (found,) = kept
-        if found is None:
-            return None
-        own = self.of_windows(found)
-        if not self._may_be_had(self._loaded, own, device):
-            return None
-        return found if self._had(own, device, lambda: self.on(device, own)) is not None else None
-
-    def meeting(
-        self, u: Tensor, k: Tensor | None, k_rev: Tensor | None
-    ) -> tuple[Problem, Tensor | None, Tensor | None]:
-        """The problem that serves a call, and its filters without the taps that meet nothing.
-
-        Causal taps beyond the signal do: they ask for no longer transform.
-        """
-        steps = u.shape[-1]
-        if self.problem.causal:
-            k, k_rev = cut(k, steps), cut(k_rev, steps)
-        taps = max(0 if k is None else k.shape[-1], 0 if k_rev is None else k_rev.shape[-1])
-        return self.served(steps, taps), k, k_rev
-
 
 def _as_they_are(filters: list[Tensor], taps: int) -> Spectrum:
     """Filters (H, Lk) in place of their spectrum: planes (H, one each, taps).
@@ -782,21 +357,6 @@ def _as_they_are(filters: list[Tensor], taps: int) -> Spectrum:
     rows = [pad(f.to(wide(filters[0])), (0, taps - f.shape[-1])) for f in filters]
     one = torch.ones(rows[0].shape[0], 2, device=rows[0].device)
     return Spectrum(torch.stack(rows, dim=1), one, CPU_DIGEST, taps)
-
-
-def _facts(device: torch.device) -> tuple[tuple[int, int], str]:
-    """What plans are chosen by: a GPU's compute capability and its name."""
-    return torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
-
-
-def _current_gpu() -> int:
-    """PyTorch's current GPU. Raises ToolchainError where PyTorch can use none."""
-    if not torch.cuda.is_available():
-        raise ToolchainError(
-            "no GPU that PyTorch can use: install a CUDA build of PyTorch and an NVIDIA driver, or use CPU "
-            "tensors"
-        )
-    return torch.cuda.current_device()
 
 
 @cache  # a shorter way to what is registered, where everything stays

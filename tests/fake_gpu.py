@@ -13,8 +13,10 @@ import fftgen
 from fftgen import conv as conv_module
 from fftgen import runtime
 from fftgen.execute import Executable
+from fftgen.loaded import Loaded
 from fftgen.planner import search
 from fftgen.planner.launch import launches
+from fftgen.serving import JustInTime
 
 
 class Driver(SimpleNamespace):
@@ -54,10 +56,10 @@ def on_fake_gpu(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> tuple[fftgen
         return SimpleNamespace(cuda_stream=0xABC0)
 
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
-    conv = conv_module.Conv(fftgen.get_conv(512, causal=True).problem, conv_module.JustInTime(), "test")
+    conv = conv_module.Conv(fftgen.get_conv(512, causal=True).problem, JustInTime(), "test")
     plan = search.plan(conv.problem, "sm_90")
     tables = torch.zeros(1, dtype=torch.uint8)  # nothing reads them here
-    loaded = object.__new__(conv_module.Loaded)  # without a module to load and a GPU to hold its tables
+    loaded = object.__new__(Loaded)  # without a module to load and a GPU to hold its tables
     loaded.module, loaded.executable = runtime.Module(b"", 0, {}), Executable(plan, tables)
     entries = [plan.filter_entry(kernel) for kernel in plan.filter.kernels]
     entries += [launch.entry for launch in launches(plan, 2, 3, 100)]

@@ -19,9 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fftgen
 from fftgen import autograd, runtime
 from fftgen.check import check_input
-from fftgen.conv import Conv, Loaded, registered
+from fftgen.conv import Conv, registered
 from fftgen.errors import InputError, ToolchainError
 from fftgen.execute import Spectrum, spectrum
+from fftgen.loaded import Loaded
 from fftgen.planner import search
 from fftgen.problem import Problem
 

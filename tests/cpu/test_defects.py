@@ -17,12 +17,12 @@ from fake_gpu import Code, Driver, arguments, on_fake_gpu
 from torch import Tensor
 
 import fftgen
-from fftgen import conv as conv_module
 from fftgen import runtime
 from fftgen.errors import ToolchainError
 from fftgen.execute import Executable
 from fftgen.gradient import Needed, correlate_input
 from fftgen.gradient import backward as by_one_pass
+from fftgen.loaded import Loaded
 from fftgen.planner import search
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.twins import twin
@@ -113,7 +113,7 @@ def test_two_results_take_the_kernels_that_there_are(
     loaded = conv.on(torch.device("cpu"), conv.problem)
     both = twin(loaded.executable.plan)
     assert both is not None
-    other = object.__new__(conv_module.Loaded)
+    other = object.__new__(Loaded)
     other.module, other.executable = runtime.Module(b"", 0, {}), Executable(both, loaded.executable.tables)
     other.module._functions = {both.name: 2}
     monkeypatch.setattr(conv, "twin_on", lambda device, problem: other if twins else None)

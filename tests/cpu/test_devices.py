@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from fftgen import conv as conv_module
-from fftgen.conv import Conv, JustInTime
+from fftgen import serving
+from fftgen.conv import Conv
 from fftgen.errors import InputError, ToolchainError
 from fftgen.planner import search
 from fftgen.problem import Problem
+from fftgen.serving import JustInTime
 
 WHOLE, HALF = Problem("circular", 512, "bf16"), Problem("causal", 256, "bf16")
 
@@ -39,9 +40,9 @@ class GPUs:
             monkeypatch.setattr(torch.cuda, name, answer)
         for name in ("gradient", "twin", "backward"):
             monkeypatch.setattr(JustInTime, name, lambda _, problem, capability, gpu="": problem)
-        monkeypatch.setattr(conv_module, "build", self.build)
-        monkeypatch.setattr(conv_module, "Loaded", self.load)
-        monkeypatch.setattr(conv_module, "LoadedGradient", self.load)
+        monkeypatch.setattr(serving, "build", self.build)
+        monkeypatch.setattr(serving, "Loaded", self.load)
+        monkeypatch.setattr(serving, "LoadedGradient", self.load)
 
     def build(self, problem: Problem, target: Any, gpu: str) -> Any:
         self.named.append(gpu)

@@ -53,6 +53,7 @@ ORDER = (
     "eager",
     "autograd",
     "loaded",
+    "serving",
     "conv",
     "filter_gradient",
     "functional",

@@ -12,12 +12,12 @@ from command_line import answer, fftgen
 import fftgen as package
 from fftgen import api, roofline
 from fftgen.bench import roofline as pictures
-from fftgen.conv import JustInTime
 from fftgen.errors import InputError, NoPlanError
 from fftgen.planner import search
 from fftgen.planner.cost import RESOURCES, cost, filter_cost, in_one_launch
 from fftgen.problem import Problem
 from fftgen.render import command, render
+from fftgen.serving import JustInTime
 from fftgen.targets import TARGETS, target
 
 

@@ -19,6 +19,7 @@ from fftgen import conv as conv_module
 from fftgen import (
     filter_gradient,
     op,  # noqa: F401  (registers the operators)
+    serving,
     verify,
 )
 from fftgen.cache import CacheMissError
@@ -37,6 +38,7 @@ from fftgen.planner.sections import MOST, of, of_many_rows, sectioned, share, sh
 from fftgen.planner.windows import Windows
 from fftgen.problem import Problem
 from fftgen.render import render, render_gradient
+from fftgen.serving import JustInTime
 from fftgen.targets import target
 
 LENGTH = 65_536
@@ -263,27 +265,25 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
         "shorter",
         lambda whole, p, others, b, h, *how: back(whole, p, others, 100 * b, 100 * h, *how),
     )
-    cut = conv_module.windows
+    cut = serving.windows
     monkeypatch.setattr(
-        conv_module,
+        serving,
         "windows",
         lambda p, shape, *given: cut(p, (100 * shape[0], 100 * shape[1], LENGTH), *given),
     )
     handle = f"causal-{LENGTH}-bf16"
-    conv = conv_module.Conv(CAUSAL, conv_module.JustInTime(), handle)
+    conv = conv_module.Conv(CAUSAL, JustInTime(), handle)
     monkeypatch.setitem(conv_module._registry, handle, conv)
-    monkeypatch.setattr(conv_module, "Loaded", lambda built, _: built)
-    monkeypatch.setattr(conv_module.JustInTime, "sectioned", lambda _, plan: Kernels(plan, seen))
+    monkeypatch.setattr(serving, "Loaded", lambda built, _: built)
+    monkeypatch.setattr(JustInTime, "sectioned", lambda _, plan: Kernels(plan, seen))
 
     def once(kept: Any, device: Any, problem: Any, load: Any, train: bool = False) -> Any:
         return kept.setdefault((problem, torch.device("cpu")), load(device))
 
     monkeypatch.setattr(conv, "_once", once)
     monkeypatch.setattr(conv, "on", lambda _, problem: Kernels(planned(problem), seen))
-    monkeypatch.setattr(conv_module, "LoadedGradient", lambda built, _: built)
-    monkeypatch.setattr(
-        conv_module.JustInTime, "backward_sectioned", lambda _, p: of_gradient(in_sections(p))
-    )
+    monkeypatch.setattr(serving, "LoadedGradient", lambda built, _: built)
+    monkeypatch.setattr(JustInTime, "backward_sectioned", lambda _, p: of_gradient(in_sections(p)))
     monkeypatch.setattr(conv, "backward_on", lambda _, problem: of_gradient(backward(problem, "sm_90")))
     monkeypatch.setattr(filter_gradient, "stream_of", lambda _: 0)
     monkeypatch.setattr(filter_gradient, "backward", partial(every, seen))
@@ -328,7 +328,7 @@ def test_kernels_of_the_whole_serve_where_no_others_can_be_had(
             raise CacheMissError(f"{problem.length}")
         return Kernels(planned(problem), gpu.seen)
 
-    monkeypatch.setattr(conv_module.JustInTime, "sectioned", refused)
+    monkeypatch.setattr(JustInTime, "sectioned", refused)
     monkeypatch.setattr(gpu.conv, "on", missing)
     u = torch.from_numpy(rng.standard_normal((2, 2, LENGTH))).bfloat16()
     k = torch.from_numpy(rng.standard_normal((2, LENGTH))).float()
@@ -451,7 +451,7 @@ def test_a_warmup_loads_what_many_rows_take(
     gpu.capturing[0] = True
     step(gpu, rng)
     assert gpu.seen[3:] == ["2 x 32768", "gradients, 2 x 32768"]
-    short = conv_module.Conv(Problem("causal", 4096, "bf16"), conv_module.JustInTime(), "short")
+    short = conv_module.Conv(Problem("causal", 4096, "bf16"), JustInTime(), "short")
     monkeypatch.setattr(short, "on", lambda *_: None)
     short.warmup()
     assert not short._sectioned
@@ -472,7 +472,7 @@ def test_gradients_of_the_whole_serve_where_no_others_can_be_had(
     def refused(_: Any, plan: Plan) -> Built:
         raise CacheMissError(plan.name)
 
-    monkeypatch.setattr(conv_module.JustInTime, "backward_sectioned", refused)
+    monkeypatch.setattr(JustInTime, "backward_sectioned", refused)
     step(gpu, rng)
     assert gpu.seen[5:] == step_of
     step(gpu, rng)  # not asked for again

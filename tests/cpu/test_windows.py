@@ -32,6 +32,7 @@ from fftgen.planner.windows import (
     windows,
 )
 from fftgen.problem import Problem
+from fftgen.serving import JustInTime
 
 
 def drawn(rng: np.random.Generator) -> tuple[Windows, int, int, int, int]:
@@ -259,7 +260,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
     monkeypatch.setattr(windowed, "plain", lags)
     monkeypatch.setattr(filter_gradient, "stream_of", lambda _: 0)
     handle = f"causal-{LENGTH}-bf16"
-    conv = conv_module.Conv(Problem("causal", LENGTH, "bf16"), conv_module.JustInTime(), handle)
+    conv = conv_module.Conv(Problem("causal", LENGTH, "bf16"), JustInTime(), handle)
     monkeypatch.setitem(conv_module._registry, handle, conv)
 
     def on(device: torch.device, problem: Problem) -> Kernels:

@@ -16,8 +16,9 @@ from fftgen.bench.gradient_proof import check_gradient, check_gradient_agreement
 from fftgen.bench.kernels import kernel_times
 from fftgen.bench.row import measure_row
 from fftgen.bench.steps import AGREEING, GRADIENTS
-from fftgen.conv import Conv, JustInTime
+from fftgen.conv import Conv
 from fftgen.problem import Problem
+from fftgen.serving import JustInTime
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(no_gpu()), reason=no_gpu() or "there is a GPU")]
 

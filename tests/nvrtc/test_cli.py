@@ -18,12 +18,12 @@ from command_line import answer, fftgen, why_not
 import fftgen as package
 from fftgen import api, artifact, bundle, doctor, nvrtc, toolkit
 from fftgen.cli.render import whole
-from fftgen.conv import JustInTime
 from fftgen.errors import InputError
 from fftgen.pipeline import Built
 from fftgen.planner import search
 from fftgen.problem import Problem
 from fftgen.render import render
+from fftgen.serving import JustInTime
 from fftgen.source import Source
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())

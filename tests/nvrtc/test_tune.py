@@ -37,6 +37,7 @@ from fftgen.planner.launch import together
 from fftgen.planner.variants import Variant
 from fftgen.prepare import prepare
 from fftgen.problem import Problem
+from fftgen.serving import JustInTime
 from fftgen.targets import target
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -374,10 +375,10 @@ def test_a_winner_is_taken_on_gpus_of_its_name_until_it_loses(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "GPU A")
-    conv_ = conv.Conv(problem, conv.JustInTime(), "test")
-    assert conv.JustInTime().built(problem, (9, 0), "GPU A").plan == conv_.plan() == kept
-    assert conv.JustInTime().built(problem, (9, 0)).plan == conv_.plan("sm_90") == choice
-    assert conv.JustInTime().built(problem, (8, 0), "GPU A").plan == search.plan(problem, "sm_80")
+    conv_ = conv.Conv(problem, JustInTime(), "test")
+    assert JustInTime().built(problem, (9, 0), "GPU A").plan == conv_.plan() == kept
+    assert JustInTime().built(problem, (9, 0)).plan == conv_.plan("sm_90") == choice
+    assert JustInTime().built(problem, (8, 0), "GPU A").plan == search.plan(problem, "sm_80")
 
     assert keep(store, case(), scripted(torch.zeros_like, 1e-3), "GPU A") is None  # nothing is known
     assert shortcut.plan(store, problem, CHIP, gpu="GPU A") == kept
@@ -403,7 +404,7 @@ def test_a_layout_of_gradients_is_kept_beside_a_plan(
     )
     assert shortcut.plan(store, problem, CHIP, gpu="GPU A") == search.plan(problem, CHIP)
     monkeypatch.setenv("FFTGEN_CACHE_DIR", str(tmp_path))
-    made = conv.JustInTime().backward(problem, (9, 0), "GPU A")
+    made = JustInTime().backward(problem, (9, 0), "GPU A")
     assert made is not None
     assert made.gradient == other
 
