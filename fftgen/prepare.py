@@ -63,18 +63,21 @@ def _of_one(
     k_rev: Tensor | None,
     skip: Tensor | None,
     address: Address,
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """``into``: where planes and scale are to stand; None: in new tensors."""
     if not plan.filter.kernels:
         made = spectrum(plan, k, k_rev, skip)
-        return made.planes, made.scale
+        if into is None:
+            return made.planes, made.scale
+        return into[0].copy_(made.planes), into[1].copy_(made.scale)
     ahead, back = _wide(k), _wide(k_rev)
     first = ahead if ahead is not None else back
     assert first is not None
     channels, device = first.shape[0], first.device
     if channels >= 2**31:
         raise InputError(f"{channels} channels exceed 2**31 - 1: split them")
-    planes = torch.empty(channels, 2, plan.transform, dtype=spectrum_dtype(plan), device=device)
-    scale = torch.empty(channels, 2, dtype=torch.float32, device=device)
+    planes, scale = into or _room(plan, channels, device)
     if channels == 0:
         return planes, scale
     direct = None if skip is None else skip.detach().to(torch.float32).contiguous()
@@ -98,6 +101,12 @@ def _of_one(
     return planes, scale
 
 
+def _room(plan: Plan, channels: int, device: torch.device, *distances: int) -> tuple[Tensor, Tensor]:
+    """Memory for the spectra of so many filters, or of so many of each."""
+    planes = torch.empty(*distances, channels, 2, plan.transform, dtype=spectrum_dtype(plan), device=device)
+    return planes, torch.empty(*distances, channels, 2, dtype=torch.float32, device=device)
+
+
 def _of_sections(
     plan: Plan,
     tables: Tensor,
@@ -113,8 +122,9 @@ def _of_sections(
     """
     if plan.matrix == LOWER and (k is None or k_rev is not None):
         raise InternalError(f"{plan.name} takes filters that act forwards in time")
-    n, made, empty = plan.transform, [], []
+    n, empty = plan.transform, []
     taps, now = _lags(plan, k, k_rev)
+    planes, scale = _room(plan, taps.shape[0], taps.device, plan.distances)
     for distance in range(plan.distances):
         start = now + (distance - plan.distances if distance >= plan.sections else distance) * n
 
@@ -124,11 +134,9 @@ def _of_sections(
         least, end = max(0, start - n + 1), start + n
         # Tap m, acting backwards, is that at start - m.
         back = pad(taps[:, least:start].flip(-1), (1, 0)) if start > least else None
-        made.append(
-            _of_one(plan, tables, launcher, taps[:, start:end], back, None if distance else skip, own)
-        )
+        into, term = (planes[distance], scale[distance]), None if distance else skip
+        _of_one(plan, tables, launcher, taps[:, start:end], back, term, own, into)
         empty.append(~taps[:, least:end].any(-1))
-    planes, scale = (torch.stack(parts) for parts in zip(*made, strict=True))
     scale[1:, :, 0].masked_fill_(torch.stack(empty[1:]), EMPTY)
     if skip is not None:
         empty[0] = empty[0] & (skip == 0)
