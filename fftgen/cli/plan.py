@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from fftgen.cli.options import common, one_problem, print_json, table
 from fftgen.planner import gradient_sections, search, sections, windows
 from fftgen.planner.cost import Cost, cost, filter_cost, in_one_launch
 from fftgen.planner.gradient import backward
-from fftgen.planner.plan import Plan, plain
+from fftgen.planner.plan import FULL, LOWER, Plan, plain
 from fftgen.planner.windows import WORTH
 from fftgen.roofline import of_plan
 from fftgen.targets import target as find_target
@@ -81,6 +81,7 @@ def command(
                     "line": str(p),
                     "digest": p.digest,
                     "of_the_time": sections.share(chosen, p),
+                    "both_ways_of_the_time": _both_ways(chosen, p),
                     "gradients_of_the_time": _gradients(p),
                 }
                 for p in others
@@ -111,7 +112,7 @@ def command(
     if verbose:
         click.echo(f"digest {chosen.digest}\ntables {chosen.table_bytes} bytes")
     for other in others:
-        click.echo(_sections(other, sections.share(chosen, other)))
+        click.echo(_sections(chosen, other))
     if taps is not None:
         click.echo(_windows(chosen, taps, cut))
     if view is not None:
@@ -127,10 +128,17 @@ def command(
             click.echo(f"  {way}")
 
 
-def _sections(plan: Plan, share: float) -> str:
-    back = _gradients(plan)
+def _sections(chosen: Plan, plan: Plan) -> str:
+    share, both, back = sections.share(chosen, plan), _both_ways(chosen, plan), _gradients(plan)
     said = f"{plan.sections} sections of {plan.transform} points: {share:.2f} of the time; {_taken(share)}"
+    if both is not None:
+        said += f"; with filters that act backwards {both:.2f}; {_taken(both)}"
     return said if back is None else f"{said}; all gradients with gates {back:.2f}; {_taken(back)}"
+
+
+def _both_ways(chosen: Plan, plan: Plan) -> float | None:
+    """Of the time of ``chosen`` what sections take of filters that act backwards; None: they do anyway."""
+    return sections.share(chosen, replace(plan, matrix=FULL)) if plan.matrix == LOWER else None
 
 
 def _taken(share: float) -> str:

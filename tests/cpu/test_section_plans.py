@@ -116,7 +116,9 @@ def test_the_plan_says_what_sections_take() -> None:
     assert "2 sections of 32768 points: 0.5" in fftgen("plan", LENGTH, "--causal").stdout
     assert told[-1]["gradients_of_the_time"] < 0.6
     around = answer("plan", LENGTH)["sections"]
-    assert [s["gradients_of_the_time"] for s in around] == [None, None]
+    assert [(s["gradients_of_the_time"], s["both_ways_of_the_time"]) for s in around] == 2 * [(None, None)]
+    assert told[-1]["of_the_time"] < told[-1]["both_ways_of_the_time"] < 0.9
+    assert "with filters that act backwards 0." in fftgen("plan", LENGTH, "--causal").stdout
     assert 0.6 < around[-1]["of_the_time"] < 0.95
     assert "sections" not in answer("plan", LENGTH - 8)
     assert "not taken" in fftgen("plan", 32_768, "--causal").stdout
