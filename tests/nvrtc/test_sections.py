@@ -156,6 +156,7 @@ def test_filters_that_leave_distances_empty(taps: int, scale: float, rng: np.ran
     run(plan, u, torch.nn.functional.pad(k, (0, plan.problem.length - taps)))
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
 @pytest.mark.parametrize("first", [POINTS, 2 * POINTS + 5])
 def test_filters_that_leave_a_sections_own_distance_empty(
@@ -217,7 +218,7 @@ def test_what_makes_it_right_is_missed(mutation: str, rng: np.random.Generator) 
         run(plan, torch.cat(signals, 1), k.expand(2, -1), ptx)
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])
+@pytest.mark.parametrize("arch", ["sm_90", *slow(["sm_80", "sm_100"])])
 def test_sections_of_32768_points_put_next_to_nothing_by(arch: str) -> None:
     for sections in (2, 3):
         plan = planned(sections, 32_768, arch=arch)
