@@ -637,6 +637,7 @@ def test_no_kernel_spills(mode: str, length: int, target: str) -> None:
         assert all(mix[name]["HMMA"] > 0 for name in work)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(
     ("mode", "factors"),

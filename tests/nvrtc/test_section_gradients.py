@@ -100,6 +100,7 @@ def test_what_is_wanted_and_no_more(needed: tuple[bool, bool, bool], rng: np.ran
     assert stores & set(emulate.RESULTS) == results
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("gates", [0, 2])
 def test_a_filters_gradient_alone(gates: int, rng: np.random.Generator) -> None:
     """Without its spectrum, and without a way back for either signal; of a short row, and with fewer taps."""
@@ -220,7 +221,7 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(9)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_what_makes_it_right_is_missed(
     mutation: str, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator

@@ -199,7 +199,7 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(7)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_what_makes_it_right_is_missed(mutation: str, rng: np.random.Generator) -> None:
     plan = planned(FULL, 3)

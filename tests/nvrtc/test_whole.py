@@ -249,7 +249,7 @@ def test_rows_in_shared_memory_give_the_same_bits(
     assert alike(plan, y, emulate.convolve(other, **given, ptx=ptx, clusters=Clusters(1, 1))[0])
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("mode", "length", "dtype", "arch", "lines"),
     [
