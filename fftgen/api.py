@@ -124,7 +124,7 @@ def jobs_for(
         jobs += [(p, chip, "gradient") for p in causal for chip in chips if bundle.trains(p, chip)]
         jobs += [(p, chip, "backward") for p in served for chip in chips if bundle.goes_back(p, chip, engine)]
         if engine is None:
-            sectioned = ((p, chip) for p in served for chip in chips if bundle.goes_back_in_sections(p, chip))
+            sectioned = ((p, chip) for p in served for chip in chips if bundle.backward_in_sections(p, chip))
             jobs += [(p, chip, "backward sections") for p, chip in sectioned]
     return jobs
 

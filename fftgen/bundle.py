@@ -95,10 +95,12 @@ def in_sections(problem: Problem, target: Target) -> Plan | None:
     return sections.of_many_rows(planned(problem), sections.of(problem, planned))
 
 
-def goes_back_in_sections(problem: Problem, target: Target) -> bool:
-    """Whether the gradients of many rows had better take the plan in sections that there is."""
+def backward_in_sections(problem: Problem, target: Target) -> Gradient | None:
+    """The kernels of all gradients in sections that many rows of a problem had better take, if there are."""
     plan, whole = in_sections(problem, target), backward(problem, target)
-    return plan is not None and whole is not None and gradient_sections.share(whole, plan) < WORTH
+    if plan is None or whole is None or gradient_sections.share(whole, plan) >= WORTH:
+        return None
+    return gradient_sections.in_sections(plan)
 
 
 def build_all(
@@ -120,15 +122,14 @@ def build_all(
             every = backward(problem, target)
             assert every is not None  # asked for where there are any
             made = build_gradient(every, cache)
-        elif kind in ("sections", "backward sections"):
+        elif kind == "sections":
             plan = in_sections(problem, target)
             assert plan is not None  # asked for where there is one
-            back = kind == "backward sections"
-            made = (
-                build_gradient(gradient_sections.in_sections(plan), cache)
-                if back
-                else build_plan(plan, cache)
-            )
+            made = build_plan(plan, cache)
+        elif kind == "backward sections":
+            every = backward_in_sections(problem, target)
+            assert every is not None  # asked for where there are any
+            made = build_gradient(every, cache)
         elif kind == "twin":
             found = build_twin(problem, target, cache, engine)
             assert found is not None  # asked for where there is one

@@ -10,9 +10,11 @@ from torch import Tensor
 from fftgen import eager, windowed
 from fftgen.conv import Conv
 from fftgen.gradient import Gradients, Needed, backward, correlate_input
-from fftgen.loaded import stream_of
+from fftgen.loaded import LoadedGradient, stream_of
 from fftgen.planner.gradient_sections import Prepared
+from fftgen.planner.plan import Plan
 from fftgen.planner.windows import LEAST_OF_GRADIENTS, WORTH_BACKWARD
+from fftgen.problem import Problem
 
 
 def all_on_gpu(
@@ -37,19 +39,13 @@ def all_on_gpu(
         return None
     if conv.windows(u, problem, k, k_rev, WORTH_BACKWARD) is not None:
         return None  # each by itself, window by window
-    loaded, plan = None, None
-    if k_rev is None:
-        given_gates = in_gate is not None or out_gate is not None
-        rows = u.shape[0], u.shape[1]
-        plan = conv.backward_sections(u.device, problem, *rows, given_gates, _prepared(spectrum))
-    if plan is not None:
-        loaded = conv.backward_in_sections(u.device, plan)
-    if loaded is None:
-        loaded, plan = conv.backward_on(u.device, problem), None
+    gated, there = in_gate is not None or out_gate is not None, _prepared(spectrum)
+    cut = _in_sections(conv, u, problem, gated, there) if k_rev is None else None
+    loaded, plan = cut or (conv.backward_on(u.device, problem), None)
     if loaded is None:
         return None
     of = loaded.gradient.plan
-    if spectrum is None or _prepared(spectrum) != Prepared(of.sections, of.transform):
+    if spectrum is None or there != Prepared(of.sections, of.transform):
         convolution = conv.on(u.device, problem) if plan is None else conv.on_sections(u.device, plan)
         made = convolution.spectrum(k, k_rev, skip)
         spectrum = made.planes, made.scale
@@ -65,6 +61,21 @@ def all_on_gpu(
         needed=needed,
         taps=taps,
     )
+
+
+def _in_sections(
+    conv: Conv,
+    u: Tensor,
+    problem: Problem,
+    gated: bool,
+    prepared: Prepared | None = None,
+    alone: bool = False,
+) -> tuple[LoadedGradient, Plan] | None:
+    """The kernels in sections that had better take so many rows, and their plan; None: those of the whole
+    do. ``gated``, ``prepared``, ``alone``: as planner/gradient_sections.py has them."""
+    plan = conv.backward_sections(u.device, problem, u.shape[0], u.shape[1], gated, prepared, alone)
+    loaded = None if plan is None else conv.backward_in_sections(u.device, plan)
+    return None if plan is None or loaded is None else (loaded, plan)
 
 
 def _prepared(spectrum: tuple[Tensor, Tensor] | None) -> Prepared | None:
@@ -106,8 +117,8 @@ def on_gpu(
             )
         if u.shape == v.shape:
             gated = in_gate is not None or out_gate is not None
-            plan = conv.backward_sections(u.device, problem, u.shape[0], u.shape[1], gated, alone=True)
-            loaded = None if plan is None else conv.backward_in_sections(u.device, plan)
+            cut = _in_sections(conv, u, problem, gated, alone=True)
+            loaded = None if cut is None else cut[0]
         loaded = loaded or conv.gradient_on(u.device, problem)
         if loaded is None:
             warnings.warn(_slow(conv), RuntimeWarning, stacklevel=2)

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from fftgen import emulate
-from fftgen.bundle import goes_back_in_sections, in_sections
+from fftgen.bundle import backward_in_sections
 from fftgen.cache import Cache
 from fftgen.execute import storage
 from fftgen.figures import ABREAST, INSTRUCTIONS, SECTORS, WARPS, resident_warps
 from fftgen.gradient import Needed
 from fftgen.hot_path import gradient_hot_paths
 from fftgen.pipeline import build_gradient
-from fftgen.planner import gradient_sections
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.problem import Problem
@@ -167,11 +166,7 @@ def everything(
 def of_all(problem: Problem, target: str) -> list[Gradient]:
     """The kernels of all gradients by one pass, and those that many rows take in sections."""
     chip = find_target(target)
-    whole, cut = backward(problem, chip), in_sections(problem, chip)
-    if whole is None:
-        return []
-    pays = cut is not None and goes_back_in_sections(problem, chip)
-    return [whole, *([gradient_sections.in_sections(cut)] if cut and pays else [])]
+    return [found for found in (backward(problem, chip), backward_in_sections(problem, chip)) if found]
 
 
 def section(made: Sequence[GradientFigures]) -> str:

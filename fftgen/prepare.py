@@ -77,7 +77,7 @@ def _of_one(
     channels, device = first.shape[0], first.device
     if channels >= 2**31:
         raise InputError(f"{channels} channels exceed 2**31 - 1: split them")
-    planes, scale = into or _room(plan, channels, device)
+    planes, scale = into or room(plan, channels, device)
     if channels == 0:
         return planes, scale
     direct = None if skip is None else skip.detach().to(torch.float32).contiguous()
@@ -101,8 +101,9 @@ def _of_one(
     return planes, scale
 
 
-def _room(plan: Plan, channels: int, device: torch.device, *distances: int) -> tuple[Tensor, Tensor]:
-    """Memory for the spectra of so many filters, or of so many of each."""
+def room(plan: Plan, channels: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Memory for the spectra of so many filters, or of sections for those of all distances of each."""
+    distances = (plan.distances,) if plan.sections > 1 else ()
     planes = torch.empty(*distances, channels, 2, plan.transform, dtype=spectrum_dtype(plan), device=device)
     return planes, torch.empty(*distances, channels, 2, dtype=torch.float32, device=device)
 
@@ -124,7 +125,7 @@ def _of_sections(
         raise InternalError(f"{plan.name} takes filters that act forwards in time")
     n, empty = plan.transform, []
     taps, now = _lags(plan, k, k_rev)
-    planes, scale = _room(plan, taps.shape[0], taps.device, plan.distances)
+    planes, scale = room(plan, taps.shape[0], taps.device)
     for distance in range(plan.distances):
         start = now + (distance - plan.distances if distance >= plan.sections else distance) * n
 

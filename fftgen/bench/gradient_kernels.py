@@ -5,9 +5,7 @@ The spectra of the filters are there, as a forward pass leaves them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -23,18 +21,18 @@ from fftgen.bench.kernels import (
     ROUNDS,
     SECTIONS,
     TRANSFORM,
+    Queue,
     Silent,
     Times,
-    Watched,
     Way,
     about,
+    about_kernel,
     short_enough,
     timed,
 )
-from fftgen.bench.measure import digits
 from fftgen.bundle import in_sections
 from fftgen.errors import InputError
-from fftgen.execute import Address, spectrum_dtype
+from fftgen.execute import Address
 from fftgen.gradient import Needed, backward
 from fftgen.launch import Launcher
 from fftgen.loaded import Loaded, LoadedGradient, stream_of
@@ -45,6 +43,7 @@ from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_work import gradient_cost
 from fftgen.planner.plan import Plan
 from fftgen.planner.search import plan
+from fftgen.prepare import room
 from fftgen.targets import target as find_target
 
 ONE_PASS = "one transform"
@@ -98,7 +97,7 @@ def gradient_kernel_times(
     return about(case, scaled, str(whole), rows, found, "a gradient is not that of the convolution")
 
 
-class Running(NamedTuple):
+class RunningGradient(NamedTuple):
     """Kernels that can be launched: their tables, spectra of filters (H, taps), and where tensors are."""
 
     tables: Tensor
@@ -107,10 +106,11 @@ class Running(NamedTuple):
     address: Address = lambda _, x: x.data_ptr()
 
 
-Run = Callable[[Gradient, Plan, Backend], Running]  # of gradients, and the plan whose spectra they read
+# Of gradients, and the plan whose spectra they read.
+Run = Callable[[Gradient, Plan, Backend], RunningGradient]
 
 
-def _on_device(found: Gradient, convolution: Plan, backend: Backend) -> Running:
+def _on_device(found: Gradient, convolution: Plan, backend: Backend) -> RunningGradient:
     loaded = LoadedGradient(build_gradient(found), backend.device)
     forward = Loaded(build_plan(convolution), backend.device)
 
@@ -118,48 +118,37 @@ def _on_device(found: Gradient, convolution: Plan, backend: Backend) -> Running:
         made = forward.spectrum(k)
         return made.planes, made.scale
 
-    return Running(loaded.tables, loaded.module.on(stream_of(backend.device)), spectrum)
+    return RunningGradient(loaded.tables, loaded.module.on(stream_of(backend.device)), spectrum)
 
 
-def _nowhere(found: Gradient, convolution: Plan, backend: Backend) -> Running:
-    several = () if convolution.sections == 1 else (convolution.sections,)
-
+def _nowhere(found: Gradient, convolution: Plan, backend: Backend) -> RunningGradient:
     def spectrum(k: Tensor) -> tuple[Tensor, Tensor]:
-        planes = torch.empty(
-            *several, k.shape[0], 2, convolution.transform, dtype=spectrum_dtype(convolution)
-        )
-        return planes, torch.empty(*several, k.shape[0], 2)
+        return room(convolution, k.shape[0], k.device)
 
-    return Running(torch.empty(0, dtype=torch.uint8), Silent(), spectrum)
+    return RunningGradient(torch.empty(0, dtype=torch.uint8), Silent(), spectrum)
 
 
 class _Way:
     """Backward passes by one kind of kernels."""
 
-    def __init__(self, found: Gradient, running: Running, backend: Backend) -> None:
+    def __init__(self, found: Gradient, running: RunningGradient, backend: Backend) -> None:
         self.found, self.plan = found, found.plan
-        self._running, self._backend = running, backend
-        self._queueing = 0.0  # seconds that the host took for the pass before
+        self._running, self._queue = running, Queue(backend)
 
     @property
     def line(self) -> str:
         return str(self.found)
 
     def __call__(self, x: Inputs) -> tuple[Gradients, Times]:
-        """The gradients, and the seconds of all launches by entry, the device held back as for a call."""
-        it, timer = self._running, self._backend.timer
+        """The gradients, and the seconds of all launches by entry."""
+        it = self._running
         planes, scale = it.spectrum(x.k)
-        watched = Watched(it.launcher, timer)
         assert x.v is not None
         needed = Needed(True, x.in_gate is not None, x.out_gate is not None)
         given = x.u, x.v, planes, scale, x.in_gate, x.out_gate
         how: dict[str, Any] = {"needed": needed, "taps": x.k.shape[-1], "address": it.address}
-        self._backend.synchronize()
-        timer.hold(1.5 * self._queueing)
-        started = time.perf_counter()
-        made = backward(self.found, it.tables, watched, *given, **how)
-        self._queueing = time.perf_counter() - started
-        self._backend.synchronize()
+        with self._queue.watched(it.launcher) as watched:
+            made = backward(self.found, it.tables, watched, *given, **how)
         named = {"u": made.u, "in_gate": made.in_gate, "out_gate": made.out_gate, "k": made.filter}
         return {name: g for name, g in named.items() if g is not None}, watched.seconds()
 
@@ -175,18 +164,11 @@ def _told(found: Gradient, case: Case, times: Sequence[Times]) -> list[dict[str,
         label = kernel.name.split()[0]  # without the signal's name
         predicted[label] = predicted.get(label, 0.0) + kernel.predicted
     told = []
-    for entry, launches in times[0].items():
-        sums = [sum(seconds[entry]) for seconds in times]
-        of_filter = entry in finish
-        count = case.channels if of_filter else case.batch * case.channels
-        told.append(
-            {
-                "kernel": finish[entry] if of_filter else names[entry],
-                "of": FILTER if of_filter else TRANSFORM,
-                "launches": len(launches),
-                "each_s": digits(median(sums) / count),
-                "least_s": digits(min(sums) / count),
-                "predicted_s": None if of_filter else digits(predicted[names[entry]]),
-            }
-        )
+    for entry in times[0]:
+        seconds = [of_call[entry] for of_call in times]
+        if entry in finish:
+            told.append(about_kernel(finish[entry], FILTER, seconds, case.channels, None))
+        else:
+            name, rows = names[entry], case.batch * case.channels
+            told.append(about_kernel(name, TRANSFORM, seconds, rows, predicted[name]))
     return told

@@ -10,7 +10,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -105,6 +106,24 @@ class Watched:
         for entry, before, after in self._seen:
             found.setdefault(entry, []).append(self._timer.between(before, after))
         return found
+
+
+class Queue:
+    """The device's, held back until the host has queued all launches of a call, lest gaps count."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._queueing = 0.0  # seconds that the host took for the call before
+
+    @contextmanager
+    def watched(self, launcher: Launcher) -> Iterator[Watched]:
+        """A call's launches, watched: all over when this ends."""
+        self._backend.synchronize()
+        self._backend.timer.hold(1.5 * self._queueing)
+        started = time.perf_counter()
+        yield Watched(launcher, self._backend.timer)
+        self._queueing = time.perf_counter() - started
+        self._backend.synchronize()
 
 
 def kernel_times(
@@ -204,6 +223,22 @@ def about(
     }
 
 
+def about_kernel(
+    name: str, of: str, seconds: Sequence[Sequence[float]], count: int, predicted: float | None
+) -> dict[str, Any]:
+    """What is told of a kernel: ``seconds`` of its launches in every call, which do ``count`` of what it is
+    ``of``; ``predicted``: of one of these, None where nothing predicts it."""
+    sums = [sum(of_call) for of_call in seconds]
+    return {
+        "kernel": name,
+        "of": of,
+        "launches": len(seconds[0]),
+        "each_s": digits(statistics.median(sums) / count),
+        "least_s": digits(min(sums) / count),
+        "predicted_s": None if predicted is None else digits(predicted),
+    }
+
+
 class _Way:
     """Calls that go one way, each of them launch by launch."""
 
@@ -212,28 +247,19 @@ class _Way:
     ) -> None:
         self.plan = running.plan
         self._running = running
-        self._backend = backend
+        self._queue = Queue(backend)
         self._executable = Executable(running.plan, running.tables, how)
-        self._queueing = 0.0  # seconds that the host took for the call before
 
     @property
     def line(self) -> str:
         return str(self.plan)
 
     def __call__(self, x: Inputs) -> tuple[Tensor, Times]:
-        """The result, and the seconds of all launches by entry.
-
-        The device is held back until the host has queued them all, lest gaps count.
-        """
-        it, timer = self._running, self._backend.timer
-        watched = Watched(it.launcher, timer)
-        self._backend.synchronize()
-        timer.hold(1.5 * self._queueing)
-        started = time.perf_counter()
-        planes, scale = transform(it.plan, it.tables, watched, x.k, address=it.address)
-        y = self._executable(watched, x.u, planes, scale, x.in_gate, x.out_gate, it.address)
-        self._queueing = time.perf_counter() - started
-        self._backend.synchronize()
+        """The result, and the seconds of all launches by entry."""
+        it = self._running
+        with self._queue.watched(it.launcher) as watched:
+            planes, scale = transform(it.plan, it.tables, watched, x.k, address=it.address)
+            y = self._executable(watched, x.u, planes, scale, x.in_gate, x.out_gate, it.address)
         return y, watched.seconds()
 
 
@@ -271,17 +297,8 @@ def _told(plan: Plan, case: Case, times: Sequence[Times], way: str) -> list[dict
     names = {plan.entry(k): k.label for k in plan.every_kernel} | filters
     transforms = items_per_channel(plan, case.batch) * case.channels
     found = []
-    for entry, launches in times[0].items():
-        sums = [sum(seconds[entry]) for seconds in times]
-        count = case.channels if entry in filters else transforms
-        found.append(
-            {
-                "kernel": names[entry],
-                "of": FILTER if entry in filters else TRANSFORM,
-                "launches": len(launches),
-                "each_s": digits(statistics.median(sums) / count),
-                "least_s": digits(min(sums) / count),
-                "predicted_s": digits(predicted[names[entry]]),
-            }
-        )
+    for entry in times[0]:
+        of, count = (FILTER, case.channels) if entry in filters else (TRANSFORM, transforms)
+        seconds = [of_call[entry] for of_call in times]
+        found.append(about_kernel(names[entry], of, seconds, count, predicted[names[entry]]))
     return found

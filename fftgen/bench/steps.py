@@ -18,9 +18,8 @@ from fftgen.bench.proof import check_agreement, check_portfolio
 from fftgen.bench.rates import device_rates
 from fftgen.bench.row import CONTENDERS, first_line, measure_row
 from fftgen.bench.sanitizer import TOOLS, sanitize
-from fftgen.bundle import Kind, build_twin, goes_back_in_sections, in_sections, problems_of, trains
+from fftgen.bundle import Kind, backward_in_sections, build_twin, in_sections, problems_of, trains
 from fftgen.pipeline import Built, build, build_gradient, build_plan
-from fftgen.planner import gradient_sections
 from fftgen.planner.gradient import backward, gradient
 from fftgen.portfolio import PROBLEMS
 from fftgen.problem import Problem
@@ -143,8 +142,8 @@ def _built(problem: Problem, kind: Kind, backend: Backend) -> Built | None:
         cut = in_sections(problem, chip)
         return None if cut is None else build_plan(cut)
     if kind == "backward sections":
-        cut = in_sections(problem, chip) if goes_back_in_sections(problem, chip) else None
-        return None if cut is None else build_gradient(gradient_sections.in_sections(cut))
+        both = backward_in_sections(problem, chip)
+        return None if both is None else build_gradient(both)
     if kind == "twin":
         return build_twin(problem, chip)
     if kind == "backward":

@@ -14,8 +14,7 @@ from command_line import answer, why_not
 
 from fftgen import emulate, shortcut
 from fftgen.bench import gradient_proof, proof, steps
-from fftgen.bench.gradient_kernels import Running as GradientRunning
-from fftgen.bench.gradient_kernels import gradient_kernel_times
+from fftgen.bench.gradient_kernels import RunningGradient, gradient_kernel_times
 from fftgen.bench.gradient_proof import check_gradient_agreement
 from fftgen.bench.kernels import Running, kernel_times
 from fftgen.bench.overhead import cold_start
@@ -109,7 +108,7 @@ def test_kernels_are_judged_before_their_times_are_told(wrong: bool) -> None:
 def test_kernels_of_gradients_are_judged_before_their_times_are_told(wrong: bool) -> None:
     """As above; the spectrum is made for the pass, by torch.fft."""
 
-    def run(found: Gradient, plan: Plan, _: Any) -> GradientRunning:
+    def run(found: Gradient, plan: Plan, _: Any) -> RunningGradient:
         built = build_gradient(found)
         tables = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
 
@@ -129,7 +128,7 @@ def test_kernels_of_gradients_are_judged_before_their_times_are_told(wrong: bool
             return made.planes, made.scale
 
         device = Anew()
-        return GradientRunning(tables, device, spectrum_of, device.address)
+        return RunningGradient(tables, device, spectrum_of, device.address)
 
     asked = case(batch=2, channels=1, direction="backward")
     found = gradient_kernel_times(asked, host(), seed=4, rounds=1, run=run)

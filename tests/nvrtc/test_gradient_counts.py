@@ -6,6 +6,7 @@ import pytest
 import torch
 from calls import built
 from command_line import why_not
+from traffic import moved
 
 from fftgen import emulate, hot_path, toolkit
 from fftgen.gradient import Needed
@@ -17,7 +18,7 @@ from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_work import SIDES, gradient_cost, gradient_work, side_work
 from fftgen.planner.work import Work
 from fftgen.problem import Problem
-from fftgen.simulator import Counters, Report
+from fftgen.simulator import Report
 from fftgen.targets import target
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -36,11 +37,6 @@ def planned(length: int, signals: bool) -> Gradient:
     found = backward(problem, "sm_90") if signals else gradient(problem, "sm_90")
     assert found is not None
     return found
-
-
-def moved(counters: Counters, kind: str, *buffers: str) -> int:
-    there = (counters.buffers[b] for b in buffers if b in counters.buffers)
-    return sum(int(getattr(x, kind).bytes) for x in there)
 
 
 @pytest.mark.drawn(4)

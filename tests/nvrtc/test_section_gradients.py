@@ -18,6 +18,7 @@ from command_line import fftgen, why_not
 from gradients import draw
 from test_sections import POINTS, changed, in_whole_sectors
 from test_sections import planned as convolution
+from traffic import moved
 
 from fftgen import artifact, emulate, gradient, gradient_accuracy, hot_path, toolkit, verify
 from fftgen.api import jobs_for
@@ -33,7 +34,7 @@ from fftgen.planner.gradient_sections import in_sections
 from fftgen.planner.gradient_work import gradient_work
 from fftgen.problem import Problem
 from fftgen.render import render_gradient
-from fftgen.simulator import Counters, SimulationError
+from fftgen.simulator import SimulationError
 from fftgen.targets import target
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -249,11 +250,6 @@ def test_next_to_nothing_is_put_by(sections: int, points: int, arch: str) -> Non
     for name, few in ((found.name, 0), (found.sums_name, 16)):
         assert resources[name].spill_store_bytes <= few
     assert resources[found.name].registers <= 128
-
-
-def moved(counters: Counters, kind: str, *buffers: str) -> int:
-    there = (counters.buffers[b] for b in buffers if b in counters.buffers)
-    return sum(int(getattr(x, kind).bytes) for x in there)
 
 
 @pytest.mark.parametrize("gated", [False, True])

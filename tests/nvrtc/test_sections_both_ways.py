@@ -16,6 +16,7 @@ from command_line import why_not
 from hard_signals import hard_signal
 from test_sections import POINTS, SIZES, changed, in_whole_sectors
 from torch import Tensor
+from traffic import moved
 
 from fftgen import emulate, hot_path, toolkit
 from fftgen.errors import InternalError
@@ -173,8 +174,7 @@ def test_the_kernel_does_what_the_model_says(matrix: str, gated: bool, rng: np.r
         ("stores", ("workspace",), work.workspace_stored),
         ("loads", ("spectrum",), work.spectrum),
     ):
-        there = (counters.buffers[name] for name in buffers if name in counters.buffers)
-        assert sum(int(getattr(x, kind).bytes) for x in there) == rows * predicted, (kind, buffers)
+        assert moved(counters, kind, *buffers) == rows * predicted, (kind, buffers)
 
 
 @pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")

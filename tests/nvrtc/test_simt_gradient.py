@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import calls
 import compiled
@@ -15,6 +14,7 @@ import pytest
 import torch
 from cases import MODES, slow, usually
 from torch import Tensor
+from traffic import moved
 
 from fftgen import emulate, gradient_accuracy, nvrtc
 from fftgen.gradient import Needed, finish, finish_by_kernels
@@ -186,10 +186,6 @@ def test_what_kernels_do_is_what_the_model_says(length: int, signals: bool, gate
         module, ptx = calls.built(found)
         _, simulated = emulate.gradient(module, u, u.clone(), taps=length, **gates, ptx=ptx)
     work, own = gradient_work(found, chip, gated), simulated.reports[found.name].counters
-
-    def moved(counters: Any, kind: str, *names: str) -> int:
-        there = (counters.buffers[name] for name in names if name in counters.buffers)
-        return sum(int(getattr(x, kind).bytes) for x in there)
 
     inward = ("u", "v_u", "in_gate", "v_in_gate")
     outward = ("v_gate", "d_u_gate", "d_in_gate_gate")
