@@ -44,7 +44,7 @@ from fftgen.errors import InputError
 @click.option(
     "--kernels",
     is_flag=True,
-    help="Also every kernel of the forward cases by itself, beside what the cost model says of it, and the "
+    help="Also every kernel of the cases by itself, beside what the cost model says of it, and the "
     "rates of memories and matrix units. A suite has some of them anyway.",
 )
 @click.option("--batch", type=int, help="Rows of a batch. Default: 64.")

@@ -1,4 +1,4 @@
-"""The README: its code runs, its commands exist, its tables are those of the code."""
+"""The README and the pages it leads to: code runs, commands and links exist, tables are those of the code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fftgen.targets import REAL_TARGETS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("results/*.md"))]
 
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -30,8 +31,9 @@ def test_the_code_runs(tmp_path: Path, session_cache: Path, monkeypatch: pytest.
 
 def test_the_commands_exist() -> None:
     """``fftgen NAME ... --option`` in the text: the command knows each option."""
-    shown = re.findall(r"`fftgen ([^`]+)`", TEXT) + re.findall(r"\.venv/bin/fftgen (.*?) &&", TEXT)
-    assert len(shown) > 8
+    text = "\n".join(page.read_text() for page in PAGES)
+    shown = re.findall(r"`fftgen ([^`]+)`", text) + re.findall(r"\.venv/bin/fftgen (.*?) &&", text)
+    assert len(shown) > 20
     for line in shown:
         name, *rest = shlex.split(line)
         explained = fftgen(name, "--help")
@@ -56,8 +58,27 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert ", ".join(t.name for t in REAL_TARGETS) in limits
 
 
+def anchor(heading: str) -> str:
+    """The name by which GitHub links to a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]*)\)", page.read_text()):
+        name, _, part = target.partition("#")
+        found = page.parent / name if name else page
+        assert found.exists(), target
+        if part:
+            headings = re.findall(r"^#+ (.*)$", found.read_text(), re.M)
+            assert part in map(anchor, headings), target
+
+
 def test_files_that_are_named_exist() -> None:
-    for name in set(re.findall(r"\b((?:examples|generated|fftgen|templates)/[\w/.]+\.(?:py|md))", TEXT)):
-        assert (ROOT / name).exists(), name
+    for text in (page.read_text() for page in PAGES):
+        for name in re.findall(r"`((?:examples|generated|fftgen|tests|results)/[\w/.-]+\.\w+)`", text):
+            assert (ROOT / name).exists(), name
+        for name in re.findall(r"`((?:planner|templates|simulator)/[\w/.]+\.\w+)`", text):
+            assert (ROOT / "fftgen" / name).exists(), name
     for name in set(re.findall(r"\b([a-z]+\.py)\b", TEXT.split("## How a call travels")[1].split("##")[0])):
         assert (ROOT / "fftgen" / name).exists() or (ROOT / "fftgen" / "planner" / name).exists(), name
