@@ -23,6 +23,7 @@ from fftgen.compile_log import Resources
 from fftgen.durable import replace_file, writing
 from fftgen.errors import ArtifactError, InputError, InternalError
 from fftgen.source import Source
+from fftgen.targets import INTEGRATED
 
 #: Number of the layout, and of that of what kernels are handed (launch.py). A reader takes this one; how the
 #: header is digested stays the same in every schema.
@@ -30,8 +31,6 @@ SCHEMA = 5
 _FORMAT = "fftgen"
 _BLANK = "0" * 64
 _TARGET = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
-#: Integrated chips whose machine code is theirs alone (CUDA C++ Programming Guide, "Binary Compatibility").
-_TEGRA = frozenset({(5, 3), (6, 2), (7, 2), (8, 7)})
 
 
 class Image(NamedTuple):
@@ -319,7 +318,7 @@ def _runs(target: str, capability: tuple[int, int]) -> bool:
     ties either to the very chip, ``f`` to its major version.
     """
     kind, major, minor, suffix = _parse(target)
-    if suffix == "a" or (kind == "sm" and (capability in _TEGRA or (major, minor) in _TEGRA)):
+    if suffix == "a" or (kind == "sm" and (capability in INTEGRATED or (major, minor) in INTEGRATED)):
         return (major, minor) == capability
     if kind == "sm" or suffix == "f":
         return major == capability[0] and minor <= capability[1]

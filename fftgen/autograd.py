@@ -25,6 +25,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from fftgen.eager import wide
+from fftgen.errors import InputError
 
 Maybe = Tensor | None
 Kept = tuple[Tensor, Tensor] | None  # a spectrum's planes and scale
@@ -333,6 +334,51 @@ class ConvBoth(Function):
             for i in range(2)
         ]
         return tuple(y for y, _ in found), tuple(d for _, d in found)
+
+
+class ConvPrepared(Function):
+    """Rules of ``conv_prepared``, for u, planes, scale, in_gate, out_gate, skip: there are no derivatives."""
+
+    @staticmethod
+    @_signed
+    def forward(*inputs: Any) -> Tensor:
+        y: Tensor = _forward("conv_prepared", 6, inputs)
+        return y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Maybe, ...]:
+        raise InputError(
+            "there are no gradients through a prepared spectrum: hand in the filter itself, conv(u, k); it "
+            "is transformed at every call then, and k need not require a gradient"
+        )
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        raise InputError(
+            "there are no forward derivatives through a prepared spectrum: hand in the filter itself, "
+            "conv(u, k)"
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
+        """A mapped dimension joins the batch where the spectrum is shared by it, else it goes one by one."""
+        *tensors, handle, digest = args
+        operator, size = torch.ops.fftgen.conv_prepared, info.batch_size
+        if in_dims[1] is None and in_dims[2] is None and in_dims[5] is None:
+            u, in_gate, out_gate = (_spread(tensors[i], in_dims[i], size) for i in (0, 3, 4))
+            assert u is not None
+            gates = _rows(in_gate), _rows(out_gate)
+            y = operator(u.flatten(0, 1), *tensors[1:3], *gates, tensors[5], handle, digest)
+            return y.unflatten(0, u.shape[:2]), 0
+        each = (
+            [x if d is None else x.select(d, i).contiguous() for x, d in zip(tensors, in_dims, strict=False)]
+            for i in range(size)
+        )
+        return torch.stack([operator(*own, handle, digest) for own in each]), 0
 
 
 class CorrelateInput(Function):

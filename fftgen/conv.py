@@ -15,11 +15,11 @@ from torch.nn.functional import pad
 from fftgen import autograd, shortcut
 from fftgen.bundle import choose, open_shelf
 from fftgen.cache import Cache
-from fftgen.check import check_filter, needs_grad
+from fftgen.check import check_filter, check_spectrum, needs_grad
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
-from fftgen.execute import TORCH, Spectrum
+from fftgen.execute import TORCH, Spectrum, spectrum_dtype
 from fftgen.loaded import Loaded, Route, Routes
 from fftgen.planner import search
 from fftgen.planner.gradient import read_backwards
@@ -30,7 +30,7 @@ from fftgen.signature import Form, arrange, autocast, shapes
 from fftgen.targets import Target, target_for
 from fftgen.targets import target as find_target
 
-CPU_DIGEST = "torch.fft"  # stands where a plan's digest would: a filter kept as it is
+_AS_IT_IS = "torch.fft"  # and what it is for: they stand where a plan's digest would
 
 
 class Conv(Serving):
@@ -92,7 +92,8 @@ class Conv(Serving):
                     "a prepared spectrum is of one filter per channel and holds k_rev already: hand in "
                     "neither k_rev nor groups nor per_row beside it"
                 )
-            if k.digest == CPU_DIGEST and isinstance(u, Tensor) and u.is_cuda and k.planes.device == u.device:
+            if as_it_is(k.digest) and isinstance(u, Tensor) and u.is_cuda and k.planes.device == u.device:
+                self._check_kept(k.digest, u)
                 ahead, *back = k.planes.unbind(1)
                 k_rev = back[0] if back else None
                 return self(u, ahead, k_rev=k_rev, in_gate=in_gate, out_gate=out_gate, skip=skip)
@@ -132,7 +133,8 @@ class Conv(Serving):
             if autograd.diverted():
                 with torch._C.DisableTorchFunction():
                     return self._with_spectrum(u, k, in_gate, out_gate, skip)
-            kind = (k.digest, k.filter_length, *shapes(*given))
+            lying = k.planes.is_contiguous() and k.scale.is_contiguous()
+            kind = (k.digest, k.filter_length, lying, *shapes(*given))
             route = self._routes.find(kind)
             if route is not None and route.loaded is not None:
                 return route.loaded.apply(*given)
@@ -140,12 +142,14 @@ class Conv(Serving):
         x = arrange(self.problem, u, None, None, in_gate, out_gate, skip, Form())
         self._check_prepared(k, x.u)
         gates = (x.in_gate, x.out_gate, x.skip)
-        if k.digest == CPU_DIGEST:
+        if as_it_is(k.digest):
+            self._check_kept(k.digest, x.u)
             return x.back(autograd.conv(x.u, k.planes[:, 0], k.planes[:, 1], *gates, self.handle))
         if x.u.is_cuda and unobserved:
+            y = self.run_prepared(x.u, k.planes, k.scale, *gates, k.digest)  # which looks at the spectrum
             if kind is not None and x.untouched(given[0], None, None, *given[3:]) and x.u.numel():
                 self._routes.keep(kind, Route(self.handle, self.loaded_for(k.digest, x.u)))
-            return x.back(self.run_prepared(x.u, k.planes, k.scale, *gates, k.digest))
+            return x.back(y)
         operator = torch.ops.fftgen.conv_prepared
         return x.back(operator(x.u, k.planes, k.scale, *gates, self.handle, k.digest))
 
@@ -178,7 +182,8 @@ class Conv(Serving):
         longest = self._longest(length)
         taps = max(int(f.shape[-1]) for f in both)
         if not k.is_cuda:
-            return _as_they_are(both if k_rev is not None else [*both, torch.zeros_like(k)], taps)
+            pair = both if k_rev is not None else [*both, torch.zeros_like(k)]
+            return _as_they_are(pair, taps, self.served(longest, taps))
         if any(isinstance(f, FakeTensor) for f in both):
             raise InputError(
                 "k is a fake tensor, and on a GPU a spectrum is what kernels make of real ones: prepare it "
@@ -187,7 +192,7 @@ class Conv(Serving):
         problem = self.served(longest, taps)
         ends = taps, taps if len(both) > 1 else 0
         if all(self.windows_of(k.device, problem, (b, k.shape[0], longest), *ends) for b in BATCHES):
-            return _as_they_are(both, taps)
+            return _as_they_are(both, taps, problem)
         loaded = self._preparing(k.device, problem, k.shape[0], k_rev is not None)
         made = (loaded or self.on(k.device, problem)).spectrum(k, k_rev)
         if needs_grad(*both):
@@ -264,13 +269,17 @@ class Conv(Serving):
                 f"the spectrum was prepared by another plan ({digest[:8]}): prepare it with this "
                 f"convolution, {self!r}, on {u.device}"
             )
-        most = loaded.executable.plan.problem.length
-        if u.shape[-1] > most:
-            raise InputError(
-                f"the spectrum was prepared for sequences of at most {most}, u has "
-                f"{u.shape[-1]}: conv.prepare(k, length={u.shape[-1]})"
-            )
+        _check_steps(u, loaded.executable.plan.problem)
         return loaded
+
+    def _check_kept(self, digest: str, u: Tensor) -> None:
+        """Whether a filter that is kept as it is is one of this convolution's, as ``loaded_for`` has it."""
+        for problem in (self.problem, self._half):
+            if problem is not None and digest == _kept_for(problem):
+                return _check_steps(u, problem)
+        raise InputError(
+            f"the spectrum was prepared by another convolution ({digest}): prepare it with this one, {self!r}"
+        )
 
     # The operators of op.py call these.
 
@@ -317,10 +326,13 @@ class Conv(Serving):
         skip: Tensor | None,
         digest: str,
     ) -> Tensor:
-        """A whole call on a GPU with a spectrum that is there."""
+        """A whole call on a GPU with a spectrum that is there. Raises InputError where it is none."""
         if u.numel() == 0:
             return torch.empty_like(u)
-        return self.loaded_for(digest, u).apply(u, planes, scale, in_gate, out_gate, skip)
+        loaded = self.loaded_for(digest, u)
+        plan = loaded.executable.plan
+        check_spectrum(planes, scale, u, plan.transform, spectrum_dtype(plan), plan.distances)
+        return loaded.apply(u, planes, scale, in_gate, out_gate, skip)
 
     def run_both(
         self,
@@ -337,11 +349,10 @@ class Conv(Serving):
         problem, k, k_rev = self.meeting(u, k, k_rev)
         found = self.windows(u, problem, k, k_rev)
         if found is not None:
-            problem = self.of_windows(found)
-        loaded, twin = self.on(u.device, problem), self.twin_on(u.device, problem)
-        if found is not None:
+            loaded, twin = self.on(u.device, self.of_windows(found)), self.windows_twin(u.device, found)
             first, second = loaded.windowed(found, u, k, k_rev, in_gate, gates, skip, twin)
             return first, second
+        loaded, twin = self.on(u.device, problem), self.twin_on(u.device, problem)
         made = loaded.spectrum(k, k_rev, skip)
         if twin is not None:
             return twin.both(u, made.planes, made.scale, in_gate, gates)
@@ -349,14 +360,32 @@ class Conv(Serving):
         return first, second
 
 
-def _as_they_are(filters: list[Tensor], taps: int) -> Spectrum:
+def _check_steps(u: Tensor, problem: Problem) -> None:
+    if u.shape[-1] > problem.length:
+        raise InputError(
+            f"the spectrum was prepared for sequences of at most {problem.length}, u has "
+            f"{u.shape[-1]}: conv.prepare(k, length={u.shape[-1]})"
+        )
+
+
+def as_it_is(digest: str) -> bool:
+    """Whether a spectrum's digest says that its planes are taps, as on a CPU."""
+    return digest.startswith(_AS_IT_IS)
+
+
+def _kept_for(problem: Problem) -> str:
+    """The digest of filters that are kept as they are for a problem."""
+    return f"{_AS_IT_IS}, {problem.mode} {problem.length} {problem.dtype}"
+
+
+def _as_they_are(filters: list[Tensor], taps: int, problem: Problem) -> Spectrum:
     """Filters (H, Lk) in place of their spectrum: planes (H, one each, taps).
 
     A copy, recorded like any other: what is done to a filter later does not change it.
     """
     rows = [pad(f.to(wide(filters[0])), (0, taps - f.shape[-1])) for f in filters]
     one = torch.ones(rows[0].shape[0], 2, device=rows[0].device)
-    return Spectrum(torch.stack(rows, dim=1), one, CPU_DIGEST, taps)
+    return Spectrum(torch.stack(rows, dim=1), one, _kept_for(problem), taps)
 
 
 @cache  # a shorter way to what is registered, where everything stays

@@ -31,6 +31,14 @@ class ToolchainError(FFTGenError):
     """A part of the CUDA toolchain is missing or unusable: NVRTC, its headers, the driver, a GPU."""
 
 
+class DriverError(ToolchainError):
+    """The CUDA driver refused a call. ``code``: its CUresult; 0: one that cuda-bindings do not know."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        self.code = code
+        super().__init__(message)
+
+
 class CompileError(FFTGenError):
     """NVRTC refused a generated source. ``log`` is the compiler's own output."""
 

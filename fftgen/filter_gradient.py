@@ -10,9 +10,8 @@ from torch import Tensor
 from fftgen import eager, windowed
 from fftgen.conv import Conv
 from fftgen.gradient import Gradients, Needed, backward, correlate_input
-from fftgen.loaded import LoadedGradient, stream_of
+from fftgen.loaded import Loaded, LoadedGradient, stream_of
 from fftgen.planner.gradient_sections import Prepared
-from fftgen.planner.plan import Plan
 from fftgen.planner.windows import LEAST_OF_GRADIENTS, WORTH_BACKWARD
 from fftgen.problem import Problem
 
@@ -41,13 +40,12 @@ def all_on_gpu(
         return None  # each by itself, window by window
     gated, there = in_gate is not None or out_gate is not None, _prepared(spectrum)
     cut = _in_sections(conv, u, problem, gated, there) if k_rev is None else None
-    loaded, plan = cut or (conv.backward_on(u.device, problem), None)
+    loaded, convolution = cut or (conv.backward_on(u.device, problem), None)
     if loaded is None:
         return None
     of = loaded.gradient.plan
     if spectrum is None or there != Prepared(of.sections, of.transform):
-        convolution = conv.on(u.device, problem) if plan is None else conv.on_sections(u.device, plan)
-        made = convolution.spectrum(k, k_rev, skip)
+        made = (convolution or conv.on(u.device, problem)).spectrum(k, k_rev, skip)
         spectrum = made.planes, made.scale
     return backward(
         loaded.gradient,
@@ -70,12 +68,20 @@ def _in_sections(
     gated: bool,
     prepared: Prepared | None = None,
     alone: bool = False,
-) -> tuple[LoadedGradient, Plan] | None:
-    """The kernels in sections that had better take so many rows, and their plan; None: those of the whole
-    do. ``gated``, ``prepared``, ``alone``: as planner/gradient_sections.py has them."""
+) -> tuple[LoadedGradient, Loaded | None] | None:
+    """The kernels in sections that had better take so many rows, and those that make the filters' spectra if
+    they are wanted; None: those of the whole do.
+
+    ``gated``, ``prepared``, ``alone``: as planner/gradient_sections.py has them.
+    """
     plan = conv.backward_sections(u.device, problem, u.shape[0], u.shape[1], gated, prepared, alone)
     loaded = None if plan is None else conv.backward_in_sections(u.device, plan)
-    return None if plan is None or loaded is None else (loaded, plan)
+    if plan is None or loaded is None:
+        return None
+    if alone or prepared == Prepared(plan.sections, plan.transform):
+        return loaded, None
+    convolution = conv.in_sections(u.device, plan)
+    return None if convolution is None else (loaded, convolution)
 
 
 def _prepared(spectrum: tuple[Tensor, Tensor] | None) -> Prepared | None:
@@ -103,7 +109,7 @@ def on_gpu(
         found = conv.windows_of(
             u.device, problem, (u.shape[0], u.shape[1], steps), reach, 0, least=LEAST_OF_GRADIENTS
         )
-        if found is not None and (loaded := conv.gradient_on(u.device, conv.of_windows(found))) is not None:
+        if found is not None and (loaded := conv.windows_gradient(u.device, found)) is not None:
             return windowed.correlate_input(
                 found,
                 loaded.gradient,

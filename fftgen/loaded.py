@@ -14,18 +14,19 @@ from torch import Tensor
 
 from fftgen import autograd, windowed
 from fftgen.bounded import Bounded
+from fftgen.errors import DriverError
 from fftgen.execute import Executable, Spectrum, with_skip
 from fftgen.pipeline import Built
 from fftgen.planner.windows import Windows
 from fftgen.prepare import prepare, transform
-from fftgen.runtime import Module
+from fftgen.runtime import OUT_OF_MEMORY, Module
 
 
 class Loaded:
     """A built module on one GPU. Everything runs on the current stream of its device."""
 
     def __init__(self, built: Built, device: torch.device) -> None:
-        self.module = Module(built.image, device.index or 0, built.entries)
+        self.module = _module(built, device)
         self.executable = Executable(built.plan, _tables(built, device))
 
     def spectrum(self, k: Tensor | None, k_rev: Tensor | None = None, skip: Tensor | None = None) -> Spectrum:
@@ -103,8 +104,20 @@ class LoadedGradient:
     def __init__(self, built: Built, device: torch.device) -> None:
         assert built.gradient is not None
         self.gradient = built.gradient
-        self.module = Module(built.image, device.index or 0, built.entries)
+        self.module = _module(built, device)
         self.tables = _tables(built, device)
+
+
+def _module(built: Built, device: torch.device) -> Module:
+    """Its machine code on a GPU. The memory for it is the driver's: where PyTorch keeps all there is for
+    tensors to come, it gives back what is free."""
+    try:
+        return Module(built.image, device.index or 0, built.entries)
+    except DriverError as error:
+        if error.code != OUT_OF_MEMORY:
+            raise
+    torch.cuda.empty_cache()
+    return Module(built.image, device.index or 0, built.entries)
 
 
 def _tables(built: Built, device: torch.device) -> Tensor:
@@ -167,3 +180,10 @@ class Routes(Bounded[tuple[object, ...], Route]):
             return self.get(kind)
         except TypeError:  # an option that is no key, and none of those that there are
             return None
+
+    def keep(self, kind: tuple[object, ...], route: Route) -> Route:
+        """Know a route again. Not one that was taken while a graph is captured: that does without kernels
+        which any later call may load."""
+        if route.loaded is not None and torch.cuda.is_current_stream_capturing():
+            return route
+        return super().keep(kind, route)

@@ -33,9 +33,9 @@ from torch.autograd.function import _SingleLevelFunction
 
 from fftgen import autograd, eager, filter_gradient
 from fftgen.check import Open, check_operands, check_spectrum, check_taps
-from fftgen.conv import CPU_DIGEST, Conv, registered, terms
+from fftgen.conv import Conv, as_it_is, registered, terms
 from fftgen.errors import InputError
-from fftgen.execute import spectrum_dtype, stored_as
+from fftgen.execute import stored_as
 from fftgen.gradient import Needed
 from fftgen.problem import Problem
 
@@ -168,11 +168,7 @@ def _prepared_cuda(
     handle: str,
     digest: str,
 ) -> Tensor:
-    conv = registered(handle)
-    if u.numel():
-        plan = conv.loaded_for(digest, u).executable.plan
-        check_spectrum(planes, scale, u, plan.transform, spectrum_dtype(plan), plan.distances)
-    return conv.run_prepared(u, planes, scale, in_gate, out_gate, skip, digest)
+    return registered(handle).run_prepared(u, planes, scale, in_gate, out_gate, skip, digest)
 
 
 def _prepared_cpu(
@@ -186,7 +182,7 @@ def _prepared_cpu(
     digest: str,
 ) -> Tensor:
     """What ``prepare`` keeps on a CPU are the taps: planes (H, 2, T), forward and reversed."""
-    if digest != CPU_DIGEST:
+    if not as_it_is(digest):
         raise InputError(
             f"the spectrum was prepared for another device than {u.device} (plan {digest[:8]}): "
             "prepare it there"
@@ -309,13 +305,6 @@ def _differentiable(rules: Any, check: Any) -> Any:
     return kernel
 
 
-def _no_gradient(*_: object) -> None:
-    raise InputError(
-        "there are no gradients through a prepared spectrum: hand in the filter itself, conv(u, k); it is "
-        "transformed at every call then, and k need not require a gradient"
-    )
-
-
 _OPERATORS: tuple[tuple[str, Any, Any, Any, Any, Any], ...] = (
     ("conv", _conv_cpu, _conv_cuda, _like_u, _check_conv, autograd.Conv),
     ("conv_both", _both_cpu, _both_cuda, _two_like_u, _check_both, autograd.ConvBoth),
@@ -335,15 +324,20 @@ _OPERATORS: tuple[tuple[str, Any, Any, Any, Any, Any], ...] = (
         _check_gradients,
         autograd.ConvGradients,
     ),
-    ("conv_prepared", _prepared_cpu, _prepared_cuda, _like_u, _check_prepared, None),
+    (
+        "conv_prepared",
+        _prepared_cpu,
+        _prepared_cuda,
+        _like_u,
+        _check_prepared,
+        autograd.ConvPrepared,
+    ),
 )
 for _name, _cpu, _cuda, _fake, _check, _rules in _OPERATORS:
     _LIBRARY.impl(_name, _checking(_check, _cpu), "CPU")
     _LIBRARY.impl(_name, _checking(_check, _cuda), "CUDA")
     autograd.ON_GPU[_name] = _cuda
     _torch_library.register_fake(f"fftgen::{_name}", _fake, lib=_LIBRARY)
-    if _rules is not None:
-        _LIBRARY.impl(_name, _differentiable(_rules, _check), "Autograd")
-        _torch_library.register_vmap(f"fftgen::{_name}", _rules.vmap, lib=_LIBRARY)
+    _LIBRARY.impl(_name, _differentiable(_rules, _check), "Autograd")
+    _torch_library.register_vmap(f"fftgen::{_name}", _rules.vmap, lib=_LIBRARY)
 autograd.ON_GPU["conv_keeping"] = _conv_keeping
-_torch_library.register_autograd("fftgen::conv_prepared", _no_gradient, lib=_LIBRARY)

@@ -7,19 +7,31 @@ shared. No function here synchronises, allocates device memory or changes the cu
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
-from fftgen.errors import ToolchainError
+from fftgen.errors import DriverError, ToolchainError
 
+OUT_OF_MEMORY = 2
+_EARLIER = (
+    "a kernel that was launched before, by whatever library, has failed, and this process can use the GPU no "
+    "more: CUDA_LAUNCH_BLOCKING=1 or compute-sanitizer says which"
+)
+_TOO_NEW = (
+    "the image was made by a newer NVRTC than this driver knows: update the driver, or build with the "
+    "NVRTC of the driver's CUDA version"
+)
+# CUDA driver API, CUresult.
 _WAYS_OUT = {
-    222: "the image was made by a newer NVRTC than this driver knows: update the driver, or build with the "
-    "NVRTC of the driver's CUDA version",
+    200: _TOO_NEW,
+    222: _TOO_NEW,
     209: "the image has no code for this GPU: build it with `fftgen build --arch` for this architecture",
     218: "the driver cannot compile this PTX: update the driver, or build a cubin for this architecture",
     701: "too many registers or threads for one block on this GPU: rebuild for this architecture",
-    2: "out of device memory",
+    OUT_OF_MEMORY: "out of device memory",
+    **dict.fromkeys((700, 702, 714, 715, 716, 717, 718, 719), _EARLIER),
 }
 STATIC_SHARED_LIMIT = 48 * 1024  # above this, dynamic shared memory has to be asked for
 
@@ -47,12 +59,26 @@ def driver() -> Any:
 
 
 def _check(result: tuple[Any, ...], what: str) -> Any:
-    """The value of a driver call. Raises ToolchainError with the code's name and the way out."""
+    """The value of a driver call. Raises DriverError with the code's name and the way out."""
     code = result[0]
     if int(code) != 0:
         hint = _WAYS_OUT.get(int(code), "see the CUDA driver API, CUresult")
-        raise ToolchainError(f"{what} failed with {code.name} ({int(code)}): {hint}")
+        raise DriverError(f"{what} failed with {code.name} ({int(code)}): {hint}", int(code))
     return result[1] if len(result) > 1 else None
+
+
+def _asked(what: str, function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
+    """The value of a driver's function. Raises DriverError."""
+    try:
+        result = function(*arguments)
+    except ValueError as error:
+        raise _unknown(what, error) from error
+    return _check(result, what)
+
+
+def _unknown(what: str, error: ValueError) -> DriverError:
+    """A code that a driver newer than cuda-bindings gives: its name is not known there."""
+    return DriverError(f"{what} failed with a code that cuda-bindings do not know ({error}): update them")
 
 
 class Module:
@@ -62,22 +88,20 @@ class Module:
         """``entries`` maps kernel names to the dynamic shared memory (bytes) they will be launched with."""
         cuda = driver()
         self.device = device
-        handle = _check(cuda.cuDeviceGet(device), f"finding GPU {device}")
-        self._context = _check(cuda.cuDevicePrimaryCtxRetain(handle), f"opening GPU {device}")
+        handle = _asked(f"finding GPU {device}", cuda.cuDeviceGet, device)
+        self._context = _asked(f"opening GPU {device}", cuda.cuDevicePrimaryCtxRetain, handle)
         self._launchers: dict[int, StreamLauncher] = {}
         with _Current(self._context):
-            self._module = _check(cuda.cuModuleLoadData(image), "loading a kernel")
+            self._module = _asked("loading a kernel", cuda.cuModuleLoadData, image)
             self._functions = {name: self._function(name, shared) for name, shared in entries.items()}
 
     def _function(self, name: str, shared_bytes: int) -> Any:
         cuda = driver()
-        function = _check(cuda.cuModuleGetFunction(self._module, name.encode()), f"finding kernel {name}")
+        function = _asked(f"finding kernel {name}", cuda.cuModuleGetFunction, self._module, name.encode())
         if shared_bytes > STATIC_SHARED_LIMIT:
             attribute = cuda.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _check(
-                cuda.cuFuncSetAttribute(function, attribute, shared_bytes),
-                f"asking for {shared_bytes} bytes of shared memory for {name}",
-            )
+            asking = f"asking for {shared_bytes} bytes of shared memory for {name}"
+            _asked(asking, cuda.cuFuncSetAttribute, function, attribute, shared_bytes)
         return function
 
     def on(self, stream: int) -> StreamLauncher:
@@ -114,19 +138,23 @@ class StreamLauncher:
         if code:
             _check((code,), "asking for the current context")
         with _AS_IT_IS if int(current) == self._handle else _Current(self._context):
-            if cluster == 1:
-                result = cuda.cuLaunchKernel(
-                    self._functions[entry],
-                    grid, 1, 1,
-                    block, 1, 1,
-                    shared_bytes,
-                    self._stream,
-                    pointers.buffer_info()[0],
-                    0,
-                )  # fmt: skip
-            else:
-                config = _clustered(grid, block, shared_bytes, self._stream, cluster)
-                result = cuda.cuLaunchKernelEx(config, self._functions[entry], pointers.buffer_info()[0], 0)
+            try:
+                if cluster == 1:
+                    result = cuda.cuLaunchKernel(
+                        self._functions[entry],
+                        grid, 1, 1,
+                        block, 1, 1,
+                        shared_bytes,
+                        self._stream,
+                        pointers.buffer_info()[0],
+                        0,
+                    )  # fmt: skip
+                else:
+                    config = _clustered(grid, block, shared_bytes, self._stream, cluster)
+                    function = self._functions[entry]
+                    result = cuda.cuLaunchKernelEx(config, function, pointers.buffer_info()[0], 0)
+            except ValueError as error:
+                raise _unknown(f"launching {entry}", error) from error
         if result[0]:
             what = f"launching {entry} on {grid} blocks of {block} threads with {shared_bytes} bytes"
             _check(result, what if cluster == 1 else f"{what}, clusters of {cluster}")
@@ -157,7 +185,7 @@ class _Current:
         self._context = context
 
     def __enter__(self) -> None:
-        _check(driver().cuCtxPushCurrent(self._context), "making a context current")
+        _asked("making a context current", driver().cuCtxPushCurrent, self._context)
 
     def __exit__(self, *_: object) -> None:
-        _check(driver().cuCtxPopCurrent(), "restoring the context")
+        _asked("restoring the context", driver().cuCtxPopCurrent)

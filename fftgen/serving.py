@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from functools import cached_property
-from typing import Protocol, TypeVar
+from functools import cached_property, partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,11 +14,11 @@ from fftgen.bundle import build_twin, padded, trains
 from fftgen.cache import Cache
 from fftgen.errors import ToolchainError
 from fftgen.loaded import Loaded, LoadedGradient, cut
+from fftgen.on_demand import OnDemand
 from fftgen.pipeline import Built, build, build_gradient, build_plan
 from fftgen.planner import gradient_sections, sections
 from fftgen.planner.gradient import backward as gradient_backward
 from fftgen.planner.gradient import gradient
-from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_sections import Prepared
 from fftgen.planner.plan import Plan
 from fftgen.planner.sections import Shorter
@@ -67,8 +65,6 @@ class Provider(Protocol):
         """The kernels of all its gradients by one pass, where there are any."""
 
 
-Own = TypeVar("Own", Problem, Plan, Gradient)  # what kernels are of: of sections their plan, or gradient
-Kept = TypeVar("Kept")
 BATCHES = (1, 64)  # for which a filter must be short enough for windows, to be kept as it is, or sections pay
 
 
@@ -116,17 +112,18 @@ class Serving:
     def __init__(self, problem: Problem, provider: Provider) -> None:
         self.problem = problem
         self._provider = provider
-        self._loaded: dict[tuple[Problem, torch.device], Loaded] = {}
-        self._gradients: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
-        self._backwards: dict[tuple[Problem, torch.device], LoadedGradient | None] = {}
-        self._twins: dict[tuple[Problem, torch.device], Loaded | None] = {}
-        self._sectioned: dict[tuple[Plan, torch.device], Loaded] = {}
-        self._backwards_sectioned: dict[tuple[Gradient, torch.device], LoadedGradient] = {}
-        self._missing: set[tuple[Problem | Plan | Gradient, torch.device]] = set()  # that calls do without
+        trained = partial(self._captured, train=True)
+        self._loaded: OnDemand[Problem, Loaded] = OnDemand(self._load, self._captured)
+        self._gradients: OnDemand[Problem, LoadedGradient | None] = OnDemand(self._load_gradient, trained)
+        self._backwards: OnDemand[Problem, LoadedGradient | None] = OnDemand(self._load_backward, trained)
+        self._twins: OnDemand[Problem, Loaded | None] = OnDemand(self._load_twin, trained)
+        self._sectioned: OnDemand[Plan, Loaded] = OnDemand(self._load_sections, self._captured)
+        self._backwards_sectioned: OnDemand[Plan, LoadedGradient] = OnDemand(
+            self._load_backward_sections, self._captured
+        )
         self._sections: Bounded[tuple[object, ...], tuple[Shorter | None]] = Bounded()
         self._backward_sections: Bounded[tuple[object, ...], tuple[Plan | None]] = Bounded()
         self._windows: Bounded[tuple[object, ...], tuple[Windows | None]] = Bounded()
-        self._lock = threading.Lock()
 
     def served(self, length: int, taps: int) -> Problem:
         """The problem that a call becomes: padded circular calls are causal ones of half the length.
@@ -167,7 +164,7 @@ class Serving:
         found = self.windows(u, problem, k, k_rev, cut.share if cut else WORTH)
         if found is not None:
             return self.on(u.device, self.of_windows(found)), found
-        loaded = self._in_sections(u.device, cut.plan) if cut else None
+        loaded = self.in_sections(u.device, cut.plan) if cut else None
         return loaded or self.on(u.device, problem), None
 
     def sections_of(
@@ -187,24 +184,22 @@ class Serving:
         """
         if not sections.possible(problem):
             return None
-        key = (device, problem, batch, channels, keeping, prepared, back)
+        # Of a causal problem one pass makes all gradients, which takes the whole's spectra, or, where it goes
+        # in sections as well, theirs.
+        apart = keeping and problem.causal
+        if apart and not back:
+            apart = self.backward_sections(device, problem, batch, channels) is None
+        key = (device, problem, batch, channels, apart, prepared, back)
         kept = self._sections.get(key)
         if kept is None:
             facts = _facts(device)
-            plan = self._provider.planned(problem, *facts)
-            shortest = None
+            plan, shortest = self._provider.planned(problem, *facts), None
             if plan is not None:
                 others = self._provider.sections(problem, *facts, back)
-                # Of a causal problem one pass makes all gradients, which takes the whole's spectra, or, where
-                # it goes in sections as well, theirs.
-                apart = keeping and problem.causal
-                if apart and not back:
-                    apart = self.backward_sections(device, problem, batch, channels) is None
                 shortest = sections.shorter(plan, others, batch, channels, apart, prepared)
-            kept = (shortest,)
-            self._sections.keep(key, kept)
+            kept = self._sections.keep(key, (shortest,))
         (found,) = kept
-        return found if found and self._may_be_had(self._sectioned, found.plan, device) else None
+        return found if found and self._sectioned.may_be_had(device, found.plan) else None
 
     def backward_sections(
         self,
@@ -216,8 +211,8 @@ class Serving:
         prepared: Prepared | None = None,
         alone: bool = False,
     ) -> Plan | None:
-        """The plan in sections whose gradients so many rows had better take; None: none, or they cannot be
-        had.
+        """The plan in sections whose gradients so many rows had better take; None: none, or its kernels
+        cannot be had, those that make the filters' spectra among them where they are not ``prepared``.
 
         ``gated``, ``prepared``, ``alone``: as planner/gradient_sections.py has them.
         """
@@ -237,36 +232,30 @@ class Serving:
                 found = gradient_sections.shorter(whole, plan, others, batch, channels, *how)
             kept = self._backward_sections.keep(key, (found,))
         (found,) = kept
-        if found is None:
+        if found is None or not self._backwards_sectioned.may_be_had(device, found):
             return None
-        own = gradient_sections.in_sections(found)
-        return found if self._may_be_had(self._backwards_sectioned, own, device) else None
+        there = alone or prepared == Prepared(found.sections, found.transform)
+        return found if there or self._sectioned.may_be_had(device, found) else None
 
     def backward_in_sections(self, device: torch.device, plan: Plan) -> LoadedGradient | None:
         """The kernels of all gradients of a plan in sections on a GPU, built and loaded at the first call;
         None: they cannot be had, and those of the whole serve."""
-        own = gradient_sections.in_sections(plan)
-
-        def load(where: torch.device) -> LoadedGradient:
-            return LoadedGradient(self._provider.backward_sectioned(plan), where)
-
-        return self._had(own, device, lambda: self._once(self._backwards_sectioned, device, own, load, True))
+        return self._backwards_sectioned.if_had(device, plan)
 
     def on_sections(self, device: torch.device, plan: Plan) -> Loaded:
         """The kernels of a plan in sections on a GPU, built and loaded at the first call."""
-        return self._once(
-            self._sectioned, device, plan, lambda where: Loaded(self._provider.sectioned(plan), where)
-        )
+        return self._sectioned.on(device, plan)
 
-    def _in_sections(self, device: torch.device, plan: Plan) -> Loaded | None:
-        return self._had(plan, device, lambda: self.on_sections(device, plan))
+    def in_sections(self, device: torch.device, plan: Plan) -> Loaded | None:
+        """The same; None: they cannot be had, and those of the whole serve."""
+        return self._sectioned.if_had(device, plan)
 
     def _preparing(self, device: torch.device, problem: Problem, channels: int, back: bool) -> Loaded | None:
         """The kernels of sections, where calls of any batch take less by them: their spectra are prepared."""
         cuts = [self.sections_of(device, problem, b, channels, prepared=True, back=back) for b in BATCHES]
         plans = {cut and cut.plan for cut in cuts}
         plan = plans.pop()
-        return self._in_sections(device, plan) if plan and not plans else None
+        return self.in_sections(device, plan) if plan and not plans else None
 
     def _warm_sections(self, device: torch.device, problem: Problem, train: bool) -> None:
         """Compile and load the kernels of sections that many rows of a problem take, if any do."""
@@ -277,12 +266,13 @@ class Serving:
         others = self._provider.sections(problem, *facts)
         best = sections.of_many_rows(plan, others) if plan else None
         if best is not None:
-            self._in_sections(device, best)
+            self.in_sections(device, best)
         trained = self._provider.trained_sections(problem, *facts) if train and problem.causal else ()
         whole = gradient_backward(problem, target_for(facts[0])) if trained else None
         back = gradient_sections.of_many_rows(whole, trained) if whole else None
         if back is not None:
             self.backward_in_sections(device, back)
+            self.in_sections(device, back)  # which make the spectra of what did not go in the same sections
 
     def of_windows(self, found: Windows) -> Problem:
         """The problem whose kernels take windows."""
@@ -328,31 +318,31 @@ class Serving:
         (found,) = kept
         if found is None:
             return None
-        own = self.of_windows(found)
-        if not self._may_be_had(self._loaded, own, device):
-            return None
-        return found if self._had(own, device, lambda: self.on(device, own)) is not None else None
+        return found if self._loaded.if_had(device, self.of_windows(found)) is not None else None
 
     def on(self, device: torch.device, problem: Problem) -> Loaded:
         """The kernels of a problem on a GPU, built and loaded at the first call."""
-
-        def load(where: torch.device) -> Loaded:
-            return Loaded(self._provider.built(problem, *_facts(where)), where)
-
-        return self._once(self._loaded, device, problem, load)
+        return self._loaded.on(device, problem)
 
     def gradient_on(self, device: torch.device, problem: Problem) -> LoadedGradient | None:
         """The kernels of the filter's gradient on a GPU, built and loaded at the first call; None: none."""
-        return self._if_any(self._gradients, device, problem, self._provider.gradient, LoadedGradient)
+        return self._gradients.on(device, problem)
 
     def backward_on(self, device: torch.device, problem: Problem) -> LoadedGradient | None:
         """The kernels of all gradients on a GPU, built and loaded at the first call; None: none."""
-        find = self._provider.backward  # layouts are tuned for GPUs of a name
-        return self._if_any(self._backwards, device, problem, find, LoadedGradient, named=True)
+        return self._backwards.on(device, problem)
 
     def twin_on(self, device: torch.device, problem: Problem) -> Loaded | None:
         """The kernels with two outputs on a GPU, built and loaded at the first call; None: none."""
-        return self._if_any(self._twins, device, problem, self._provider.twin, Loaded)
+        return self._twins.on(device, problem)
+
+    def windows_gradient(self, device: torch.device, found: Windows) -> LoadedGradient | None:
+        """Those of the filter's gradient for windows; None: none, or they cannot be had."""
+        return self._gradients.if_had(device, self.of_windows(found))
+
+    def windows_twin(self, device: torch.device, found: Windows) -> Loaded | None:
+        """Those with two outputs for windows; None: none, or they cannot be had."""
+        return self._twins.if_had(device, self.of_windows(found))
 
     def _of_digest(self, digest: str, device: torch.device) -> Loaded | None:
         """The kernels of the plan with a digest; what is loaded is looked through first."""
@@ -371,75 +361,31 @@ class Serving:
                         return self.on_sections(device, plan)
         return None
 
-    def _may_be_had(self, kept: dict[tuple[Own, torch.device], Kept], own: Own, device: torch.device) -> bool:
-        """Whether kernels that a call could do without are loaded, or may be: not while a graph is captured,
-        nor if they could not be before."""
-        if (own, device) in kept:
-            return True
-        return (own, device) not in self._missing and not torch.cuda.is_current_stream_capturing()
+    def _load(self, problem: Problem, device: torch.device) -> Loaded:
+        return Loaded(self._provider.built(problem, *_facts(device)), device)
 
-    def _had(
-        self, own: Problem | Plan | Gradient, device: torch.device, load: Callable[[], Kept]
-    ) -> Kept | None:
-        """Such kernels; None: they are in no cache, and FFTGEN_NO_JIT, or that there is no NVRTC, forbids
-        compiling them. Those of the whole then serve."""
-        try:
-            return load()
-        except ToolchainError:
-            self._missing.add((own, device))
-            return None
+    def _load_gradient(self, problem: Problem, device: torch.device) -> LoadedGradient | None:
+        built = self._provider.gradient(problem, _facts(device)[0])
+        return None if built is None else LoadedGradient(built, device)
 
-    def _if_any(
-        self,
-        kept: dict[tuple[Problem, torch.device], Kept | None],
-        device: torch.device,
-        problem: Problem,
-        find: Callable[..., Built | None],
-        loaded: Callable[[Built, torch.device], Kept],
-        named: bool = False,
-    ) -> Kept | None:
-        """Kernels of the backward pass, which a provider may not have; ``named``: it wants the GPU's name."""
+    def _load_backward(self, problem: Problem, device: torch.device) -> LoadedGradient | None:
+        built = self._provider.backward(problem, *_facts(device))  # layouts are tuned for GPUs of a name
+        return None if built is None else LoadedGradient(built, device)
 
-        def load(where: torch.device) -> Kept | None:
-            name = (torch.cuda.get_device_name(where),) if named else ()
-            built = find(problem, torch.cuda.get_device_capability(where), *name)
-            return None if built is None else loaded(built, where)
+    def _load_twin(self, problem: Problem, device: torch.device) -> Loaded | None:
+        built = self._provider.twin(problem, _facts(device)[0])
+        return None if built is None else Loaded(built, device)
 
-        return self._once(kept, device, problem, load, train=True)
+    def _load_sections(self, plan: Plan, device: torch.device) -> Loaded:
+        return Loaded(self._provider.sectioned(plan), device)
 
-    def _once(
-        self,
-        kept: dict[tuple[Own, torch.device], Kept],
-        device: torch.device,
-        own: Own,
-        load: Callable[[torch.device], Kept],
-        train: bool = False,
-    ) -> Kept:
-        """What is kept for a problem, or a plan in sections, and a GPU, loaded at the first call.
+    def _load_backward_sections(self, plan: Plan, device: torch.device) -> LoadedGradient:
+        return LoadedGradient(self._provider.backward_sectioned(plan), device)
 
-        Raises ToolchainError without a GPU, and where loading code would break the capture of a graph.
-        """
-        found = kept.get((own, device))
-        if found is not None:
-            return found
-        index = _current_gpu() if device.index is None else device.index
-        key = (own, torch.device("cuda", index))
-        if key not in kept:
-            _current_gpu()
-            with self._lock:
-                if key not in kept:
-                    if torch.cuda.is_current_stream_capturing():
-                        raise self._captured(own, key[1], train)
-                    kept[key] = load(key[1])
-        return kept[key]
-
-    def _captured(self, own: Problem | Plan | Gradient, device: torch.device, train: bool) -> ToolchainError:
+    def _captured(self, own: Problem | Plan, device: torch.device, train: bool = False) -> ToolchainError:
         """Kernels are missing while a graph is captured: which, and the call that loads them."""
-        if not isinstance(own, Problem) or own not in (self.problem, self._half):
-            if isinstance(own, Problem):
-                parts = f"windows of {own.length} steps"
-            else:
-                parts = f"{(own if isinstance(own, Plan) else own.plan).sections} sections"
+        parts = f"{own.sections} sections" if isinstance(own, Plan) else f"windows of {own.length} steps"
+        if isinstance(own, Plan) or own not in (self.problem, self._half):
             return ToolchainError(
                 f"{self!r} has no kernels of {parts} loaded on {device} and a CUDA "
                 "graph is being captured: make the same call once before the capture"
@@ -456,13 +402,3 @@ class Serving:
 def _facts(device: torch.device) -> tuple[tuple[int, int], str]:
     """What plans are chosen by: a GPU's compute capability and its name."""
     return torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device)
-
-
-def _current_gpu() -> int:
-    """PyTorch's current GPU. Raises ToolchainError where PyTorch can use none."""
-    if not torch.cuda.is_available():
-        raise ToolchainError(
-            "no GPU that PyTorch can use: install a CUDA build of PyTorch and an NVIDIA driver, or use CPU "
-            "tensors"
-        )
-    return torch.cuda.current_device()

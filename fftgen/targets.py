@@ -170,6 +170,8 @@ TARGETS = {
     )
 }
 REAL_TARGETS = tuple(t for t in TARGETS.values() if not t.virtual)
+# Integrated chips run no machine code but their own (CUDA C++ Programming Guide, "Binary Compatibility").
+INTEGRATED = frozenset({(5, 3), (6, 2), (7, 2), (8, 7)})
 
 
 def target(name: str | Target) -> Target:
@@ -186,12 +188,13 @@ def target(name: str | Target) -> Target:
 def target_for(capability: tuple[int, int]) -> Target:
     """The row whose plans suit a device of this compute capability.
 
-    The exact row, else the nearest lower minor of the same major, else the virtual row (PTX).
+    The exact row, else the nearest lower minor of the same major, else the virtual row (PTX), as for
+    integrated chips whose machine code is theirs alone.
     Raises InputError below sm_75, where no matrix instruction of the kernels exists.
     """
     major, minor = capability
     same = [t for t in REAL_TARGETS if t.major == major and t.minor <= minor]
-    if same:
+    if same and capability not in INTEGRATED:
         return max(same, key=lambda t: t.minor)
     if (major, minor) < (7, 5):
         raise InputError(

@@ -14,6 +14,7 @@ from fftgen import conv as conv_module
 from fftgen import runtime
 from fftgen.execute import Executable
 from fftgen.loaded import Loaded
+from fftgen.on_demand import OnDemand
 from fftgen.planner import search
 from fftgen.planner.launch import launches
 from fftgen.serving import JustInTime
@@ -46,6 +47,29 @@ class Code(int):
     name = "CUDA_ERROR_ILLEGAL_ADDRESS"
 
 
+def seems_on_an_h200(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """CPU tensors seem to lie on an H200, and kernels to be loaded there.
+
+    Returns whether a graph is being captured, for tests to change.
+    """
+    capturing = [False]
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "none")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+
+    def on(kept: OnDemand[Any, Any], _: torch.device, own: Any) -> Any:
+        here = torch.device("cpu")
+        if (own, here) not in kept:
+            if capturing[0]:
+                raise kept._captured(own, here)
+            kept[own, here] = kept._load(own, here)
+        return kept[own, here]
+
+    monkeypatch.setattr(OnDemand, "on", on)
+    return capturing
+
+
 def on_fake_gpu(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> tuple[fftgen.Conv, list[torch.device]]:
     """A convolution whose calls on CPU tensors go all the way down to the driver, and devices asked for."""
     monkeypatch.setattr(runtime, "driver", lambda: driver)
@@ -56,6 +80,7 @@ def on_fake_gpu(monkeypatch: pytest.MonkeyPatch, driver: Driver) -> tuple[fftgen
         return SimpleNamespace(cuda_stream=0xABC0)
 
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     conv = conv_module.Conv(fftgen.get_conv(512, causal=True).problem, JustInTime(), "test")
     plan = search.plan(conv.problem, "sm_90")
     tables = torch.zeros(1, dtype=torch.uint8)  # nothing reads them here

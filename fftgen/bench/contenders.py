@@ -14,7 +14,7 @@ from fftgen.accuracy import Accuracy
 from fftgen.bench.backend import Backend
 from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
-from fftgen.conv import CPU_DIGEST, Conv, get_conv
+from fftgen.conv import Conv, as_it_is, get_conv
 from fftgen.errors import NoPlanError
 from fftgen.execute import Spectrum
 from fftgen.planner.gradient import backward, gradient
@@ -129,7 +129,7 @@ def _fftgen_prepared(case: Case, sets: Sequence[Inputs], backend: Backend) -> Pr
     calls = tuple(call(x, spectrum) for x, spectrum in zip(sets, made, strict=True))
     own = str(plan)
     if backend.device.type == "cuda":
-        kept, first = made[0].digest == CPU_DIGEST, sets[0].u
+        kept, first = as_it_is(made[0].digest), sets[0].u
         own = "the filter, kept" if kept else str(conv.loaded_for(made[0].digest, first).executable.plan)
     return Prepared(calls, plan, note=own)
 

@@ -251,6 +251,15 @@ def test_a_spectrum_that_does_not_belong_here_is_refused() -> None:
         conv()(U, kernels)
     with pytest.raises(InputError, match="length 257 is outside 1 to 256"):
         conv().prepare(K, length=257)
+    for foreign in (conv("circular"), conv(dtype="fp16"), conv(length=512)):
+        with pytest.raises(InputError, match=r"prepared by another convolution .*: prepare it with this"):
+            conv()(U, foreign.prepare(K))
+    short = conv("circular", 512).prepare(K, length=100)  # by kernels of half of it, for all that these take
+    assert conv("circular", 512)(torch.zeros(1, 3, 256).bfloat16(), short).shape == (1, 3, 256)
+    with pytest.raises(
+        InputError, match=r"sequences of at most 256, u has 257: conv.prepare\(k, length=257\)"
+    ):
+        conv("circular", 512)(torch.zeros(1, 3, 257).bfloat16(), short)
 
 
 def test_on_a_gpu_a_spectrum_finds_the_kernels_of_its_plan_and_no_others() -> None:

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from fftgen import serving
+from fftgen import filter_gradient, serving
+from fftgen.cache import CacheMissError
 from fftgen.conv import Conv
 from fftgen.errors import InputError, ToolchainError
+from fftgen.gradient import Needed
 from fftgen.planner import search
+from fftgen.planner.gradient_plan import Gradient
+from fftgen.planner.gradient_sections import Prepared, in_sections
 from fftgen.problem import Problem
 from fftgen.serving import JustInTime
 
@@ -122,6 +126,128 @@ def test_what_is_missing_in_a_capture_is_named_with_the_call_that_loads_it(
     gpus.capturing = True
     asked.on(device, problem)
     asked.gradient_on(device, problem)
+
+
+# --- kernels that a captured call may do without
+
+
+@pytest.fixture
+def on_gpu(gpus: GPUs, monkeypatch: pytest.MonkeyPatch) -> GPUs:
+    """Calls that go as far as loaded kernels, which say by what they were asked."""
+
+    def load(built: Any, device: torch.device) -> Any:
+        module = SimpleNamespace(on=lambda _: None)
+        if isinstance(built, Problem):  # of gradients, or with two outputs
+            whole = search.plan(built, gpus.TARGETS[_index(device)])
+            return SimpleNamespace(gradient=SimpleNamespace(plan=whole), tables=None, module=module)
+        if isinstance(built, Gradient):
+            return SimpleNamespace(gradient=built, tables=None, module=module)
+        none = SimpleNamespace(planes=None, scale=None)
+        return SimpleNamespace(
+            executable=SimpleNamespace(plan=built),
+            spectrum=lambda *_: none,
+            convolve=lambda u, *_: (u, None),
+            windowed=lambda found, u, *given: tuple(f"windows of {found.length}" for _ in given[3]),
+            apply=lambda *_: "whole",
+            both=lambda *_: ("whole", "whole"),
+        )
+
+    monkeypatch.setattr(serving, "Loaded", load)
+    monkeypatch.setattr(serving, "LoadedGradient", load)
+    monkeypatch.setattr(JustInTime, "sectioned", lambda _, plan: plan)
+    monkeypatch.setattr(JustInTime, "backward_sectioned", lambda _, plan: in_sections(plan))
+    monkeypatch.setattr(filter_gradient, "stream_of", lambda _: 0)
+    monkeypatch.setattr(filter_gradient, "backward", lambda found, *_, **__: found.plan)
+    monkeypatch.setattr(filter_gradient, "correlate_input", lambda *_, **__: "whole")
+    monkeypatch.setattr(filter_gradient.windowed, "correlate_input", lambda found, *_, **__: found)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
+    return gpus
+
+
+def on_device(monkeypatch: pytest.MonkeyPatch, index: int) -> torch.device:
+    """Tensors seem to lie on a GPU."""
+    device = torch.device("cuda", index)
+    monkeypatch.setattr(torch.Tensor, "device", property(lambda _: device))
+    return device
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(
+    ("length", "batch", "channels"),
+    [(40_960, 64, 768), (49_152, 64, 768), (114_688, 64, 192), (114_688, 4, 64)],
+)
+def test_a_warmup_is_enough_for_the_capture_of_a_training_step(
+    length: int, batch: int, channels: int, index: int, on_gpu: GPUs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where sections of forward and backward pass differ as well, so that their spectra are made again."""
+    asked = conv(problem := Problem("causal", length, "bf16"))
+    u = torch.empty(1, dtype=torch.bfloat16).expand(batch, channels, length)
+    k = torch.empty(1).expand(channels, length)
+    device = on_device(monkeypatch, index)
+    asked.warmup(device, train=True)
+    on_gpu.capturing = True
+    forward = asked.serving(u, problem, k, None, True)[0].executable.plan
+    planes = torch.empty(1).expand(
+        *([forward.sections] * (forward.sections > 1)), channels, 2, forward.transform
+    )
+    given, needed = (u, k, None, u, u, None), Needed(True, True, True)
+    found = filter_gradient.all_on_gpu(asked, given, u, needed, length, (planes, planes))
+    there = {plan for plan, _ in asked._backwards_sectioned} | {search.plan(problem, on_gpu.TARGETS[index])}
+    assert found is not None
+    assert (found.sections, found.transform) in {(p.sections, p.transform) for p in there}
+
+
+def test_where_spectra_of_sections_cannot_be_made_gradients_go_by_the_whole(
+    on_gpu: GPUs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of kernels in sections an artifact, or a cache, may hold those of the backward pass alone."""
+
+    def refused(_: Any, plan: Any) -> Any:
+        raise CacheMissError(plan.name)
+
+    monkeypatch.setattr(JustInTime, "sectioned", refused)
+    asked = conv(problem := Problem("causal", 65_536, "bf16"))
+    u, k = torch.empty(1, dtype=torch.bfloat16).expand(64, 768, 65_536), torch.empty(1).expand(768, 65_536)
+    on_device(monkeypatch, 0)
+    for _ in range(2):
+        found = filter_gradient.all_on_gpu(
+            asked, (u, k, None, u, u, None), u, Needed(True, True, True), 65_536
+        )
+        assert (found.sections, found.transform) == (1, 65_536)  # type: ignore[union-attr]
+    assert asked.backward_sections(u.device, problem, 64, 768) is None
+    there = Prepared(2, 32_768)  # those that are there need not be made
+    assert asked.backward_sections(u.device, problem, 64, 768, True, there) is not None
+
+
+def test_windows_that_were_loaded_do_not_stand_in_the_way_of_a_captured_step(
+    on_gpu: GPUs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A validation loads those of the convolution; gradients, which need others, then go by the whole."""
+    asked = conv(Problem("causal", 65_536, "bf16"))
+    u, k = torch.zeros(1, dtype=torch.bfloat16).expand(2, 128, 65_536), torch.zeros(128, 3000)
+    device = on_device(monkeypatch, 0)
+    asked.warmup(device, train=True)
+    assert asked.serving(u, asked.problem, k, None)[1] is not None
+    on_gpu.capturing = True
+    assert filter_gradient.on_gpu(asked, u, u, None, None, 3000) == "whole"
+    first, second = asked.run_both(u, k, None, None, (u, u), None)
+    assert first == second
+    assert str(first).startswith("windows")  # two passes by the convolution's
+    on_gpu.capturing = False
+    assert filter_gradient.on_gpu(asked, u, u, None, None, 3000) != "whole"
+
+
+def test_what_a_capture_does_without_is_not_remembered(on_gpu: GPUs, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = on_device(monkeypatch, 0)
+    for shape in ((1, 300), (8, 64), (4, 768)):
+        fresh, asked = (conv(problem := Problem("causal", 65_536, "bf16")) for _ in range(2))
+        if plain := asked.sections_of(device, problem, *shape):
+            asked.in_sections(device, plain.plan)
+        on_gpu.capturing = True
+        asked.sections_of(device, problem, *shape, keeping=True)
+        on_gpu.capturing = False
+        again = asked.sections_of(device, problem, *shape, keeping=True)
+        assert again == fresh.sections_of(device, problem, *shape, keeping=True)
 
 
 # --- spectra that come from elsewhere

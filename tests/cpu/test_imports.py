@@ -52,6 +52,7 @@ ORDER = (
     "signature",
     "eager",
     "autograd",
+    "on_demand",
     "loaded",
     "serving",
     "conv",

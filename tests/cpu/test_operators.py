@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -377,6 +378,54 @@ def test_the_operator_of_prepared_spectra_refuses_gradients(rng: np.random.Gener
     y = torch.ops.fftgen.conv_prepared(u, planes, scale, None, None, None, "causal-8-bf16", "torch.fft")
     with pytest.raises(InputError, match="no gradients through a prepared spectrum: hand in the filter"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("transform", ["jvp", "jacfwd", "grad", "dual"])
+def test_the_operator_of_prepared_spectra_refuses_derivatives_of_every_kind(
+    transform: str, rng: np.random.Generator
+) -> None:
+    """A tangent that were dropped would be zeros that nobody asked for."""
+    u, k = torch.from_numpy(rng.standard_normal((1, 2, 8))), torch.from_numpy(rng.standard_normal((2, 8)))
+    conv = fftgen.get_conv(8, causal=True)
+    made = conv.prepare(k)
+
+    def f(x: Tensor) -> Tensor:
+        return torch.ops.fftgen.conv_prepared(
+            x, made.planes, made.scale, None, None, None, conv.handle, made.digest
+        )
+
+    def dual() -> None:
+        with forward_ad.dual_level():
+            f(forward_ad.make_dual(u, u))
+
+    ways: dict[str, Callable[[], Any]] = {
+        "jvp": lambda: torch.func.jvp(f, (u,), (u,)),
+        "jacfwd": lambda: torch.func.jacfwd(f)(u),
+        "grad": lambda: torch.func.grad(lambda x: f(x).sum())(u),
+        "dual": dual,
+    }
+    said = "no gradients" if transform == "grad" else "no forward derivatives"
+    with pytest.raises(InputError, match=f"{said} through a prepared spectrum: hand in the filter"):
+        ways[transform]()
+    assert torch.equal(f(u), conv(u, made))
+
+
+@pytest.mark.parametrize("spectra", [False, True])
+def test_the_operator_of_prepared_spectra_is_mapped(spectra: bool, rng: np.random.Generator) -> None:
+    u, gate = (torch.from_numpy(rng.standard_normal((3, 5, 2, 8))) for _ in range(2))
+    conv = fftgen.get_conv(8, causal=True)
+    made = [conv.prepare(torch.from_numpy(rng.standard_normal((2, 8)))) for _ in range(3 if spectra else 1)]
+    planes = torch.stack([s.planes for s in made], dim=-1)
+
+    def f(x: Tensor, p: Tensor, g: Tensor) -> Tensor:
+        return torch.ops.fftgen.conv_prepared(x, p, made[0].scale, g, None, None, conv.handle, made[0].digest)
+
+    if spectra:
+        y = torch.func.vmap(f, in_dims=(0, -1, 0))(u, planes, gate)
+    else:
+        y = torch.func.vmap(f, in_dims=(0, None, 0))(u, planes[..., 0].contiguous(), gate)
+    for i in range(3):
+        torch.testing.assert_close(y[i], conv(u[i], made[i if spectra else 0], in_gate=gate[i]))
 
 
 U, K, D = torch.zeros(2, 3, 20, dtype=torch.bfloat16), torch.zeros(3, 9), torch.zeros(3)

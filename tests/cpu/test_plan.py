@@ -843,7 +843,9 @@ def test_targets_go_by_several_names() -> None:
     [
         ((7, 5), "sm_75"),
         ((8, 0), "sm_80"),
-        ((8, 7), "sm_86"),
+        ((8, 6), "sm_86"),
+        ((8, 7), "compute_80"),  # Jetson Orin, whose machine code is its own
+        ((8, 8), "sm_86"),
         ((8, 9), "sm_89"),
         ((9, 0), "sm_90"),
         ((10, 3), "sm_100"),

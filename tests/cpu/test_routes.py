@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import gradients
@@ -142,6 +143,34 @@ def test_a_spectrum_is_looked_at_once_and_a_foreign_one_refused(
         conv(u[:, :2], made)
     with pytest.raises(InputError, match="neither k_rev nor groups"):
         conv(u, made, k_rev=k)
+
+
+def test_a_spectrum_that_memory_does_not_hold_is_refused_every_time(
+    gpu: tuple[fftgen.Conv, Driver], white: Any
+) -> None:
+    """Kernels would read beyond its end, or what is not theirs; after calls with one that is whole, too."""
+    conv, driver = gpu
+    u, k = white(2, 3, 100).bfloat16(), white(3, 50).float()
+    loaded = conv.on(u.device, conv.problem)
+    conv._loaded[conv.problem, u.device] = loaded
+    made = loaded.spectrum(k)
+    shared = made.planes[:1].expand(3, -1, -1)
+    bad = [
+        replace(made, planes=shared, scale=made.scale[:1].expand(3, -1)),
+        replace(made, planes=shared),
+        replace(made, planes=made.planes.transpose(1, 2).contiguous().transpose(1, 2)),
+        replace(made, planes=made.planes[..., :8].contiguous()),
+        replace(made, planes=made.planes.float()),
+        replace(made, scale=made.scale.double()),
+    ]
+    for _ in range(2):
+        driver.launched.clear()
+        for spectrum in bad:
+            with torch.no_grad(), pytest.raises(InputError, match="no spectrum for 3 channels: hand in what"):
+                conv(u, spectrum)
+        assert driver.launched == []
+        conv(u, made)
+        assert len(driver.launched) == 1
 
 
 def test_taps_that_meet_nothing_are_cut_every_time(gpu: tuple[fftgen.Conv, Driver], white: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import answer, fftgen
+from fake_gpu import seems_on_an_h200
 from torch import Tensor
 
 import fftgen as package
@@ -24,7 +25,7 @@ from fftgen import (
 )
 from fftgen.cache import CacheMissError
 from fftgen.errors import InputError
-from fftgen.execute import Spectrum
+from fftgen.execute import Spectrum, spectrum_dtype
 from fftgen.gradient import Gradients, Needed
 from fftgen.loaded import Routes
 from fftgen.pipeline import Built
@@ -43,6 +44,7 @@ from fftgen.targets import target
 
 LENGTH = 65_536
 CAUSAL = Problem("causal", LENGTH, "bf16")
+HERE = torch.device("cpu")
 
 
 def planned(problem: Problem) -> Plan:
@@ -169,7 +171,7 @@ class Kernels:
         each = torch.nn.functional.pad(k.detach(), (0, p.distances * p.transform - k.shape[-1]))
         each = each.reshape(len(k), p.distances, p.transform).transpose(0, 1)
         planes = torch.stack([each, torch.zeros_like(each)], dim=2)
-        scale = torch.ones(*planes.shape[:2], 2)
+        planes, scale = planes.to(spectrum_dtype(p)), torch.ones(*planes.shape[:2], 2)
         return (planes, scale) if p.sections > 1 else (planes[0], scale[0])
 
     def apply(self, u: Tensor, planes: Tensor, scale: Tensor, *given: Any) -> Tensor:
@@ -252,11 +254,7 @@ def of_filter(
 def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
     """A convolution of 65 536 steps whose calls on CPU tensors seem to be on an H200, where one row pays."""
     seen: list[str] = []
-    capturing = [False]
-    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "none")
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    capturing = seems_on_an_h200(monkeypatch)
     real = sections.shorter
     monkeypatch.setattr(
         sections, "shorter", lambda p, others, b, h, *how: real(p, others, 100 * b, 100 * h, *how)
@@ -279,18 +277,15 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
     monkeypatch.setattr(serving, "Loaded", lambda built, _: built)
     monkeypatch.setattr(JustInTime, "sectioned", lambda _, plan: Kernels(plan, seen))
 
-    def once(kept: Any, device: Any, problem: Any, load: Any, train: bool = False) -> Any:
-        return kept.setdefault((problem, torch.device("cpu")), load(device))
-
-    monkeypatch.setattr(conv, "_once", once)
-    monkeypatch.setattr(conv, "on", lambda _, problem: Kernels(planned(problem), seen))
+    monkeypatch.setattr(conv._loaded, "_load", lambda problem, _: Kernels(planned(problem), seen))
     monkeypatch.setattr(serving, "LoadedGradient", lambda built, _: built)
     monkeypatch.setattr(JustInTime, "backward_sectioned", lambda _, p: of_gradient(in_sections(p)))
-    monkeypatch.setattr(conv, "backward_on", lambda _, problem: of_gradient(backward(problem, "sm_90")))
+    monkeypatch.setattr(conv._backwards, "_load", lambda p, _: of_gradient(backward(p, "sm_90")))
     monkeypatch.setattr(filter_gradient, "stream_of", lambda _: 0)
     monkeypatch.setattr(filter_gradient, "backward", partial(every, seen))
     monkeypatch.setattr(filter_gradient, "correlate_input", partial(of_filter, seen))
-    monkeypatch.setattr(conv, "gradient_on", lambda _, problem: of_gradient(gradient(problem, "sm_90")))
+    monkeypatch.setattr(conv._gradients, "_load", lambda p, _: of_gradient(gradient(p, "sm_90")))
+    monkeypatch.setattr(conv._twins, "_load", lambda *_: None)
     return OnGpu(conv, seen, capturing)
 
 
@@ -324,14 +319,14 @@ def test_kernels_of_the_whole_serve_where_no_others_can_be_had(
         asked.append(plan.name)
         raise CacheMissError(plan.name)
 
-    def missing(device: Any, problem: Problem) -> Kernels:
+    def missing(problem: Problem, _: Any) -> Kernels:
         if problem != CAUSAL:
             asked.append(f"{problem.length}")
             raise CacheMissError(f"{problem.length}")
         return Kernels(planned(problem), gpu.seen)
 
     monkeypatch.setattr(JustInTime, "sectioned", refused)
-    monkeypatch.setattr(gpu.conv, "on", missing)
+    monkeypatch.setattr(gpu.conv._loaded, "_load", missing)
     u = torch.from_numpy(rng.standard_normal((2, 2, LENGTH))).bfloat16()
     k = torch.from_numpy(rng.standard_normal((2, LENGTH))).float()
     for _ in range(2):
@@ -390,6 +385,7 @@ def test_spectra_of_few_channels_are_of_one_transform() -> None:
 def test_while_a_graph_is_captured_what_is_loaded_serves(gpu: OnGpu, rng: np.random.Generator) -> None:
     u = torch.from_numpy(rng.standard_normal((2, 2, LENGTH))).bfloat16()
     k = torch.from_numpy(rng.standard_normal((2, LENGTH))).float()
+    gpu.conv.on(HERE, CAUSAL)
     gpu.capturing[0] = True
     gpu.conv(u, k)
     gpu.capturing[0] = False
@@ -442,9 +438,8 @@ def test_a_warmup_loads_what_many_rows_take(
     gpu: OnGpu, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A graph that is captured then holds them: forward alone, or backward as well."""
-    for name in ("gradient_on", "twin_on"):
-        monkeypatch.setattr(gpu.conv, name, lambda *_: None)
     gpu.conv.warmup()
+    gpu.conv.backward_on(HERE, CAUSAL)
     gpu.capturing[0] = True
     step(gpu, rng)
     assert gpu.seen == ["2 x 32768", "spectrum, 1 x 65536", "gradients, 1 x 65536"]
@@ -466,6 +461,8 @@ def test_gradients_of_the_whole_serve_where_no_others_can_be_had(
     step_of = ["2 x 32768", "spectrum, 1 x 65536", "gradients, 1 x 65536"]
     step(gpu, rng)
     gpu.conv._backwards_sectioned.clear()
+    gpu.conv.on(HERE, CAUSAL)
+    gpu.conv.backward_on(HERE, CAUSAL)
     gpu.capturing[0] = True
     step(gpu, rng)
     gpu.capturing[0] = False
