@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from fftgen.targets import INTEGRATED
 #: Number of the layout, and of that of what kernels are handed (launch.py). A reader takes this one; how the
 #: header is digested stays the same in every schema.
 SCHEMA = 5
+_LONGEST_HEADER = 100_000_000  # bytes: that of safetensors
 _FORMAT = "fftgen"
 _BLANK = "0" * 64
 _TARGET = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
@@ -149,7 +151,16 @@ def read(path: Path | str, sha256: str | None = None) -> Artifact:
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise InputError(f"sha256={sha256!r} is not a SHA-256: give its 64 hexadecimal digits")
     try:
-        raw = Path(path).read_bytes()
+        with Path(path).open("rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ArtifactError(f"artifact {os.fspath(path)} is no file: {_AGAIN}")
+            raw = file.read(8)
+            size = int.from_bytes(raw, "little")
+            if sha256 is None and size <= _LONGEST_HEADER:  # of a file of any size that is not ours, no more
+                raw += file.read(size)
+                _split(raw, os.fspath(path))
+            if sha256 is not None or size <= _LONGEST_HEADER:
+                raw += file.read()
     except OSError as error:
         raise ArtifactError(
             f"artifact {os.fspath(path)} cannot be read ({error.strerror or error}): "
@@ -213,9 +224,7 @@ def _split(raw: bytes, origin: str) -> tuple[dict[str, Any], bytes]:
     """The header, proven intact and of our schema, and the data after it."""
     size = int.from_bytes(raw[:8], "little")
     if len(raw) < 8 or size > len(raw) - 8:
-        raise ArtifactError(
-            f"{origin} ({len(raw)} bytes) is no fftgen artifact, or is cut off within its header: {_AGAIN}"
-        )
+        raise ArtifactError(f"{origin} is no fftgen artifact, or is cut off within its header: {_AGAIN}")
     text, data = raw[8 : 8 + size], raw[8 + size :]
     try:
         header = json.loads(text.decode())

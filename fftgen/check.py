@@ -59,7 +59,7 @@ def check_input(problem: Problem | Open, u: object) -> Tensor:
         )
     dtype = wanted(problem, x)
     if x.dtype != dtype:
-        hint = f"u.to({dtype})" if x.is_floating_point() else f"u.to({dtype}) if integers are meant"
+        hint = hint_of(x, f"u.to({dtype})")
         if x.dtype in TORCH.values() and problem.length is not None:
             hint += f", or fftgen.get_conv({problem.length}, {x.dtype}, ...)"
         raise InputError(f"u is {x.dtype}, this convolution was made for {dtype}: {hint}")
@@ -71,6 +71,13 @@ def check_input(problem: Problem | Open, u: object) -> Tensor:
             f"use fftgen.get_conv({x.shape[-1]}, ...)"
         )
     return x
+
+
+def hint_of(u: Tensor, cast: str) -> str:
+    """The way out of a signal's dtype, of which ``cast`` is the usual one."""
+    if u.is_complex():
+        return "u.real and u.imag each by itself: the convolution is linear"
+    return cast if u.is_floating_point() else f"{cast} if integers are meant"
 
 
 def check_filter(problem: Problem | Open, k: object, name: str = "k") -> Tensor:
@@ -85,8 +92,9 @@ def check_filter(problem: Problem | Open, k: object, name: str = "k") -> Tensor:
         raise InputError(f"{name} must be real floating point, got {taps.dtype}: {name}.float()")
     count = taps.shape[-1]
     if count < 1 or (problem.length is not None and count > problem.length):
+        most = "or more" if problem.length is None else f"to {problem.length}"
         raise InputError(
-            f"{name} has {count} taps, this convolution takes 1 to {problem.length}: "
+            f"{name} has {count} taps, this convolution takes 1 {most}: "
             "cut the filter, or use a longer convolution"
         )
     return taps

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from fftgen import autograd, shortcut
 from fftgen.bundle import choose, open_shelf
 from fftgen.cache import Cache
-from fftgen.check import check_filter, check_spectrum, needs_grad
+from fftgen.check import check_count, check_filter, check_spectrum, needs_grad
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
@@ -241,8 +241,11 @@ class Conv(Serving):
     def _longest(self, length: int | None) -> int:
         """The longest sequence that is meant. Raises InputError for one that is not served."""
         longest = self.problem.length if length is None else length
+        check_count("length", longest)
         if not 1 <= longest <= self.problem.length:
-            raise InputError(f"length {longest} is outside 1 to {self.problem.length}")
+            raise InputError(
+                f"length {longest} is outside 1 to {self.problem.length}: take a convolution that is as long"
+            )
         return longest
 
     def _check_prepared(self, k: Spectrum, u: Tensor) -> None:
@@ -250,7 +253,9 @@ class Conv(Serving):
         if k.planes.device != u.device:
             raise InputError(f"the spectrum is on {k.planes.device}, u on {u.device}: prepare it there")
         if k.channels != u.shape[1]:
-            raise InputError(f"the spectrum has {k.channels} channels, u has {u.shape[1]}")
+            raise InputError(
+                f"the spectrum has {k.channels} channels, u has {u.shape[1]}: prepare as many filters"
+            )
         if k.filter_length > self.problem.length:
             raise InputError(
                 f"the spectrum holds a filter of {k.filter_length} taps, this convolution takes at most "
@@ -469,6 +474,8 @@ def get_conv(length: int, dtype: object = torch.bfloat16, *, causal: bool = Fals
     if torch.compiler.is_dynamo_compiling():
         found: Conv = getattr(_REGISTERED, _ready(int(f"{length}"), dtype, causal))  # no symbol: a number
         return found
+    if causal not in (True, False):
+        raise InputError(f"causal must be True or False, got {causal!r}")
     return _jit(Problem("causal" if causal else "circular", length, find_dtype(dtype).name))
 
 

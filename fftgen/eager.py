@@ -1,7 +1,8 @@
 """The same convolutions through ``torch.fft``: what the operators do on CPU tensors, and a yardstick.
 
 Arithmetic is in float32 (float64 for float64 inputs), the gated input's too, which keeps the accuracy that
-every engine promises (accuracy.py); a result is rounded to the input's dtype once.
+every engine promises (accuracy.py); a result is rounded to the input's dtype once. Like the kernels, rows and
+filters are scaled by powers of two where sums on the way would be too large.
 
 Conjugates are made, not marked: under torch.compile an operator may run where PyTorch's lazy ``conj()``
 is ignored (its dispatch key is excluded), and the product would silently be the unconjugated one.
@@ -86,16 +87,35 @@ def _by_gates(
     steps = u.shape[-1]
     signal = _gated(u, in_gate)
     ahead, back = (_taps(f, signal, steps, mode) for f in (k, k_rev))
-    most = max(f.shape[-1] for f in (ahead, back) if f is not None)
-    points = length if mode == "circular" else fast_length(steps + most - 1)
+    filters = [f for f in (ahead, back) if f is not None]
+    points = length if mode == "circular" else fast_length(steps + max(f.shape[-1] for f in filters) - 1)
+    x, powers = signal, []
+    if _may_overflow(points, signal, *filters):
+        powers = [_power(signal), torch.stack([_power(f) for f in filters]).amax(0)]
+        x = torch.ldexp(signal, -powers[0])
+        ahead, back = (None if f is None else torch.ldexp(f, -powers[1]) for f in (ahead, back))
     response = None if ahead is None else torch.fft.rfft(ahead, n=points)
     if back is not None:
         reflected = torch.conj_physical(torch.fft.rfft(back, n=points))
         response = reflected if response is None else response + reflected
-    y: Tensor = torch.fft.irfft(torch.fft.rfft(signal, n=points) * response, n=points)[..., :steps]
+    y: Tensor = torch.fft.irfft(torch.fft.rfft(x, n=points) * response, n=points)[..., :steps]
+    for power in powers:
+        y = torch.ldexp(y, power)
     if skip is not None:
         y = y + skip.to(signal.dtype)[:, None] * signal
     return [(y if g is None else y * g.to(signal.dtype)).to(u.dtype).contiguous() for g in gates]
+
+
+def _may_overflow(points: int, signal: Tensor, *filters: Tensor) -> bool:
+    """Whether a sum on the way may be too large for the precision where no result is."""
+    u, k = (max(float(x.abs().max()) for x in given) for given in ((signal,), filters))
+    return max(u, k, u * k) * points > torch.finfo(signal.dtype).max
+
+
+def _power(x: Tensor) -> Tensor:
+    """(..., 1), integer: the power of two that the largest element of a row is below."""
+    largest = x.abs().amax(-1, keepdim=True)
+    return torch.where(largest.isfinite(), torch.frexp(largest).exponent, 0)
 
 
 def _gated(x: Tensor, gate: Tensor | None) -> Tensor:

@@ -8,18 +8,20 @@ valid              causal, the first Lk - 1 values dropped (a view); u padded wh
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from fftgen import autograd
-from fftgen.check import Open, wanted
+from fftgen.check import Open, hint_of, wanted
 from fftgen.conv import any_length, registered
 from fftgen.errors import InputError
 from fftgen.execute import stored_as
 from fftgen.loaded import Route, Routes
 from fftgen.problem import MODES, Problem
-from fftgen.signature import Form, arrange, autocast, autocasting, shapes
+from fftgen.signature import Form, arrange, autocast, autocasting, check_call, shapes
 
 SCIPY_MODES = ("full", "same", "valid")
 _PROBE = Problem("causal", 1, "fp32")
@@ -73,9 +75,10 @@ def fftconv(
             "u and k must have time, got a number: u (..., channels, length), k (channels, taps)"
         )
     if u.dim() == 1 and k.dim() == 1:
-        k_rev, in_gate, out_gate, skip = (
-            None if x is None else x[None] for x in (k_rev, in_gate, out_gate, skip)
+        k_rev, in_gate, out_gate = (
+            x[None] if isinstance(x, Tensor) else x for x in (k_rev, in_gate, out_gate)
         )
+        skip = skip[None] if isinstance(skip, Tensor) and skip.dim() == 0 else skip
         return fftconv(
             u[None],
             k[None],
@@ -101,8 +104,12 @@ def fftconv(
             f"skip has no place in mode {mode!r}: its output does not line up with the input; add it by hand"
         )
     steps, taps = u.shape[-1], k.shape[-1]
+    result = steps + taps - 1 if mode == "full" else abs(steps - taps) + 1
     if mode == "same":
         return _call("causal", u, *_around(k, (taps - 1) // 2), in_gate, out_gate, None, form)
+    # What is padded below would be refused by shapes that nobody passed, or, of nothing, come out as zeros.
+    u, in_gate, out_gate = _cast(u, in_gate, out_gate)
+    check_call(Open("causal", None, _storage(u)), u, k, None, in_gate, out_gate, skip, form, result)
     longer = taps - 1 if mode == "full" else max(0, taps - steps)
     u, in_gate = (_end(x, longer) for x in (u, in_gate))  # type: ignore[assignment]
     if mode == "full":
@@ -147,8 +154,7 @@ def _call(
     given = (u, k, k_rev, in_gate, out_gate, skip)
     if autocasting(u.device.type):
         kind = None
-        target = torch.get_autocast_dtype(u.device.type)
-        u, in_gate, out_gate = autocast(target, u, in_gate, out_gate)  # type: ignore[assignment]
+        u, in_gate, out_gate = _cast(u, in_gate, out_gate)
     dtype = _storage(u)
     problem = _problem(mode, dtype, period, *(x.shape[-1] for x in (u, k, k_rev) if x is not None))
     x = arrange(problem, u, k, k_rev, in_gate, out_gate, skip, form)
@@ -162,6 +168,12 @@ def _call(
     return x.back(autograd.conv(*x.tensors(), handle))
 
 
+def _cast(u: Tensor, *gates: Tensor | None) -> tuple[Any, ...]:
+    """Signals in the type that autocast wants, where it is on."""
+    on = autocasting(u.device.type)
+    return autocast(torch.get_autocast_dtype(u.device.type), u, *gates) if on else (u, *gates)
+
+
 def _storage(u: Tensor) -> str:
     """The name of the type that signals are stored in. Raises InputError for one that is not served there."""
     if name := stored_as(u.dtype):
@@ -169,7 +181,7 @@ def _storage(u: Tensor) -> str:
     if u.dtype == wanted(_PROBE, u):  # float64, where torch.fft computes in it
         return _PROBE.dtype
     served = "" if u.is_cuda else "torch.float64, "
-    hint = "u.float()" if u.is_floating_point() else "u.float() if integers are meant"
+    hint = hint_of(u, "u.float()")
     raise InputError(
         f"u is {u.dtype}, fftconv on {u.device.type} takes {served}torch.float32, torch.bfloat16 and "
         f"torch.float16: {hint}"
@@ -183,6 +195,11 @@ def _problem(mode: str, dtype: str, period: int | None, *lengths: int) -> Proble
     for all of them. The operators find their kernels, and the longest transform, when it runs.
     """
     if period is not None:
+        if any(x > period for x in lengths):
+            raise InputError(
+                f"signals and filters of {', '.join(map(str, lengths))} steps, period={period}: the period "
+                "is at least the longest of them; fold longer ones first"
+            )
         return Problem(mode, period, dtype)
     if torch.compiler.is_compiling() or any(type(x) is not int for x in lengths):
         return Open(mode, None if mode == "causal" else lengths[0], dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 from fftgen.dtypes import DTYPES
 from fftgen.errors import InputError
@@ -27,8 +28,9 @@ class Problem:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise InputError(f"mode {self.mode!r} is not supported: choose from {', '.join(MODES)}")
-        if isinstance(self.length, bool) or not isinstance(self.length, int):
+        if isinstance(self.length, bool) or not isinstance(self.length, Integral):
             raise InputError(f"seqlen must be an int, got {self.length!r} ({type(self.length).__name__})")
+        object.__setattr__(self, "length", int(self.length))  # of NumPy's it may be
         if self.length < 1:
             raise InputError(f"seqlen must be at least 1, got {self.length}")
         if self.length > MAX_LENGTH:

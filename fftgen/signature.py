@@ -97,24 +97,10 @@ def arrange(
 
     A ``k`` of None stands for a prepared spectrum: one filter per channel.
     """
-    u = check_input(problem, u)
+    filters = check_call(problem, u, k, k_rev, in_gate, out_gate, skip, form)
     groups, per_row, reverse = form
-    if reverse not in REVERSED:
-        raise InputError(f"reverse {reverse!r} is not known: choose from {', '.join(REVERSED)}")
-    for name, f in (("k", k), ("k_rev", k_rev)):
-        if f is not None:
-            check_channels(name, check_filter(problem, f, name), u, groups)
-    if k is not None and k_rev is not None and k.shape[:-1] != k_rev.shape[:-1]:
-        raise InputError(
-            f"k_rev must have k's channels: k is {tuple(k.shape)}, k_rev {tuple(k_rev.shape)}; "
-            "only the number of taps may differ"
-        )
-    filters = _filters(u, k, per_row)
     *lead, channels, steps = u.shape
     shape = (*lead, *(() if filters is None else (filters,)), channels, steps)
-    check_gate("in_gate", in_gate, u, u.shape)
-    check_gate("out_gate", out_gate, u, shape)
-    check_skip(skip, u, filters)
     if k_rev is not None and reverse == "shifted":
         k_rev = _shifted(k_rev, problem)
     k, k_rev = (_rows(_ungrouped(f, groups, channels)) for f in (k, k_rev))
@@ -137,6 +123,42 @@ def arrange(
         skip,
         None if len(lead) == 1 and filters is None and not per_row else shape,
     )
+
+
+def check_call(
+    problem: Problem | Open,
+    u: Tensor,
+    k: Tensor | None,
+    k_rev: Tensor | None,
+    in_gate: Tensor | None,
+    out_gate: Tensor | None,
+    skip: Tensor | None,
+    form: Form,
+    result: int | None = None,
+) -> int | None:
+    """How many filters a channel has, where k says it has several. Raises InputError for what does not fit.
+
+    ``result``: its steps, where these are not u's.
+    """
+    u = check_input(problem, u)
+    groups, per_row, reverse = form
+    if reverse not in REVERSED:
+        raise InputError(f"reverse {reverse!r} is not known: choose from {', '.join(REVERSED)}")
+    for name, f in (("k", k), ("k_rev", k_rev)):
+        if f is not None:
+            check_channels(name, check_filter(problem, f, name), u, groups)
+    if k is not None and k_rev is not None and k.shape[:-1] != k_rev.shape[:-1]:
+        raise InputError(
+            f"k_rev must have k's channels: k is {tuple(k.shape)}, k_rev {tuple(k_rev.shape)}; "
+            "only the number of taps may differ"
+        )
+    filters = _filters(u, k, per_row)
+    *lead, channels, steps = u.shape
+    steps = steps if result is None else result
+    check_gate("in_gate", in_gate, u, u.shape)
+    check_gate("out_gate", out_gate, u, (*lead, *(() if filters is None else (filters,)), channels, steps))
+    check_skip(skip, u, filters)
+    return filters
 
 
 def _flat(x: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -10,6 +10,7 @@ from fftgen.bench.results import Document, rows
 from fftgen.bench.row import CONTENDERS
 from fftgen.errors import InputError
 
+COLOURS = (*(f"C{n}" for n in range(10)), "black", "gold")  # of contenders, each its own
 # What each plot shows of a contender, with how it is scaled; None where it was not measured.
 PANELS = (
     ("time (ms)", lambda row, c: 1e3 * c["median_s"], "log"),
@@ -67,9 +68,7 @@ def _panel(axis: Any, members: list[dict[str, Any]], label: str, value: Any, sca
         ]
         points = [p for p in points if p[1] is not None]
         if points:
-            axis.plot(
-                *zip(*points, strict=True), marker="o", markersize=3, label=name, color=f"C{number % 10}"
-            )
+            axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, color=COLOURS[number])
     if axis.lines:
         axis.set_xscale("log", base=2)
         axis.set_yscale(scale)

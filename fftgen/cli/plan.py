@@ -11,6 +11,7 @@ import click
 from fftgen import api
 from fftgen.cli import roofline as views
 from fftgen.cli.options import common, one_problem, print_json, table
+from fftgen.errors import InputError
 from fftgen.planner import gradient_sections, search, sections, windows
 from fftgen.planner.cost import Cost, cost, filter_cost, in_one_launch
 from fftgen.planner.gradient import backward
@@ -53,6 +54,8 @@ def command(
     shape = views.check(roofline, gated, plot, batch, channels)
     chip = find_target(arch)
     problem = api.problem(length, dtype, causal=causal)
+    if taps is not None and taps > length:
+        raise InputError(f"--taps {taps}: filters of a convolution of {length} have at most {length}")
     chosen = search.plan(problem, chip, engine)
     price, spectrum = cost(chosen, chip), filter_cost(chosen, chip)
     together = in_one_launch(chosen, price, chip) if chosen.whole else None

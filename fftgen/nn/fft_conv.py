@@ -13,7 +13,7 @@ from fftgen.check import check_count
 from fftgen.conv import Conv
 from fftgen.errors import InputError
 from fftgen.functional import fftconv
-from fftgen.problem import MODES
+from fftgen.problem import Problem
 
 
 class FFTConv(nn.Module):
@@ -51,10 +51,9 @@ class FFTConv(nn.Module):
         super().__init__()
         taps = length if taps is None else taps
         groups = channels if groups is None else groups
-        for name, count in (("channels", channels), ("groups", groups)):
+        for name, count in (("channels", channels), ("taps", taps), ("groups", groups)):
             check_count(name, count)
-        if mode not in MODES:
-            raise InputError(f"mode {mode!r} is not supported: choose from {', '.join(MODES)}")
+        Problem(mode, length, "fp32")  # says what is wrong with either
         if not 1 <= taps <= length:
             raise InputError(f"taps must be from 1 to length {length}, got {taps}")
         if channels < 1 or groups < 1 or channels % groups:
@@ -93,7 +92,7 @@ class FFTConv(nn.Module):
         )
 
     def forward(self, u: Tensor, *, in_gate: Tensor | None = None, out_gate: Tensor | None = None) -> Tensor:
-        if u.shape[-1] > self.length:
+        if isinstance(u, Tensor) and u.shape[-1] > self.length:
             raise InputError(f"u has length {u.shape[-1]}, this layer takes at most {self.length}")
         groups = None if self.groups == self.channels else self.groups
         if self._conv is not None:

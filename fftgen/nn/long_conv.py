@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from fftgen import op  # noqa: F401  (registers the operators)
+from fftgen.check import check_count
 from fftgen.errors import InputError
 from fftgen.functional import fftconv
 from fftgen.nn.free_filters import FreeFilters, channels_mixed
+from fftgen.problem import Problem
 from fftgen.signature import REVERSED
 
 
@@ -51,8 +53,11 @@ class LongConv(FreeFilters):
     ) -> None:
         if reverse not in REVERSED:
             raise InputError(f"reverse {reverse!r} is not known: choose from {', '.join(REVERSED)}")
-        if min(channels, length, filters) < 1:
-            raise InputError(f"sizes must be positive: {channels} channels, {length}, {filters} filters")
+        for name, count in (("channels", channels), ("filters", filters)):
+            check_count(name, count)
+        Problem("causal", length, "fp32")  # says what is wrong with it
+        if min(channels, filters) < 1:
+            raise InputError(f"sizes must be positive: {channels} channels, {filters} filters")
         super().__init__(
             filters * (2 if bidirectional else 1),
             channels,

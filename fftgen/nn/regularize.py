@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fftgen.check import check_count
 from fftgen.errors import InputError
 
 
@@ -20,6 +21,7 @@ def squash(k: Tensor, threshold: float) -> Tensor:
 
 def smooth(k: Tensor, reach: int) -> Tensor:
     """The moving average over ``2 * reach + 1`` taps, zeros beyond the ends; k (..., Lk)."""
+    check_count("smooth", reach)
     if reach < 0:
         raise InputError(f"smooth takes the taps on each side, 0 or more, got {reach}")
     if reach == 0:

@@ -367,7 +367,7 @@ def parse_engine(text: str) -> tuple[str, str | None]:
 
     Raises InputError for any other text.
     """
-    engine, colon, compute_format = text.partition(AND_FORMAT)
+    engine, colon, compute_format = str(text).partition(AND_FORMAT)
     known = {name: {f for d in DTYPES for f in formats(name, d)} for name in (*ENGINES, SIMT)}
     if engine not in known or (colon and compute_format not in known[engine]):
         named = (f"{name}{AND_FORMAT}{f}" for name, found in known.items() for f in sorted(found))

@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors
+from safetensors.numpy import save_file
 
 from fftgen import artifact as artifact_module
 from fftgen import durable
@@ -137,6 +139,23 @@ def test_modules_need_names_of_their_own() -> None:
             Artifact(modules, "nvrtc")
 
 
+def test_of_a_file_that_is_not_ours_no_more_than_a_header_is_read(tmp_path: Path) -> None:
+    """It may be a model of any size, or have no end."""
+    path = tmp_path / "model.safetensors"
+    save_file({"weights": np.zeros(4)}, path)
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)  # sparse
+    with pytest.raises(ArtifactError, match="no fftgen artifact"):
+        read(path)
+    with path.open("r+b") as file:
+        file.write(b"\xff" * 8)
+    with pytest.raises(ArtifactError, match="no fftgen artifact"):
+        read(path)
+    for endless in ("/dev/zero", tmp_path):
+        with pytest.raises(ArtifactError, match=r"is no file|cannot be read"):
+            read(endless)
+
+
 # --- damage
 
 
@@ -245,9 +264,6 @@ def test_a_foreign_file_is_refused(path: Path, content: bytes) -> None:
 
 
 def test_the_weights_of_a_model_are_no_artifact(path: Path) -> None:
-    np = pytest.importorskip("numpy")
-    from safetensors.numpy import save_file
-
     save_file({"weight": np.ones(4, np.float32)}, path, metadata={"format": "pt"})
     with pytest.raises(ArtifactError, match=r"conv\.fftgen is no fftgen artifact"):
         read(path)
@@ -261,10 +277,10 @@ def test_missing_directory_and_unreadable_files_are_told_with_their_path(
     with pytest.raises(ArtifactError, match=r"Is a directory"):
         read(path.parent)
 
-    def denied(self: Path) -> bytes:
+    def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(ArtifactError, match=r"Permission denied"):
         read(path)
 

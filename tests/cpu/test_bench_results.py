@@ -319,6 +319,10 @@ def test_files_are_read_back(tmp_path: Path) -> None:
         results.write(tmp_path / "no" / "such" / "r.json", doc)
 
 
+def test_every_contender_has_a_colour_of_its_own() -> None:
+    assert len(set(plots.COLOURS)) == len(plots.COLOURS) >= len(CONTENDERS)
+
+
 def test_plots_show_every_contender_that_was_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     seen: list[Any] = []

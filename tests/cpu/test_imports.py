@@ -82,7 +82,6 @@ WALLS = {
     "jinja2": {"render"},
     "sympy": {"planner"},
     "click": {"cli"},
-    "safetensors": set(ABOVE_TORCH),
     "matplotlib": {"bench"},
     "scipy": {"bench"},
 }

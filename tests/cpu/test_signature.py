@@ -24,8 +24,8 @@ def white(rng: np.random.Generator) -> Any:
     return lambda *shape: torch.from_numpy(rng.standard_normal(shape))
 
 
-def close(out: Tensor, ref: Tensor) -> None:
-    gradients.judge(out, ref, 1e-13)
+def close(out: Tensor, ref: Tensor, bound: float = 1e-13) -> None:
+    gradients.judge(out, ref, bound)
 
 
 def one(u: Tensor, k: Tensor, mode: str = "causal", length: int = 32, **more: Any) -> Tensor:
@@ -127,6 +127,57 @@ def test_shifted_reversed_filters_are_those_of_published_layers(white: Any) -> N
         fftgen.fftconv(u, k0, k_rev=k1, reverse="flipped")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"mode": "full", "u": torch.ones(2, 3, 0)}, "u has length 0"),
+        ({"mode": "valid", "u": torch.ones(2, 3, 0)}, "u has length 0"),
+        ({"mode": "same", "u": torch.ones(2, 3, 0)}, "u has length 0"),
+        (
+            {"mode": "valid", "out_gate": torch.ones(2, 3, 20)},
+            r"the result's shape \(2, 3, 16\), got \(2, 3, 20\)",
+        ),
+        (
+            {"mode": "full", "out_gate": torch.ones(2, 3, 20)},
+            r"the result's shape \(2, 3, 24\), got \(2, 3, 20\)",
+        ),
+        ({"mode": "full", "in_gate": torch.ones(1, 3, 20)}, r"have u's shape \(2, 3, 20\), got \(1, 3, 20\)"),
+        ({"mode": "full", "in_gate": 3}, "in_gate must be a torch.Tensor, got int"),
+        ({"mode": "valid", "k": torch.ones(3, 0)}, "k has 0 taps, this convolution takes 1 or more"),
+        ({"mode": "circular", "period": 10}, "steps, period=10: the period is at least the longest"),
+        ({"u": torch.ones(2, 3, 20).cfloat()}, "u.real and u.imag each by itself"),
+    ],
+)
+def test_refusals_name_what_was_passed(given: dict[str, Any], said: str) -> None:
+    """Not what it is padded to on the way; and nothing is no signal, whatever it is padded to."""
+    with pytest.raises(InputError, match=said):
+        fftgen.fftconv(**{"u": torch.ones(2, 3, 20), "k": torch.ones(3, 5), **given})
+
+
+def test_one_signal_by_itself_takes_a_skip_of_one_channel() -> None:
+    u, k = torch.ones(20), torch.ones(5)
+    for skip in (torch.ones(1), torch.ones(())):
+        close(fftgen.fftconv(u, k, skip=skip), fftgen.fftconv(u, k) + u)
+
+
+def test_sums_on_the_way_may_be_larger_than_any_result() -> None:
+    """As in the kernels, rows and filters are scaled by powers of two: fp32 ends at 3.4e38."""
+    rows = torch.tensor([1e36, 3e37, 1.0, 2.0, 1e-20])
+    u = rows[:, None, None] * torch.ones(1, 2, 4096)
+    k = torch.zeros(2, 9)
+    k[:, 0] = torch.tensor([1.0, 1e-6])
+    y = fftgen.fftconv(u.bfloat16(), k)
+    close(y.double(), u.bfloat16().double() * k[:, :1].double(), 4e-3)
+    u[1, 0, 7] = torch.inf
+    y = fftgen.fftconv(u.bfloat16(), k)
+    assert not y[1, 0].isfinite().all()
+    rest = torch.ones(5, 2, dtype=torch.bool)
+    rest[1, 0] = False
+    assert y[rest].isfinite().all()
+    huge = fftgen.fftconv(torch.full((1, 2, 64), 1e-30), 1e34 * torch.ones(2, 64))
+    close(huge[..., -1], torch.full((1, 2), 64e4), 1e-5)
+
+
 LENGTHS = [(20, 7), (20, 8), (7, 20), (8, 20), (20, 20), (1, 5), (5, 1), (1, 1), (131, 64)]
 
 
@@ -222,7 +273,7 @@ def test_what_the_functional_form_refuses() -> None:
         ({"mode": "same", "k_rev": K}, "k_rev has no place in mode 'same'"),
         ({"mode": "valid", "skip": K[:, 0]}, "skip has no place in mode 'valid'"),
         ({"period": 32}, "period=32 belongs to mode 'circular'"),
-        ({"mode": "circular", "period": 7}, "u has length 20, this convolution takes at most 7"),
+        ({"mode": "circular", "period": 7}, "signals and filters of 20, 8 steps, period=7: the period is at"),
     ):
         with pytest.raises(InputError, match=message):
             fftgen.fftconv(U, K, **options)  # type: ignore[arg-type]

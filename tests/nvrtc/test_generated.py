@@ -176,7 +176,7 @@ def test_resources_are_what_the_compiler_reports(number: int, session_cache: Pat
     assert found["modules"][2 * number :][:2] == index["modules"], AGAIN
 
 
-def test_no_kernel_spills() -> None:
+def test_next_to_no_kernel_spills() -> None:
     """Of those that are committed; what the compiler says is the same (above)."""
     kernels = [(m, k) for m in committed()["modules"] for k in m["kernels"]]
     assert len(kernels) > 2 * len(portfolio.PROBLEMS)
