@@ -88,7 +88,9 @@ def _chosen(modules: list[Built], archs: tuple[str, ...]) -> list[Built]:
     missing = sorted(names - {b.plan.target for b in modules})
     if missing:
         there = ", ".join(dict.fromkeys(b.plan.target for b in modules))
-        raise InputError(f"the artifact has no module for {missing[0]}: it holds {there}")
+        raise InputError(
+            f"the artifact has no module for {missing[0]}, but for {there}: build it with --arch {missing[0]}"
+        )
     return [b for b in modules if not names or b.plan.target in names]
 
 

@@ -138,7 +138,8 @@ def _selected(modules: list[Built], targets: tuple[Target, ...]) -> list[Work]:
     missing = set(names) - {b.plan.target for b in modules}
     if missing:
         there = ", ".join(dict.fromkeys(b.plan.target for b in modules))
-        raise InputError(f"the file holds nothing for {', '.join(sorted(missing))}: it has {there}")
+        named = ", ".join(sorted(missing))
+        raise InputError(f"the file holds nothing for {named}, but for {there}: build it with --arch")
     return [Work(b) for b in modules if b.plan.target in names]
 
 

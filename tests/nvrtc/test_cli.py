@@ -186,7 +186,7 @@ def test_inspect_shows_what_bounds_the_compiled_kernels() -> None:
     assert Path("x.svg").stat().st_size > 0
     missing = fftgen("inspect", "x.fftgen", "--arch", "sm_86")
     assert missing.exit_code == 2
-    assert "no module for sm_86: it holds sm_90, compute_80" in missing.stderr
+    assert "no module for sm_86, but for sm_90, compute_80" in missing.stderr
 
 
 def test_an_overridden_engine_stays_in_its_file() -> None:
@@ -268,7 +268,7 @@ def test_verify_runs_equal_plans_once() -> None:
     assert [m["name"].split("_")[-2] for m in one] == ["sm100"]
     missing = fftgen("verify", "x.fftgen", "--arch", "sm_80")
     assert missing.exit_code == 2
-    assert "holds nothing for sm_80: it has sm_90, sm_100, sm_120" in missing.stderr
+    assert "holds nothing for sm_80, but for sm_90, sm_100, sm_120" in missing.stderr
 
 
 def test_verify_notices_wrong_results() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import compiled
+import noise
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from command_line import why_not
 from torch import Tensor
 
 from fftgen import emulate
+from fftgen.accuracy import IN_SECTIONS
 from fftgen.api import build_files, jobs_for
 from fftgen.bundle import kind_of, open_shelf
 from fftgen.errors import InternalError
@@ -90,6 +92,22 @@ def test_sections_are_what_one_transform_is(
         skip = torch.copysign(draw(rng, shape[1]).float(), k[:, 0])
         seed = int(rng.integers(2**31))
         run(plan, u, k, seed=seed, in_gate=in_gate, out_gate=out_gate, skip=skip)
+
+
+@pytest.mark.parametrize(
+    ("sections", "points", "dtype"),
+    [
+        (4, 8192, "fp16"),
+        *slow([(2, 8192, "bf16"), (2, 32_768, "bf16"), (4, 16_384, "fp16"), (4, 32_768, "bf16")]),
+    ],
+)
+def test_noise_is_that_of_all_that_sections_hold(
+    sections: int, points: int, dtype: str, rng: np.random.Generator
+) -> None:
+    """Whatever signal and filter (test_noise.py)."""
+    plan = planned(sections, points, dtype)
+    u, k = noise.drawn(rng, sections * points, dtype)
+    noise.judge(call(plan, u, k), exact(plan, u, k), u, k, dtype, IN_SECTIONS)
 
 
 @pytest.mark.drawn(3)
