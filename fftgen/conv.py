@@ -30,7 +30,7 @@ from fftgen.signature import Form, arrange, autocast, shapes
 from fftgen.targets import Target, target_for
 from fftgen.targets import target as find_target
 
-_AS_IT_IS = "torch.fft"  # and what it is for: they stand where a plan's digest would
+_AS_IT_IS = "torch.fft"  # begins what stands for a plan's digest where a filter is kept as it is
 
 
 class Conv(Serving):

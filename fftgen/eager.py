@@ -89,18 +89,18 @@ def _by_gates(
     ahead, back = (_taps(f, signal, steps, mode) for f in (k, k_rev))
     filters = [f for f in (ahead, back) if f is not None]
     points = length if mode == "circular" else fast_length(steps + max(f.shape[-1] for f in filters) - 1)
-    x, powers = signal, []
+    x, power = signal, None
     if _may_overflow(points, signal, *filters):
-        powers = [_power(signal), torch.stack([_power(f) for f in filters]).amax(0)]
-        x = torch.ldexp(signal, -powers[0])
-        ahead, back = (None if f is None else torch.ldexp(f, -powers[1]) for f in (ahead, back))
+        rows, channels = _power(signal), torch.stack([_power(f) for f in filters]).amax(0)
+        x, power = torch.ldexp(signal, -rows), rows + channels
+        ahead, back = (None if f is None else torch.ldexp(f, -channels) for f in (ahead, back))
     response = None if ahead is None else torch.fft.rfft(ahead, n=points)
     if back is not None:
         reflected = torch.conj_physical(torch.fft.rfft(back, n=points))
         response = reflected if response is None else response + reflected
     y: Tensor = torch.fft.irfft(torch.fft.rfft(x, n=points) * response, n=points)[..., :steps]
-    for power in powers:
-        y = torch.ldexp(y, power)
+    if power is not None:  # beyond what one factor holds
+        y = torch.ldexp(torch.ldexp(y, power >> 1), power - (power >> 1))
     if skip is not None:
         y = y + skip.to(signal.dtype)[:, None] * signal
     return [(y if g is None else y * g.to(signal.dtype)).to(u.dtype).contiguous() for g in gates]
@@ -113,9 +113,9 @@ def _may_overflow(points: int, signal: Tensor, *filters: Tensor) -> bool:
 
 
 def _power(x: Tensor) -> Tensor:
-    """(..., 1), integer: the power of two that the largest element of a row is below."""
+    """(..., 1), integer: the power of two near the largest element of a row, if fp32 has its inverse."""
     largest = x.abs().amax(-1, keepdim=True)
-    return torch.where(largest.isfinite(), torch.frexp(largest).exponent, 0)
+    return torch.where(largest.isfinite(), torch.frexp(largest).exponent, 0).clamp(-126, 127)
 
 
 def _gated(x: Tensor, gate: Tensor | None) -> Tensor:

@@ -51,9 +51,9 @@ class FFTConv(nn.Module):
         super().__init__()
         taps = length if taps is None else taps
         groups = channels if groups is None else groups
+        Problem(mode, length, "fp32")  # says what is wrong with either
         for name, count in (("channels", channels), ("taps", taps), ("groups", groups)):
             check_count(name, count)
-        Problem(mode, length, "fp32")  # says what is wrong with either
         if not 1 <= taps <= length:
             raise InputError(f"taps must be from 1 to length {length}, got {taps}")
         if channels < 1 or groups < 1 or channels % groups:
