@@ -236,6 +236,21 @@ def test_headers_put_into_the_source_compile_to_the_same_code() -> None:
     assert alone.ptx == nvrtc.compile_cubin(source, "sm_80").ptx
 
 
+@pytest.mark.parametrize(
+    "asked", [("--engine", "wmma"), ("--engine", "mma"), ("--dtype", "fp32"), ("--causal", "--backward")]
+)
+def test_what_renders_with_headers_compiles_without_options_of_ours(
+    asked: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ours makes every function one of the device (-default-device), where another compiler wants it said."""
+    text = fftgen("render", "1024", *asked, "--headers").stdout
+    entries = tuple(re.findall(r"extern \"C\" __global__ .* (fftgen_\w+)\(", text))
+    assert entries
+    plain = ("--gpu-architecture=sm_90", "-std=c++17", "--ptxas-options=-v")
+    monkeypatch.setattr(nvrtc, "options", lambda *_, **__: plain)
+    nvrtc.compile_cubin(Source("alone.cu", text, {}, entries), "sm_90")
+
+
 def small() -> Built:
     """A module of an artifact, to be spoilt."""
     return api.build(256, causal=True, targets=["sm_80"], path="right.fftgen").built[0]

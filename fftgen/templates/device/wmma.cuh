@@ -74,7 +74,7 @@ struct Choose<false, Yes, No> {
     using type = No;
 };
 
-constexpr bool is_inverse(Form f) { return f == Form::INVERSE || f == Form::INVERSE_REAL; }
+__host__ __device__ constexpr bool is_inverse(Form f) { return f == Form::INVERSE || f == Form::INVERSE_REAL; }
 
 using Accumulator = wmma::fragment<wmma::accumulator, TILE, TILE, TILE, float>;
 
