@@ -71,6 +71,7 @@ KINDS = ("sm_75", "sm_80", "sm_90")
 of_every_target = pytest.mark.parametrize("name", cases.usually(TARGETS, KINDS), scope="module")
 
 
+@pytest.mark.drawn(2)
 @of_every_target
 def test_every_plan_is_legal(name: str) -> None:
     chip = target(name)
