@@ -378,7 +378,11 @@ def test_what_a_build_writes_passes(place: Path) -> None:
     build_65536(place / "cache")
     file = "generated/fftconv-65536-bf16.fftgen"
     found = answer("verify", file, "--quick")["modules"]
-    assert [m["plan"].split()[:2] for m in found] == [["circular", "65536"], ["causal", "32768"]]
+    whole, half, sections = (m["plan"] for m in found)
+    assert [p.split()[:2] for p in (whole, half)] == [["circular", "65536"], ["causal", "32768"]]
+    assert "sections" not in whole + half
+    assert "circular 65536 " in sections
+    assert " 2 sections around " in sections
     assert all(m["passed"] for m in found)
 
 
