@@ -30,7 +30,10 @@ TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 def stored_as(dtype: torch.dtype) -> str | None:
     """The name of a storage type; None for a dtype that is none."""
-    return next((name for name, served in TORCH.items() if served == dtype), None)
+    for name, served in TORCH.items():  # torch.compile of PyTorch 2.6 cannot trace next() with a default
+        if served == dtype:
+            return name
+    return None
 
 
 @dataclass(frozen=True)
