@@ -154,19 +154,20 @@ def read(path: Path | str, sha256: str | None = None) -> Artifact:
         with Path(path).open("rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ArtifactError(f"artifact {os.fspath(path)} is no file: {_AGAIN}")
-            raw = file.read(8)
-            size = int.from_bytes(raw, "little")
-            if sha256 is None and size <= _LONGEST_HEADER:  # of a file of any size that is not ours, no more
-                raw += file.read(size)
-                _split(raw, os.fspath(path))
-            if sha256 is not None or size <= _LONGEST_HEADER:
-                raw += file.read()
+            if sha256 is None:  # of a file of any size that is not ours no more than a header
+                raw = file.read(8)
+                size = int.from_bytes(raw, "little")
+                header, _ = _split(
+                    raw + (file.read(size) if size <= _LONGEST_HEADER else b""), os.fspath(path)
+                )
+                return _content(header, file.read(), os.fspath(path))
+            raw = file.read()
     except OSError as error:
         raise ArtifactError(
             f"artifact {os.fspath(path)} cannot be read ({error.strerror or error}): "
             "check the path, or make the file with 'fftgen build'"
         ) from error
-    if sha256 is not None and _sha(raw) != sha256.lower():
+    if _sha(raw) != sha256.lower():
         raise ArtifactError(
             f"artifact {os.fspath(path)} has SHA-256 {_sha(raw)}, expected was {sha256.lower()}: "
             "it is not the file you trust; fetch it again"
@@ -200,7 +201,11 @@ def dumps(artifact: Artifact) -> bytes:
 
 def loads(raw: bytes, origin: str = "the artifact") -> Artifact:
     """The artifact in a file's content; ``origin`` names it in messages. Raises ArtifactError."""
-    header, data = _split(raw, origin)
+    return _content(*_split(raw, origin), origin)
+
+
+def _content(header: dict[str, Any], data: bytes, origin: str) -> Artifact:
+    """The artifact of a header that is proven, and of the data after it."""
     try:
         _check_layout(header, len(data), origin)
         meta = header.pop("__metadata__")

@@ -92,7 +92,8 @@ class Conv(Serving):
                     "a prepared spectrum is of one filter per channel and holds k_rev already: hand in "
                     "neither k_rev nor groups nor per_row beside it"
                 )
-            if as_it_is(k.digest) and isinstance(u, Tensor) and u.is_cuda and k.planes.device == u.device:
+            here = isinstance(u, Tensor) and u.dim() > 0 and u.is_cuda and k.planes.device == u.device
+            if here and as_it_is(k.digest):
                 self._check_kept(k.digest, u)
                 ahead, *back = k.planes.unbind(1)
                 k_rev = back[0] if back else None
@@ -181,15 +182,14 @@ class Conv(Serving):
             )
         longest = self._longest(length)
         taps = max(int(f.shape[-1]) for f in both)
+        problem = self.served(longest, taps)
         if not k.is_cuda:
-            pair = both if k_rev is not None else [*both, torch.zeros_like(k)]
-            return _as_they_are(pair, taps, self.served(longest, taps))
+            return _as_they_are(both if k_rev is not None else [*both, torch.zeros_like(k)], taps, problem)
         if any(isinstance(f, FakeTensor) for f in both):
             raise InputError(
                 "k is a fake tensor, and on a GPU a spectrum is what kernels make of real ones: prepare it "
                 "before tracing, or hand in the filter itself, conv(u, k)"
             )
-        problem = self.served(longest, taps)
         ends = taps, taps if len(both) > 1 else 0
         if all(self.windows_of(k.device, problem, (b, k.shape[0], longest), *ends) for b in BATCHES):
             return _as_they_are(both, taps, problem)

@@ -62,8 +62,9 @@ class OnDemand(dict[tuple[Own, torch.device], Kernels]):
         So it is while a graph is captured, and where they are in no cache and FFTGEN_NO_JIT, or that there is
         no NVRTC, forbids compiling them. What the driver refuses is an error.
         """
-        if not self.may_be_had(device, own):
-            return None
+        found = self.get((own, device))  # a plan takes microseconds to look up: once, where it is there
+        if found is not None or not self.may_be_had(device, own):
+            return found
         try:
             return self.on(device, own)
         except DriverError:

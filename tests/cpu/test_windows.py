@@ -342,6 +342,8 @@ def test_a_short_filter_is_prepared_as_it_is(gpu: OnGpu, rng: np.random.Generato
     assert float(one.planes.abs().max()) > 0
     with pytest.raises(InputError, match="channels"):
         gpu.conv(u[:, :1], one)
+    with pytest.raises(InputError, match="u must be"):
+        gpu.conv(u[0, 0, 0], one)
 
 
 def test_a_long_filter_is_transformed(gpu: OnGpu, monkeypatch: pytest.MonkeyPatch) -> None:
