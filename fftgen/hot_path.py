@@ -23,6 +23,7 @@ _GRADIENT_NAMES = ("args", "both")
 _SIDE_OF_BLOCK = "if (blockIdx.x % 2 == 0) {"
 _SIDES = "int side = 0; side < 2;"
 _SIDE_OF_STEP = "side = step & 1;"
+_FAR_APART = "if (lower) "  # powers of a section and of its result, in kernels of rows in sections
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class HotPath:
 
 
 def specialised(source: Source, length: int, gated: bool) -> Source:
-    """The source with every launch aligned, of full length, and with or without gates."""
+    """The source with every launch aligned, of full length, with or without gates; sections of like sizes."""
     gates = _switched(("args.in_gate", "args.out_gate"), gated)
     head = (
         "(const Args<T> given) {\n    Args<T> args = given;\n"
@@ -55,6 +56,7 @@ def specialised(source: Source, length: int, gated: bool) -> Source:
     text = source.text.replace(_ENTRY, head)
     for name in _GRADIENT_NAMES:
         text = text.replace(_GRADIENT_ENTRY.format(name), _specialised_gradient(name, length, gated))
+    text = text.replace(_FAR_APART, "if (false) ")
     return Source(source.name, text, dict(source.headers), source.entries)
 
 

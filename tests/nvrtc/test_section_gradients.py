@@ -16,7 +16,7 @@ from calls import built
 from cases import slow
 from command_line import fftgen, why_not
 from gradients import draw
-from test_sections import POINTS, changed, in_whole_sectors
+from test_sections import POINTS, changed, in_whole_sectors, rising
 from test_sections import planned as convolution
 from traffic import moved
 
@@ -209,6 +209,15 @@ def test_what_is_not_finite_stays_where_it_belongs(bad: float, rng: np.random.Ge
     assert torch.equal(made.filter[1], clean.filter[1])
 
 
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize("first", [1e-3, 1e-5, 1e-8])
+def test_filters_that_begin_quietly(first: float, rng: np.random.Generator) -> None:
+    """As in test_sections.py, for both signals."""
+    found, shape = planned(3), (1, 2, 3 * POINTS)
+    given = draw(rng, shape, shape[-1], GATES, torch.bfloat16)
+    run(found, rng, shape, GATES, given={**given, "k": rising(rng, 2, shape[-1], first)})
+
+
 MUTATIONS = {
     "the filter as it is": ("add_product<true>(", "add_product<false>("),
     "its own spectrum as it is": ("twist_tile<true>(re_of", "twist_tile<false>(re_of"),
@@ -242,7 +251,10 @@ def test_what_makes_it_right_is_missed(
 
 @pytest.mark.parametrize(
     ("sections", "points", "arch"),
-    [(2, 32_768, "sm_90"), *slow([(2, 16_384, "sm_89"), (3, 16_384, "sm_90"), (4, 32_768, "sm_80")])],
+    [
+        (2, 32_768, "sm_90"),
+        *slow([(2, 16_384, "sm_89"), (3, 16_384, "sm_90"), (4, 32_768, "sm_80")]),
+    ],
 )
 def test_next_to_nothing_is_put_by(sections: int, points: int, arch: str) -> None:
     found = planned(sections, points, arch=arch)
@@ -253,9 +265,11 @@ def test_next_to_nothing_is_put_by(sections: int, points: int, arch: str) -> Non
 
 
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("sections", [2, 3])
-def test_the_kernels_do_what_the_model_says(sections: int, gated: bool, rng: np.random.Generator) -> None:
-    found, chip, rows = planned(sections), target("sm_90"), 3
+@pytest.mark.parametrize(("sections", "points"), [(2, 8192), (3, 8192)])
+def test_the_kernels_do_what_the_model_says(
+    sections: int, points: int, gated: bool, rng: np.random.Generator
+) -> None:
+    found, chip, rows = planned(sections, points), target("sm_90"), 3
     shape = (rows, 1, found.problem.length)
     needed = Needed(True, gated, gated)
     _, simulated = run(found, rng, shape, GATES if gated else (), needed)
@@ -287,9 +301,12 @@ def compiled_tables(found: Gradient) -> int:
 
 
 @pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
-@pytest.mark.parametrize("gated", [True, *slow([False])])
-def test_instructions_by_formula_are_near_those_of_the_code(gated: bool) -> None:
-    found = planned(2, 32_768)
+@pytest.mark.parametrize(
+    ("points", "gated"),
+    [(32_768, True), *slow([(32_768, False)])],
+)
+def test_instructions_by_formula_are_near_those_of_the_code(points: int, gated: bool) -> None:
+    found = planned(2, points)
     paths, chip, length = hot_path.gradient_hot_paths(found, gated), target("sm_90"), found.problem.length
     for label, work in ((found.label, gradient_work(found, chip, gated)), ("sums", sums_work(found, chip))):
         assert 0.85 < work.instructions / paths[label].per_transform(length) < 1.15

@@ -35,11 +35,15 @@ __device__ __forceinline__ TwinSink<T, true> behind(const TwinSink<T, true>& row
 // AROUND: so many distances there are, of sections further on as well, which stand behind the others; 0: of none such.
 template <int AROUND>
 struct SectionPowers {
-    static constexpr unsigned NOT_FINITE = 255;
+    static constexpr unsigned NOT_FINITE = 255, NEAR = 2;
 
-    unsigned* at;
+    unsigned* at;  // and before them that of the result under way
     const float2* scale;  // of the channel, distance 0
     int channels;
+
+    struct Joined {
+        Power own, result;
+    };
 
     // Which spectrum section q meets on its way to section p, and its power.
     __device__ __forceinline__ int distance(int p, int q) const { return AROUND && q > p ? p - q + AROUND : p - q; }
@@ -51,18 +55,24 @@ struct SectionPowers {
 
     __device__ __forceinline__ void keep(const Power& own, int p) const { at[p] = own.finite ? own.exponent : NOT_FINITE; }
 
-    // That of section p, whose own one is known: no less than brings what earlier ones add to fp16. Barriers of the
-    // caller's lie between this and who asks for it, and before another row's.
-    __device__ __forceinline__ Power join(const Power& own, int p, bool first) const {
-        const Power joined = most(own.finite, (int)own.exponent - spectrum(0), p, p);
-        if (first) keep(joined, p);
-        return joined;
+    // Those of section p and of its result, which is no less than brings what earlier ones add to fp16. The section's is
+    // the same if that is near its own, which spares multiplying its product; never far above, for what is lost beside
+    // this result may be most of a later one, that meets it with a larger spectrum. Barriers of the caller's lie
+    // between this and who asks for it, and before another row's.
+    __device__ __forceinline__ Joined join(const Power& own, int p, bool first) const {
+        const Power result = most(own.finite, (int)own.exponent - spectrum(0), p, p);
+        const Power kept(result.finite ? min(result.exponent, own.exponent + NEAR) << 23 : 0x7f800000u);
+        if (first) keep(kept, p), at[-1] = result.exponent;
+        return {kept, result};
     }
     // That of section p where all sections, `live` of them, are kept at their own.
     __device__ __forceinline__ Power joined(int p, int live) const { return most(true, term(p, p), p, live); }
 
-    // What brings the numbers of section q to what those of section p were joined at.
-    __device__ __forceinline__ Pack factor(int p, int q) const { return less((int)at[p] - spectrum(0) - term(p, q)); }
+    // What brings the numbers of section q to the power of the result of section p, which is under way.
+    __device__ __forceinline__ Pack factor(int p, int q) const { return less((int)at[-1] - spectrum(0) - term(p, q)); }
+    // Whether its own numbers have to be brought there, and what does it.
+    __device__ __forceinline__ bool lower(int p) const { return at[-1] != at[p]; }
+    __device__ __forceinline__ Pack factor(int p) const { return less((int)at[-1] - (int)at[p]); }
     __device__ __forceinline__ Pack factor(const Power& joined, int p, int q) const {
         return less((int)joined.exponent - spectrum(0) - term(p, q));
     }
@@ -98,6 +108,15 @@ __device__ __forceinline__ void add_product(
         twist<CONJUGATE>(x, y, kr.r[i], ki.r[i]);
         to_re[i / 2].v[i % 2] = fma2(packed(x), factor, to_re[i / 2].v[i % 2]);
         to_im[i / 2].v[i % 2] = fma2(packed(y), factor, to_im[i / 2].v[i % 2]);
+    }
+}
+
+// A tile times a number.
+__device__ __forceinline__ void multiply(Tile* re, Tile* im, Pack factor) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        re[i / 2].v[i % 2] = mul2(re[i / 2].v[i % 2], factor);
+        im[i / 2].v[i % 2] = mul2(im[i / 2].v[i % 2], factor);
     }
 }
 
