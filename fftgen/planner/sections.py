@@ -37,7 +37,8 @@ from fftgen.targets import target
 # Sections. Products grow with their square. What a section throws away, the imaginary part, is as large as
 # what it keeps, so that of 32 768 points the noise is 1.2 of what rounding to bf16 costs (1.25 is allowed).
 MOST = 4
-LENGTHS = (8192, 16_384, 32_768)  # of a section
+# Of a section: what blocks hold. Transforms of lengths between them take no less time than the next of these.
+LENGTHS = (8192, 12_288, 16_384, 24_576, 32_768, 40_960)
 
 
 Planned = Callable[[Problem], Plan | None]
@@ -45,8 +46,13 @@ Planned = Callable[[Problem], Plan | None]
 
 def possible(problem: Problem) -> bool:
     """Whether there may be sections: a plan tells."""
-    fits = problem.causal or problem.length % LENGTHS[0] == 0
-    return fits and LENGTHS[0] < problem.length <= MOST * LENGTHS[-1]
+    return any(_fits(problem, length) for length in LENGTHS)
+
+
+def _fits(problem: Problem, length: int) -> bool:
+    """Whether sections of so many points may make up rows of a problem."""
+    whole = problem.causal or problem.length % length == 0
+    return whole and length < problem.length <= MOST * length
 
 
 def sectioned(problem: Problem, length: int, planned: Planned, back: bool = False) -> Plan | None:
@@ -55,8 +61,7 @@ def sectioned(problem: Problem, length: int, planned: Planned, back: bool = Fals
     ``planned``: the plan of a causal problem, if it can be had. ``back``: with a filter that acts backwards;
     those of a circle do anyway.
     """
-    sections = -(-problem.length // length)
-    if not 1 < sections <= MOST or (not problem.causal and problem.length % length):
+    if not _fits(problem, length):
         return None
     matrix = CIRCULANT if not problem.causal else FULL if back else LOWER
     plan = planned(Problem("causal", length, problem.dtype))
@@ -66,13 +71,23 @@ def sectioned(problem: Problem, length: int, planned: Planned, back: bool = Fals
         return None
     if plan.transform != length or plan.abreast > 1:
         return None
-    return replace(plan, problem=problem, sections=sections, matrix=matrix)
+    return replace(plan, problem=problem, sections=_count(problem, length), matrix=matrix)
+
+
+def _count(problem: Problem, length: int) -> int:
+    return -(-problem.length // length)
 
 
 def of(problem: Problem, planned: Planned, back: bool = False) -> tuple[Plan, ...]:
-    """The plans of a problem in sections, of every length that there is."""
-    found = (sectioned(problem, length, planned, back) for length in LENGTHS)
-    return tuple(plan for plan in found if plan)
+    """The plans of a problem in sections: for each number of them that of the shortest there are."""
+    found: dict[int, Plan] = {}
+    for length in LENGTHS:
+        count = _count(problem, length)
+        if count not in found:
+            plan = sectioned(problem, length, planned, back)
+            if plan is not None:
+                found[count] = plan
+    return tuple(found.values())
 
 
 def of_many_rows(plan: Plan, others: Sequence[Plan]) -> Plan | None:

@@ -59,14 +59,18 @@ def plan(points: int = 32_768) -> Plan:
 
 def test_sections_are_of_what_one_block_holds() -> None:
     found = of(CAUSAL, planned)
-    assert [(p.sections, p.transform) for p in found] == [(4, 16_384), (2, 32_768)]
+    assert [(p.sections, p.transform) for p in found] == [(4, 16_384), (3, 24_576), (2, 32_768)]
     assert all(p.problem == CAUSAL and p.memory_class == "block" for p in found)
     assert all(p.sections <= MOST for p in found)
-    assert of(Problem("causal", 140_000, "bf16"), planned) == ()
+    assert of(Problem("causal", 165_000, "bf16"), planned) == ()
     around = of(replace(CAUSAL, mode="circular"), planned)
     assert [(p.sections, p.transform, p.distances) for p in around] == [(4, 16_384, 4), (2, 32_768, 2)]
     both = of(CAUSAL, planned, back=True)
-    assert [(p.sections, p.transform, p.distances) for p in both] == [(4, 16_384, 7), (2, 32_768, 3)]
+    assert [(p.sections, p.transform, p.distances) for p in both] == [
+        (4, 16_384, 7),
+        (3, 24_576, 5),
+        (2, 32_768, 3),
+    ]
     assert {p.matrix for p in (*found, *both, *around)} == set(MATRICES)
     assert "2 sections both ways" in str(both[-1])
     assert "2 sections around" in str(around[-1])
@@ -74,6 +78,26 @@ def test_sections_are_of_what_one_block_holds() -> None:
     assert of(replace(CAUSAL, dtype="fp32"), planned) == ()
     assert of(CAUSAL, lambda _: None) == ()
     assert "right-angle 2 sections block" in str(found[-1])
+
+
+@pytest.mark.parametrize(
+    ("arch", "steps", "there"),
+    [
+        ("sm_90", 70_000, [(3, 24_576), (2, 40_960)]),
+        ("sm_80", 70_000, [(3, 24_576)]),  # whose blocks hold no 40 960 points
+        ("sm_80", 40_000, [(4, 12_288), (3, 16_384), (2, 24_576)]),
+        ("sm_86", 24_576, [(3, 8192), (2, 12_288)]),
+        ("sm_90", 140_000, [(4, 40_960)]),
+    ],
+)
+def test_the_shortest_sections_of_each_number(arch: str, steps: int, there: list[tuple[int, int]]) -> None:
+    found = of(Problem("causal", steps, "bf16"), lambda p: search.plan(p, arch))
+    assert [(p.sections, p.transform) for p in found] == there
+
+
+def test_a_circle_takes_sections_that_make_it_up() -> None:
+    found = of(Problem("circular", 3 * 40_960, "fp16"), planned)
+    assert [(p.sections, p.transform) for p in found] == [(3, 40_960)]
 
 
 def test_a_plan_in_sections_is_told_and_read_again() -> None:
@@ -134,7 +158,7 @@ def test_sources_of_sections_by_the_command_at_their_head() -> None:
         assert "--sections" in words
         assert fftgen(*words).stdout == text
     for asked, said in (
-        (("--sections", 8192), "no sections of 8192 points on sm_90: there are 16384, 32768"),
+        (("--sections", 8192), "no sections of 8192 points on sm_90: there are 16384, 24576, 32768"),
         (("--sections", 32_768, "--twin"), "there are convolutions and, with --backward, all gradients"),
         (("--sections", 32_768, "--engine", "wmma"), "with --backward, all gradients"),
         (("--sections", 32_768, "--backward", "--both-ways"), "goes with --causal and --sections"),

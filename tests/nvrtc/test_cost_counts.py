@@ -80,6 +80,7 @@ PLANS = (
     shaped("causal", (16, 16), 0, "wmma", "fp16"),
     in_sections(16_384, 8192),
     in_sections(24_576, 8192),
+    in_sections(24_576, 12_288),
     search.plan(Problem("circular", 1000, "bf16"), "sm_90"),  # folds
     search.plan(Problem("circular", 1000, "fp16"), "sm_75"),
 )

@@ -51,6 +51,11 @@ CASES = (
     (2, 32_768, "bf16", "sm_90"),
     *slow(
         [
+            (2, 24_576, "bf16", "sm_80"),
+            (3, 24_576, "fp16", "sm_90"),
+            (3, 12_288, "bf16", "sm_86"),
+            (2, 40_960, "bf16", "sm_90"),
+            (4, 40_960, "fp16", "sm_90"),
             (4, 8192, "fp16", "sm_80"),
             (2, 16_384, "bf16", "sm_90"),
             (3, 16_384, "fp16", "sm_90"),
@@ -253,7 +258,7 @@ def test_what_makes_it_right_is_missed(
     ("sections", "points", "arch"),
     [
         (2, 32_768, "sm_90"),
-        *slow([(2, 16_384, "sm_89"), (3, 16_384, "sm_90"), (4, 32_768, "sm_80")]),
+        *slow([(2, 16_384, "sm_89"), (3, 16_384, "sm_90"), (4, 32_768, "sm_80"), (2, 40_960, "sm_90")]),
     ],
 )
 def test_next_to_nothing_is_put_by(sections: int, points: int, arch: str) -> None:
@@ -265,7 +270,9 @@ def test_next_to_nothing_is_put_by(sections: int, points: int, arch: str) -> Non
 
 
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize(("sections", "points"), [(2, 8192), (3, 8192)])
+@pytest.mark.parametrize(
+    ("sections", "points"), [(2, 8192), (3, 8192), *slow([(2, 12_288), (2, 24_576), (3, 40_960)])]
+)
 def test_the_kernels_do_what_the_model_says(
     sections: int, points: int, gated: bool, rng: np.random.Generator
 ) -> None:
@@ -303,7 +310,7 @@ def compiled_tables(found: Gradient) -> int:
 @pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
 @pytest.mark.parametrize(
     ("points", "gated"),
-    [(32_768, True), *slow([(32_768, False)])],
+    [(32_768, True), *slow([(32_768, False), (24_576, True), (24_576, False)])],
 )
 def test_instructions_by_formula_are_near_those_of_the_code(points: int, gated: bool) -> None:
     found = planned(2, points)

@@ -62,8 +62,15 @@ CASES = (
     (3, 8192, "fp16", "sm_90"),
     (2, 8192, "bf16", "sm_80"),
     (2, 32_768, "bf16", "sm_90"),
+    (3, 12_288, "bf16", "sm_86"),
     *slow(
         [
+            (2, 24_576, "bf16", "sm_80"),
+            (3, 24_576, "fp16", "sm_90"),
+            (4, 24_576, "bf16", "sm_100"),
+            (4, 12_288, "fp16", "sm_120"),
+            (2, 40_960, "bf16", "sm_90"),
+            (4, 40_960, "fp16", "sm_90"),
             (2, 16_384, "bf16", "sm_80"),
             (2, 32_768, "fp16", "sm_100"),
             (3, 16_384, "bf16", "sm_90"),
@@ -99,6 +106,7 @@ def test_sections_are_what_one_transform_is(
     [
         (4, 8192, "fp16"),
         *slow([(2, 8192, "bf16"), (2, 32_768, "bf16"), (4, 16_384, "fp16"), (4, 32_768, "bf16")]),
+        *slow([(3, 12_288, "bf16"), (3, 24_576, "fp16"), (4, 40_960, "bf16")]),
     ],
 )
 def test_noise_is_that_of_all_that_sections_hold(
@@ -263,7 +271,7 @@ def test_what_makes_it_right_is_missed(mutation: str, rng: np.random.Generator) 
 
 @pytest.mark.parametrize(
     ("points", "arch"),
-    [(32_768, "sm_90"), *slow([(32_768, "sm_80"), (32_768, "sm_100")])],
+    [(32_768, "sm_90"), *slow([(32_768, "sm_80"), (32_768, "sm_100"), (24_576, "sm_80"), (40_960, "sm_90")])],
 )
 def test_sections_put_next_to_nothing_by(points: int, arch: str) -> None:
     for sections in (2, 3):
