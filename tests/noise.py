@@ -12,7 +12,9 @@ from reference import Float64, stored
 from torch import Tensor
 
 # Every signal with every filter, means of 100 with filters that cancel most of them among them.
-PAIRS = list(itertools.product(("1", "mean", "tails", "swell", "spike anywhere"), ("decay", "flat", "grow")))
+PAIRS = list(
+    itertools.product(("1", "mean", "tails", "swell", "spike anywhere"), ("decay", "flat", "grow", "late"))
+)
 
 
 def drawn(rng: np.random.Generator, length: int, dtype: str) -> tuple[Tensor, Tensor]:
@@ -33,7 +35,8 @@ def _signal(rng: np.random.Generator, name: str, length: int, dtype: str) -> Ten
 
 def _filter(rng: np.random.Generator, name: str, length: int) -> Tensor:
     t = torch.arange(length) / length
-    shape = {"decay": torch.exp(-8 * t), "flat": torch.ones(length), "grow": t**4}[name]
+    late = torch.where(t < 0.4, 1e-6, 1.0)  # a quiet beginning, as of an echo
+    shape = {"decay": torch.exp(-8 * t), "flat": torch.ones(length), "grow": t**4, "late": late}[name]
     k = torch.from_numpy(rng.standard_normal(length)) * shape
     return (k / k.norm()).float()
 
