@@ -45,6 +45,15 @@ def test_a_launch_after_a_fault_does_not_blame_itself(code: int, monkeypatch: py
         launcher.launch("kernel", 1, 32, 0, b"")
 
 
+def test_blocks_that_do_not_go_side_by_side_say_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver("cuLaunchKernelEx", 912)
+    monkeypatch.setattr(runtime, "driver", lambda: driver)
+    monkeypatch.setattr(runtime, "_clustered", lambda *_: None)
+    launcher = runtime.StreamLauncher(0, 1, {"kernel": 1})
+    with pytest.raises(DriverError, match=r"clusters of 8.*larger share, or call with fewer rows"):
+        launcher.launch("kernel", 8, 32, 0, b"", 8)
+
+
 @pytest.mark.parametrize("failing", ["cuModuleLoadData", "cuLaunchKernel"])
 def test_a_code_that_the_bindings_do_not_know_is_an_error_of_the_driver(
     failing: str, monkeypatch: pytest.MonkeyPatch
