@@ -54,7 +54,7 @@ def planned(length: int, dtype: str = "bf16", target: str = "sm_90") -> Gradient
     return found
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [1024, 2048, 16_384, *slow(256, 4096, 65_536, *OTHERS)])
 @pytest.mark.parametrize("dtype", ["fp16", *slow("bf16")])
 def test_powers_of_two(length: int, dtype: str, rng: np.random.Generator) -> None:
@@ -62,7 +62,7 @@ def test_powers_of_two(length: int, dtype: str, rng: np.random.Generator) -> Non
     run(planned(length, dtype), rng, shape, ("k_rev", "in_gate", "out_gate", "skip"))
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [1024, 4096, *slow(256, 2048, 8192, 16_384)])
 def test_layouts_that_other_targets_take(length: int, rng: np.random.Generator) -> None:
     """Of every kind that fits, with gates and without."""
@@ -74,7 +74,7 @@ def test_layouts_that_other_targets_take(length: int, rng: np.random.Generator) 
             run(layout, rng, (3, 1, length - 8 * int(rng.integers(2))), gates)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("length", [17, 1025, 3000, 12_000, *slow(1, 2, 257, 1000, 20_000)])
 def test_other_lengths(length: int, rng: np.random.Generator) -> None:
     """Shorter signals than the transform, in fp16, with fewer taps than steps, and with more."""
@@ -85,7 +85,7 @@ def test_other_lengths(length: int, rng: np.random.Generator) -> None:
         run(found, rng, (3, 2, steps) if length < 10_000 else (1, 1, steps), taps=taps)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("length", [256, 2048, 4096, *slow(1024, 65_536)])
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=3))[1:])
 def test_what_is_wanted_and_no_more(
@@ -190,7 +190,7 @@ def test_what_is_not_finite_stays_where_it_belongs(length: int, bad: float, rng:
     assert torch.equal(made.filter[1], clean.filter[1])
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("target", ["sm_80", "sm_120", *slow("sm_86", "sm_89", "sm_100", "compute_80")])
 @pytest.mark.parametrize("length", [256, 2048, 4096, *slow(1024, 16_384, 65_536)])
 def test_every_target(target: str, length: int, rng: np.random.Generator) -> None:
@@ -241,7 +241,7 @@ FEW_SPILLED = {
 }
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(
     "length",
@@ -251,7 +251,7 @@ def test_no_kernel_spills(target: str, length: int) -> None:
     assert_nothing_spills(planned(length, target=target), target, FEW_SPILLED.get((length, target), 0))
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("length", COMMON)
 def test_counts(length: int, rng: np.random.Generator) -> None:
     """Matrix operations are the least possible; of every tensor every byte is moved once; no bank conflicts.
@@ -286,7 +286,7 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
             assert sum(x.units for x in moved) == sum(x.least for x in moved)
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("length", "by_turns"),
     [

@@ -103,7 +103,7 @@ def moved(counters: Counters, buffer: str, kind: str) -> int:
     return int(getattr(found, kind).bytes) if found else 0
 
 
-@pytest.mark.drawn(4, together="counted plans")
+@pytest.mark.drawn(5, together="counted plans")
 @pytest.mark.parametrize("plan", PLANS, ids=str, scope="module")
 def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
     transforms = CHANNELS * items_per_channel(plan, BATCH)
@@ -122,7 +122,7 @@ def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
             assert moved(counters, buffer, kind) == transforms * predicted, (kernel.label, buffer, kind)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_gates_are_read_as_often_as_the_model_says(plan: Plan) -> None:
     transforms = CHANNELS * items_per_channel(plan, BATCH)
@@ -149,7 +149,7 @@ PIPED = (
 )
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("plan", PIPED, ids=str)
 @pytest.mark.parametrize("gated", [False, True])
 def test_what_passes_the_pipe_of_shared_memory_is_what_the_model_says(gated: bool, plan: Plan) -> None:
@@ -169,7 +169,7 @@ def test_what_passes_the_pipe_of_shared_memory_is_what_the_model_says(gated: boo
     assert transforms * (work.shared_bytes + brought) == pytest.approx(found, rel=0.01 * plan.abreast)
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("plan", [p for p in PIPED if p.device_stages], ids=str)
 def test_tables_that_strips_load_are_what_the_model_says(plan: Plan) -> None:
     """A warp has one strip here, and loads the twiddles that it would keep."""
@@ -185,7 +185,7 @@ def test_tables_that_strips_load_are_what_the_model_says(plan: Plan) -> None:
         assert found == transforms * kernel_work(plan, kernel, target(plan.target)).shared_bytes
 
 
-@pytest.mark.drawn(4, together="counted plans")
+@pytest.mark.drawn(5, together="counted plans")
 @pytest.mark.parametrize("plan", [p for p in PLANS if p.sections == 1], ids=str, scope="module")
 def test_every_filter_kernel_does_what_the_model_says(plan: Plan) -> None:
     assert plan.filter.kernels
@@ -238,7 +238,7 @@ def test_machine_code_stores_the_workspace_whole(length: int) -> None:
 
 
 @needs_disassembler
-@pytest.mark.drawn(7)
+@pytest.mark.drawn(8)
 @pytest.mark.parametrize("problem", [p for p in portfolio.PROBLEMS if p.dtype != "fp32"], ids=str)
 @pytest.mark.parametrize("name", ["sm_90", *slow(["sm_80"])])
 @pytest.mark.parametrize("gated", [False, *slow([True])])
@@ -260,7 +260,7 @@ def test_the_formula_for_issue_slots_is_near_the_compiled_code(
 
 
 @needs_disassembler
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("name", ["sm_90", *slow(["sm_80"])])
 @pytest.mark.parametrize("length", [65_536, *slow([131_072, 262_144, 1_048_576])])
 @pytest.mark.parametrize("mode", ["causal", "circular"])

@@ -212,7 +212,7 @@ WMMA = ((16, 16), (16, 32), (48, 16), (32, 32), (16, 16, 16), (48, 16, 16), (80,
 MODES = ("causal", "circular")
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(
     ("length", "mode"),
     usually(product(LENGTHS, MODES), [*zip(LENGTHS, cycle(MODES)), (4096, "circular")]),
@@ -223,7 +223,7 @@ def test_spectra_of_every_length(mode: str, length: int, rng: np.random.Generato
     check(plan, make(plan, k), k)
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("factors", "mode"), usually(product(WMMA, MODES), list(zip(WMMA[1::2], cycle(MODES))))
 )
@@ -235,7 +235,7 @@ def test_spectra_in_the_order_of_the_wmma_engine(
     check(plan, make(plan, k), k)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(
     "plan",
     [
@@ -283,7 +283,7 @@ BACKWARDS = [
 ]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("plan", BACKWARDS, ids=lambda p: f"{p.problem.mode}-{p.problem.length}-{p.engine}")
 def test_spectra_of_filters_that_act_backwards_in_time(plan: Plan, rng: np.random.Generator) -> None:
     """Alone and beside one that acts forwards, as long as can be, shorter, and two taps; with a skip term."""
@@ -305,7 +305,7 @@ def test_one_tap_that_acts_backwards_is_one_that_acts_forwards(rng: np.random.Ge
         assert torch.equal(ahead.scale, back.scale)
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("mode", "length", "target"),
     [
@@ -322,7 +322,7 @@ def test_spectra_on_other_targets(mode: str, length: int, target: str, rng: np.r
     check(plan, make(plan, k), k)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(
     "plan",
     [
@@ -355,7 +355,7 @@ def test_the_error_is_that_of_fp32(plan: Plan, rng: np.random.Generator) -> None
         assert error.max() < FP32, f"relative error {error.max():.2e}"
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("taps", [1, 2, 129, 255, 2047, 4095])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 @pytest.mark.parametrize("target", ["sm_75", "sm_90"])
@@ -538,7 +538,7 @@ def test_a_missing_barrier_is_seen() -> None:
         prepare(plan, ptx_of(plan)[2], simulated, torch.ones(1, 4096), address=simulated.address)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("length", [256, 4096, 12_288, 20_480, 32_768, 65_536])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_memory_is_touched_once(mode: str, length: int, rng: np.random.Generator) -> None:

@@ -104,7 +104,7 @@ def signals(
     return made[0], made[1], made[2] if gates & 1 else None, made[3] if gates & 2 else None
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("length", [*COMMON, *slow((n,) for n in PATHS if n not in COMMON)])
 @pytest.mark.parametrize(
     ("mode", "dtype"),
@@ -117,7 +117,7 @@ def test_powers_of_two(length: int, mode: str, dtype: str, rng: np.random.Genera
     run(planned(length, dtype), rng, *signals(rng, dtype, shape, gates), mode=mode)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(
     ("length", "mode"),
     [
@@ -134,7 +134,7 @@ def test_other_lengths(length: int, mode: str, rng: np.random.Generator) -> None
     run(found, rng, *signals(rng, "bf16", shape, 3), mode=mode, taps=max(1, length - 3))
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [1024, 4096, *slow([(256,), (2048,), (8192,), (16_384,)])])
 def test_layouts_that_other_targets_take(length: int, rng: np.random.Generator) -> None:
     """Of every kind that fits; parts of a sum where rows of the chain are longer than 256 points."""
@@ -150,7 +150,7 @@ def test_layouts_that_other_targets_take(length: int, rng: np.random.Generator) 
         run(layout, rng, *signals(rng, "bf16", (3, 1, length - 8 * int(rng.integers(2))), 3))
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("length", [256, 2048, 4096, pytest.param(1024, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("gates", range(4))
 def test_gates_and_rows_that_start_anywhere(length: int, gates: int, rng: np.random.Generator) -> None:
@@ -230,7 +230,7 @@ def test_what_is_not_finite_stays_in_its_channel(length: int, bad: float, rng: n
     gradients.judge(dk[1:], ref, gradient_accuracy.filters("bf16", 3, "scaled-fp16"))
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_89", "sm_100", "sm_120", "compute_80"])
 @pytest.mark.parametrize(
     "length", [256, 4096, *(pytest.param(n, marks=pytest.mark.slow) for n in (1024, 16_384))]
@@ -246,7 +246,7 @@ def test_targets_without_the_instructions() -> None:
         planned(4096, "fp16", "sm_75")
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(
     "length",
@@ -267,7 +267,7 @@ def test_no_kernel_spills(target: str, length: int) -> None:
     assert_nothing_spills(planned(length, target=target), target, few.get((length, target), 0))
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("length", [256, 1024, 4096, 16_384, 65_536])
 def test_counts(length: int, rng: np.random.Generator) -> None:
     """Matrix operations and bytes of signals are the least possible; shared memory is free of conflicts."""
@@ -286,7 +286,7 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
         assert sum(x.units for x in loads) == sum(x.least for x in loads)
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("length", "by_turns"),
     [(256, False), (4096, False), (4096, True), *slow([(1024, False), (65_536, False)])],

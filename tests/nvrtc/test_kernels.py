@@ -40,7 +40,7 @@ USUAL = [
 ]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(("length", "mode", "dtype"), usually(EVERY, USUAL))
 def test_powers_of_two(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
     plan = plan_for(mode, length, dtype)
@@ -52,7 +52,7 @@ def test_powers_of_two(mode: str, length: int, dtype: str, rng: np.random.Genera
 OTHERS = (1, 2, 17, 100, 257, 1000, 1026, 5000, 5120, 12_288, 20_000, 20_480)
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", usually(OTHERS, (1, 257, 5000, 12_288)))
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_other_lengths(mode: str, length: int, rng: np.random.Generator) -> None:
@@ -62,7 +62,7 @@ def test_other_lengths(mode: str, length: int, rng: np.random.Generator) -> None
 OPTIONS = [c for n in range(4) for c in itertools.combinations(("in_gate", "out_gate", "skip"), n)]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("options", OPTIONS, ids="+".join)
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 @pytest.mark.parametrize("length", [512, 4096])
@@ -72,7 +72,7 @@ def test_every_combination_of_options(
     run(plan_for(mode, length, "bf16"), rng, batch=3, options=options)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize(("mode", "length"), [("causal", 256), ("circular", 256), ("circular", 4096)])
@@ -96,7 +96,7 @@ PROBLEMS = (("causal", 16_384), ("circular", 8192), ("circular", 1009))
 ELSEWHERE = [*(("sm_75", *p) for p in PROBLEMS), ("sm_86", *PROBLEMS[0]), ("compute_80", *PROBLEMS[2])]
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("target", "mode", "length"), usually([(t, *p) for t in TARGETS for p in PROBLEMS], ELSEWHERE)
 )
@@ -104,7 +104,7 @@ def test_every_target(target: str, mode: str, length: int, rng: np.random.Genera
     run(plan_for(mode, length, "fp16", target), rng, options=("out_gate", "skip"))
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(
     ("mode", "length", "dtype", "target"),
     [
@@ -127,7 +127,7 @@ def test_the_device_class(mode: str, length: int, dtype: str, target: str, rng: 
 KINDS = {"warp tile": ((16, 16), 0), "block": ((16, 16, 16), 0), "device": ((16, 16, 16), 1)}
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("target", ["sm_75", *slow(["sm_90"])])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_is_as_exact_beside_any_other(kind: str, target: str, rng: np.random.Generator) -> None:
@@ -139,7 +139,7 @@ def test_a_row_is_as_exact_beside_any_other(kind: str, target: str, rng: np.rand
     judge_rows_alone(plan, call(plan, u, k), u, k, SCALED)
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("steps", [4096, 4091])  # rows that are aligned or not
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 @pytest.mark.parametrize("kind", ["block", "device"])
@@ -169,7 +169,7 @@ def test_chunks_reuse_the_workspace(rng: np.random.Generator) -> None:
 LONG = (131_072, 262_144, 524_288, 1_048_576, 2_097_152, 4_194_304, 1_000_003, 3_000_000)
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("length", "mode"),
     usually(itertools.product(LONG, ("causal", "circular")), [(131_072, "circular"), (1_048_576, "causal")]),
@@ -183,7 +183,7 @@ def test_long_transforms_on_sampled_blocks(mode: str, length: int) -> None:
         assert sample.accuracy.passed, f"{sample.description}: {sample.accuracy}"
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(
     ("mode", "length"),
     [

@@ -46,7 +46,7 @@ EVERY = list(itertools.product(POWERS, MODES, DTYPES))
 USUAL = [case for case in EVERY if case[2] == "bf16" or case[0] in (256, 1024, 16_384)]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(("length", "mode", "dtype"), usually(EVERY, USUAL))
 def test_powers_of_two(mode: str, length: int, dtype: str, rng: np.random.Generator) -> None:
     plan = plan_for(mode, length, dtype)
@@ -68,7 +68,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(
     ("factors", "mode"),
     usually(itertools.product(SHAPES, MODES), list(zip(SHAPES[:6], itertools.cycle(MODES)))),
@@ -81,7 +81,7 @@ def test_other_shapes(mode: str, factors: tuple[int, ...], rng: np.random.Genera
     run(plan, rng, batch=3, options=OPTIONS)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     "length", [1, 257, 1000, 1500, 3000, 20_000, *slow((2, 17, 100, 1025, 2049, 5000, 5003, 12_000))]
 )
@@ -122,7 +122,7 @@ FOLDED = [
 ]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("plan", FOLDED, ids=lambda p: f"{p.fold}-{p.factors}-{p.memory_class}")
 def test_circular_lengths_that_are_no_transforms(plan: Plan, rng: np.random.Generator) -> None:
     """Folded: whole rows with all options, then a ragged end and filters of other lengths."""
@@ -133,7 +133,7 @@ def test_circular_lengths_that_are_no_transforms(plan: Plan, rng: np.random.Gene
         run(plan, rng, batch=1 if n > 10_000 else 2, length=length, taps=taps)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("options", COMBINATIONS, ids="+".join)
 @pytest.mark.parametrize(
     "plan", [folded(250, 16, 16, dtype="fp16"), folded(3700, 16, 16, 16)], ids=["250", "3700"]
@@ -144,7 +144,7 @@ def test_every_combination_of_options_on_a_folded_length(
     run(plan, rng, batch=3, options=options)
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(7)
 @pytest.mark.parametrize("options", COMBINATIONS, ids="+".join)
 @pytest.mark.parametrize("length", [512, 4096])
 @pytest.mark.parametrize("mode", MODES)
@@ -156,7 +156,7 @@ def test_every_combination_of_options(
         run(plan_for(mode, length, dtype), rng, batch=3, options=options)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("length", [256, 1024, 2048, 4096])
@@ -177,7 +177,7 @@ def test_short_inputs_and_filters(mode: str, length: int, taps: int, rng: np.ran
     run(plan_for(mode, 4096), rng, batch=3, length=length, taps=taps, options=OPTIONS)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("length", [250, 256, 4090, 4096])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("which", ["u", "in_gate", "out_gate"])
@@ -234,7 +234,7 @@ HARD += [("fp16", name) for name in ("mean", "tails", "spike", "1e-3")]
 SLOW = usually(PATHS, (256, 1024, 4096))
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(("dtype", "name"), HARD)
 @pytest.mark.parametrize("length", SLOW)
 @pytest.mark.parametrize("mode", MODES)
@@ -246,7 +246,7 @@ def test_hard_signals(mode: str, length: int, dtype: str, name: str, rng: np.ran
     judged(plan_for(mode, length, dtype), rng, u, k)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(("dtype", "name"), HARD)
 @pytest.mark.parametrize(
     ("length", "factors", "device"),
@@ -287,7 +287,7 @@ PAIRS = {
 }
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", usually(PAIRS, [kind for kind in PAIRS if "strips" not in kind]))
 def test_a_row_is_as_exact_beside_any_other(kind: str, dtype: str, rng: np.random.Generator) -> None:
@@ -302,7 +302,7 @@ def test_a_row_is_as_exact_beside_any_other(kind: str, dtype: str, rng: np.rando
     judge_rows_alone(plan, call(plan, u, k), u, k, SCALED)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("kind", PAIRS)
 def test_a_gate_may_make_rows_of_a_pair_unlike(kind: str, aligned: bool, rng: np.random.Generator) -> None:
@@ -330,7 +330,7 @@ def test_white_noise_comes_out_neither_smaller_nor_larger(
     assert abs(np.sum(y * ref) / np.sum(ref * ref) - 1) < most
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("kind", PAIRS)
 def test_rows_of_a_pair_are_as_exact_as_beside_their_like(kind: str, rng: np.random.Generator) -> None:
     """Rows of one size, and the same but for a factor that is half way to the next power of two."""
@@ -347,7 +347,7 @@ def test_rows_of_a_pair_are_as_exact_as_beside_their_like(kind: str, rng: np.ran
     assert (unlike < 1.12 * like).all(), (like, unlike)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("options", [(), ("in_gate",)], ids=["plain", "gated"])
 @pytest.mark.parametrize("length", [4096, 4091])
 @pytest.mark.parametrize("mode", MODES)
@@ -384,7 +384,7 @@ def test_peaks_and_norms_before_a_device_stage(
 # What is not finite, and zeros
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(
     ("value", "gate", "aligned"),
     [
@@ -459,7 +459,7 @@ def test_a_filter_that_is_not_finite_spoils_its_channel_only(
     assert torch.equal(after[:, ::2], before[:, ::2])
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize(
     ("length", "mode", "dtype"),
     usually(
@@ -496,7 +496,7 @@ def report(simulated_reports: dict[str, Report]) -> Report:
     return only
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("length", PATHS)
 @pytest.mark.parametrize("mode", MODES)
 def test_tensor_core_work_is_what_the_planner_counts(
@@ -511,7 +511,7 @@ def test_tensor_core_work_is_what_the_planner_counts(
     assert sum(tensor.values()) == 2 * items * plan.abreast * tensor_ops(plan)
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("mode", "factors", "stages"),
     [
@@ -534,7 +534,7 @@ def test_sums_in_fp32_are_the_last_and_where_planned_those_above_16(
     assert wide == items * 4 * plan.transform * factors[0] * sum(stages) / (16 * 8 * 16)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("length", [250, 1000, 3700])
 def test_a_folded_length_takes_the_work_of_a_causal_one(length: int, rng: np.random.Generator) -> None:
     plan, causal = (plan_for(mode, length) for mode in ("circular", "causal"))
@@ -556,7 +556,7 @@ def test_a_causal_sequence_of_4096_takes_640_operations(target: str, rng: np.ran
     assert sum(tensor.values()) == 3 * 640
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("options", [(), OPTIONS], ids=["plain", "gated"])
 @pytest.mark.parametrize("length", PATHS)
 @pytest.mark.parametrize("mode", MODES)
@@ -579,7 +579,7 @@ def test_memory_is_reached_as_well_as_can_be(
         assert kind.units <= 1.05 * kind.least
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("factors", [(16, 16, 16), (32, 16, 32), (16, 16, 16, 16)], ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_the_workspace_is_moved_in_whole_sectors(
@@ -613,7 +613,7 @@ FEW_IN_FP16 = {
 }
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("length", "mode", "target"),
     usually(
@@ -637,7 +637,7 @@ def test_no_kernel_spills(mode: str, length: int, target: str) -> None:
         assert all(mix[name]["HMMA"] > 0 for name in work)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 @pytest.mark.parametrize(
     ("mode", "factors"),

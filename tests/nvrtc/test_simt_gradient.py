@@ -106,7 +106,7 @@ def test_every_length(mode: str, length: int, rng: np.random.Generator) -> None:
     run(planned(length), rng, shape, mode=mode, gates=0 if few else int(rng.integers(4)), alike=few)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("name", ["sm_75", "sm_80", "sm_86", "sm_100", "sm_120"])
 @pytest.mark.parametrize("length", [1000, 9000, 20_480])
 @pytest.mark.parametrize("mode", MODES)
@@ -274,7 +274,7 @@ def test_all_gradients_by_one_pass(length: int, rng: np.random.Generator) -> Non
     judge_all(all_of(length), rng, shape, Needed(True, True, True))
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("needed", NEEDED, ids=str)
 @pytest.mark.parametrize("gates", range(4))
 @pytest.mark.parametrize("length", [300, 4096, 70_001])
@@ -285,7 +285,7 @@ def test_what_is_not_wanted_is_not_made(
     judge_all(all_of(length), rng, (3, 2, length) if length < 10_000 else (1, 1, length), wanted, gates)
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("name", ["sm_75", "sm_80", "sm_86", "sm_100", "sm_120"])
 @pytest.mark.parametrize("length", [1000, 20_480, 40_000])
 def test_all_gradients_on_every_target(length: int, name: str, rng: np.random.Generator) -> None:

@@ -205,7 +205,7 @@ def test_a_row_that_is_not_finite_makes_itself_nan_and_nothing_else(
     check(plan, y[1:], u[1:], k)
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("mode", "length", "dtype", "arch", "warps", "size"),
     [
@@ -249,7 +249,7 @@ def test_rows_in_shared_memory_give_the_same_bits(
     assert alike(plan, y, emulate.convolve(other, **given, ptx=ptx, clusters=Clusters(1, 1))[0])
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     ("mode", "length", "dtype", "arch", "lines"),
     [
@@ -288,7 +288,7 @@ def test_rows_in_part_in_shared_memory_give_the_same_bits(
 
 
 @pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("length", [LENGTH, *slow([131_072, 262_144])])
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_nothing_is_put_by_in_loops_over_strips_and_rows(mode: str, length: int) -> None:
@@ -364,7 +364,7 @@ CLUSTERED = [*SITES, ("causal", CLUSTER, 3), ("circular", CLUSTER, 4)]
 HELD = [*((in_cluster, 2, site) for site in CLUSTERED), *((held, 1, site) for site in SITES)]
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(7)
 @pytest.mark.parametrize(
     ("of", "size", "site"), usually(HELD, [one for one in HELD if one[2][0] == "causal"])
 )
