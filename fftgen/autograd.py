@@ -21,74 +21,13 @@ from torch import Tensor
 from torch.autograd import forward_ad as _forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import Function
-from torch.overrides import _get_current_function_mode_stack
-from torch.utils._device import DeviceContext
 
+from fftgen import observed
 from fftgen.eager import wide
 from fftgen.errors import InputError
 
 Maybe = Tensor | None
 Kept = tuple[Tensor, Tensor] | None  # a spectrum's planes and scale
-
-
-def recorded(*inputs: Any) -> bool:
-    """Whether reverse or forward mode differentiation looks at a call."""
-    if _forward_ad._current_level >= 0:
-        return True
-    if torch.is_grad_enabled():
-        for x in inputs:
-            if isinstance(x, Tensor) and x.requires_grad:
-                return True
-    return False
-
-
-def plain(*inputs: Any) -> bool:
-    """Whether nothing but differentiation may look at a call on these tensors.
-
-    No graph is traced, no transform of torch.func and no mode of torch.overrides (but that of a default
-    device, which is about tensors that are made) or of torch.utils._python_dispatch is active, and no input
-    is of a class with ways of its own, or one whose memory does not hold its values: the imaginary part of a
-    conjugate is negated when it is read, and zeros that autograd makes may have no memory. The dispatcher
-    sees to all that.
-    """
-    c = torch._C
-    if torch.compiler.is_compiling() or c._are_functorch_transforms_active():
-        return False
-    if c._len_torch_dispatch_stack() or c._get_tracing_state() is not None:
-        return False
-    if c._is_torch_function_mode_enabled():
-        modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        if not all(type(mode) is DeviceContext for mode in modes):
-            return False
-        with c.DisableTorchFunction():
-            return _hold_values(inputs)
-    return _hold_values(inputs)
-
-
-def _hold_values(inputs: tuple[Any, ...]) -> bool:
-    for x in inputs:
-        if x is not None and (type(x) not in PLAIN or x.is_neg() or x._is_zerotensor()):
-            return False
-    return True
-
-
-def diverted() -> bool:
-    """Whether a mode, of a default device where a call is ``plain``, sees every operation on tensors first.
-
-    That costs a microsecond each time and changes nothing of operations that make no tensors or say where.
-    """
-    return bool(torch._C._is_torch_function_mode_enabled())
-
-
-def unobserved(*inputs: Any) -> bool:
-    """Whether nobody looks at a call: it is ``plain`` and not ``recorded``.
-
-    Such a call needs no dispatcher, which would take a third of its time on the host.
-    """
-    return plain(*inputs) and not recorded(*inputs)
-
-
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def conv(
@@ -145,7 +84,7 @@ def conv_gradients(
     ``spectrum``: of k, k_rev and skip, as the call of ``conv`` on a GPU made it.
     """
     given = (u, v, k, k_rev, in_gate, out_gate, skip, *needed, taps, handle)
-    if spectrum is not None and unobserved(*given[:7]):
+    if spectrum is not None and observed.unobserved(*given[:7]):
         du, d_in, d_out, dk = ON_GPU["conv_gradients"](*given, spectrum=spectrum)
         return du, d_in, d_out, dk
     du, d_in, d_out, dk = _call(ConvGradients, torch.ops.fftgen.conv_gradients, given)
@@ -162,7 +101,7 @@ def _forward(name: str, tensors: int, inputs: tuple[Any, ...]) -> Any:
     Where nobody else looks, without the dispatcher, as in ``unobserved``. (What computes in PyTorch there
     would carry tangents along, which are not its business.)
     """
-    if inputs[0].is_cuda and _forward_ad._current_level < 0 and plain(*inputs[:tensors]):
+    if inputs[0].is_cuda and _forward_ad._current_level < 0 and observed.plain(*inputs[:tensors]):
         return ON_GPU[name](*inputs)
     operator = getattr(torch.ops.fftgen, name).default
     if torch._C._are_functorch_transforms_active():
@@ -183,7 +122,7 @@ def _call(rules: Any, operator: Any, inputs: tuple[Any, ...]) -> Any:
     """The operator by the shortest way: its Autograd kernel comes to the same, microseconds later."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return operator(*inputs)
-    if recorded(*inputs):
+    if observed.recorded(*inputs):
         return rules.apply(*inputs)
     return rules.forward(*inputs)
 
@@ -244,8 +183,8 @@ def _keeps(u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, s
         and k is not None
         and k.requires_grad
         and _forward_ad._current_level < 0
-        and recorded(u, in_gate, out_gate)
-        and plain(u, k, k_rev, in_gate, out_gate, skip)
+        and observed.recorded(u, in_gate, out_gate)
+        and observed.plain(u, k, k_rev, in_gate, out_gate, skip)
     )
 
 

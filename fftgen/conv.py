@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import pad
 
-from fftgen import autograd, shortcut
+from fftgen import autograd, observed, shortcut
 from fftgen.bundle import choose, open_shelf
 from fftgen.cache import Cache
 from fftgen.check import check_count, check_filter, check_spectrum, needs_grad
@@ -101,8 +101,8 @@ class Conv(Serving):
             return self._with_spectrum(u, k, in_gate, out_gate, skip)
         given = (u, k, k_rev, in_gate, out_gate, skip)
         kind = None
-        if autograd.plain(*given):
-            if autograd.diverted():
+        if observed.plain(*given):
+            if observed.diverted():
                 with torch._C.DisableTorchFunction():
                     return self(
                         u, k, k_rev=k_rev, in_gate=in_gate, out_gate=out_gate, skip=skip,
@@ -119,7 +119,7 @@ class Conv(Serving):
             route = self.route(x.u, x.k, x.k_rev, self.handle)
             self._routes.keep(kind, route)
             return route.conv(*given)
-        if x.u.is_cuda and autograd.unobserved(*x.tensors()):
+        if x.u.is_cuda and observed.unobserved(*x.tensors()):
             return x.back(self.run(*x.tensors())[0])
         return x.back(autograd.conv(*x.tensors(), self.handle))
 
@@ -128,10 +128,10 @@ class Conv(Serving):
     ) -> Tensor:
         """A call with a spectrum; on CPUs it holds the taps, forward and reversed."""
         given = (u, k.planes, k.scale, in_gate, out_gate, skip)
-        unobserved = autograd.unobserved(*given)
+        unobserved = observed.unobserved(*given)
         kind = None
         if unobserved:
-            if autograd.diverted():
+            if observed.diverted():
                 with torch._C.DisableTorchFunction():
                     return self._with_spectrum(u, k, in_gate, out_gate, skip)
             lying = k.planes.is_contiguous() and k.scale.is_contiguous()

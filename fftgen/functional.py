@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fftgen import autograd
+from fftgen import autograd, observed
 from fftgen.check import Open, hint_of, wanted
 from fftgen.conv import any_length, registered
 from fftgen.errors import InputError
@@ -54,8 +54,8 @@ def fftconv(
     """
     given = (u, k, k_rev, in_gate, out_gate, skip)
     kind = None
-    if autograd.plain(*given):
-        if autograd.diverted():
+    if observed.plain(*given):
+        if observed.diverted():
             with torch._C.DisableTorchFunction():
                 return fftconv(
                     u, k, mode=mode, k_rev=k_rev, in_gate=in_gate, out_gate=out_gate, skip=skip,

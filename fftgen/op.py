@@ -31,7 +31,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd.function import _SingleLevelFunction
 
-from fftgen import autograd, eager, filter_gradient
+from fftgen import autograd, eager, filter_gradient, observed
 from fftgen.check import Open, check_operands, check_spectrum, check_taps
 from fftgen.conv import Conv, as_it_is, registered, terms
 from fftgen.errors import InputError
@@ -296,9 +296,9 @@ def _differentiable(rules: Any, check: Any) -> Any:
             # what torch.func does for a Function that it meets. Other levels come to the operator again.
             with enable_single_level_autograd_function():
                 return of_one_level.apply(*inputs)
-        if inputs[0].is_cuda and type(inputs[0]) in autograd.PLAIN:
+        if inputs[0].is_cuda and type(inputs[0]) in observed.PLAIN:
             check(*inputs)  # the way from here may lead past the functions that do
-        if not autograd.recorded(*inputs):  # a Function costs a few microseconds even when it records nothing
+        if not observed.recorded(*inputs):  # a Function costs a few microseconds even when it records nothing
             return rules.forward(*inputs)
         return rules.apply(*inputs)
 

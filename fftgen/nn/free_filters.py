@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fftgen.autograd import plain
 from fftgen.errors import InputError
 from fftgen.nn.regularize import geometric, smooth, squash
+from fftgen.observed import plain
 
 INITIAL = ("random", "geometric")
 LOOK_EVERY = 1000  # training calls between looks at the squashed filter: on a GPU a look waits for it

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fftgen
-from fftgen import autograd, runtime
+from fftgen import autograd, observed, runtime
 from fftgen.check import check_input
 from fftgen.conv import Conv, registered
 from fftgen.errors import InputError, ToolchainError
@@ -347,7 +347,7 @@ def test_gradients_through_the_kernels_are_recorded_and_not_lost(
             conv()(given.pop("u"), given.pop("k"), **given)
             ((*inputs, handle),) = handed
             assert handle == conv().handle
-            assert autograd.recorded(*inputs)
+            assert observed.recorded(*inputs)
             assert [x is not None and x.requires_grad for x in inputs] == [n == name for n in ready]
         monkeypatch.undo()
         with torch.no_grad():

@@ -51,6 +51,7 @@ ORDER = (
     "check",
     "signature",
     "eager",
+    "observed",
     "autograd",
     "on_demand",
     "loaded",

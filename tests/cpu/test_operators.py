@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fftgen
-from fftgen import autograd, eager, gradient_accuracy, op
+from fftgen import autograd, eager, gradient_accuracy, observed, op
 from fftgen.conv import registered, terms
 from fftgen.errors import InputError
 from fftgen.execute import Spectrum
@@ -509,14 +509,14 @@ def test_handles_of_artifacts_and_open_lengths_name_mode_and_length() -> None:
 def test_only_a_call_that_nobody_looks_at_goes_past_the_dispatcher() -> None:
     plain = torch.zeros(2)
     leaf = torch.nn.Parameter(plain)
-    assert autograd.unobserved(plain, None)
-    assert not autograd.unobserved(plain, leaf)
+    assert observed.unobserved(plain, None)
+    assert not observed.unobserved(plain, leaf)
     with torch.no_grad():
-        assert autograd.unobserved(plain, leaf)
+        assert observed.unobserved(plain, leaf)
         with forward_ad.dual_level():
-            assert not autograd.unobserved(plain)
+            assert not observed.unobserved(plain)
     with torch.inference_mode():
-        assert autograd.unobserved(plain)
+        assert observed.unobserved(plain)
 
     class Mine(Tensor):
         pass
@@ -529,16 +529,16 @@ def test_only_a_call_that_nobody_looks_at_goes_past_the_dispatcher() -> None:
         def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return function(*args, **(kwargs or {}))
 
-    assert not autograd.unobserved(plain.as_subclass(Mine))
-    assert not autograd.unobserved(torch.zeros(2, dtype=torch.complex64).conj().imag)
-    assert not autograd.unobserved(torch._efficientzerotensor((2,)))
+    assert not observed.unobserved(plain.as_subclass(Mine))
+    assert not observed.unobserved(torch.zeros(2, dtype=torch.complex64).conj().imag)
+    assert not observed.unobserved(torch._efficientzerotensor((2,)))
     for mode in (Functions(), Dispatched(), FakeTensorMode()):
         with mode:
-            assert not autograd.unobserved(plain)
+            assert not observed.unobserved(plain)
     seen: list[bool] = []
 
     def note(x: Tensor) -> Tensor:
-        seen.append(autograd.unobserved(x))
+        seen.append(observed.unobserved(x))
         return x * 2
 
     torch.func.vmap(note)(plain)

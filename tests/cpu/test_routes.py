@@ -268,7 +268,7 @@ def test_an_operator_on_a_gpu_is_called_past_the_dispatcher_only_where_nobody_lo
     assert went == ["direct"] * 2
     with forward_ad.dual_level(), pytest.raises(InputError, match=r"call fftgen\.load"):
         conv(forward_ad.make_dual(u, u), k.detach())
-    monkeypatch.setattr(fftgen.autograd, "plain", lambda *_: False)
+    monkeypatch.setattr(fftgen.observed, "plain", lambda *_: False)
     monkeypatch.setitem(conv_module._registry, "test", fftgen.get_conv(512, causal=True))
     with pytest.raises(InputError, match=r"call fftgen\.load"):  # the CPU's operator knows no handle "test"
         conv(u, k)
@@ -346,9 +346,9 @@ def test_a_default_device_is_no_onlooker(
     assert seen == ["checked"]
     assert [x is None for x in steps.got] == [False, False]
     with chosen("cpu"), Onlooking():
-        assert not fftgen.autograd.plain(u, k)
+        assert not fftgen.observed.plain(u, k)
     with Onlooking(), chosen("cpu"):
-        assert not fftgen.autograd.plain(u, k)
+        assert not fftgen.observed.plain(u, k)
 
 
 class Onlooking(TorchFunctionMode):
