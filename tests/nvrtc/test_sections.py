@@ -214,6 +214,19 @@ def test_filters_that_begin_quietly(sections: int, first: float, rng: np.random.
     run(plan, u, rising(rng, 2, plan.problem.length, first))
 
 
+# Sizes of a signal, and of the first section of its filter beside the others: what undoes a result's power,
+# or that power beside the first section's, is beyond fp32.
+EXTREMES = [(1e30, 1e-10), (1e37, 1e-3), (100.0, 1e-37), (1e-30, 1e-7)]
+
+
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize(("size", "first"), EXTREMES)
+def test_powers_that_fp32_does_not_hold(size: float, first: float, rng: np.random.Generator) -> None:
+    plan = planned(3)
+    u = (draw(rng, 1, 1, plan.problem.length) * size).bfloat16()
+    run(plan, u, rising(rng, 1, plan.problem.length, first))
+
+
 def test_what_is_not_finite_spoils_what_comes_after_it(rng: np.random.Generator) -> None:
     """And no section before it: of its own section all results, of later ones, too."""
     plan = planned(3)
@@ -239,8 +252,9 @@ def changed(source: Source, before: str, after: str) -> Source:
 
 SUM = "to_re[i / 2].v[i % 2] = fma2(packed(x), "
 MUTATIONS = {
-    "no power of the result": ("return {kept, result};", "return {kept, kept};"),
-    "sections at the power of their result": ("NEAR = 2;", "NEAR = 200;"),
+    "no power of the result": ("at[-1] = result + spectrum(0);", "at[-1] = at[p];"),
+    "sections at the power of their result": ("NEAR = 2,", "NEAR = 200,"),
+    "half of what undoes it": ("* two_to(half) * two_to(result - half)", "* two_to(half)"),
     "an own product at its own power": ("if (lower) multiply(", "if (false) multiply("),
     "transforms at the wrong power": (f"{SUM}factor,", f"{SUM}pack(1.0f, 1.0f),"),
     "a spectrum of another distance": ("spectrum + (part - q) * distance", "spectrum + part * distance"),
@@ -277,7 +291,7 @@ def test_sections_put_next_to_nothing_by(points: int, arch: str) -> None:
     for sections in (2, 3):
         plan = planned(sections, points, arch=arch)
         found = compiled.cubin(render(plan), arch).resources[plan.name]
-        assert found.spill_store_bytes <= (8 if arch == "sm_100" else 0)
+        assert found.spill_store_bytes <= (16 if arch == "sm_100" else 0)
         assert found.registers <= 128
 
 

@@ -14,7 +14,7 @@ from calls import TORCH, built, draw, filters
 from cases import slow
 from command_line import why_not
 from hard_signals import hard_signal
-from test_sections import POINTS, SIZES, changed, in_whole_sectors
+from test_sections import EXTREMES, POINTS, SIZES, changed, in_whole_sectors, rising
 from torch import Tensor
 from traffic import moved
 
@@ -189,13 +189,21 @@ def test_instructions_by_formula_are_near_those_of_the_code(sections: int) -> No
     assert 0.9 < kernel_work(plan, plan.body, target("sm_90"), True).instructions / counted < 1.1
 
 
+@BOTH
+@pytest.mark.drawn(4)
+@pytest.mark.parametrize(("size", "first"), EXTREMES)
+def test_powers_that_fp32_does_not_hold(
+    size: float, first: float, matrix: str, rng: np.random.Generator
+) -> None:
+    plan = planned(matrix, 3)
+    u = (draw(rng, 1, 1, plan.problem.length) * size).bfloat16()
+    run(plan, u, rising(rng, 1, plan.problem.length, first))
+
+
 MUTATIONS = {
     "earlier sections alone": ("AROUND && q > p ? p - q + AROUND : p - q", "p > q ? p - q : 0"),
-    "transforms at the wrong power": (
-        "less((int)joined.exponent - spectrum(0) - term(p, q))",
-        "less((int)joined.exponent - spectrum(0) - term(p, p))",
-    ),
-    "results at the power of another": ("sink.scale *= powers.joined(part, live).down();", ""),
+    "transforms at the wrong power": ("max(result - term(p, q), 0)", "max(result - term(p, p), 0)"),
+    "results at the power of another": ("undo(sink.scale, powers.joined(part, live))", "undo(sink.scale, 0)"),
     "the last section's transform for all": ("if (q < part)", "if (q < 0)"),
     "nothing kept": ("own[part * (N / 4)] = together(r[g][m]),", ""),
     "another section's result": ("sections + part * (N / 4) + 2 * tile", "sections + 2 * tile"),

@@ -31,19 +31,17 @@ __device__ __forceinline__ TwinSink<T, true> behind(const TwinSink<T, true>& row
     return {behind(first, steps), row.both() ? row.twin + steps : nullptr, row.twin_gate == nullptr ? nullptr : row.twin_gate + steps};
 }
 
-// Powers of two of the sections of a row, in shared memory, and of the spectra of all distances, `channels` apart.
-// AROUND: so many distances there are, of sections further on as well, which stand behind the others; 0: of none such.
+// Powers of two of the sections of a row, in shared memory, and of the spectra of all distances, `channels` apart. Those
+// of results are of both together, and may be beyond what fp32 holds. AROUND: so many distances there are, of sections
+// further on as well, which stand behind the others; 0: of none such.
 template <int AROUND>
 struct SectionPowers {
-    static constexpr unsigned NOT_FINITE = 255, NEAR = 2;
+    static constexpr unsigned NOT_FINITE = 255;
+    static constexpr int NEAR = 2, SPOILT = 1 << 20;
 
-    unsigned* at;  // and before them that of the result under way
+    unsigned* at;  // and before them that of the result under way, with the first spectrum's
     const float2* scale;  // of the channel, distance 0
     int channels;
-
-    struct Joined {
-        Power own, result;
-    };
 
     // Which spectrum section q meets on its way to section p, and its power.
     __device__ __forceinline__ int distance(int p, int q) const { return AROUND && q > p ? p - q + AROUND : p - q; }
@@ -55,40 +53,45 @@ struct SectionPowers {
 
     __device__ __forceinline__ void keep(const Power& own, int p) const { at[p] = own.finite ? own.exponent : NOT_FINITE; }
 
-    // Those of section p and of its result, which is no less than brings what earlier ones add to fp16. The section's is
-    // the same if that is near its own, which spares multiplying its product; never far above, for what is lost beside
-    // this result may be most of a later one, that meets it with a larger spectrum. Barriers of the caller's lie
-    // between this and who asks for it, and before another row's.
-    __device__ __forceinline__ Joined join(const Power& own, int p, bool first) const {
-        const Power result = most(own.finite, (int)own.exponent - spectrum(0), p, p);
-        const Power kept(result.finite ? min(result.exponent, own.exponent + NEAR) << 23 : 0x7f800000u);
-        if (first) keep(kept, p), at[-1] = result.exponent;
-        return {kept, result};
+    // What section p is brought to, where its own power and those of earlier ones are known, which its result's is
+    // found of: no less than brings what each of them adds to fp16. That is the section's as well if it is near its own,
+    // which spares multiplying its product; never far above, for what is lost beside this result may be most of a later
+    // one, that meets it with a larger spectrum. Barriers of the caller's lie between this and who asks for either,
+    // and before another row's.
+    __device__ __forceinline__ Power join(const Power& own, int p, bool first) const {
+        const int result = most(own.finite, (int)own.exponent - spectrum(0), p, p);
+        const int near = min(min(result + spectrum(0), (int)own.exponent + NEAR), 253);
+        const Power kept(result == SPOILT ? 0x7f800000u : (unsigned)near << 23);
+        if (first) keep(kept, p), at[-1] = result + spectrum(0);
+        return kept;
     }
-    // That of section p where all sections, `live` of them, are kept at their own.
-    __device__ __forceinline__ Power joined(int p, int live) const { return most(true, term(p, p), p, live); }
-
-    // What brings the numbers of section q to the power of the result of section p, which is under way.
-    __device__ __forceinline__ Pack factor(int p, int q) const { return less((int)at[-1] - spectrum(0) - term(p, q)); }
-    // Whether its own numbers have to be brought there, and what does it.
+    __device__ __forceinline__ int under_way() const { return (int)at[-1] - spectrum(0); }
+    // Whether the product of section p with the first spectrum has to be brought to that.
     __device__ __forceinline__ bool lower(int p) const { return at[-1] != at[p]; }
-    __device__ __forceinline__ Pack factor(int p) const { return less((int)at[-1] - (int)at[p]); }
-    __device__ __forceinline__ Pack factor(const Power& joined, int p, int q) const {
-        return less((int)joined.exponent - spectrum(0) - term(p, q));
+    // That of the result of section p where all sections, `live` of them, are kept at their own.
+    __device__ __forceinline__ int joined(int p, int live) const { return most(true, term(p, p), p, live); }
+
+    // What brings the numbers of section q to a power of the result of section p.
+    __device__ __forceinline__ Pack factor(int result, int p, int q) const {
+        const float x = two_to(-min(max(result - term(p, q), 0), 127));
+        return pack(x, x);
+    }
+
+    // What undoes a result's power and the scale of spectra, of which `down` undoes the first one's: by halves.
+    __device__ __forceinline__ float undo(float down, int result) const {
+        const int half = result >> 1;
+        return result == SPOILT ? __uint_as_float(0x7fc00000u) : scale->x * down * two_to(half) * two_to(result - half);
     }
 
 private:
-    __device__ __forceinline__ Power most(bool finite, int power, int p, int sections) const {
+    __device__ __forceinline__ int most(bool finite, int power, int p, int sections) const {
         for (int q = 0; q < sections; ++q) {
             finite = finite && at[q] != NOT_FINITE;
             power = max(power, term(p, q));
         }
-        return Power(finite ? (unsigned)min(power + spectrum(0), 253) << 23 : 0x7f800000u);
+        return finite ? power : SPOILT;
     }
-    __device__ __forceinline__ Pack less(int powers) const {
-        const float x = __uint_as_float((unsigned)(127 - min(max(powers, 0), 127)) << 23);
-        return pack(x, x);
-    }
+    static __device__ __forceinline__ float two_to(int power) { return __uint_as_float((unsigned)(127 + power) << 23); }
 };
 
 // A tile of a spectrum as it comes, two results side by side, and back.
