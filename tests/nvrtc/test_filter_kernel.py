@@ -437,6 +437,7 @@ def test_channels_abreast_that_are_not_finite_are_zeros(bad: float, rng: np.rand
         assert torch.equal(planes[::3], clean.planes[::3])
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("length", [256, 4096, 20_480, 65_536])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_frequency_0_of_pairs_is_a_power_of_two(dtype: str, length: int, rng: np.random.Generator) -> None:
@@ -472,6 +473,7 @@ def test_the_peak_decides_exactly(rng: np.random.Generator) -> None:
         check_scale(plan, made, spectrum(plan, k))
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "plan",
     [

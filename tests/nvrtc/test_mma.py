@@ -89,6 +89,7 @@ def test_causal_lengths_that_are_no_transforms(length: int, rng: np.random.Gener
     run(plan_for("causal", length), rng, batch=2 if length < 10_000 else 1, channels=2)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("mode", MODES)
 def test_layouts_of_channels_abreast(mode: str, rng: np.random.Generator) -> None:
     """Of every width of columns, and twiddles in two levels; channels of an odd number, and a ragged end."""

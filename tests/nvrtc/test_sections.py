@@ -171,6 +171,7 @@ def test_each_section_has_a_power_of_its_own(sections: int, size: str, rng: np.r
     run(plan, u, filters(rng, 1, steps))
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("taps", [1, 2, POINTS, POINTS + 1])
 def test_filters_that_leave_distances_empty(taps: int, scale: float, rng: np.random.Generator) -> None:
@@ -264,6 +265,7 @@ MUTATIONS = {
 }
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_what_makes_it_right_is_missed(mutation: str, rng: np.random.Generator) -> None:
     plan = planned(3)

@@ -38,6 +38,7 @@ def plan_for(mode: str, length: int, name: str = "sm_90") -> Plan:
     return plan
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("length", usually(LENGTHS, USUAL))
 @pytest.mark.parametrize("mode", MODES)
 def test_every_length(mode: str, length: int, rng: np.random.Generator) -> None:

@@ -98,6 +98,7 @@ def exact(
     return found
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("length", usually(LENGTHS, (17, 300, 4096, 5003, 65_536)))
 @pytest.mark.parametrize("mode", MODES)
 def test_every_length(mode: str, length: int, rng: np.random.Generator) -> None:
@@ -170,6 +171,7 @@ def test_sums_are_in_the_order_that_is_said(length: int, rng: np.random.Generato
         assert (made - wanted).norm() < 5e-7 * wanted.norm()
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("signals", [False, True])
 @pytest.mark.parametrize("length", [256, 4096, 5003, 65_536])

@@ -414,6 +414,7 @@ def test_a_call_of_many_rows_is_one_launch_and_one_of_few_is_not(
 WORKSPACE = [("workspace", "loads", "workspace_loaded"), ("workspace", "stores", "workspace_stored")]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("of", "blocks"), [(planned, 2), (in_cluster, 2), (held, 1)])
 @pytest.mark.parametrize("mode", ["causal", *slow(["circular"])])
 def test_one_launch_moves_what_the_model_says(

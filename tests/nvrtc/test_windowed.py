@@ -114,6 +114,7 @@ PLANS = (
 )
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("length", "dtype", "arch"), PLANS)
 def test_windows_are_what_one_transform_is(
     length: int, dtype: str, arch: str, rng: np.random.Generator
