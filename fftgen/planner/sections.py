@@ -45,8 +45,8 @@ Planned = Callable[[Problem], Plan | None]
 
 
 def possible(problem: Problem) -> bool:
-    """Whether there may be sections: a plan tells."""
-    return any(_fits(problem, length) for length in LENGTHS)
+    """Whether there may be sections: a plan tells. Every call asks, and most rows are shorter than any."""
+    return LENGTHS[0] < problem.length <= MOST * LENGTHS[-1] and any(_fits(problem, n) for n in LENGTHS)
 
 
 def _fits(problem: Problem, length: int) -> bool:

@@ -121,14 +121,19 @@ def test_what_does_not_fit_is_refused_after_calls_that_did(
             launched += 2
 
 
+def prepared(conv: fftgen.Conv, white: Any) -> tuple[Tensor, Tensor, fftgen.execute.Spectrum]:
+    """Signals, and their filters as they are and prepared, by kernels that are loaded."""
+    u, k = white(2, 3, 100).bfloat16(), white(3, 50).float()
+    loaded = conv.on(u.device, conv.problem)
+    conv._loaded[conv.problem, u.device] = loaded
+    return u, k, loaded.spectrum(k)
+
+
 def test_a_spectrum_is_looked_at_once_and_a_foreign_one_refused(
     gpu: tuple[fftgen.Conv, Driver], white: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     conv, driver = gpu
-    u, k = white(2, 3, 100).bfloat16(), white(3, 50).float()
-    loaded = conv.on(u.device, conv.problem)
-    conv._loaded[conv.problem, u.device] = loaded
-    made = loaded.spectrum(k)
+    u, k, made = prepared(conv, white)
     seen = counted(monkeypatch)
     driver.launched.clear()
     for _ in range(3):
@@ -150,10 +155,7 @@ def test_a_spectrum_that_memory_does_not_hold_is_refused_every_time(
 ) -> None:
     """Kernels would read beyond its end, or what is not theirs; after calls with one that is whole, too."""
     conv, driver = gpu
-    u, k = white(2, 3, 100).bfloat16(), white(3, 50).float()
-    loaded = conv.on(u.device, conv.problem)
-    conv._loaded[conv.problem, u.device] = loaded
-    made = loaded.spectrum(k)
+    u, _, made = prepared(conv, white)
     shared = made.planes[:1].expand(3, -1, -1)
     bad = [
         replace(made, planes=shared, scale=made.scale[:1].expand(3, -1)),

@@ -112,7 +112,7 @@ def test_sections_are_what_one_transform_is(
 def test_noise_is_that_of_all_that_sections_hold(
     sections: int, points: int, dtype: str, rng: np.random.Generator
 ) -> None:
-    """Whatever signal and filter (test_noise.py)."""
+    """Of signals and filters of any shape (test_noise.py)."""
     plan = planned(sections, points, dtype)
     u, k = noise.drawn(rng, sections * points, dtype)
     noise.judge(call(plan, u, k), exact(plan, u, k), u, k, dtype, IN_SECTIONS)
