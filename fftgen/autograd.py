@@ -78,16 +78,17 @@ def conv_gradients(
     taps: int,
     handle: str,
     spectrum: Kept = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``torch.ops.fftgen.conv_gradients``: of u, in_gate, out_gate (empty: not ``needed``) and k, for v.
+) -> tuple[Maybe, Maybe, Maybe, Tensor]:
+    """``torch.ops.fftgen.conv_gradients``: of u, in_gate, out_gate (None: not ``needed``) and k, for v.
 
     ``spectrum``: of k, k_rev and skip, as the call of ``conv`` on a GPU made it.
     """
     given = (u, v, k, k_rev, in_gate, out_gate, skip, *needed, taps, handle)
     if spectrum is not None and observed.unobserved(*given[:7]):
-        du, d_in, d_out, dk = ON_GPU["conv_gradients"](*given, spectrum=spectrum)
+        du, d_in, d_out, dk = ON_GPU["gradients_needed"](*given, spectrum=spectrum)
         return du, d_in, d_out, dk
-    du, d_in, d_out, dk = _call(ConvGradients, torch.ops.fftgen.conv_gradients, given)
+    *made, dk = _call(ConvGradients, torch.ops.fftgen.conv_gradients, given)
+    du, d_in, d_out = (x if n else None for x, n in zip(made, needed, strict=True))
     return du, d_in, d_out, dk
 
 
@@ -188,27 +189,23 @@ def _keeps(u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, s
     )
 
 
-class KeepingConv(Conv):
+class KeepingConv(Function):
     """``Conv`` for a recorded call on a GPU: where ``_keeps``, its spectrum stays for the backward pass.
 
-    A filter takes as long to transform as one to two rows of signals (results/README.md).
+    A filter takes as long to transform as one to two rows of signals (results/README.md). Nothing but
+    reverse mode looks at such a call: without a ``setup_context``, which torch.func would want, ``apply``
+    takes half of the time.
     """
 
     @staticmethod
-    @_signed
-    def forward(*inputs: Any) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *tensors, ctx.handle = inputs
         y: Tensor
         y, kept = ON_GPU["conv_keeping"](*inputs)
-        u, _, _, in_gate, out_gate, _, _ = inputs
+        u, _, _, in_gate, out_gate, _ = tensors
         signals = sum(x.nbytes for x in (u, in_gate, out_gate) if x is not None)
-        if kept is not None and kept[0].nbytes <= signals:
-            y.__dict__["_spectrum"] = kept  # for setup_context, which comes next
+        ctx.save_for_backward(*tensors, *(kept if kept is not None and kept[0].nbytes <= signals else ()))
         return y
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        Conv.setup_context(ctx, inputs, output)
-        ctx.save_for_backward(*inputs[:6], *output.__dict__.pop("_spectrum", ()))
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Maybe, ...]:
@@ -478,8 +475,9 @@ def _gradients(
     signals = (need_u, need_in, need_out)
     if need_k and any(signals):
         taps = k.shape[-1]
-        *made, dk = conv_gradients(u, v, k, k_rev, in_gate, out_gate, skip, signals, taps, handle, spectrum)
-        du, d_in, d_out = (x if n else None for x, n in zip(made, signals, strict=True))
+        du, d_in, d_out, dk = conv_gradients(
+            u, v, k, k_rev, in_gate, out_gate, skip, signals, taps, handle, spectrum
+        )
     else:
         du, d_in, d_out = separately((conv, conv_both), given, v, signals, handle)
         if need_k:

@@ -247,17 +247,29 @@ def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
 
 
 # Launches of the latest shapes, by the digest of their plan: planning them takes longer than packing them.
-_planned: Bounded[tuple[str, int], tuple[tuple[FilterLaunch, str], ...]] = Bounded()
+_planned: Bounded[tuple[object, ...], tuple[tuple[FilterLaunch, str], ...]] = Bounded()
 
 
 def _filter_launches(plan: Plan, channels: int) -> tuple[tuple[FilterLaunch, str], ...]:
     """The launches that make ``channels`` filters' spectra, and the kernels they are of."""
     key = (plan.digest, channels)
-    found = _planned.get(key)
-    if found is None:
-        planned = filter_launches(plan.filter, plan.transform, channels)
-        found = _planned.keep(key, tuple((launch, plan.filter_entry(launch.kernel)) for launch in planned))
-    return found
+    return _planned.get(key) or _keep(key, plan, filter_launches(plan.filter, plan.transform, channels))
+
+
+def _finish_launches(
+    plan: Plan, channels: int, reach: int, period: int
+) -> tuple[tuple[FilterLaunch, str], ...]:
+    """The same of those that make taps of sums."""
+    key = (plan.digest, channels, reach, period)
+    return _planned.get(key) or _keep(
+        key, plan, finish_launches(plan.filter, plan.transform, channels, reach, period)
+    )
+
+
+def _keep(
+    key: tuple[object, ...], plan: Plan, made: Iterable[FilterLaunch]
+) -> tuple[tuple[FilterLaunch, str], ...]:
+    return _planned.keep(key, tuple((launch, plan.filter_entry(launch.kernel)) for launch in made))
 
 
 @dataclass(frozen=True)
@@ -281,8 +293,7 @@ class FinishCall:
 
 def run_finish(found: Gradient, call: FinishCall, launcher: Launcher) -> None:
     """Take the sums of a gradient to taps: the launches of planner/finish.py, in order."""
-    plan = found.plan
-    for launch in finish_launches(plan.filter, plan.transform, call.channels, call.reach, call.period):
+    for launch, entry in _finish_launches(found.plan, call.channels, call.reach, call.period):
         params = _FINISH_ARGS.pack(
             call.sums,
             call.lags,
@@ -295,4 +306,4 @@ def run_finish(found: Gradient, call: FinishCall, launcher: Launcher) -> None:
             call.period,
         )
         kernel = launch.kernel
-        launcher.launch(plan.filter_entry(kernel), launch.grid, kernel.threads, kernel.shared_bytes, params)
+        launcher.launch(entry, launch.grid, kernel.threads, kernel.shared_bytes, params)

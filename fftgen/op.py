@@ -131,13 +131,21 @@ def _correlate_cpu(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: 
     )
 
 
-def _gradients_cuda(u: Tensor, v: Tensor, *rest: Any, spectrum: tuple[Tensor, Tensor] | None = None) -> Four:
+def _gradients_cuda(u: Tensor, v: Tensor, *rest: Any) -> Four:
+    *made, of_filter = _gradients_needed(u, v, *rest)
+    return _all_four(u, made, of_filter)
+
+
+def _gradients_needed(
+    u: Tensor, v: Tensor, *rest: Any, spectrum: tuple[Tensor, Tensor] | None = None
+) -> tuple[Maybe, Maybe, Maybe, Tensor]:
+    """Results of ``conv_gradients`` on a GPU, None for each that is not needed."""
     given, needed, taps, handle = _asked(u, rest)
     found = filter_gradient.all_on_gpu(_found(handle, u), given, v, needed, taps, spectrum)
     if found is not None:
-        return _all_four(u, found[:3], found.filter)
+        return found
     made = autograd.separately((_conv_cuda, _both_cuda), given, v, needed, handle)
-    return _all_four(u, made, _correlate_cuda(u, v, given[3], given[4], taps, handle))
+    return *made, _correlate_cuda(u, v, given[3], given[4], taps, handle)
 
 
 def _gradients_cpu(u: Tensor, v: Tensor, *rest: Any) -> Four:
@@ -341,3 +349,4 @@ for _name, _cpu, _cuda, _fake, _check, _rules in _OPERATORS:
     _LIBRARY.impl(_name, _differentiable(_rules, _check), "Autograd")
     _torch_library.register_vmap(f"fftgen::{_name}", _rules.vmap, lib=_LIBRARY)
 autograd.ON_GPU["conv_keeping"] = _conv_keeping
+autograd.ON_GPU["gradients_needed"] = _gradients_needed

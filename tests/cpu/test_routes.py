@@ -366,6 +366,7 @@ class Steps:
         self.got: list[Any] = []
         self.causal = True
         plain = {"conv": self.conv, "conv_keeping": self.keeping, "conv_gradients": self.gradients}
+        plain["gradients_needed"] = self.needed
         for name, function in plain.items():
             monkeypatch.setitem(fftgen.autograd.ON_GPU, name, function)
 
@@ -377,9 +378,13 @@ class Steps:
         self.left.append(made)
         return torch.zeros_like(u), made if self.causal else None
 
-    def gradients(self, u: Tensor, v: Tensor, k: Tensor, *_: Any, spectrum: Any = None) -> tuple[Tensor, ...]:
-        self.got.append(spectrum)
+    def gradients(self, u: Tensor, v: Tensor, k: Tensor, *_: Any) -> tuple[Tensor, ...]:
+        self.got.append(None)
         return torch.zeros_like(u), u.new_empty(0), u.new_empty(0), torch.zeros_like(k)
+
+    def needed(self, u: Tensor, v: Tensor, k: Tensor, *_: Any, spectrum: Any) -> tuple[Tensor | None, ...]:
+        self.got.append(spectrum)
+        return torch.zeros_like(u), None, None, torch.zeros_like(k)
 
 
 @pytest.fixture
