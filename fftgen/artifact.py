@@ -28,7 +28,7 @@ from fftgen.targets import INTEGRATED
 
 #: Number of the layout, and of that of what kernels are handed (launch.py). A reader takes this one; how the
 #: header is digested stays the same in every schema.
-SCHEMA = 5
+SCHEMA = 6
 _LONGEST_HEADER = 100_000_000  # bytes: that of safetensors
 _FORMAT = "fftgen"
 _BLANK = "0" * 64

@@ -24,6 +24,7 @@ from fftgen.planner.whole import Clusters
 
 Address = Callable[[str, Tensor], int]
 PIECE = 16  # bytes that aligned rows are read and written in
+EMPTY = 2.0**126  # the scale of a spectrum of zeros, of sections: what it adds asks for no room
 # Of the storage types, by name.
 TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -96,17 +97,16 @@ def with_skip(plan: Plan, planes: Tensor, scale: Tensor, skip: Tensor) -> tuple[
     digits = spectrum_digits(plan)
     place = next(i for i, (extent, stride) in enumerate(digits) if stride == 1)
     spread = planes.reshape(-1, *(extent for extent, _ in digits)).to(torch.float32)
-    term = skip.detach().to(torch.float32) * scale[:, 0]
+    term = skip.detach().to(torch.float64) * scale[:, 0]  # a product of two that fp32 holds may be beyond it
     _, exponent = torch.frexp(1 + term.abs())
-    one = torch.ones_like(term)
-    down = torch.ldexp(one, 1 - exponent.clamp(1, 126))  # 1 while |D| < 1 in the spectrum's scale
+    down = torch.ldexp(torch.ones_like(term), 1 - exponent.clamp(min=1))  # 1 while |D| < 1 in that scale
 
     def fit(x: Tensor) -> Tensor:
         return x.reshape(-1, *(1 for _ in digits[1:]))
 
-    spread = spread * down.reshape(-1, *(1 for _ in digits))
+    spread = spread * down.to(torch.float32).reshape(-1, *(1 for _ in digits))
     spread.select(place + 1, 0).add_(fit(term * down))
-    moved = torch.stack([scale[:, 0] * down, scale[:, 1] / down], dim=-1)
+    moved = torch.stack([scale[:, 0] * down, scale[:, 1] / down], dim=-1).to(torch.float32)
     found = spread.reshape(planes.shape).to(planes.dtype)
     return (found, moved) if plan.abreast == 1 else _kept_apart(found, moved, ~term.isfinite())
 
@@ -117,8 +117,11 @@ def spectrum(
     """Transform filters (H, Lk), at most the plan's length, on their own device, in fp32 (filters.py).
 
     ``k_rev`` acts backwards in time; either may be absent, not both. A skip term (H,) adds to every
-    frequency: ``conv(u, k) + D u`` is ``conv(u, k + D delta)``.
+    frequency: ``conv(u, k) + D u`` is ``conv(u, k + D delta)``. Of sections, all distances have one, those of
+    zeros a scale that makes little of them: results go by the largest that adds to them.
     """
+    if plan.sections > 1:
+        return _of_sections(plan, k, k_rev, skip)
     natural = filters.response(plan, k, k_rev)
     if skip is not None:
         natural = natural + skip.detach().to(torch.float32)[:, None]
@@ -135,6 +138,20 @@ def spectrum(
     scale = torch.stack([up, down * plan.residual], dim=-1).contiguous()
     if plan.abreast > 1:
         planes, scale = _kept_apart(planes, scale, ~largest.isfinite())
+    longest = max(int(f.shape[-1]) for f in (k, k_rev) if f is not None)
+    return Spectrum(planes, scale, plan.digest, longest)
+
+
+def _of_sections(plan: Plan, k: Tensor | None, k_rev: Tensor | None, skip: Tensor | None) -> Spectrum:
+    one = replace(plan, sections=1)
+    made = [
+        spectrum(one, *filters.of_distance(plan, k, k_rev, distance), None if distance else skip)
+        for distance in range(plan.distances)
+    ]
+    planes = torch.stack([x.planes for x in made])
+    scale = torch.stack([x.scale for x in made])
+    empty = ~planes.flatten(2).any(-1)
+    scale[empty] = scale.new_tensor([EMPTY, plan.residual / EMPTY])
     longest = max(int(f.shape[-1]) for f in (k, k_rev) if f is not None)
     return Spectrum(planes, scale, plan.digest, longest)
 

@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import CIRCULANT, Plan
 
 
 @lru_cache(maxsize=32)
@@ -53,3 +53,25 @@ def response(plan: Plan, k: Tensor | None, k_rev: Tensor | None = None) -> Tenso
         return ahead
     back = torch.conj_physical(transform(plan, k_rev))  # a lazy conj() may be ignored: eager.py
     return back if ahead is None else ahead + back
+
+
+def of_distance(
+    plan: Plan, k: Tensor | None, k_rev: Tensor | None, distance: int
+) -> tuple[Tensor, Tensor | None]:
+    """The filter (H, Lk) between sections so far apart, forward and reversed (planner/sections.py): taps that
+    act by as many sections later and on, and those of up to a section before."""
+    n, reach = plan.transform, plan.points
+    first = k if k is not None else k_rev
+    assert first is not None
+    # Taps by the time that they act at, from -reach on.
+    acting = torch.zeros(first.shape[0], 2 * reach, dtype=torch.float32, device=first.device)
+    if k is not None:
+        acting[:, reach : reach + k.shape[-1]] += k.detach()
+    if k_rev is not None:
+        acting[:, reach - k_rev.shape[-1] + 1 : reach + 1] += k_rev.detach().flip(-1)
+    if plan.matrix == CIRCULANT:  # what acts a circle later or earlier acts at the same time
+        acting = (acting[:, reach:] + acting[:, :reach]).repeat(1, 2)
+    sections_on = distance - plan.distances if distance >= plan.sections else distance
+    now = reach + sections_on * n
+    back = acting[:, now - n + 1 : now].flip(-1)  # tap 0 acts at once, as that of the other does
+    return acting[:, now : now + n], torch.nn.functional.pad(back, (1, 0))

@@ -25,8 +25,8 @@ ARGS_BYTES = _ARGS.size
 # The same with all but the addresses packed before.
 _ADDRESSED = struct.Struct("<" + 6 * "Q16s" + "5Q" + f"{_NUMBERS.size}s")
 
-# FilterArgs in templates/device/filter.cuh: two fields of each filter, six addresses, three 32-bit numbers.
-_FILTER_ARGS = struct.Struct("<" + 2 * "Qq" + "6Q" + "3i4x")
+# FilterArgs in templates/device/filter.cuh: two fields of each filter, six addresses, four 32-bit numbers.
+_FILTER_ARGS = struct.Struct("<" + 2 * "Qq" + "6Q" + "4i")
 FILTER_ARGS_BYTES = _FILTER_ARGS.size
 
 # GradientArgs in templates/device/gradient.cuh: two Args, two addresses, two 32-bit numbers.
@@ -208,7 +208,7 @@ NO_TAPS = Taps()
 class FilterCall(NamedTuple):
     """All that the kernels of filters' spectra are handed. Addresses are device addresses, 0: absent.
 
-    ``back`` acts backwards in time.
+    ``back`` acts backwards in time. ``distances``: of sections, each of which has a spectrum of every filter.
     """
 
     filter: Taps
@@ -220,13 +220,14 @@ class FilterCall(NamedTuple):
     tables: int
     workspace: int = 0
     peaks: int = 0
+    distances: int = 1
 
 
 def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
     """Make the spectra of a call's filters: the launches of planner/filter.py, in order."""
     address, stride, taps = call.filter
     back_address, back_stride, back_taps = call.back
-    for launch, entry in _filter_launches(plan, call.channels):
+    for launch, entry in _filter_launches(plan, call.distances * call.channels):
         params = _FILTER_ARGS.pack(
             address,
             stride,
@@ -241,6 +242,7 @@ def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
             launch.first,
             taps,
             max(0, back_taps - 1),  # the first tap acts forwards as well
+            call.channels,
         )
         kernel = launch.kernel
         launcher.launch(entry, launch.grid, kernel.threads, kernel.shared_bytes, params)
@@ -250,10 +252,10 @@ def run_filter(plan: Plan, call: FilterCall, launcher: Launcher) -> None:
 _planned: Bounded[tuple[object, ...], tuple[tuple[FilterLaunch, str], ...]] = Bounded()
 
 
-def _filter_launches(plan: Plan, channels: int) -> tuple[tuple[FilterLaunch, str], ...]:
-    """The launches that make ``channels`` filters' spectra, and the kernels they are of."""
-    key = (plan.digest, channels)
-    return _planned.get(key) or _keep(key, plan, filter_launches(plan.filter, plan.transform, channels))
+def _filter_launches(plan: Plan, spectra: int) -> tuple[tuple[FilterLaunch, str], ...]:
+    """The launches that make so many spectra, and the kernels they are of."""
+    key = (plan.digest, spectra)
+    return _planned.get(key) or _keep(key, plan, filter_launches(plan.filter, plan.transform, spectra))
 
 
 def _finish_launches(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fftgen.planner.filter import FilterKernel, FilterStage
 from fftgen.planner.filter_design import exponents
-from fftgen.planner.plan import Plan
+from fftgen.planner.plan import CIRCULANT, Plan
 from fftgen.planner.work import Work
 from fftgen.targets import Target
 
@@ -28,16 +28,23 @@ PEAK = 4  # bytes that a row tells of itself
 
 
 def filter_work(plan: Plan, kernel: FilterKernel, target: Target, taps: int | None = None) -> Work:
-    """The work of one filter kernel for one channel; ``taps`` of the filter, by default all that fit.
+    """The work of one filter kernel for one channel, and of sections for one distance of theirs, on average;
+    ``taps`` of the filter, by default all that fit.
 
     What levels rows has all but one of them to do, as where a tone stands out; of rows that have the
     channel's power of two already it reads the peaks alone.
     """
     n = plan.transform
-    count = min(plan.problem.length, n) if taps is None else taps
+    count = min(plan.problem.length, plan.points) if taps is None else taps
     first = kernel.role in ("filter", "filter_columns")
-    # A tap that is folded (planner/fold.py) stands in two places: its second reading is not from memory.
+    # A tap that is folded (planner/fold.py) stands in two places, and so does one that reaches into the next
+    # section (planner/sections.py): its second reading is not from memory.
     again = count - 1 if plan.fold else 0
+    if plan.sections > 1:
+        reaching = sum(
+            min(max(count - s * n - 1, 0), n - 1) for s in range(plan.sections - (plan.matrix != CIRCULANT))
+        )
+        count, again = count // plan.distances, reaching // plan.distances
     lower = n - kernel.length  # numbers of all rows but the one of the channel's peak
     read, stored, fetched, put = {
         "filter": (4 * count, 4 * n + SCALE, 0, 0),
@@ -161,7 +168,8 @@ def _stage_instructions(plan: Plan, kernel: FilterKernel, stage: FilterStage, nu
     rows = _rows(plan, kernel, stage, first)
     each = 2  # a load and a store
     each += TWIST * (2 if stage.radix > 7 else 1) if rows else 0
-    each += 3 + (2 if weighted else 0) + (6 if plan.fold else 0) if first else 0  # bounds, weights, the fold
+    twice = plan.fold or plan.sections > 1  # taps stand in two places
+    each += 3 + (2 if weighted else 0) + (6 if twice else 0) if first else 0  # bounds, weights
     columns = kernel.role == "filter_columns"
     each += 3 if (first or last) and not columns else 0  # the peak
     roots = 0

@@ -186,9 +186,11 @@ def test_tables_that_strips_load_are_what_the_model_says(plan: Plan) -> None:
 
 
 @pytest.mark.drawn(5, together="counted plans")
-@pytest.mark.parametrize("plan", [p for p in PLANS if p.sections == 1], ids=str, scope="module")
+@pytest.mark.parametrize("plan", PLANS, ids=str, scope="module")
 def test_every_filter_kernel_does_what_the_model_says(plan: Plan) -> None:
+    """Of sections, all distances of every channel at once."""
     assert plan.filter.kernels
+    spectra = CHANNELS * plan.distances
     for kernel in plan.filter.kernels:
         work = filter_work(plan, kernel, target(plan.target))
         counters = simulated(plan).filter_reports[plan.filter_entry(kernel)].counters
@@ -200,12 +202,13 @@ def test_every_filter_kernel_does_what_the_model_says(plan: Plan) -> None:
             put, planes = put + planes, 0
         shared = counters.shared_loads.bytes + counters.shared_stores.bytes
         twiddles = moved(counters, "filter_tables", "loads")
-        assert moved(counters, "filter", "loads") == CHANNELS * work.loaded, kernel.role
-        assert planes + scale == CHANNELS * work.stored, kernel.role
-        assert fetched == CHANNELS * work.workspace_loaded, kernel.role
-        assert put == CHANNELS * work.workspace_stored, kernel.role
-        assert shared + twiddles == CHANNELS * work.shared_bytes, kernel.role
-        ratio = CHANNELS * work.instructions / counters.total_instructions
+        taps = moved(counters, "filter", "loads") / spectra
+        assert 0 <= taps - work.loaded <= (8 if plan.sections > 1 else 0), kernel.role  # on average
+        assert planes + scale == spectra * work.stored, kernel.role
+        assert fetched == spectra * work.workspace_loaded, kernel.role
+        assert put == spectra * work.workspace_stored, kernel.role
+        assert shared + twiddles == spectra * work.shared_bytes, kernel.role
+        ratio = spectra * work.instructions / counters.total_instructions
         assert FILTER[0] < ratio < FILTER[1], f"{kernel.role}: {ratio:.2f}"
 
 

@@ -23,7 +23,7 @@ struct FilterArgs {
     int first;                    // first channel of this launch
     int taps;                     // 0 without a filter
     int reach;                    // taps of `back` beyond the first
-    int unused;
+    int channels;                 // of a distance, where rows have sections: `planes` have those of one after another
 };
 
 __device__ __forceinline__ float2 operator+(float2 a, float2 b) { return {a.x + b.x, a.y + b.y}; }

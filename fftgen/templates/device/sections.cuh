@@ -77,10 +77,10 @@ struct SectionPowers {
         return pack(x, x);
     }
 
-    // What undoes a result's power and the scale of spectra, of which `down` undoes the first one's: by halves.
-    __device__ __forceinline__ float undo(float down, int result) const {
+    // What undoes a result's power, by halves, and what is left of the scales of stages.
+    __device__ __forceinline__ float undo(float residual, int result) const {
         const int half = result >> 1;
-        return result == SPOILT ? __uint_as_float(0x7fc00000u) : scale->x * down * two_to(half) * two_to(result - half);
+        return result == SPOILT ? __uint_as_float(0x7fc00000u) : residual * two_to(half) * two_to(result - half);
     }
 
 private:
