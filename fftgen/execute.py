@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple, overload
 
 import torch
@@ -21,6 +22,8 @@ from fftgen.planner.launch import MAX_ROWS, launches, peaks_words, together, wor
 from fftgen.planner.order import spectrum_digits
 from fftgen.planner.plan import Plan
 from fftgen.planner.whole import Clusters
+from fftgen.targets import Target
+from fftgen.targets import target as find_target
 
 Address = Callable[[str, Tensor], int]
 PIECE = 16  # bytes that aligned rows are read and written in
@@ -200,6 +203,16 @@ def aligned(x: Tensor | None) -> bool:
     return x.data_ptr() % PIECE == 0 and not (batch | channel | x.shape[-1]) % 8
 
 
+@lru_cache(maxsize=64)
+def chip_of(target: str, device: torch.device) -> Target:
+    """A target as wide as the GPU that is there; elsewhere the one that plans are made for."""
+    chip = find_target(target)
+    if device.type != "cuda":
+        return chip
+    there = torch.cuda.get_device_properties(device)
+    return chip.on(there.multi_processor_count, getattr(there, "L2_cache_size", 0) or chip.l2_bytes)
+
+
 class Planned(NamedTuple):
     """What a call of some shape takes: launches, elements of workspace in the signals' type, words that start
     as zeros."""
@@ -216,11 +229,11 @@ class Executable:
         self,
         plan: Plan,
         tables: Tensor,
-        together: Callable[[Plan, int, int], Clusters | None] = together,
+        together: Callable[[Plan, int, int, Target], Clusters | None] = together,
     ) -> None:
         """``tables``: the plan's table block (planner/tables.py), uint8, on the device of the calls.
 
-        ``together``: which calls of aligned rows one launch carries out, by plan, batch and channels.
+        ``together``: which calls of aligned rows one launch carries out, by plan, batch, channels and GPU.
         """
         self.plan = plan
         self.tables = tables
@@ -347,7 +360,8 @@ class Executable:
             raise InputError(f"{batch} x {channels} rows exceed {MAX_ROWS}: split the batch")
         # Results that are new are contiguous: aligned where rows of their length may be.
         vector = all(map(aligned, (u, in_gate, out_gate, twin_gate, *(into or ()))))
-        whole = self._together(plan, batch, channels) if vector else None
+        chip = chip_of(plan.target, u.device)
+        whole = self._together(plan, batch, channels, chip) if vector else None
 
         new = Signal(0, channels * length, length)
         y, twin = (new, new) if into is None else (strides(into[0]), strides(into[-1]))
@@ -368,7 +382,7 @@ class Executable:
             results=None if into is None else into[0].shape[-1],
         )
         return Planned(
-            tuple(Step(plan, call, launch) for launch in launches(plan, batch, channels, length, whole)),
-            workspace_elements(plan, batch, channels, whole),
+            tuple(Step(plan, call, x) for x in launches(plan, batch, channels, length, whole, chip)),
+            workspace_elements(plan, batch, channels, whole, chip),
             peaks_words(plan, batch, channels, whole),
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from fftgen import filters
 from fftgen.bounded import Bounded
 from fftgen.errors import InputError, InternalError
-from fftgen.execute import PIECE, Address, aligned, natural_order, strides, time_contiguous
+from fftgen.execute import PIECE, Address, aligned, chip_of, natural_order, strides, time_contiguous
 from fftgen.launch import ABSENT, Call, FinishCall, GradientStep, Launcher, Signal, run_finish, run_gradient
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.finish import comes_around
@@ -236,7 +236,7 @@ class _Pass:
         for x in signals:
             pointers |= 0 if x is None else x.data_ptr()
         of_strides = [None if x is None else x.stride() for x in signals]
-        key = (self.found.digest, u.shape, v.shape[-1], *of_strides, needed, pointers % PIECE == 0)
+        key = (self.found.digest, u.device, u.shape, v.shape[-1], *of_strides, needed, pointers % PIECE == 0)
         return _planned.get(key) or _planned.keep(key, _plan(self.found, u, v, in_gate, out_gate, needed))
 
 
@@ -262,7 +262,8 @@ def _plan(
         y = y._replace(y=result, out_gate=gates[0])
     if len(gates) == 2:
         y = y._replace(twin=result, twin_gate=gates[1])
-    made = launches(found, batch, channels, length)
+    chip = chip_of(found.plan.target, u.device)
+    made = launches(found, batch, channels, length, chip)
     wanted = (needed.out_gate, bool(gates))  # results of a side: nobody else needs its way back
     steps = tuple(
         GradientStep(found.plan, x, y, one)
@@ -271,9 +272,9 @@ def _plan(
     )
     return _Planned(
         steps,
-        1 if found.sums else parts(found, batch, channels),
+        1 if found.sums else parts(found, batch, channels, chip),
         spectra_bytes(found, made),
-        *space(found, batch, channels),
+        *space(found, batch, channels, chip),
     )
 
 

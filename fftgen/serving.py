@@ -13,6 +13,7 @@ from fftgen.bounded import Bounded
 from fftgen.bundle import build_twin, padded, trains
 from fftgen.cache import Cache
 from fftgen.errors import ToolchainError
+from fftgen.execute import chip_of
 from fftgen.loaded import Loaded, LoadedGradient, cut
 from fftgen.on_demand import OnDemand
 from fftgen.pipeline import Built, build, build_gradient, build_plan
@@ -196,7 +197,8 @@ class Serving:
             plan, shortest = self._provider.planned(problem, *facts), None
             if plan is not None:
                 others = self._provider.sections(problem, *facts, back)
-                shortest = sections.shorter(plan, others, batch, channels, apart, prepared)
+                chip = chip_of(plan.target, device)
+                shortest = sections.shorter(plan, others, batch, channels, apart, prepared, chip)
             kept = self._sections.keep(key, (shortest,))
         (found,) = kept
         return found if found and self._sectioned.may_be_had(device, found.plan) else None

@@ -10,7 +10,7 @@ called assumed, and ``--roofline`` says so where it decides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fftgen.errors import InputError
 
@@ -74,6 +74,11 @@ class Target:
     @property
     def capability(self) -> int:
         return 10 * self.major + self.minor
+
+    def on(self, multiprocessors: int, l2_bytes: int) -> Target:
+        """The same on a GPU of so many multiprocessors and so large an L2: chips of an architecture differ in
+        them, and so do shares of one (MIG)."""
+        return replace(self, multiprocessors=multiprocessors, l2_bytes=l2_bytes)
 
 
 # Of each chip: device memory, L2, matrix rate, clock.

@@ -27,7 +27,7 @@ from fftgen.bench.reference import exact, figures, judge, poison
 from fftgen.bench.row import OK, WRONG
 from fftgen.bench.timer import Timer
 from fftgen.bundle import in_sections
-from fftgen.execute import Address, Executable
+from fftgen.execute import Address, Executable, chip_of
 from fftgen.launch import Launcher
 from fftgen.loaded import Loaded, stream_of
 from fftgen.pipeline import Built, build, build_plan
@@ -38,6 +38,7 @@ from fftgen.planner.search import plan as find_plan
 from fftgen.planner.whole import Clusters
 from fftgen.prepare import transform
 from fftgen.problem import Problem
+from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
 ELEMENTS = 1 << 27  # of u at most: several chunks of the longest workspace, launches that a queue holds
@@ -149,7 +150,7 @@ def kernel_times(
     judged = backend.kernels or run is not None
     reference = exact(scaled, sets[0]) if judged else None
     ways: dict[str, Way[Tensor]] = {STAGES: _Way(running, backend, lambda *_: None)}
-    if together(plan, scaled.batch, scaled.channels):
+    if together(plan, scaled.batch, scaled.channels, chip_of(plan.target, backend.device)):
         ways[ONE] = _Way(running, backend, together)
     cut = in_sections(case.problem, find_target(backend.target))
     if cut is not None and run is None:
@@ -243,7 +244,7 @@ class _Way:
     """Calls that go one way, each of them launch by launch."""
 
     def __init__(
-        self, running: Running, backend: Backend, how: Callable[[Plan, int, int], Clusters | None]
+        self, running: Running, backend: Backend, how: Callable[[Plan, int, int, Target], Clusters | None]
     ) -> None:
         self.plan = running.plan
         self._running = running

@@ -15,6 +15,7 @@ from fftgen.planner.launch import (
     workspace_elements,
 )
 from fftgen.planner.plan import TILE, Kernel
+from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
 LEAST_SHARE = 4  # transforms of a worker: each writes 8 N bytes where a transform reads 4 N
@@ -37,11 +38,14 @@ def least_share(found: Gradient) -> int:
     return LEAST_SHARE if found.blocks else max(LEAST_SHARE, found.kernel.group)
 
 
-def parts(found: Gradient, batch: int, channels: int) -> int:
+def parts(found: Gradient, batch: int, channels: int, chip: Target | None = None) -> int:
     """Workers that share a channel's batch rows, if each has rows enough: as many as take the shortest time,
-    in waves of as many workers as run at a time, the last one partly filled."""
+    in waves of as many workers as run at a time, the last one partly filled.
+
+    ``chip``: the GPU that is there, here and below; None: the one that plans are made for.
+    """
     kernel = found.kernel
-    full = find_target(found.plan.target).multiprocessors * kernel.resident * kernel.items
+    full = (chip or find_target(found.plan.target)).multiprocessors * kernel.resident * kernel.items
     at_once = -(-channels // found.plan.abreast)
     if found.plan.chunk_bytes:
         at_once = max(1, min(channels, chunk_items(found.plan, batch * channels) // batch))
@@ -54,16 +58,16 @@ def parts(found: Gradient, batch: int, channels: int) -> int:
     return min(sorted(filling | {1}), key=time)
 
 
-def under_way(found: Gradient, rows: int) -> int:
+def under_way(found: Gradient, rows: int, chip: Target | None = None) -> int:
     """Of so many rows in sections, how many go through the workspace together."""
-    return min(rows, rows_at_once(found, find_target(found.plan.target)))
+    return min(rows, rows_at_once(found, chip or find_target(found.plan.target)))
 
 
-def space(found: Gradient, batch: int, channels: int) -> tuple[int, int]:
+def space(found: Gradient, batch: int, channels: int, chip: Target | None = None) -> tuple[int, int]:
     """Of each signal's workspace elements of its type, and 32-bit words that start as zeros."""
     plan = found.plan
     if found.sums:
-        rows = under_way(found, batch * channels)
+        rows = under_way(found, batch * channels, chip)
         return 2 * plan.points * rows, plan.sections * rows
     return workspace_elements(plan, batch, channels), peaks_words(plan, batch, channels)
 
@@ -77,22 +81,24 @@ def spectra_bytes(found: Gradient, planned: Iterable[GradientLaunch]) -> int:
     return most * group * 4 * found.plan.row_length
 
 
-def launches(found: Gradient, batch: int, channels: int, length: int) -> tuple[GradientLaunch, ...]:
+def launches(
+    found: Gradient, batch: int, channels: int, length: int, chip: Target | None = None
+) -> tuple[GradientLaunch, ...]:
     """Every launch of one call on ``(batch, channels, length)``, in order, chunk by chunk.
 
     A chunk may end inside a channel: the next one adds to the same parts.
     """
     if found.sums:
-        return _in_sections(found, found.sums, batch, channels)
+        return _in_sections(found, found.sums, batch, channels, chip or find_target(found.plan.target))
     total = batch * -(-channels // found.plan.abreast)
     chunk = chunk_items(found.plan, total)
-    shared = parts(found, batch, channels)
+    shared = parts(found, batch, channels, chip)
     made = []
     for first in range(0, total, chunk):
         items = min(chunk, total - first)
         for side in (0, 1) if found.plan.device_stages else ():
             for before in found.before:
-                one = launch_of(found.plan, before, first, items, length)
+                one = launch_of(found.plan, before, first, items, length, chip)
                 made.append(GradientLaunch(one, side, shared, 0))
         at_once = (first + items - 1) // batch - first // batch + 1
         workers = at_once * found.rows * shared
@@ -102,16 +108,18 @@ def launches(found: Gradient, batch: int, channels: int, length: int) -> tuple[G
         made.append(GradientLaunch(both, -1, shared, workers))
         for side in (0, 1):
             for after in found.after:
-                one = launch_of(found.plan, after, first, items, length)
+                one = launch_of(found.plan, after, first, items, length, chip)
                 made.append(GradientLaunch(one, side, shared, 0))
     return tuple(made)
 
 
-def _in_sections(found: Gradient, sums: Kernel, batch: int, channels: int) -> tuple[GradientLaunch, ...]:
+def _in_sections(
+    found: Gradient, sums: Kernel, batch: int, channels: int, chip: Target
+) -> tuple[GradientLaunch, ...]:
     """Both signals, then their sums, by a block to some tiles of a channel."""
     kernel, total = found.kernel, batch * channels
-    chunk = under_way(found, total)
-    at_a_time = max(1, find_target(found.plan.target).multiprocessors * kernel.resident // 2)
+    chunk = under_way(found, total, chip)
+    at_a_time = max(1, chip.multiprocessors * kernel.resident // 2)
     tiles, made = found.plan.transform // TILE**2, []
     for first in range(0, total, chunk):
         items = min(chunk, total - first)

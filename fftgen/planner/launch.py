@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from fftgen.planner.plan import SIMT, TILE, Kernel, Plan
 from fftgen.planner.whole import Clusters, clusters, share
-from fftgen.targets import target
+from fftgen.targets import Target, target
 
 MAX_RUN = 16  # pieces that one worker takes in a row: longer ones would leave the end of a launch to few
 START = 0.35  # of a piece: what a block does before the first one
@@ -45,16 +45,21 @@ def chunk_items(plan: Plan, items: int) -> int:
     return min(items, max(1, plan.chunk_bytes // (plan.point_bytes * plan.transform)))
 
 
-def together(plan: Plan, batch: int, channels: int) -> Clusters | None:
-    """The clusters of a call of aligned rows that one launch had better carry out; None: of others."""
-    return clusters(plan, items_per_channel(plan, batch) * channels)
+def together(plan: Plan, batch: int, channels: int, chip: Target | None = None) -> Clusters | None:
+    """The clusters of a call of aligned rows that one launch had better carry out; None: of others.
+
+    ``chip``: the GPU that is there, here and below; None: the one that plans are made for.
+    """
+    return clusters(plan, items_per_channel(plan, batch) * channels, chip)
 
 
-def workspace_elements(plan: Plan, batch: int, channels: int, whole: Clusters | None = None) -> int:
+def workspace_elements(
+    plan: Plan, batch: int, channels: int, whole: Clusters | None = None, chip: Target | None = None
+) -> int:
     """Elements of the signals' type that a call needs as workspace; bounded whatever the batch: by
     ``plan.chunk_bytes``, or where one launch carries it out by a place for every cluster."""
     if plan.sections > 1:
-        grid = launch_of(plan, plan.body, 0, items_per_channel(plan, batch) * channels, 0).grid
+        grid = launch_of(plan, plan.body, 0, items_per_channel(plan, batch) * channels, 0, chip).grid
         return 2 * plan.transform * (plan.sections - 1) * grid
     if not plan.chunk_bytes or (whole and plan.whole and share(plan, plan.whole) == 1):
         return 0
@@ -111,7 +116,12 @@ def run_of(pieces: int, slots: int) -> int:
 
 
 def launches(
-    plan: Plan, batch: int, channels: int, length: int, whole: Clusters | None = None
+    plan: Plan,
+    batch: int,
+    channels: int,
+    length: int,
+    whole: Clusters | None = None,
+    chip: Target | None = None,
 ) -> tuple[Launch, ...]:
     """Every launch of one call on ``(batch, channels, length)``, in order.
 
@@ -129,11 +139,13 @@ def launches(
     found = []
     for first in range(0, total, chunk):
         items = min(chunk, total - first)
-        found += [launch_of(plan, kernel, first, items, length) for kernel in plan.kernels]
+        found += [launch_of(plan, kernel, first, items, length, chip) for kernel in plan.kernels]
     return tuple(found)
 
 
-def launch_of(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -> Launch:
+def launch_of(
+    plan: Plan, kernel: Kernel, first: int, items: int, length: int, chip: Target | None = None
+) -> Launch:
     """The launch of one of a plan's kernels on transforms ``first .. first + items``."""
     run = 1
     if kernel.role == "peaks":
@@ -141,9 +153,10 @@ def launch_of(plan: Plan, kernel: Kernel, first: int, items: int, length: int) -
     else:
         pieces = _pieces(plan, kernel, items)
         workers = kernel.items  # of a block
+        slots = (chip or target(plan.target)).multiprocessors * kernel.resident
         if plan.sections > 1:  # as many blocks as run at a time: each has a place for its sections
-            run = -(-pieces // (target(plan.target).multiprocessors * kernel.resident))
+            run = -(-pieces // slots)
         elif plan.engine != SIMT:  # blocks there have nothing to do before their first piece
-            run = run_of(-(-pieces // workers), target(plan.target).multiprocessors * kernel.resident)
+            run = run_of(-(-pieces // workers), slots)
         grid = -(-pieces // (workers * run))
     return Launch(kernel, plan.entry(kernel), grid, 32 * kernel.warps, kernel.shared_bytes, first, items, run)

@@ -32,7 +32,7 @@ from typing import NamedTuple
 from fftgen.planner.plan import CIRCULANT, FULL, LOWER, SCALED, Plan
 from fftgen.planner.windows import WORTH, seconds
 from fftgen.problem import Problem
-from fftgen.targets import target
+from fftgen.targets import Target, target
 
 # Sections. Products grow with their square. What a section throws away, the imaginary part, is as large as
 # what it keeps, so that of 32 768 points the noise is 1.2 of what rounding to bf16 costs (1.25 is allowed).
@@ -115,14 +115,15 @@ def shorter(
     channels: int,
     kept: bool = False,
     prepared: bool = False,
+    chip: Target | None = None,
 ) -> Shorter | None:
     """The plan in sections that takes so many rows in least time, by the model; None: ``plan`` takes less.
 
     A block takes a row, so that few rows leave most of a chip idle: the last turn counts as a whole one.
     ``kept``: a backward pass would read the spectrum of ``plan`` again, and has to make it without.
-    ``prepared``: spectra are there.
+    ``prepared``: spectra are there; ``chip``: the GPU that is there.
     """
-    chip, rows = target(plan.target), batch * channels
+    chip, rows = chip or target(plan.target), batch * channels
     row, whole = seconds(plan)
     one, best = rows * row + (0.0 if prepared else channels * whole), None
     for other in others:

@@ -160,25 +160,28 @@ def _shape(plan: Plan, chip: Target, resident: int, room: float) -> Clusters | N
     return None
 
 
-def clusters(plan: Plan, items: int) -> Clusters | None:
+def clusters(plan: Plan, items: int, chip: Target | None = None) -> Clusters | None:
     """The clusters for so many transforms of a plan; None: better in a launch for each stage.
 
-    More blocks to a cluster where there are fewer transforms than clusters.
+    More blocks to a cluster where there are fewer transforms than clusters. ``chip``: the GPU that is there.
     """
     if plan.whole is None:
         return None
-    chip, resident = find_target(plan.target), plan.whole.resident
+    chip, resident = chip or find_target(plan.target), plan.whole.resident
     blocks = chip.multiprocessors * resident
     if plan.whole.row:  # these do not grow where there are few transforms: stages by themselves are quicker
         size = holding(plan, plan.whole)
         total = blocks // size
+        if total == 0:
+            return None
         turns = -(-items // total)
         return Clusters(size, min(items, total)) if items >= BUSY * turns * total else None
     if plan.cluster:
         total = min(items, _places(plan, chip, blocks // plan.cluster, 1.0))
         return Clusters(plan.cluster, total) if plan.cluster * total >= ENOUGH * blocks else None
     found = _shape(plan, chip, resident, ROOM) or _shape(plan, chip, resident, 1.0)
-    assert found is not None
+    if found is None:  # on no chip that plans are made for
+        return None
     size, total = found
     while items < total and size < SIZES[-1] and chip.capability >= CLUSTERS and 2 * size * items <= blocks:
         size, total = 2 * size, min(total, blocks // (2 * size))

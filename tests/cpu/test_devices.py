@@ -18,6 +18,7 @@ from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_sections import Prepared, in_sections
 from fftgen.problem import Problem
 from fftgen.serving import JustInTime
+from fftgen.targets import target as find_target
 
 WHOLE, HALF = Problem("circular", 512, "bf16"), Problem("causal", 256, "bf16")
 
@@ -39,6 +40,7 @@ class GPUs:
             "is_current_stream_capturing": lambda: self.capturing,
             "get_device_capability": lambda device=0: ((9, 0), (8, 0))[_index(device)],
             "get_device_name": lambda device=0: self.NAMES[_index(device)],
+            "get_device_properties": lambda device: _as_planned_for(self.TARGETS[_index(device)]),
         }
         for name, answer in answers.items():
             monkeypatch.setattr(torch.cuda, name, answer)
@@ -58,6 +60,11 @@ class GPUs:
             return SimpleNamespace()
         self.loaded.append((built.problem, device.index))
         return SimpleNamespace(executable=SimpleNamespace(plan=built))
+
+
+def _as_planned_for(name: str) -> SimpleNamespace:
+    chip = find_target(name)
+    return SimpleNamespace(multi_processor_count=chip.multiprocessors, L2_cache_size=chip.l2_bytes)
 
 
 def _index(device: Any) -> int:

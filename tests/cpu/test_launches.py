@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from plans import engines
 
+from fftgen.execute import chip_of
 from fftgen.launch import reciprocal
+from fftgen.planner import sections
 from fftgen.planner.gradient import backward
-from fftgen.planner.gradient_launch import OWN, WAVES, least_share, parts
+from fftgen.planner.gradient_launch import OWN, WAVES, least_share, parts, space
 from fftgen.planner.gradient_launch import launches as gradient_launches
+from fftgen.planner.gradient_sections import in_sections
 from fftgen.planner.launch import (
     MAX_ROWS,
     MAX_RUN,
@@ -213,6 +218,71 @@ def test_one_launch_has_a_place_and_a_ticket_for_every_cluster() -> None:
             sizes = items if mode == "causal" else 6 * items
             assert words == sizes + 1 + whole.total * (1 + strips)
         assert together(found, 1, 1) is None
+
+
+GPUS = {  # multiprocessors, MiB of L2: fewer, a share of one, more than that which plans are made for
+    "sm_80": ((56, 24), (14, 5)),
+    "sm_90": ((114, 50), (78, 60), (16, 7), (1, 7), (144, 60)),
+    "sm_89": ((58, 48), (128, 72)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "there"), [(name, there) for name, some in GPUS.items() for there in some], ids=str
+)
+def test_launches_are_as_wide_as_the_gpu_that_is_there(name: str, there: tuple[int, int]) -> None:
+    """What fills it at once, not another of its architecture: blocks beyond that would go in a turn of their
+    own. The workspace is that of these launches."""
+    chip = target(name).on(there[0], there[1] << 20)
+    for length in (65_536, 131_072):
+        problem = Problem("causal", length, "bf16")
+        whole = plan(problem, name)
+        for found in sections.of(problem, lambda q: plan(q, name)):
+            slots = chip.multiprocessors * found.body.resident
+            for rows in (1, slots, slots + 1, 5000):
+                (one,) = launches(found, rows, 1, length, None, chip)
+                assert one.grid <= slots
+                assert one.grid * one.run >= rows
+                assert one.run == -(-rows // slots)
+                assert workspace_elements(found, rows, 1, None, chip) == (
+                    2 * found.transform * (found.sections - 1) * one.grid
+                )
+            back = in_sections(found)
+            pairs = max(1, chip.multiprocessors * back.kernel.resident // 2)
+            elements, _ = space(back, 5000, 1, chip)
+            both = [x.launch for x in gradient_launches(back, 5000, 1, length, chip)[::2]]
+            assert sum(launch.items for launch in both) == 5000
+            assert max(launch.grid for launch in both) <= 2 * pairs
+            assert elements == 2 * found.points * max(launch.items for launch in both)
+        cut = together(whole, 5000, 1, chip)
+        if cut is not None:
+            assert whole.whole is not None
+            assert cut.size * cut.total <= chip.multiprocessors * whole.whole.resident
+            assert 4 * whole.transform * cut.total <= chip.l2_bytes or whole.whole.row
+    small = plan(Problem("causal", 4096, "bf16"), name)
+    (one,) = launches(small, 64, 768, 4096, None, chip)
+    assert one.run == run_of(64 * 768, chip.multiprocessors * small.body.resident)
+
+
+def test_a_gpu_says_how_wide_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+
+    def properties(device: torch.device) -> SimpleNamespace:
+        asked.append(device)
+        return SimpleNamespace(multi_processor_count=114, L2_cache_size=50 << 20)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    chip_of.cache_clear()
+    for _ in range(2):
+        there = chip_of("sm_90", torch.device("cuda", 1))
+        assert (there.multiprocessors, there.l2_bytes, there.name) == (114, 50 << 20, "sm_90")
+    assert asked == [torch.device("cuda", 1)]
+    assert chip_of("sm_90", torch.device("cpu")) == target("sm_90")
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=78)
+    )
+    assert chip_of("sm_90", torch.device("cuda", 2)) == target("sm_90").on(78, target("sm_90").l2_bytes)
+    chip_of.cache_clear()
 
 
 def test_a_plan_of_before_there_was_one_launch_still_means_what_it_did() -> None:

@@ -16,7 +16,7 @@ from cases import slow
 from command_line import why_not
 from torch import Tensor
 
-from fftgen import emulate
+from fftgen import emulate, execute
 from fftgen.accuracy import IN_SECTIONS
 from fftgen.api import build_files, jobs_for
 from fftgen.bundle import kind_of, open_shelf
@@ -169,6 +169,19 @@ def test_each_section_has_a_power_of_its_own(sections: int, size: str, rng: np.r
     steps = sections * POINTS
     u = (draw(rng, 1, 1, steps) * SIZES[size](torch.arange(steps))).bfloat16()
     run(plan, u, filters(rng, 1, steps))
+
+
+def test_blocks_take_row_after_row(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    """On a GPU of one multiprocessor, of several channels each; the last block has fewer."""
+    plan = planned(3)
+    monkeypatch.setattr(execute, "chip_of", lambda name, _: target(name).on(1, 1 << 20))
+    rows = 2 * plan.body.resident + 1
+    u = draw(rng, 1, rows, plan.problem.length).bfloat16()
+    module, ptx = built(plan)
+    k = filters(rng, rows, plan.problem.length)
+    y, simulated = emulate.convolve(module, u, k, ptx=ptx, in_gate=u.flip(1))
+    check(plan, y, u, k, in_gate=u.flip(1))
+    assert simulated.reports[plan.name].blocks == -(-rows // 3) <= plan.body.resident
 
 
 @pytest.mark.drawn(3)
