@@ -203,13 +203,16 @@ def aligned(x: Tensor | None) -> bool:
     return x.data_ptr() % PIECE == 0 and not (batch | channel | x.shape[-1]) % 8
 
 
-@lru_cache(maxsize=64)
 def chip_of(target: str, device: torch.device) -> Target:
     """A target as wide as the GPU that is there; elsewhere the one that plans are made for."""
-    chip = find_target(target)
     if device.type != "cuda":
-        return chip
-    there = torch.cuda.get_device_properties(device)
+        return find_target(target)
+    return _as_wide_as(target, torch.cuda.current_device() if device.index is None else device.index)
+
+
+@lru_cache(maxsize=64)
+def _as_wide_as(target: str, index: int) -> Target:
+    chip, there = find_target(target), torch.cuda.get_device_properties(index)
     return chip.on(there.multi_processor_count, getattr(there, "L2_cache_size", 0) or chip.l2_bytes)
 
 

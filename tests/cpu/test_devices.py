@@ -40,7 +40,7 @@ class GPUs:
             "is_current_stream_capturing": lambda: self.capturing,
             "get_device_capability": lambda device=0: ((9, 0), (8, 0))[_index(device)],
             "get_device_name": lambda device=0: self.NAMES[_index(device)],
-            "get_device_properties": lambda device: _as_planned_for(self.TARGETS[_index(device)]),
+            "get_device_properties": lambda index: _as_planned_for(self.TARGETS[index]),
         }
         for name, answer in answers.items():
             monkeypatch.setattr(torch.cuda, name, answer)

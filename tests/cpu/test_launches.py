@@ -10,6 +10,7 @@ import pytest
 import torch
 from plans import engines
 
+from fftgen import execute
 from fftgen.execute import chip_of
 from fftgen.launch import reciprocal
 from fftgen.planner import sections
@@ -265,24 +266,22 @@ def test_launches_are_as_wide_as_the_gpu_that_is_there(name: str, there: tuple[i
 
 
 def test_a_gpu_says_how_wide_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[torch.device] = []
+    """Each once; the current one, where a device has no number."""
+    asked: list[int] = []
+    gpus = [{"multi_processor_count": 114, "L2_cache_size": 50 << 20}, {"multi_processor_count": 78}]
 
-    def properties(device: torch.device) -> SimpleNamespace:
-        asked.append(device)
-        return SimpleNamespace(multi_processor_count=114, L2_cache_size=50 << 20)
+    def properties(index: int) -> SimpleNamespace:
+        asked.append(index)
+        return SimpleNamespace(**gpus[index])
 
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    chip_of.cache_clear()
-    for _ in range(2):
-        there = chip_of("sm_90", torch.device("cuda", 1))
-        assert (there.multiprocessors, there.l2_bytes, there.name) == (114, 50 << 20, "sm_90")
-    assert asked == [torch.device("cuda", 1)]
-    assert chip_of("sm_90", torch.device("cpu")) == target("sm_90")
-    monkeypatch.setattr(
-        torch.cuda, "get_device_properties", lambda _: SimpleNamespace(multi_processor_count=78)
-    )
-    assert chip_of("sm_90", torch.device("cuda", 2)) == target("sm_90").on(78, target("sm_90").l2_bytes)
-    chip_of.cache_clear()
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(execute, "_as_wide_as", execute._as_wide_as.__wrapped__)
+    own = target("sm_90")
+    assert chip_of("sm_90", torch.device("cuda", 0)) == own.on(114, 50 << 20)
+    assert chip_of("sm_90", torch.device("cuda")) == own.on(78, own.l2_bytes)
+    assert asked == [0, 1]
+    assert chip_of("sm_90", torch.device("cpu")) == own
 
 
 def test_a_plan_of_before_there_was_one_launch_still_means_what_it_did() -> None:
