@@ -11,6 +11,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 PLAIN = (Tensor, torch.nn.Parameter)
+# Of the mapping that torch.autograd has beside torch.func's, which is no transform that anything tells of.
+_is_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def recorded(*inputs: Any) -> bool:
@@ -49,7 +51,7 @@ def plain(*inputs: Any) -> bool:
 
 def _hold_values(inputs: tuple[Any, ...]) -> bool:
     for x in inputs:
-        if x is not None and (type(x) not in PLAIN or x.is_neg() or x._is_zerotensor()):
+        if x is not None and (type(x) not in PLAIN or x.is_neg() or x._is_zerotensor() or _is_batched(x)):
             return False
     return True
 

@@ -428,6 +428,24 @@ def test_a_recorded_call_keeps_its_spectrum_for_the_backward_pass(
     assert steps.got[-1][0].data_ptr() != steps.left[-1][0].data_ptr()
 
 
+def test_cotangents_in_a_batch_go_through_the_dispatcher(
+    gpu: tuple[fftgen.Conv, Driver], steps: Steps, white: Any
+) -> None:
+    """``is_grads_batched``: they have no memory to hand to a kernel, and nothing else tells of it."""
+    conv, _ = gpu
+    conv.handle = "causal-512-bf16"
+    u, k = white(8, 3, 500).bfloat16().requires_grad_(), white(3, 50).float().requires_grad_()
+    y, v = conv(u, k), white(2, 8, 3, 500).bfloat16()
+    found = torch.autograd.grad(y, (u, k), v, is_grads_batched=True)
+    assert steps.got == []
+    given = u.detach(), k.detach()
+    for i in range(2):
+        asked = (given[0], v[i], given[1], None, None, None, None, True, False, False, 50, conv.handle)
+        du, _, _, dk = op._gradients_cpu(*asked)
+        torch.testing.assert_close(found[0][i], du)
+        torch.testing.assert_close(found[1][i], dk)
+
+
 def test_a_spectrum_is_kept_only_where_it_is_small_and_used(
     gpu: tuple[fftgen.Conv, Driver], steps: Steps, white: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
