@@ -33,9 +33,14 @@ def _shape(x: Tensor) -> str:
     return f"({', '.join(map(str, x.shape))})"
 
 
-def _tensor(name: str, x: object) -> Tensor:
+def check_tensor(name: str, x: object) -> Tensor:
+    """A tensor that lies in memory in strides."""
     if not isinstance(x, Tensor):
         raise InputError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.is_nested:
+        raise InputError(f"{name} is a nested tensor: torch.nested.to_padded_tensor({name}, 0.0)")
+    if x.layout != torch.strided:
+        raise InputError(f"{name} is {x.layout}: {name}.to_dense()")
     return x
 
 
@@ -51,7 +56,7 @@ def wanted(problem: Problem | Open, u: Tensor) -> torch.dtype:
 
 def check_input(problem: Problem | Open, u: object) -> Tensor:
     """u: (..., H, L), 1 <= L <= seqlen, in the storage dtype. Empty ones are fine."""
-    x = _tensor("u", u)
+    x = check_tensor("u", u)
     if x.dim() < 2:
         raise InputError(
             f"u must be (..., channels, length), got {_shape(x)}: u[None] for one channel, "
@@ -82,7 +87,7 @@ def hint_of(u: Tensor, cast: str) -> str:
 
 def check_filter(problem: Problem | Open, k: object, name: str = "k") -> Tensor:
     """A filter: (..., H, Lk), 1 <= Lk <= seqlen, real floating point of any width."""
-    taps = _tensor(name, k)
+    taps = check_tensor(name, k)
     if taps.dim() < 2:
         raise InputError(
             f"{name} must be (channels, taps), got {_shape(taps)}: "
@@ -104,7 +109,7 @@ def check_gate(name: str, gate: object, u: Tensor, shape: Sequence[int]) -> Tens
     """in_gate has u's shape, out_gate the result's; both u's dtype and device."""
     if gate is None:
         return None
-    g = _tensor(name, gate)
+    g = check_tensor(name, gate)
     if tuple(g.shape) != tuple(shape):
         whose = "u's" if name == "in_gate" else "the result's"
         wanted_shape = ", ".join(map(str, shape))
@@ -121,7 +126,7 @@ def check_skip(skip: object, u: Tensor, filters: int | None = None) -> Tensor | 
     """skip: (H,), or (C, H) where there are C filters per channel; floating point, on u's device."""
     if skip is None:
         return None
-    d = _tensor("skip", skip)
+    d = check_tensor("skip", skip)
     shape = (u.shape[-2],) if filters is None else (filters, u.shape[-2])
     if tuple(d.shape) != shape:
         form = "(channels,)" if filters is None else "(filters, channels)"

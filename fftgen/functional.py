@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fftgen import autograd, observed
-from fftgen.check import Open, hint_of, wanted
+from fftgen.check import Open, check_tensor, hint_of, wanted
 from fftgen.conv import any_length, registered
 from fftgen.errors import InputError
 from fftgen.execute import stored_as
@@ -70,6 +70,7 @@ def fftconv(
         raise InputError(f"mode {mode!r} is not supported: choose from {', '.join((*MODES, *SCIPY_MODES))}")
     if not isinstance(u, Tensor) or not isinstance(k, Tensor):
         raise InputError("u and k must be tensors: u (..., channels, length), k (channels, taps)")
+    u, k = check_tensor("u", u), check_tensor("k", k)
     if u.dim() == 0 or k.dim() == 0:
         raise InputError(
             "u and k must have time, got a number: u (..., channels, length), k (channels, taps)"

@@ -63,7 +63,10 @@ class Arguments(NamedTuple):
 
 def shapes(*tensors: Tensor | None) -> tuple[object, ...]:
     """All that ``arrange`` goes by: equal ones of other tensors fit as well and come out alike."""
-    return tuple([None if x is None else (x.shape, x.dtype, x.device) for x in tensors])
+    try:
+        return tuple([None if x is None else (x.shape, x.dtype, x.device) for x in tensors])
+    except RuntimeError:  # a nested tensor has no shape, and fits nowhere
+        return ()
 
 
 def autocast(dtype: torch.dtype, u: Tensor, *gates: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -235,6 +235,23 @@ def test_a_prepared_filter_keeps_its_values_when_the_parameter_changes(rng: np.r
     assert before.any()
 
 
+@pytest.mark.filterwarnings("ignore")  # of prototypes
+def test_tensors_that_are_not_laid_out_in_strides_are_refused() -> None:
+    conv = fftgen.get_conv(64, causal=True)
+    u, k = torch.ones(2, 3, 60).bfloat16(), torch.ones(3, 60)
+    cases: dict[str, tuple[Any, ...]] = {
+        r"u is torch\.sparse_coo: u\.to_dense": (u.to_sparse(), k),
+        r"k is torch\.sparse_csr: k\.to_dense": (u, k.to_sparse_csr()),
+        "u is a nested tensor: torch.nested.to_padded": (torch.nested.nested_tensor([u[0], u[0, :, :9]]), k),
+    }
+    for message, given in cases.items():
+        for call in (conv, fftgen.fftconv):
+            with pytest.raises(InputError, match=message):
+                call(*given)
+    with pytest.raises(InputError, match=r"in_gate is torch\.sparse_coo"):
+        conv(u, k, in_gate=u.to_sparse())
+
+
 def test_a_spectrum_that_does_not_belong_here_is_refused() -> None:
     prepared = conv(length=512).prepare(torch.ones(3, 400))
     with pytest.raises(
