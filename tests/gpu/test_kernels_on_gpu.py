@@ -473,6 +473,20 @@ def test_gradients_of_many_rows_in_sections(
     assert all(torch.equal(again[name], x) for name, x in found.items())
 
 
+def test_cotangents_in_a_batch_are_served_one_by_one(rng: np.random.Generator) -> None:
+    """``is_grads_batched``: what each gives by itself."""
+    conv = get(Problem("causal", 1000, "bf16"))
+    given = gradients.draw(rng, (8, 3, 1000), 1000, ("in_gate", "out_gate"), torch.bfloat16)
+    leaves = {name: x.detach().cuda().requires_grad_() for name, x in given.items()}
+    y = conv(**leaves)
+    v = torch.from_numpy(rng.standard_normal((2, *y.shape))).bfloat16().cuda()
+    made = torch.autograd.grad(y, list(leaves.values()), v, is_grads_batched=True, retain_graph=True)
+    for i in range(2):
+        each = torch.autograd.grad(y, list(leaves.values()), v[i], retain_graph=True)
+        for batched, alone in zip(made, each, strict=True):
+            torch.testing.assert_close(batched[i], alone)
+
+
 @pytest.mark.parametrize(("batch", "channels", "taps"), [(2, 128, 128), (8, 64, 2048)])
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 def test_long_signals_with_short_filters_go_window_by_window(
