@@ -34,8 +34,8 @@ from fftgen.planner.windows import WORTH
 from fftgen.targets import target
 
 SUMS_WARPS = 8
-# By sections, whose spectra and sums a thread has in registers (as compiled: 122, 128 and 255 of them).
-RESIDENT = {2: 2, 3: 2, 4: 1}
+# By sections, whose spectra and sums a thread has in registers (as compiled: 122 and 128 of them, then 255).
+RESIDENT = {2: 2, 3: 2, 4: 1, 5: 1, 6: 1}
 
 
 @lru_cache(maxsize=64)

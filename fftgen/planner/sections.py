@@ -35,8 +35,10 @@ from fftgen.problem import Problem
 from fftgen.targets import Target, target
 
 # Sections. Products grow with their square. What a section throws away, the imaginary part, is as large as
-# what it keeps, so that of 32 768 points the noise is 1.2 of what rounding to bf16 costs (1.25 is allowed).
-MOST = 4
+# what it keeps, so that of 32 768 points the noise is 1.2 of what rounding to bf16 costs (1.25 is allowed),
+# of six sections as of two. Sums of a gradient have registers for six; where later sections act on earlier
+# ones, all transforms of a tile are in registers at once.
+MOST, MOST_OF_ALL = 6, 4
 # Of a section: what blocks hold. Transforms of lengths between them take no less time than the next of these.
 LENGTHS = (8192, 12_288, 16_384, 24_576, 32_768, 40_960)
 
@@ -49,10 +51,11 @@ def possible(problem: Problem) -> bool:
     return LENGTHS[0] < problem.length <= MOST * LENGTHS[-1] and any(_fits(problem, n) for n in LENGTHS)
 
 
-def _fits(problem: Problem, length: int) -> bool:
+def _fits(problem: Problem, length: int, back: bool = False) -> bool:
     """Whether sections of so many points may make up rows of a problem."""
     whole = problem.causal or problem.length % length == 0
-    return whole and length < problem.length <= MOST * length
+    most = MOST if problem.causal and not back else MOST_OF_ALL
+    return whole and length < problem.length <= most * length
 
 
 def sectioned(problem: Problem, length: int, planned: Planned, back: bool = False) -> Plan | None:
@@ -61,7 +64,7 @@ def sectioned(problem: Problem, length: int, planned: Planned, back: bool = Fals
     ``planned``: the plan of a causal problem, if it can be had. ``back``: with a filter that acts backwards;
     those of a circle do anyway.
     """
-    if not _fits(problem, length):
+    if not _fits(problem, length, back):
         return None
     matrix = CIRCULANT if not problem.causal else FULL if back else LOWER
     plan = planned(Problem("causal", length, problem.dtype))

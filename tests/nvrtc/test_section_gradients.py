@@ -32,6 +32,7 @@ from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_section_work import sums_work
 from fftgen.planner.gradient_sections import in_sections
 from fftgen.planner.gradient_work import gradient_work
+from fftgen.planner.sections import MOST
 from fftgen.problem import Problem
 from fftgen.render import render_gradient
 from fftgen.simulator import SimulationError
@@ -67,6 +68,12 @@ CASES = (
             (2, 16_384, "bf16", "sm_89"),
             (4, 16_384, "bf16", "sm_89"),
             (4, 16_384, "fp16", "sm_120"),
+            (5, 16_384, "bf16", "sm_89"),
+            (6, 16_384, "fp16", "sm_89"),
+            (5, 32_768, "bf16", "sm_80"),
+            (6, 32_768, "bf16", "sm_90"),
+            (5, 32_768, "fp16", "sm_100"),
+            (6, 16_384, "bf16", "sm_120"),
         ]
     ),
 )
@@ -85,7 +92,7 @@ def test_all_gradients(sections: int, points: int, dtype: str, arch: str, rng: n
 def test_rows_of_any_length(rng: np.random.Generator) -> None:
     """Steps, taps, gates and layouts drawn: rows that start anywhere among them, and short ones."""
     for _ in range(2):
-        found = planned(int(rng.integers(2, 5)))
+        found = planned(int(rng.integers(2, MOST + 1)))
         steps = int(rng.integers(1, found.problem.length + 1))
         shape = int(rng.integers(1, 4)), int(rng.integers(1, 3)), steps
         options = tuple(name for name in (*GATES, "skip") if rng.integers(2))

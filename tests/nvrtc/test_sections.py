@@ -63,8 +63,18 @@ CASES = (
     (2, 8192, "bf16", "sm_80"),
     (2, 32_768, "bf16", "sm_90"),
     (3, 12_288, "bf16", "sm_86"),
+    (6, 8192, "bf16", "sm_89"),
     *slow(
         [
+            (5, 16_384, "bf16", "sm_89"),
+            (6, 16_384, "bf16", "sm_89"),
+            (5, 16_384, "fp16", "sm_120"),
+            (6, 16_384, "bf16", "sm_120"),
+            (6, 12_288, "fp16", "sm_89"),
+            (5, 32_768, "bf16", "sm_80"),
+            (6, 32_768, "bf16", "sm_90"),
+            (5, 32_768, "fp16", "sm_100"),
+            (6, 40_960, "bf16", "sm_90"),
             (2, 24_576, "bf16", "sm_80"),
             (3, 24_576, "fp16", "sm_90"),
             (4, 24_576, "bf16", "sm_100"),
@@ -107,6 +117,7 @@ def test_sections_are_what_one_transform_is(
         (4, 8192, "fp16"),
         *slow([(2, 8192, "bf16"), (2, 32_768, "bf16"), (4, 16_384, "fp16"), (4, 32_768, "bf16")]),
         *slow([(3, 12_288, "bf16"), (3, 24_576, "fp16"), (4, 40_960, "bf16")]),
+        *slow([(6, 8192, "bf16"), (5, 16_384, "fp16"), (6, 32_768, "bf16"), (6, 40_960, "fp16")]),
     ],
 )
 def test_noise_is_that_of_all_that_sections_hold(
@@ -303,10 +314,10 @@ def test_what_makes_it_right_is_missed(mutation: str, rng: np.random.Generator) 
     [(32_768, "sm_90"), *slow([(32_768, "sm_80"), (32_768, "sm_100"), (24_576, "sm_80"), (40_960, "sm_90")])],
 )
 def test_sections_put_next_to_nothing_by(points: int, arch: str) -> None:
-    for sections in (2, 3):
+    for sections in (2, 3, 6):
         plan = planned(sections, points, arch=arch)
         found = compiled.cubin(render(plan), arch).resources[plan.name]
-        assert found.spill_store_bytes <= (16 if arch == "sm_100" else 0)
+        assert found.spill_store_bytes <= (16 if arch == "sm_100" else 0 if sections < 4 else 20)
         assert found.registers <= 128
 
 
