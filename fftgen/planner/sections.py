@@ -37,8 +37,8 @@ from fftgen.targets import Target, target
 # Sections. Products grow with their square. What a section throws away, the imaginary part, is as large as
 # what it keeps, so that of 32 768 points the noise is 1.2 of what rounding to bf16 costs (1.25 is allowed),
 # of six sections as of two. Sums of a gradient have registers for six; where later sections act on earlier
-# ones, all transforms of a tile are in registers at once.
-MOST, MOST_OF_ALL = 6, 4
+# ones, all transforms of a tile are in registers at once, and factors of all pairs in shared memory.
+MOST, MOST_OF_ALL = 6, 5
 # Of a section: what blocks hold. Transforms of lengths between them take no less time than the next of these.
 LENGTHS = (8192, 12_288, 16_384, 24_576, 32_768, 40_960)
 

@@ -22,7 +22,7 @@ from fftgen import emulate, hot_path, toolkit
 from fftgen.errors import InternalError
 from fftgen.planner import search
 from fftgen.planner.plan import CIRCULANT, FULL, Plan
-from fftgen.planner.sections import sectioned
+from fftgen.planner.sections import MOST_OF_ALL, sectioned
 from fftgen.planner.work import kernel_work
 from fftgen.problem import Problem
 from fftgen.render import render
@@ -75,6 +75,10 @@ CASES = (
             (CIRCULANT, 4, 16_384, "bf16", "sm_86"),
             (FULL, 4, 16_384, "bf16", "sm_120"),
             (CIRCULANT, 2, 32_768, "bf16", "sm_100"),
+            (FULL, 5, 8192, "fp16", "sm_90"),
+            (FULL, 5, 16_384, "bf16", "sm_89"),
+            (CIRCULANT, 5, 16_384, "fp16", "sm_120"),
+            (CIRCULANT, 5, 32_768, "bf16", "sm_90"),
         ]
     ),
 )
@@ -100,7 +104,7 @@ def test_sections_are_what_one_transform_is(
 @BOTH
 def test_sections_of_any_signal(matrix: str, rng: np.random.Generator) -> None:
     """Lengths, taps and layouts drawn; rows that start anywhere, and filters in one direction among them."""
-    plan = planned(matrix, int(rng.integers(2, 5)))
+    plan = planned(matrix, int(rng.integers(2, MOST_OF_ALL + 1)))
     length = plan.problem.length
     steps = int(rng.integers(1, length + 1))
     u = draw(rng, int(rng.integers(1, 4)), int(rng.integers(1, 3)), steps).bfloat16()
