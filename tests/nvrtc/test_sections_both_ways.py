@@ -207,7 +207,7 @@ def test_powers_that_fp32_does_not_hold(
 MUTATIONS = {
     "earlier sections alone": ("AROUND && q > p ? p - q + AROUND : p - q", "p > q ? p - q : 0"),
     "transforms at the wrong power": ("max(result - term(p, q), 0)", "max(result - term(p, p), 0)"),
-    "results at the power of another": ("undo(sink.scale, powers.joined(part, live))", "undo(sink.scale, 0)"),
+    "results at the power of another": ("f, powers.joined(part, live))", "f, 0)"),
     "the last section's transform for all": ("if (q < part)", "if (q < 0)"),
     "nothing kept": ("own[part * (N / 4)] = together(r[g][m]),", ""),
     "another section's result": ("sections + part * (N / 4) + 2 * tile", "sections + 2 * tile"),
