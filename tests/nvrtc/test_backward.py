@@ -62,15 +62,18 @@ def test_powers_of_two(length: int, dtype: str, rng: np.random.Generator) -> Non
     run(planned(length, dtype), rng, shape, ("k_rev", "in_gate", "out_gate", "skip"))
 
 
+@pytest.mark.drawn(2)
+@pytest.mark.parametrize("gates", [(), ("in_gate", "out_gate")], ids=["plain", "gated"])
 @pytest.mark.parametrize("length", [1024, *slow(256, 2048, 4096, 8192, 16_384)])
-def test_layouts_that_other_targets_take(length: int, rng: np.random.Generator) -> None:
-    """Of every kind that fits, with gates and without."""
-    for gates in ((), ("in_gate", "out_gate")):
-        found = every_kind(length, "bf16", "sm_80", rng, signals=True)
-        ways = {False} if length <= 1024 else {True} if length == 2048 else {False, True}
-        assert {x.together for x in found} == ways
-        for layout in found:
-            run(layout, rng, (3, 1, length - 8 * int(rng.integers(2))), gates)
+def test_layouts_that_other_targets_take(
+    length: int, gates: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    """Of every kind that fits."""
+    found = every_kind(length, "bf16", "sm_80", rng, signals=True)
+    ways = {False} if length <= 1024 else {True} if length == 2048 else {False, True}
+    assert {x.together for x in found} == ways
+    for layout in found:
+        run(layout, rng, (3, 1, length - 8 * int(rng.integers(2))), gates)
 
 
 @pytest.mark.drawn(4)

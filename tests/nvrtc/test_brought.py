@@ -189,7 +189,7 @@ def changed(module: Built, before: str, after: str) -> Built:
     return replace(module, source=Source(source.name, text, source.headers, source.entries))
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("what", NEEDED)
 @pytest.mark.parametrize("mode", ["causal", "circular"])
 def test_nothing_of_it_can_be_left_out(mode: str, what: str, rng: np.random.Generator) -> None:

@@ -103,7 +103,7 @@ def moved(counters: Counters, buffer: str, kind: str) -> int:
     return int(getattr(found, kind).bytes) if found else 0
 
 
-@pytest.mark.drawn(5, together="counted plans")
+@pytest.mark.drawn(7, together="counted plans")
 @pytest.mark.parametrize("plan", PLANS, ids=str, scope="module")
 def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
     transforms = CHANNELS * items_per_channel(plan, BATCH)
@@ -122,7 +122,7 @@ def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
             assert moved(counters, buffer, kind) == transforms * predicted, (kernel.label, buffer, kind)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_gates_are_read_as_often_as_the_model_says(plan: Plan) -> None:
     transforms = CHANNELS * items_per_channel(plan, BATCH)
@@ -149,7 +149,7 @@ PIPED = (
 )
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(8)
 @pytest.mark.parametrize("plan", PIPED, ids=str)
 @pytest.mark.parametrize("gated", [False, True])
 def test_what_passes_the_pipe_of_shared_memory_is_what_the_model_says(gated: bool, plan: Plan) -> None:
@@ -185,7 +185,7 @@ def test_tables_that_strips_load_are_what_the_model_says(plan: Plan) -> None:
         assert found == transforms * kernel_work(plan, kernel, target(plan.target)).shared_bytes
 
 
-@pytest.mark.drawn(5, together="counted plans")
+@pytest.mark.drawn(7, together="counted plans")
 @pytest.mark.parametrize("plan", PLANS, ids=str, scope="module")
 def test_every_filter_kernel_does_what_the_model_says(plan: Plan) -> None:
     """Of sections, all distances of every channel at once."""

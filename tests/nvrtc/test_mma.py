@@ -235,7 +235,7 @@ HARD += [("fp16", name) for name in ("mean", "tails", "spike", "1e-3")]
 SLOW = usually(PATHS, (256, 1024, 4096))
 
 
-@pytest.mark.drawn(5)
+@pytest.mark.drawn(8)
 @pytest.mark.parametrize(("dtype", "name"), HARD)
 @pytest.mark.parametrize("length", SLOW)
 @pytest.mark.parametrize("mode", MODES)

@@ -79,6 +79,7 @@ CASES = (
 )
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("sections", "points", "dtype", "arch"), CASES)
 def test_all_gradients(sections: int, points: int, dtype: str, arch: str, rng: np.random.Generator) -> None:
     """Of gates and a skip; whole rows, and rows and filters that end inside a section."""

@@ -121,7 +121,7 @@ def draw(rng: np.random.Generator, channels: int, taps: int) -> Tensor:
     return torch.from_numpy(rng.standard_normal((channels, taps)).astype(np.float32))
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize(("sections", "points", "arch"), SHAPES)
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_spectra_of_all_distances(
@@ -141,7 +141,7 @@ def test_spectra_of_all_distances(
     check(plan, draw(rng, 1, 5))
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_spectra_of_zeros_ask_for_no_room(matrix: str, rng: np.random.Generator) -> None:
     """A filter that delays by whole sections is in one spectrum alone: at the first place of a section, what
@@ -213,7 +213,7 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_what_makes_them_right_is_missed(mutation: str, rng: np.random.Generator) -> None:
     matrix, before, after = MUTATIONS[mutation]

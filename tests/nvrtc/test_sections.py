@@ -96,6 +96,7 @@ CASES = (
 )
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("sections", "points", "dtype", "arch"), CASES)
 def test_sections_are_what_one_transform_is(
     sections: int, points: int, dtype: str, arch: str, rng: np.random.Generator
@@ -313,12 +314,12 @@ def test_what_makes_it_right_is_missed(mutation: str, rng: np.random.Generator) 
     ("points", "arch"),
     [(32_768, "sm_90"), *slow([(32_768, "sm_80"), (32_768, "sm_100"), (24_576, "sm_80"), (40_960, "sm_90")])],
 )
-def test_sections_put_next_to_nothing_by(points: int, arch: str) -> None:
-    for sections in (2, 3, 6):
-        plan = planned(sections, points, arch=arch)
-        found = compiled.cubin(render(plan), arch).resources[plan.name]
-        assert found.spill_store_bytes <= (16 if arch == "sm_100" else 0 if sections < 4 else 20)
-        assert found.registers <= 128
+@pytest.mark.parametrize("sections", [3, *slow([2, 6])])
+def test_sections_put_next_to_nothing_by(sections: int, points: int, arch: str) -> None:
+    plan = planned(sections, points, arch=arch)
+    found = compiled.cubin(render(plan), arch).resources[plan.name]
+    assert found.spill_store_bytes <= (16 if arch == "sm_100" else 0 if sections < 4 else 20)
+    assert found.registers <= 128
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

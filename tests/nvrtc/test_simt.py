@@ -47,7 +47,7 @@ def test_every_length(mode: str, length: int, rng: np.random.Generator) -> None:
     calls.run(plan, rng, options=OPTIONS, whole=True, **few)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(8)
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("length", [1000, 9000, 20_480, 70_001])
 @pytest.mark.parametrize("mode", MODES)

@@ -171,7 +171,7 @@ def test_sums_are_in_the_order_that_is_said(length: int, rng: np.random.Generato
         assert (made - wanted).norm() < 5e-7 * wanted.norm()
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("signals", [False, True])
 @pytest.mark.parametrize("length", [256, 4096, 5003, 65_536])
@@ -276,7 +276,7 @@ def test_all_gradients_by_one_pass(length: int, rng: np.random.Generator) -> Non
     judge_all(all_of(length), rng, shape, Needed(True, True, True))
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(8)
 @pytest.mark.parametrize("needed", NEEDED, ids=str)
 @pytest.mark.parametrize("gates", range(4))
 @pytest.mark.parametrize("length", [300, 4096, 70_001])
@@ -340,6 +340,7 @@ def twin_of(mode: str, length: int, name: str = "sm_90") -> Plan:
     return found
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("length", [300, 4096, *slow([1, 256, 20_000]), 70_001])
 @pytest.mark.parametrize("mode", MODES)
 def test_two_results_of_one_transform(mode: str, length: int, rng: np.random.Generator) -> None:
