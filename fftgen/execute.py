@@ -141,22 +141,25 @@ def spectrum(
     scale = torch.stack([up, down * plan.residual], dim=-1).contiguous()
     if plan.abreast > 1:
         planes, scale = _kept_apart(planes, scale, ~largest.isfinite())
-    longest = max(int(f.shape[-1]) for f in (k, k_rev) if f is not None)
-    return Spectrum(planes, scale, plan.digest, longest)
+    return Spectrum(planes, scale, plan.digest, longest(k, k_rev))
 
 
 def _of_sections(plan: Plan, k: Tensor | None, k_rev: Tensor | None, skip: Tensor | None) -> Spectrum:
     one = replace(plan, sections=1)
     made = [
-        spectrum(one, *filters.of_distance(plan, k, k_rev, distance), None if distance else skip)
-        for distance in range(plan.distances)
+        spectrum(one, *filters_of, None if distance else skip)
+        for distance, filters_of in enumerate(filters.by_distance(plan, k, k_rev))
     ]
     planes = torch.stack([x.planes for x in made])
     scale = torch.stack([x.scale for x in made])
     empty = ~planes.flatten(2).any(-1)
     scale[empty] = scale.new_tensor([EMPTY, plan.residual / EMPTY])
-    longest = max(int(f.shape[-1]) for f in (k, k_rev) if f is not None)
-    return Spectrum(planes, scale, plan.digest, longest)
+    return Spectrum(planes, scale, plan.digest, longest(k, k_rev))
+
+
+def longest(*given: Tensor | None) -> int:
+    """The taps of the longest filter."""
+    return max(int(f.shape[-1]) for f in given if f is not None)
 
 
 def _kept_apart(planes: Tensor, scale: Tensor, spoilt: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ output are cut alike.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -55,11 +56,9 @@ def response(plan: Plan, k: Tensor | None, k_rev: Tensor | None = None) -> Tenso
     return back if ahead is None else ahead + back
 
 
-def of_distance(
-    plan: Plan, k: Tensor | None, k_rev: Tensor | None, distance: int
-) -> tuple[Tensor, Tensor | None]:
-    """The filter (H, Lk) between sections so far apart, forward and reversed (planner/sections.py): taps that
-    act by as many sections later and on, and those of up to a section before."""
+def by_distance(plan: Plan, k: Tensor | None, k_rev: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The filters (H, N) between sections, forward and reversed, of each distance (planner/sections.py): taps
+    that act by as many sections later and on, and those of up to a section before."""
     n, reach = plan.transform, plan.points
     first = k if k is not None else k_rev
     assert first is not None
@@ -71,7 +70,7 @@ def of_distance(
         acting[:, reach - k_rev.shape[-1] + 1 : reach + 1] += k_rev.detach().flip(-1)
     if plan.matrix == CIRCULANT:  # what acts a circle later or earlier acts at the same time
         acting = (acting[:, reach:] + acting[:, :reach]).repeat(1, 2)
-    sections_on = distance - plan.distances if distance >= plan.sections else distance
-    now = reach + sections_on * n
-    back = acting[:, now - n + 1 : now].flip(-1)  # tap 0 acts at once, as that of the other does
-    return acting[:, now : now + n], torch.nn.functional.pad(back, (1, 0))
+    for distance in range(plan.distances):
+        now = reach + (distance - plan.distances if distance >= plan.sections else distance) * n
+        back = acting[:, now - n + 1 : now].flip(-1)  # tap 0 acts at once, as that of the other does
+        yield acting[:, now : now + n], torch.nn.functional.pad(back, (1, 0))

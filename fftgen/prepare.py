@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fftgen.errors import InputError, InternalError
-from fftgen.execute import Address, Spectrum, spectrum, spectrum_dtype, time_contiguous
+from fftgen.execute import Address, Spectrum, longest, spectrum, spectrum_dtype, time_contiguous
 from fftgen.launch import NO_TAPS, FilterCall, Launcher, Taps, run_filter
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.plan import LOWER, Plan
@@ -26,7 +26,7 @@ def prepare(
 ) -> Spectrum:
     """What ``transform`` makes of filters, with what it is of."""
     planes, scale = transform(plan, tables, launcher, k, k_rev, skip, address)
-    return Spectrum(planes, scale, plan.digest, max(int(f.shape[-1]) for f in (k, k_rev) if f is not None))
+    return Spectrum(planes, scale, plan.digest, longest(k, k_rev))
 
 
 def transform(
@@ -58,7 +58,7 @@ def transform(
     first = ahead if ahead is not None else back
     assert first is not None
     channels, device = first.shape[0], first.device
-    distances = plan.distances if plan.sections > 1 else 1
+    distances = plan.distances
     if distances * channels >= 2**31:
         raise InputError(f"{channels} channels, {distances} spectra each, exceed 2**31 - 1: split them")
     planes, scale = room(plan, channels, device)

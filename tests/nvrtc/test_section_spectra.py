@@ -13,18 +13,18 @@ import pytest
 import torch
 from cases import slow
 from command_line import why_not
+from test_filter_kernel import draw
 from test_sections import changed
+from test_sections_both_ways import planned
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fftgen import emulate
 from fftgen.execute import EMPTY, natural_order, spectrum, with_skip
-from fftgen.planner import search, tables
+from fftgen.planner import tables
 from fftgen.planner.order import spectrum_digits
 from fftgen.planner.plan import CIRCULANT, FULL, LOWER, Plan
-from fftgen.planner.sections import sectioned
 from fftgen.prepare import prepare
-from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.simulator import SimulationError
 from fftgen.source import Source
@@ -35,14 +35,6 @@ ROUNDED = 4e-4  # of the norm: rounding to fp16 once, and what is left of a spec
 MATRICES = (LOWER, FULL, CIRCULANT)
 # By one block each, and by columns and rows.
 SHAPES = ((3, 8192, "sm_90"), (2, 12_288, "sm_120"), *slow([(4, 8192, "sm_80"), (2, 24_576, "sm_80")]))
-
-
-def planned(matrix: str, sections: int, points: int, arch: str) -> Plan:
-    problem = Problem("circular" if matrix == CIRCULANT else "causal", sections * points, "bf16")
-    found = sectioned(problem, points, lambda p: search.plan(p, arch), back=matrix == FULL)
-    assert found is not None
-    assert (found.sections, found.matrix) == (sections, matrix)
-    return found
 
 
 @lru_cache(maxsize=4)
@@ -117,10 +109,6 @@ def check(
     return scale[..., 0]
 
 
-def draw(rng: np.random.Generator, channels: int, taps: int) -> Tensor:
-    return torch.from_numpy(rng.standard_normal((channels, taps)).astype(np.float32))
-
-
 @pytest.mark.drawn(6)
 @pytest.mark.parametrize(("sections", "points", "arch"), SHAPES)
 @pytest.mark.parametrize("matrix", MATRICES)
@@ -128,7 +116,7 @@ def test_spectra_of_all_distances(
     matrix: str, sections: int, points: int, arch: str, rng: np.random.Generator
 ) -> None:
     """Filters as long as rows and shorter ones, in one direction and both, strided, with a skip term."""
-    plan = planned(matrix, sections, points, arch)
+    plan = planned(matrix, sections, points, arch=arch)
     length = plan.problem.length
     wide = draw(rng, 2, length + 5)
     skip = draw(rng, 2, 1)[:, 0]
@@ -146,7 +134,7 @@ def test_spectra_of_all_distances(
 def test_spectra_of_zeros_ask_for_no_room(matrix: str, rng: np.random.Generator) -> None:
     """A filter that delays by whole sections is in one spectrum alone: at the first place of a section, what
     reaches into the next one does not arrive there. Later by one step it does."""
-    plan = planned(matrix, 3, 8192, "sm_90")
+    plan = planned(matrix, 3)
     k = torch.zeros(2, plan.problem.length)
     k[0, 2 * 8192], k[1, 8192 + 1] = 3.0, 1e-6
     scale = check(plan, k)
@@ -160,7 +148,7 @@ def test_spectra_of_zeros_ask_for_no_room(matrix: str, rng: np.random.Generator)
 
 def test_a_skip_joins_a_spectrum_of_zeros(rng: np.random.Generator) -> None:
     """Whose scale is so large that their product is beyond fp32."""
-    plan = planned(LOWER, 2, 8192, "sm_90")
+    plan = planned(LOWER, 2)
     k = torch.zeros(3, plan.problem.length)
     k[:, 8192 + 9 :] = draw(rng, 3, 8192 - 9)
     skip = torch.tensor([1e-3, 40.0, -1e30])
@@ -175,7 +163,7 @@ def test_a_skip_joins_a_spectrum_of_zeros(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_nothing_but_their_kernels_makes_them(matrix: str) -> None:
     """On a GPU each operation of torch is a launch more; of few rows they took longer than all the rest."""
-    plan = planned(matrix, 3, 8192, "sm_90")
+    plan = planned(matrix, 3)
     worked: list[str] = []
     views = ("slice", "select", "view", "detach", "empty", "alias", "expand", "unsqueeze")
 
@@ -217,7 +205,7 @@ MUTATIONS = {
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_what_makes_them_right_is_missed(mutation: str, rng: np.random.Generator) -> None:
     matrix, before, after = MUTATIONS[mutation]
-    plan = planned(matrix, 3, 8192, "sm_90")
+    plan = planned(matrix, 3)
     source = changed(module(plan)[0], before, after)
     ptx = compiled.line_ptx(replace(source), plan.target)
     k = draw(rng, 2, plan.problem.length - 100)

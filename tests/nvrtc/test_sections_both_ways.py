@@ -21,7 +21,7 @@ from traffic import moved
 from fftgen import emulate, hot_path, toolkit
 from fftgen.errors import InternalError
 from fftgen.planner import search
-from fftgen.planner.plan import CIRCULANT, FULL, Plan
+from fftgen.planner.plan import CIRCULANT, FULL, LOWER, Plan
 from fftgen.planner.sections import MOST_OF_ALL, sectioned
 from fftgen.planner.work import kernel_work
 from fftgen.problem import Problem
@@ -38,8 +38,8 @@ BOTH = pytest.mark.parametrize("matrix", [FULL, CIRCULANT])
 def planned(
     matrix: str, sections: int, points: int = POINTS, dtype: str = "bf16", arch: str = "sm_90"
 ) -> Plan:
-    problem = Problem("causal" if matrix == FULL else "circular", sections * points, dtype)
-    found = sectioned(problem, points, lambda p: search.plan(p, arch), back=True)
+    problem = Problem("circular" if matrix == CIRCULANT else "causal", sections * points, dtype)
+    found = sectioned(problem, points, lambda p: search.plan(p, arch), back=matrix != LOWER)
     assert found is not None
     assert (found.sections, found.matrix) == (sections, matrix)
     return found
