@@ -22,7 +22,7 @@ from fftgen.errors import InternalError
 from fftgen.execute import spectrum
 from fftgen.launch import Call, Signal, argument_block
 from fftgen.pipeline import Built
-from fftgen.planner import interpret
+from fftgen.planner import arithmetic, interpret
 from fftgen.planner.launch import Launch, launches
 from fftgen.planner.order import stored_places
 from fftgen.planner.plan import Plan
@@ -103,7 +103,7 @@ def check_launches(
     scaled = plan.scaled  # rows enter divided by the power of two of their peak
     powers = _power(largest) if scaled else np.ones(rows)
     if scaled and rows == 2:  # and brought to like norms
-        powers /= interpret.balance(gated / powers[:, None, None])[:, 0, 0]
+        powers /= arithmetic.balance(gated / powers[:, None, None])[:, 0, 0]
     states = interpret.workspace_states(plan, gated / powers[:, None, None], taps, skip=skip)
     held = dtype(plan.operand)  # what the workspace holds
     exact = {

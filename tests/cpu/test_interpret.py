@@ -14,7 +14,8 @@ import tolerance
 from plans import engines, on_engine
 
 from fftgen.errors import InputError, NoPlanError
-from fftgen.planner.interpret import balance, convolve, spectrum, workspace_states
+from fftgen.planner.arithmetic import balance
+from fftgen.planner.interpret import convolve, spectrum, workspace_states
 from fftgen.planner.order import monarch_permutation, spectrum_index
 from fftgen.planner.plan import Plan
 from fftgen.planner.search import ENGINES, plan, with_shape
