@@ -15,7 +15,7 @@ from fftgen.dtypes import dtype as find_dtype
 from fftgen.durable import check_writable, replaceable, sync_directory, unused, write_synced, writing
 from fftgen.errors import ArtifactError, InputError
 from fftgen.pipeline import Built
-from fftgen.planner import search
+from fftgen.planner import engines, search
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
 from fftgen.targets import Target
@@ -92,7 +92,7 @@ def file_name(asked: Problem, engine: str | None = None) -> str:
     planner's own. A compute format comes after another dash.
     """
     words = ["fftconv", str(asked.length), asked.dtype, *(["causal"] if asked.causal else ())]
-    return "-".join([*words, *(engine.split(search.AND_FORMAT) if engine else ())]) + SUFFIX
+    return "-".join([*words, *(engine.split(engines.AND_FORMAT) if engine else ())]) + SUFFIX
 
 
 def files_for(

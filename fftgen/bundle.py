@@ -15,12 +15,12 @@ from fftgen.cache import Cache
 from fftgen.errors import ArtifactError, InputError, NoPlanError
 from fftgen.pipeline import Built, build, build_gradient, build_plan
 from fftgen.planner import gradient_sections, search, sections
+from fftgen.planner.engines import supports_engine
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import Plan
 from fftgen.planner.rules import supports_dtype
-from fftgen.planner.search import supports_engine
 from fftgen.planner.twins import twin
 from fftgen.planner.windows import WORTH
 from fftgen.problem import Problem

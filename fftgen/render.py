@@ -12,10 +12,11 @@ from fftgen.dtypes import dtype
 from fftgen.planner import filter_tables, fragments, mma_rules, simt, twins
 from fftgen.planner import gradient_plan as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
+from fftgen.planner.engines import named_engine
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.launch import size_words
 from fftgen.planner.plan import FULL, SIMT, Kernel, Plan
-from fftgen.planner.search import chosen_engine, named_engine
+from fftgen.planner.search import chosen_engine
 from fftgen.planner.tables import matrix_bytes
 from fftgen.source import Source
 

@@ -7,9 +7,10 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 
+from fftgen.planner.engines import ENGINES
 from fftgen.planner.filter import Digits
 from fftgen.planner.plan import Plan
-from fftgen.planner.search import ENGINES, search
+from fftgen.planner.search import search
 from fftgen.problem import Problem
 from fftgen.targets import target
 

@@ -14,7 +14,7 @@ from fftgen.api import DEFAULT_TARGET
 from fftgen.cli import VERBOSE
 from fftgen.durable import check_writable, writing
 from fftgen.errors import InputError
-from fftgen.planner.search import supports_engine
+from fftgen.planner.engines import supports_engine
 from fftgen.targets import target as find_target
 
 Function = TypeVar("Function", bound=Callable[..., Any])

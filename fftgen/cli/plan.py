@@ -15,6 +15,7 @@ from fftgen.errors import InputError
 from fftgen.planner import gradient_sections, search, sections, windows
 from fftgen.planner.cost import Cost, cost, filter_cost, in_one_launch
 from fftgen.planner.gradient import backward
+from fftgen.planner.one_launch import one_launches
 from fftgen.planner.plan import FULL, LOWER, Plan, plain
 from fftgen.planner.windows import WORTH
 from fftgen.roofline import of_plan
@@ -61,7 +62,7 @@ def command(
     together = in_one_launch(chosen, price, chip) if chosen.whole else None
     candidates = search.search(problem, chip, engine=engine) if why else ()
     taken = candidates[0] if candidates else None
-    ways = search.one_launches(taken.plan, taken.cost, chip) if taken and taken.plan and taken.cost else ()
+    ways = one_launches(taken.plan, taken.cost, chip) if taken and taken.plan and taken.cost else ()
     view = of_plan(chosen, shape, gated) if roofline else None
     others = () if engine else sections.of(problem, lambda p: search.plan(p, chip))
     cut = None if taps is None else windows.of_many_rows(chosen, taps, lambda p: search.plan(p, chip, engine))

@@ -9,9 +9,11 @@ from itertools import product
 
 from fftgen.errors import NoPlanError
 from fftgen.planner import fragments, mma_rules, search, simt, twins
+from fftgen.planner.candidates import lengths
 from fftgen.planner.filter_design import transposed
 from fftgen.planner.gradient_plan import Gradient, columns_bytes, copied, peaks_bytes, row_tiles
 from fftgen.planner.gradient_work import SUM, far_twiddles, filter_bytes, kept_bytes
+from fftgen.planner.layouts import every_layout, levelled
 from fftgen.planner.mma_rules import CHAIN_POINTS
 from fftgen.planner.plan import FP32, LOWER, SCALED, SIMT, TILE, Plan
 from fftgen.problem import Problem
@@ -69,8 +71,8 @@ def _fitted(plan: Plan, chip: Target, group: int, places: _Places, signals: bool
         brought=brought,
         brought_at=0,
     )
-    levelled = search.levelled(plan, kernel, chip)
-    return Gradient(levelled, kernel, spectra_at, sums_at, places.held, together, signals)
+    laid = levelled(plan, kernel, chip)
+    return Gradient(laid, kernel, spectra_at, sums_at, places.held, together, signals)
 
 
 def _warp_registers(points: int) -> int:
@@ -84,7 +86,7 @@ def fitting(convolution: Plan, chip: Target, signals: bool) -> Iterator[Gradient
     """Every layout of a convolution's plan that fits: columns of a thread, warps of a block, transforms of a
     warp, places. Without the kernels that take the sum to taps (``finished``)."""
     plan = replace(convolution, chunk_bytes=convolution.chunk_bytes // 2, whole=None)
-    for layout in search.layouts(plan, chip):
+    for layout in every_layout(plan, chip):
         body = layout.body
         if plan.block_stage:  # no warp idle in the chain
             group = min(body.group, max(1, layout.inner[0].lines // body.warps), 2 if signals else body.group)
@@ -158,7 +160,7 @@ def gradient(problem: Problem, target: str | Target) -> Gradient:
 
 def _by_threads(problem: Problem, chip: Target) -> Gradient:
     """The gradient of a filter of signals in fp32, by the engine "simt": of the first length that fits."""
-    tried = [simt.gradient_plan(problem, chip, n) for n in search.lengths(problem)]
+    tried = [simt.gradient_plan(problem, chip, n) for n in lengths(problem)]
     for found in tried:
         if not isinstance(found, str):
             return Gradient(*found, 0, 0)

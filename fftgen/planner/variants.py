@@ -15,9 +15,12 @@ from fftgen.planner import gradient as gradients
 from fftgen.planner import mma_rules, search
 from fftgen.planner.call_cost import call_cost, gradient_call
 from fftgen.planner.cost import cost
+from fftgen.planner.engines import named_engine
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_work import gradient_cost
 from fftgen.planner.launch import together
+from fftgen.planner.layouts import every_layout, with_outer_split
+from fftgen.planner.one_launch import expected
 from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import SIMT, Plan
 from fftgen.planner.whole import cluster_kernels, cluster_sizes, held_kernel, share, whole_kernels
@@ -72,7 +75,7 @@ def variants(
         staged = replace(choice, whole=None)
         kept.append(judged(staged, _apart(choice, staged)))
         found[launched(staged)] = kept[-1]
-    for candidate in search.search(problem, chip, engine=search.named_engine(choice))[:SHAPES]:
+    for candidate in search.search(problem, chip, engine=named_engine(choice))[:SHAPES]:
         if candidate.plan is None:
             break
         made = [judged(plan, _apart(choice, plan)) for plan in _of_shape(candidate.plan, chip)]
@@ -139,7 +142,7 @@ def _way(plan: Plan) -> tuple[int, ...]:
 def _of_shape(found: Plan, chip: Target) -> Iterator[Plan]:
     """Layouts of a shape, and of each the ways to launch it."""
     layouts = [found] if found.engine != "mma" else [*_levels(found, chip)]
-    for layout in sorted(layouts, key=lambda plan: search.expected(plan, cost(plan, chip)))[:LAYOUTS]:
+    for layout in sorted(layouts, key=lambda plan: expected(plan, cost(plan, chip)))[:LAYOUTS]:
         plan = search.finished(layout, chip)
         if not plan.chunk_bytes:
             yield plan
@@ -158,14 +161,14 @@ def _of_shape(found: Plan, chip: Target) -> Iterator[Plan]:
 def _levels(found: Plan, chip: Target) -> Iterator[Plan]:
     """Layouts of a shape on the mma engine; of the planner's own with the other levels of twiddles, too, and
     those that ask for their rows when they need them."""
-    for layout in search.layouts(found, chip):
+    for layout in every_layout(found, chip):
         yield layout
         if layout.body.brought:
             yield mma_rules.waiting(layout)
         if layout.block_stage and layout.body == found.body:
             stage = layout.inner[0]
             other = stage.rest if stage.two_levels else mma_rules.two_levels(layout.body)
-            yield search.with_outer_split(layout, other)
+            yield with_outer_split(layout, other)
 
 
 def _apart(choice: Plan, plan: Plan) -> str:

@@ -12,8 +12,8 @@ what single blocks lost elsewhere (BLOCKS), so the planner takes the L2.
 
 Or it is in both: a block has the first lines of every row's matrix in its shared memory, as many as fit, and
 the others in the L2. Three quarters of 65 536 points fit a block of a multiprocessor of sm_90 (``held``),
-whose columns then meet nothing of other blocks. What is the shorter by the model is taken (search.py). No GPU
-has told yet; ``fftgen tune`` times all.
+whose columns then meet nothing of other blocks. What is the shorter by the model is taken (one_launch.py).
+No GPU has told yet; ``fftgen tune`` times all.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from fftgen.planner.cost import cost, filter_cost
+from fftgen.planner.one_launch import expected
 from fftgen.planner.plan import Plan
-from fftgen.planner.search import expected
 from fftgen.problem import Problem
 from fftgen.targets import target
 

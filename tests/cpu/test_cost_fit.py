@@ -15,6 +15,7 @@ from fftgen.planner import call_cost, fragments, search
 from fftgen.planner import cost as costs
 from fftgen.planner.cost import Cost, KernelCost, cost, filter_cost
 from fftgen.planner.filter import filter_launches
+from fftgen.planner.layouts import with_outer_split
 from fftgen.planner.mma_rules import steady
 from fftgen.planner.plan import TILE, Kernel, Plan, Table
 from fftgen.planner.rules import peaks_kernel
@@ -126,7 +127,7 @@ def as_planned(problem: Problem) -> Plan:
     if problem.length in SHAPES:
         plan = search.with_shape(problem, CHIP, *SHAPES[problem.length], "mma")
     plan = replace(plan, whole=None, stages=tuple(replace(s, halves=False) for s in plan.stages))
-    plan = search.with_outer_split(plan, plan.inner[0].rest)
+    plan = with_outer_split(plan, plan.inner[0].rest)
     if plan.strip_peaks:
         plan = replace(plan, kernels=(peaks_kernel(CHIP), *plan.kernels))
     tables = tuple(whole(plan, t) for t in plan.tables)

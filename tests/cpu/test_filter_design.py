@@ -13,6 +13,7 @@ from plans import added
 
 from fftgen.errors import InternalError
 from fftgen.planner import search, tables
+from fftgen.planner.candidates import has_shape
 from fftgen.planner.factor import transforms
 from fftgen.planner.filter import FilterKernel, FilterTable, filter_launches
 from fftgen.planner.filter_design import exponents, prime_factors, radices
@@ -190,7 +191,7 @@ def test_the_plan_carries_its_filter_kernels_through_json(plan: Plan) -> None:
 
 @pytest.mark.parametrize("chip", ["sm_75", "sm_86", "sm_90"])
 def test_every_length_has_filter_kernels(chip: str, rng: np.random.Generator) -> None:
-    lengths = [n for n in transforms(256, 300_000) if search.has_shape(n)]
+    lengths = [n for n in transforms(256, 300_000) if has_shape(n)]
     for n in rng.choice(lengths, size=20, replace=False).tolist():
         found = plan_for(str(rng.choice(["causal", "circular"])), n, chip)
         assert found.filter.kernels, f"no filter kernels for {found}"

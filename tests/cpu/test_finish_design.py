@@ -10,6 +10,7 @@ import pytest
 from plans import added
 
 from fftgen.planner import search
+from fftgen.planner.candidates import has_shape
 from fftgen.planner.factor import transforms
 from fftgen.planner.finish import finish_launches
 from fftgen.planner.gradient import gradient
@@ -89,7 +90,7 @@ def test_the_decisions_go_through_json(found: Gradient) -> None:
 
 @pytest.mark.parametrize("chip", ["sm_80", "sm_86", "sm_90"])
 def test_every_length_that_has_a_gradient_has_its_end(chip: str, rng: np.random.Generator) -> None:
-    lengths = [n for n in transforms(256, 300_000) if search.has_shape(n)]
+    lengths = [n for n in transforms(256, 300_000) if has_shape(n)]
     seen = 0
     for n in rng.choice(lengths, size=20, replace=False).tolist():
         problem = Problem("causal", n, "fp16")

@@ -19,9 +19,10 @@ import reference
 
 from fftgen.dtypes import FP16, encode
 from fftgen.planner import fragments, mma_rules, tables
+from fftgen.planner.layouts import with_outer_split
 from fftgen.planner.order import spectrum_index
 from fftgen.planner.plan import Plan
-from fftgen.planner.search import with_outer_split, with_shape
+from fftgen.planner.search import with_shape
 from fftgen.problem import Problem
 from fftgen.targets import target
 

@@ -15,10 +15,11 @@ from plans import engines, on_engine
 
 from fftgen.errors import InputError, NoPlanError
 from fftgen.planner.arithmetic import balance
+from fftgen.planner.engines import ENGINES
 from fftgen.planner.interpret import convolve, spectrum, workspace_states
 from fftgen.planner.order import monarch_permutation, spectrum_index
 from fftgen.planner.plan import Plan
-from fftgen.planner.search import ENGINES, plan, with_shape
+from fftgen.planner.search import plan, with_shape
 from fftgen.problem import Problem
 
 EXACT = 1e-10  # float64 sums of up to 2 * 4194304 terms

@@ -15,6 +15,7 @@ from fftgen.bench import roofline as pictures
 from fftgen.errors import InputError, NoPlanError
 from fftgen.planner import search
 from fftgen.planner.cost import RESOURCES, cost, filter_cost, in_one_launch
+from fftgen.planner.one_launch import ALONE
 from fftgen.problem import Problem
 from fftgen.render import command, render
 from fftgen.serving import JustInTime
@@ -103,7 +104,7 @@ def test_the_plan_tells_what_one_launch_of_all_stages_costs_and_why_it_is_that_o
     assert f"many rows by one launch: {1e9 * price.predicted:.2f} ns, " in text
     ways = re.findall(r"^  (.+), \d x \d+ warps on a multiprocessor, .+: ([0-9.]+) ns", text, re.M)
     assert [place for place, _ in ways] == ["3/4 of every row in shared memory", "rows in the L2"]
-    assert float(ways[0][1]) == pytest.approx(search.ALONE * 1e9 * price.predicted, abs=0.01)
+    assert float(ways[0][1]) == pytest.approx(ALONE * 1e9 * price.predicted, abs=0.01)
     assert float(ways[0][1]) < float(ways[1][1])
     document = answer("plan", 65536, "--causal", "--why")
     assert document["one_launch_cost"]["time"] == price.predicted

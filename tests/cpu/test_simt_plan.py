@@ -13,7 +13,7 @@ from cases import EVEN, LARGE, MODES, ODD, TINY
 
 import fftgen
 from fftgen.errors import InputError, NoPlanError
-from fftgen.planner import interpret, search, simt
+from fftgen.planner import engines, interpret, search, simt
 from fftgen.planner.filter_design import without_conflicts
 from fftgen.planner.gradient import gradient
 from fftgen.planner.launch import launches, workspace_elements
@@ -121,11 +121,11 @@ def test_engines_and_types_that_do_not_go_together() -> None:
         search.plan(Problem("causal", 256, "bf16"), "sm_90", "simt")
     one, other = (search.plan(Problem("causal", 256, "fp32"), "sm_90", e) for e in (None, "simt"))
     assert one is other or one == other
-    assert search.named_engine(one) == "simt"
+    assert engines.named_engine(one) == "simt"
     for engine in ("simt:bf16-fp32", "mma:fp32", "simt:"):
         with pytest.raises(InputError, match="is not known"):
-            search.parse_engine(engine)
-    assert search.parse_engine("simt:fp32") == ("simt", "fp32")
+            engines.parse_engine(engine)
+    assert engines.parse_engine("simt:fp32") == ("simt", "fp32")
 
 
 def test_gradients_of_signals_take_two_results() -> None:

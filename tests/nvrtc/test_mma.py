@@ -21,9 +21,10 @@ from fftgen import emulate, sass, toolkit
 from fftgen.execute import spectrum, with_skip
 from fftgen.planner import variants
 from fftgen.planner.cost import tensor_ops
+from fftgen.planner.layouts import every_layout
 from fftgen.planner.mma_rules import SPILLS, SPILLS_MANY, spilling
 from fftgen.planner.plan import SCALED, Plan
-from fftgen.planner.search import layouts, with_shape
+from fftgen.planner.search import with_shape
 from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.sampled import check_launches
@@ -657,7 +658,7 @@ def test_layouts_are_weighed_by_the_registers_that_they_put_by(
     """Bytes of a thread, as compiled: up to 36, whose cost could not be measured, up to 72, or more."""
     problem = Problem(mode, int(np.prod(factors)), "bf16")
     plan = with_shape(problem, arch, factors, len(factors) - 3, "mma")
-    for layout in layouts(plan, target(arch)):
+    for layout in every_layout(plan, target(arch)):
         taken = compiled.cubin(render(layout), arch).resources[layout.entry(layout.body)]
         most = max(taken.spill_store_bytes, taken.spill_load_bytes)
         assert most <= {1.0: 36, SPILLS: 72, SPILLS_MANY: 480}[spilling(layout)], str(layout)
