@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Conv": "fftgen.conv",
-    "Spectrum": "fftgen.execute",
+    "Spectrum": "fftgen.spectra",
     "get_conv": "fftgen.conv",
     "fftconv": "fftgen.functional",
     "load": "fftgen.conv",
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from fftgen import nn
     from fftgen.api import build, plan
     from fftgen.conv import Conv, get_conv, load
-    from fftgen.execute import Spectrum
     from fftgen.functional import fftconv
+    from fftgen.spectra import Spectrum
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fftgen.errors import InputError
-from fftgen.execute import TORCH
 from fftgen.problem import Problem
+from fftgen.storage import TORCH
 
 
 class Open(NamedTuple):

@@ -19,7 +19,6 @@ from fftgen.check import check_count, check_filter, check_spectrum, needs_grad
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
-from fftgen.execute import TORCH, Spectrum, spectrum_dtype
 from fftgen.loaded import Loaded, Route, Routes
 from fftgen.planner import search
 from fftgen.planner.gradient import read_backwards
@@ -27,6 +26,8 @@ from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
 from fftgen.serving import BATCHES, JustInTime, Provider, Serving
 from fftgen.signature import Form, arrange, autocast, shapes
+from fftgen.spectra import Spectrum
+from fftgen.storage import TORCH, spectrum_dtype
 from fftgen.targets import Target, target_for
 from fftgen.targets import target as find_target
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fftgen import nvrtc
 from fftgen import windowed as windows
 from fftgen.errors import InternalError
-from fftgen.execute import PIECE, Executable, spectrum
+from fftgen.execute import PIECE, Executable
 from fftgen.gradient import Gradients, Needed, correlate_input
 from fftgen.gradient import backward as run_backward
 from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES, FINISH_ARGS_BYTES, GRADIENT_ARGS_BYTES
@@ -28,6 +28,7 @@ from fftgen.planner.whole import Clusters
 from fftgen.planner.windows import Windows
 from fftgen.prepare import prepare, transform
 from fftgen.simulator import DeviceMemory, Module, Report, parse, simulate
+from fftgen.spectra import spectrum
 
 Blocks = Sequence[tuple[int, int, int]]
 RESULTS = ("d_u", "d_in_gate", "d_out_gate")

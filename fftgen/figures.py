@@ -15,7 +15,6 @@ import torch
 from fftgen import emulate, sampled
 from fftgen.bundle import in_sections
 from fftgen.cache import Cache
-from fftgen.execute import storage
 from fftgen.hot_path import hot_paths, whole_hot_paths
 from fftgen.pipeline import Built, build_plan
 from fftgen.planner import search
@@ -25,6 +24,7 @@ from fftgen.planner.twins import twin
 from fftgen.planner.whole import Clusters, full
 from fftgen.problem import Problem
 from fftgen.simulator import Accesses, Report
+from fftgen.storage import storage
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
 from fftgen.verify import FULL_POINTS, Case, draw

@@ -18,10 +18,10 @@ from fftgen import autograd, observed
 from fftgen.check import Open, check_tensor, hint_of, wanted
 from fftgen.conv import any_length, registered
 from fftgen.errors import InputError
-from fftgen.execute import stored_as
 from fftgen.loaded import Route, Routes
 from fftgen.problem import MODES, Problem
 from fftgen.signature import Form, arrange, autocast, autocasting, check_call, shapes
+from fftgen.storage import stored_as
 
 SCIPY_MODES = ("full", "same", "valid")
 _PROBE = Problem("causal", 1, "fp32")

@@ -14,7 +14,7 @@ from torch import Tensor
 from fftgen import filters
 from fftgen.bounded import Bounded
 from fftgen.errors import InputError, InternalError
-from fftgen.execute import PIECE, Address, aligned, chip_of, natural_order, strides, time_contiguous
+from fftgen.execute import PIECE, Address, aligned, chip_of, strides, time_contiguous
 from fftgen.launch import ABSENT, Call, FinishCall, GradientStep, Launcher, Signal, run_finish, run_gradient
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.finish import comes_around
@@ -22,6 +22,7 @@ from fftgen.planner.gradient_launch import launches, parts, space, spectra_bytes
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.launch import MAX_ROWS
 from fftgen.planner.order import sum_digits
+from fftgen.spectra import natural_order
 
 
 class Needed(NamedTuple):

@@ -11,7 +11,6 @@ import torch
 from fftgen import emulate
 from fftgen.bundle import backward_in_sections
 from fftgen.cache import Cache
-from fftgen.execute import storage
 from fftgen.figures import ABREAST, INSTRUCTIONS, SECTORS, WARPS, resident_warps
 from fftgen.gradient import Needed
 from fftgen.hot_path import gradient_hot_paths
@@ -19,6 +18,7 @@ from fftgen.pipeline import build_gradient
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.problem import Problem
+from fftgen.storage import storage
 from fftgen.targets import target as find_target
 from fftgen.verify import FULL_POINTS
 

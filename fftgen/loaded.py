@@ -15,11 +15,12 @@ from torch import Tensor
 from fftgen import autograd, observed, windowed
 from fftgen.bounded import Bounded
 from fftgen.errors import DriverError
-from fftgen.execute import Executable, Spectrum, with_skip
+from fftgen.execute import Executable
 from fftgen.pipeline import Built
 from fftgen.planner.windows import Windows
 from fftgen.prepare import prepare, transform
 from fftgen.runtime import OUT_OF_MEMORY, Module
+from fftgen.spectra import Spectrum, with_skip
 
 
 class Loaded:

@@ -35,9 +35,9 @@ from fftgen import autograd, eager, filter_gradient, observed
 from fftgen.check import Open, check_operands, check_spectrum, check_taps
 from fftgen.conv import Conv, as_it_is, registered, terms
 from fftgen.errors import InputError
-from fftgen.execute import stored_as
 from fftgen.gradient import Needed
 from fftgen.problem import Problem
+from fftgen.storage import stored_as
 
 _torch_library: Any = torch.library  # its classes carry no annotations
 _LIBRARY = _torch_library.Library("fftgen", "DEF")

@@ -1,6 +1,6 @@
 """A filter's spectrum by the kernels of its plan (templates/filter.j2).
 
-``execute.spectrum`` says what they compute and stays for tensors on the CPU and as the reference.
+``spectra.spectrum`` says what they compute and stays for tensors on the CPU and as the reference.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from fftgen.errors import InputError, InternalError
-from fftgen.execute import Address, Spectrum, longest, spectrum, spectrum_dtype, time_contiguous
+from fftgen.execute import Address, time_contiguous
 from fftgen.launch import NO_TAPS, FilterCall, Launcher, Taps, run_filter
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.plan import LOWER, Plan
+from fftgen.spectra import Spectrum, longest, spectrum
+from fftgen.storage import spectrum_dtype
 
 
 def prepare(
@@ -46,7 +48,7 @@ def transform(
 
     ``tables``: the plan's table block, uint8, on k's device; ``address`` as in ``Executable``. A filter of
     another type than fp32, or with taps that are not side by side, is copied once; rows may be strided. A
-    skip term (H,) joins the first tap. Numbers may differ from those of ``execute.spectrum`` in their last
+    skip term (H,) joins the first tap. Numbers may differ from those of ``spectra.spectrum`` in their last
     place.
     """
     if plan.sections > 1 and plan.matrix == LOWER and (k is None or k_rev is not None):

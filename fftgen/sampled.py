@@ -19,7 +19,6 @@ import torch
 from fftgen.accuracy import Accuracy, compare
 from fftgen.dtypes import DType, decode, dtype, encode
 from fftgen.errors import InternalError
-from fftgen.execute import spectrum
 from fftgen.launch import Call, Signal, argument_block
 from fftgen.pipeline import Built
 from fftgen.planner import arithmetic, interpret
@@ -27,6 +26,7 @@ from fftgen.planner.launch import Launch, launches
 from fftgen.planner.order import stored_places
 from fftgen.planner.plan import Plan
 from fftgen.simulator import DeviceMemory, Report, parse, simulate
+from fftgen.spectra import spectrum
 
 SAMPLES = 3
 SLOPPY = 0.02  # of a sum of squares that only chooses a power of two

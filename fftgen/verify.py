@@ -19,13 +19,13 @@ from torch import Tensor
 
 from fftgen import emulate, gradient_accuracy, sampled
 from fftgen.accuracy import Accuracy, compare
-from fftgen.execute import storage
 from fftgen.gradient import Needed
 from fftgen.pipeline import Built
 from fftgen.planner.plan import LOWER, SIMT, Plan
 from fftgen.planner.whole import Clusters, fewest, full
 from fftgen.problem import Problem
 from fftgen.simulator import Report
+from fftgen.storage import storage
 
 FULL_POINTS = 65_536  # complex points of a transform that is simulated whole
 SMALL_POINTS = 8_192  # below, more rows and options are cheap

@@ -16,10 +16,10 @@ from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
 from fftgen.conv import Conv, as_it_is, get_conv
 from fftgen.errors import NoPlanError
-from fftgen.execute import Spectrum
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_sections import in_sections
 from fftgen.planner.plan import Plan
+from fftgen.spectra import Spectrum
 
 
 class Unavailable(Exception):

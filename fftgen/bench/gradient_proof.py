@@ -16,12 +16,12 @@ from fftgen.bench.backend import Backend
 from fftgen.bench.reference import figures, number, poison
 from fftgen.conv import Conv, get_conv
 from fftgen.errors import NoPlanError
-from fftgen.execute import TORCH
 from fftgen.pipeline import build_gradient
 from fftgen.planner import search
 from fftgen.planner.gradient import gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.problem import Problem
+from fftgen.storage import TORCH
 from fftgen.verify import Case, draw, gradient_cases, gradient_reference, signal_references
 
 # The chip adds the products of a matrix instruction in an order of its own. Where that moves a sum in fp32

@@ -16,8 +16,8 @@ from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
 from fftgen.bench.reference import CHUNK, PEER_BOUND, SELF_BOUND, distances
 from fftgen.errors import InternalError
-from fftgen.execute import TORCH
 from fftgen.planner.plan import Plan
+from fftgen.storage import TORCH
 from fftgen.verify import gradient_reference
 from fftgen.verify import reference as numpy_reference
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fftgen.bench.cases import Case
-from fftgen.execute import TORCH
+from fftgen.storage import TORCH
 
 FILLS = 3  # all sets together are this many times the L2
 

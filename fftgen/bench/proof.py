@@ -19,11 +19,13 @@ from fftgen.bench.backend import Backend
 from fftgen.bench.reference import number
 from fftgen.conv import get_conv
 from fftgen.dtypes import dtype as find_dtype
-from fftgen.execute import TORCH, Executable, Spectrum, spectrum
+from fftgen.execute import Executable
 from fftgen.pipeline import Built, build
 from fftgen.planner.launch import launches
 from fftgen.planner.plan import SIMT, Plan
 from fftgen.problem import Problem
+from fftgen.spectra import Spectrum, spectrum
+from fftgen.storage import TORCH
 from fftgen.verify import Case, cases_for, crowded, draw, reference
 
 # The simulator adds the products of a matrix instruction in one order, the chip in its own. Where that

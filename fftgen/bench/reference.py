@@ -20,8 +20,8 @@ from fftgen.accuracy import judge as row_verdict
 from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
 from fftgen.errors import InternalError
-from fftgen.execute import TORCH
 from fftgen.planner.plan import Plan
+from fftgen.storage import TORCH
 from fftgen.verify import reference as numpy_reference
 
 # Other programs keep factors, twiddles or the filter itself in 16 bits, which costs several roundings where

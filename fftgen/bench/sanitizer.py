@@ -19,10 +19,11 @@ import torch
 from fftgen import environment, op, toolkit  # noqa: F401  (op registers the operators)
 from fftgen.bench.proof import busy, moved
 from fftgen.conv import get_conv
-from fftgen.execute import TORCH, spectrum
 from fftgen.planner.plan import Plan
 from fftgen.planner.whole import fewest
 from fftgen.problem import Problem
+from fftgen.spectra import spectrum
+from fftgen.storage import TORCH
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")  # by what they are worth for the time
 CALLS = ("conv", "gradient", "backward")

@@ -13,11 +13,11 @@ from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
 from fftgen.cache import Cache
 from fftgen.conv import get_conv
-from fftgen.execute import Spectrum
 from fftgen.gradient import Gradients, Needed, backward
 from fftgen.loaded import Loaded, LoadedGradient, stream_of
 from fftgen.pipeline import Built, build
 from fftgen.problem import Problem
+from fftgen.spectra import Spectrum
 
 Made = Tensor | Mapping[str, Tensor]  # by a call: its result, or gradients by argument
 Calls = tuple[Callable[[], Any], ...]

@@ -21,9 +21,9 @@ from fftgen.bench.gradient_proof import check_gradient
 from fftgen.bench.proof import check_portfolio, differences, moved
 from fftgen.bench.sanitizer import FOUND, sanitize, verdict
 from fftgen.conv import get_conv
-from fftgen.execute import TORCH
 from fftgen.planner.launch import launches, together
 from fftgen.problem import Problem
+from fftgen.storage import TORCH
 
 KINDS = {"bf16": (torch.bfloat16, 8), "fp16": (torch.float16, 11)}
 

@@ -21,10 +21,10 @@ from fftgen import autograd, observed, runtime
 from fftgen.check import check_input
 from fftgen.conv import Conv, registered
 from fftgen.errors import InputError, ToolchainError
-from fftgen.execute import Spectrum, spectrum
 from fftgen.loaded import Loaded
 from fftgen.planner import search
 from fftgen.problem import Problem
+from fftgen.spectra import Spectrum, spectrum
 
 TORCH = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MODES = ("causal", "circular")

@@ -44,6 +44,8 @@ ORDER = (
     "launch",
     "runtime",
     "filters",
+    "storage",
+    "spectra",
     "execute",
     "prepare",
     "gradient",

@@ -21,7 +21,7 @@ import fftgen
 from fftgen import autograd, eager, gradient_accuracy, observed, op
 from fftgen.conv import registered, terms
 from fftgen.errors import InputError
-from fftgen.execute import Spectrum
+from fftgen.spectra import Spectrum
 
 MODES = ("causal", "circular")
 SHAPES = {"plain": (5, 4, 8), "long filter": (3, 6, 8), "one step": (1, 2, 4), "whole": (6, 6, 6)}

@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused_after_calls_that_did(
             launched += 2
 
 
-def prepared(conv: fftgen.Conv, white: Any) -> tuple[Tensor, Tensor, fftgen.execute.Spectrum]:
+def prepared(conv: fftgen.Conv, white: Any) -> tuple[Tensor, Tensor, fftgen.Spectrum]:
     """Signals, and their filters as they are and prepared, by kernels that are loaded."""
     u, k = white(2, 3, 100).bfloat16(), white(3, 50).float()
     loaded = conv.on(u.device, conv.problem)
@@ -141,7 +141,7 @@ def test_a_spectrum_is_looked_at_once_and_a_foreign_one_refused(
         conv(u, made, skip=k[:, 0])
     assert seen == ["checked"] * 2
     assert len(driver.launched) == 6
-    other = fftgen.execute.Spectrum(made.planes, made.scale, "0" * 64, made.filter_length)
+    other = fftgen.Spectrum(made.planes, made.scale, "0" * 64, made.filter_length)
     with pytest.raises(InputError, match="prepared by another plan"):
         conv(u, other)
     with pytest.raises(InputError, match="the spectrum has 3 channels, u has 2"):

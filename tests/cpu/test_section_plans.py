@@ -25,7 +25,6 @@ from fftgen import (
 )
 from fftgen.cache import CacheMissError
 from fftgen.errors import InputError
-from fftgen.execute import Spectrum, spectrum_dtype
 from fftgen.gradient import Gradients, Needed
 from fftgen.loaded import Routes
 from fftgen.pipeline import Built
@@ -40,6 +39,8 @@ from fftgen.planner.windows import Windows
 from fftgen.problem import Problem
 from fftgen.render import render, render_gradient
 from fftgen.serving import JustInTime
+from fftgen.spectra import Spectrum
+from fftgen.storage import spectrum_dtype
 from fftgen.targets import target
 
 LENGTH = 65_536

@@ -23,7 +23,7 @@ from fftgen.bench.row import CONTENDERS
 from fftgen.bench.steps import RUNNERS, build_step, with_padded
 from fftgen.cache import Cache, CacheMissError
 from fftgen.conv import Conv
-from fftgen.execute import Executable, Spectrum, spectrum
+from fftgen.execute import Executable
 from fftgen.pipeline import build, build_gradient
 from fftgen.planner.gradient import gradient
 from fftgen.planner.gradient_plan import Gradient
@@ -32,6 +32,7 @@ from fftgen.planner.plan import Plan
 from fftgen.planner.variants import variants
 from fftgen.problem import Problem
 from fftgen.serving import JustInTime
+from fftgen.spectra import Spectrum, spectrum
 from fftgen.targets import target
 from fftgen.verify import Case, draw
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from fftgen import emulate, hot_path, toolkit
 from fftgen.errors import NoPlanError
-from fftgen.execute import spectrum, with_skip
 from fftgen.planner import search, work
 from fftgen.planner.cost import tensor_ops
 from fftgen.planner.plan import BF16_FP32, Plan
 from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.sampled import check_launches
+from fftgen.spectra import spectrum, with_skip
 
 ENGINE = f"mma:{BF16_FP32}"
 MODES = ("causal", "circular")

@@ -23,7 +23,7 @@ from tolerance import check
 from torch import Tensor
 
 import fftgen as package
-from fftgen import api, artifact, bundle, emulate, execute, nvrtc, runtime
+from fftgen import api, artifact, bundle, emulate, execute, nvrtc, runtime, spectra
 from fftgen.cache import Cache
 from fftgen.errors import ArtifactError, ToolchainError
 from fftgen.pipeline import Built, build
@@ -170,7 +170,7 @@ def test_the_driver_is_handed_what_the_simulator_runs(
     monkeypatch.setattr(runtime, "driver", Driver)
     loaded = runtime.Module(module.image, 0, module.entries)
     table = torch.frombuffer(bytearray(module.tables), dtype=torch.uint8)
-    made = execute.spectrum(module.plan, draw(rng, 2, 50, dtype=torch.float32))
+    made = spectra.spectrum(module.plan, draw(rng, 2, 50, dtype=torch.float32))
     u = draw(rng, 3, 2, 60_000)
     wanted: list[tuple[Any, ...]] = []
 

@@ -20,7 +20,6 @@ from fftgen import emulate, hot_path, nvrtc, portfolio, roofline, sass, toolkit
 from fftgen.cache import Cache
 from fftgen.emulate import Simulated
 from fftgen.errors import InternalError, ToolchainError
-from fftgen.execute import storage
 from fftgen.pipeline import Built, build_plan
 from fftgen.planner import fragments, mma_rules, search
 from fftgen.planner.cost import cost, in_one_launch
@@ -34,6 +33,7 @@ from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.simulator import Counters
 from fftgen.source import Source
+from fftgen.storage import storage
 from fftgen.targets import target
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())

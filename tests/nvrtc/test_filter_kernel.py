@@ -22,7 +22,6 @@ from cases import slow, usually
 from torch import Tensor
 
 from fftgen import emulate, nvrtc
-from fftgen.execute import Spectrum, spectrum, with_skip
 from fftgen.launch import FILTER_ARGS_BYTES, NO_TAPS, FilterCall, Taps, run_filter
 from fftgen.planner import search, tables
 from fftgen.planner.order import spectrum_index
@@ -32,6 +31,7 @@ from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.simulator import GlobalRace, Report
 from fftgen.source import Source
+from fftgen.spectra import Spectrum, spectrum, with_skip
 
 FP32 = (
     3e-7  # relative L2 error of a spectrum before it is rounded; measured: 1.0e-7 to 1.7e-7, as torch.fft's

@@ -13,11 +13,11 @@ import torch
 from calls import TORCH, built
 
 from fftgen import emulate, gradient_accuracy
-from fftgen.execute import spectrum
 from fftgen.launch import Call, Signal, Step, run
 from fftgen.planner import search
 from fftgen.planner.launch import launches, peaks_words, workspace_elements
 from fftgen.problem import Problem
+from fftgen.spectra import spectrum
 
 FAR = 2**31 + 4096  # elements; a product with a batch index needs 33 bits
 

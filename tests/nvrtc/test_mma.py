@@ -18,7 +18,6 @@ from hard_signals import every_pair, hard_signal, judge_rows_alone
 from plans import on_engine
 
 from fftgen import emulate, sass, toolkit
-from fftgen.execute import spectrum, with_skip
 from fftgen.planner import variants
 from fftgen.planner.cost import tensor_ops
 from fftgen.planner.layouts import every_layout
@@ -29,6 +28,7 @@ from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.sampled import check_launches
 from fftgen.simulator import Report
+from fftgen.spectra import spectrum, with_skip
 from fftgen.targets import target
 
 MODES = ("causal", "circular")

@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fftgen import emulate
-from fftgen.execute import EMPTY, natural_order, spectrum, with_skip
 from fftgen.planner import tables
 from fftgen.planner.order import spectrum_digits
 from fftgen.planner.plan import CIRCULANT, FULL, LOWER, Plan
@@ -28,6 +27,7 @@ from fftgen.prepare import prepare
 from fftgen.render import render
 from fftgen.simulator import SimulationError
 from fftgen.source import Source
+from fftgen.spectra import EMPTY, natural_order, spectrum, with_skip
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 

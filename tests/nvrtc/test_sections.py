@@ -21,7 +21,6 @@ from fftgen.accuracy import IN_SECTIONS
 from fftgen.api import build_files, jobs_for
 from fftgen.bundle import kind_of, open_shelf
 from fftgen.errors import InternalError
-from fftgen.execute import with_skip
 from fftgen.planner import search
 from fftgen.planner.plan import Plan
 from fftgen.planner.sections import LENGTHS, MOST, sectioned
@@ -30,6 +29,7 @@ from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.simulator import Counters, SimulationError
 from fftgen.source import Source
+from fftgen.spectra import with_skip
 from fftgen.targets import target
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())

@@ -13,7 +13,7 @@ import torch
 from cases import EVEN, LARGE, ODD, TINY, slow, usually
 
 from fftgen import emulate, nvrtc
-from fftgen.execute import Executable, spectrum, with_skip
+from fftgen.execute import Executable
 from fftgen.planner import search
 from fftgen.planner.cost import cost, filter_cost
 from fftgen.planner.launch import chunk_items, launches
@@ -23,6 +23,7 @@ from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.simulator import GlobalRace, SharedRace
 from fftgen.source import Source
+from fftgen.spectra import spectrum, with_skip
 from fftgen.targets import TARGETS, target
 
 MODES = ("causal", "circular")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fftgen import emulate, hot_path, sass, toolkit
 from fftgen.errors import InternalError
-from fftgen.execute import Executable, spectrum
+from fftgen.execute import Executable
 from fftgen.planner import search, twins
 from fftgen.planner.cost import cost, in_one_launch
 from fftgen.planner.filter import Filter
@@ -28,6 +28,7 @@ from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.simulator import SimulationError
 from fftgen.source import Source
+from fftgen.spectra import spectrum
 from fftgen.targets import target
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
