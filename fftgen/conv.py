@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,31 +9,30 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.functional import pad
 
 from fftgen import autograd, observed, shortcut
 from fftgen.bundle import choose, open_shelf
 from fftgen.cache import Cache
-from fftgen.check import check_count, check_filter, check_spectrum, needs_grad
+from fftgen.calls import Calls
+from fftgen.check import check_count, check_filter, needs_grad
 from fftgen.dtypes import dtype as find_dtype
-from fftgen.eager import wide
 from fftgen.errors import InputError, ToolchainError
-from fftgen.loaded import Loaded, Route, Routes
+from fftgen.handles import not_loaded, words
+from fftgen.kept import as_it_is, as_they_are
+from fftgen.loaded import Route, Routes
 from fftgen.planner import search
-from fftgen.planner.gradient import read_backwards
 from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
-from fftgen.serving import BATCHES, JustInTime, Provider, Serving
+from fftgen.providers import JustInTime, Provider
+from fftgen.serving import BATCHES
 from fftgen.signature import Form, arrange, autocast, shapes
 from fftgen.spectra import Spectrum
-from fftgen.storage import TORCH, spectrum_dtype
+from fftgen.storage import TORCH
 from fftgen.targets import Target, target_for
 from fftgen.targets import target as find_target
 
-_AS_IT_IS = "torch.fft"  # begins what stands for a plan's digest where a filter is kept as it is
 
-
-class Conv(Serving):
+class Conv(Calls):
     """A depthwise long convolution; made by ``fftgen.get_conv`` or ``fftgen.load``.
 
     ``conv(u, k)`` computes, per batch row and channel, with ``x = in_gate * u``,
@@ -95,7 +93,7 @@ class Conv(Serving):
                 )
             here = isinstance(u, Tensor) and u.dim() > 0 and u.is_cuda and k.planes.device == u.device
             if here and as_it_is(k.digest):
-                self._check_kept(k.digest, u)
+                self.check_kept(k.digest, u)
                 ahead, *back = k.planes.unbind(1)
                 k_rev = back[0] if back else None
                 return self(u, ahead, k_rev=k_rev, in_gate=in_gate, out_gate=out_gate, skip=skip)
@@ -142,10 +140,10 @@ class Conv(Serving):
                 return route.loaded.apply(*given)
         u, in_gate, out_gate = autocast(TORCH[self.problem.dtype], u, in_gate, out_gate)  # type: ignore[assignment]
         x = arrange(self.problem, u, None, None, in_gate, out_gate, skip, Form())
-        self._check_prepared(k, x.u)
+        self.check_prepared(k, x.u)
         gates = (x.in_gate, x.out_gate, x.skip)
         if as_it_is(k.digest):
-            self._check_kept(k.digest, x.u)
+            self.check_kept(k.digest, x.u)
             return x.back(autograd.conv(x.u, k.planes[:, 0], k.planes[:, 1], *gates, self.handle))
         if x.u.is_cuda and unobserved:
             y = self.run_prepared(x.u, k.planes, k.scale, *gates, k.digest)  # which looks at the spectrum
@@ -185,7 +183,7 @@ class Conv(Serving):
         taps = max(int(f.shape[-1]) for f in both)
         problem = self.served(longest, taps)
         if not k.is_cuda:
-            return _as_they_are(both if k_rev is not None else [*both, torch.zeros_like(k)], taps, problem)
+            return as_they_are(both if k_rev is not None else [*both, torch.zeros_like(k)], taps, problem)
         if any(isinstance(f, FakeTensor) for f in both):
             raise InputError(
                 "k is a fake tensor, and on a GPU a spectrum is what kernels make of real ones: prepare it "
@@ -193,7 +191,7 @@ class Conv(Serving):
             )
         ends = taps, taps if len(both) > 1 else 0
         if all(self.windows_of(k.device, problem, (b, k.shape[0], longest), *ends) for b in BATCHES):
-            return _as_they_are(both, taps, problem)
+            return as_they_are(both, taps, problem)
         loaded = self._preparing(k.device, problem, k.shape[0], k_rev is not None)
         made = (loaded or self.on(k.device, problem)).spectrum(k, k_rev)
         if needs_grad(*both):
@@ -249,150 +247,6 @@ class Conv(Serving):
             )
         return longest
 
-    def _check_prepared(self, k: Spectrum, u: Tensor) -> None:
-        """Whether a spectrum is one for this convolution and these signals."""
-        if k.planes.device != u.device:
-            raise InputError(f"the spectrum is on {k.planes.device}, u on {u.device}: prepare it there")
-        if k.channels != u.shape[1]:
-            raise InputError(
-                f"the spectrum has {k.channels} channels, u has {u.shape[1]}: prepare as many filters"
-            )
-        if k.filter_length > self.problem.length:
-            raise InputError(
-                f"the spectrum holds a filter of {k.filter_length} taps, this convolution takes at most "
-                f"{self.problem.length}: prepare it with this convolution"
-            )
-
-    def loaded_for(self, digest: str, u: Tensor) -> Loaded:
-        """The kernels that a prepared spectrum belongs to. Raises InputError for a foreign spectrum.
-
-        It may come from another process, or from another GPU of this architecture: what is not loaded yet
-        is loaded before a spectrum is called foreign. While a graph is captured that is a ToolchainError.
-        """
-        loaded = self._of_digest(digest, u.device)
-        if loaded is None:
-            raise InputError(
-                f"the spectrum was prepared by another plan ({digest[:8]}): prepare it with this "
-                f"convolution, {self!r}, on {u.device}"
-            )
-        _check_steps(u, loaded.executable.plan.problem)
-        return loaded
-
-    def _check_kept(self, digest: str, u: Tensor) -> None:
-        """Whether a filter that is kept as it is is one of this convolution's, as ``loaded_for`` has it."""
-        for problem in (self.problem, self._half):
-            if problem is not None and digest == _kept_for(problem):
-                return _check_steps(u, problem)
-        raise InputError(
-            f"the spectrum was prepared by another convolution ({digest}): prepare it with this one, {self!r}"
-        )
-
-    # The operators of op.py call these.
-
-    def run(
-        self,
-        u: Tensor,
-        k: Tensor | None,
-        k_rev: Tensor | None,
-        in_gate: Tensor | None,
-        out_gate: Tensor | None,
-        skip: Tensor | None,
-        *,
-        keeping: bool = False,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """A whole call on a GPU, its arguments checked: spectrum, then kernels, on the current stream.
-
-        The second result is the spectrum, if kernels of a backward pass read it, too; ``keeping``: one will.
-        """
-        if u.numel() == 0:
-            return torch.empty_like(u), None
-        problem, k, k_rev = self.meeting(u, k, k_rev)
-        loaded, found = self.serving(u, problem, k, k_rev, keeping)
-        if found is not None:
-            return loaded.windowed(found, u, k, k_rev, in_gate, (out_gate,), skip)[0], None
-        y, spectrum = loaded.convolve(u, k, k_rev, in_gate, out_gate, skip)
-        return y, spectrum if read_backwards(loaded.executable.plan) else None
-
-    def route(self, u: Tensor, k: Tensor | None, k_rev: Tensor | None, handle: str) -> Route:
-        """The route of calls like one, which is arranged, of this convolution under a handle."""
-        if not u.is_cuda or u.numel() == 0:
-            return Route(handle)
-        problem, ahead, back = self.meeting(u, k, k_rev)
-        taps = 0 if ahead is k and back is k_rev else u.shape[-1]
-        loaded, found = self.serving(u, problem, ahead, back)
-        return Route(handle, loaded, taps, found)
-
-    def run_prepared(
-        self,
-        u: Tensor,
-        planes: Tensor,
-        scale: Tensor,
-        in_gate: Tensor | None,
-        out_gate: Tensor | None,
-        skip: Tensor | None,
-        digest: str,
-    ) -> Tensor:
-        """A whole call on a GPU with a spectrum that is there. Raises InputError where it is none."""
-        if u.numel() == 0:
-            return torch.empty_like(u)
-        loaded = self.loaded_for(digest, u)
-        plan = loaded.executable.plan
-        check_spectrum(planes, scale, u, plan.transform, spectrum_dtype(plan), plan.distances)
-        return loaded.apply(u, planes, scale, in_gate, out_gate, skip)
-
-    def run_both(
-        self,
-        u: Tensor,
-        k: Tensor | None,
-        k_rev: Tensor | None,
-        in_gate: Tensor | None,
-        gates: tuple[Tensor, Tensor],
-        skip: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """``run`` with each of two output gates: by one transform where there are kernels for it."""
-        if u.numel() == 0:
-            return torch.empty_like(u), torch.empty_like(u)
-        problem, k, k_rev = self.meeting(u, k, k_rev)
-        found = self.windows(u, problem, k, k_rev)
-        if found is not None:
-            loaded, twin = self.on(u.device, self.of_windows(found)), self.windows_twin(u.device, found)
-            first, second = loaded.windowed(found, u, k, k_rev, in_gate, gates, skip, twin)
-            return first, second
-        loaded, twin = self.on(u.device, problem), self.twin_on(u.device, problem)
-        made = loaded.spectrum(k, k_rev, skip)
-        if twin is not None:
-            return twin.both(u, made.planes, made.scale, in_gate, gates)
-        first, second = (loaded.apply(u, made.planes, made.scale, in_gate, gate) for gate in gates)
-        return first, second
-
-
-def _check_steps(u: Tensor, problem: Problem) -> None:
-    if u.shape[-1] > problem.length:
-        raise InputError(
-            f"the spectrum was prepared for sequences of at most {problem.length}, u has "
-            f"{u.shape[-1]}: conv.prepare(k, length={u.shape[-1]})"
-        )
-
-
-def as_it_is(digest: str) -> bool:
-    """Whether a spectrum's digest says that its planes are taps, as on a CPU."""
-    return digest.startswith(_AS_IT_IS)
-
-
-def _kept_for(problem: Problem) -> str:
-    """The digest of filters that are kept as they are for a problem."""
-    return f"{_AS_IT_IS}, {problem.mode} {problem.length} {problem.dtype}"
-
-
-def _as_they_are(filters: list[Tensor], taps: int, problem: Problem) -> Spectrum:
-    """Filters (H, Lk) in place of their spectrum: planes (H, one each, taps).
-
-    A copy, recorded like any other: what is done to a filter later does not change it.
-    """
-    rows = [pad(f.to(wide(filters[0])), (0, taps - f.shape[-1])) for f in filters]
-    one = torch.ones(rows[0].shape[0], 2, device=rows[0].device)
-    return Spectrum(torch.stack(rows, dim=1), one, _kept_for(problem), taps)
-
 
 @cache  # a shorter way to what is registered, where everything stays
 def _jit(problem: Problem) -> Conv:
@@ -412,33 +266,6 @@ def register(conv: Conv) -> Conv:
     return _registry.setdefault(conv.handle, conv)
 
 
-def terms(handle: str, steps: int) -> tuple[str, int]:
-    """Mode and length that a handle names; ``*`` is the length of the signal."""
-    mode, length, _ = _words(handle)
-    return mode, steps if length == "*" else int(length)
-
-
-_HANDLE = re.compile(r"(?:.*:)?(causal|circular)-([0-9]+|\*)-(bf16|fp16|fp32)")
-
-
-def _words(handle: str) -> tuple[str, str, str]:
-    """Mode, length and dtype in a handle, of an artifact's as well. Raises InputError where it is none."""
-    found = _HANDLE.fullmatch(handle)
-    if found is None:
-        raise InputError(_not_loaded(handle))
-    mode, length, dtype = found.groups()
-    return mode, length, dtype
-
-
-def _not_loaded(handle: str) -> str:
-    return f"no convolution is loaded under {handle!r}: call fftgen.load on its artifact first"
-
-
-def any_length(mode: str, dtype: str) -> str:
-    """The handle of a convolution that takes its length from each call's shapes (op.py)."""
-    return f"{mode}-*-{dtype}"
-
-
 def registered(handle: str, steps: int = 1) -> Conv:
     """The convolution behind an operator's handle; just-in-time ones are made from the handle itself.
 
@@ -449,8 +276,8 @@ def registered(handle: str, steps: int = 1) -> Conv:
     if found is not None:
         return found
     if ":" in handle:
-        raise InputError(_not_loaded(handle))
-    mode, length, dtype = _words(handle)
+        raise InputError(not_loaded(handle))
+    mode, length, dtype = words(handle)
     if length != "*":
         return _jit(Problem(mode, int(length), dtype))
     problem = Problem(mode, steps, dtype)

@@ -16,8 +16,9 @@ from torch.nn.functional import pad
 
 from fftgen import autograd, observed
 from fftgen.check import Open, check_tensor, hint_of, wanted
-from fftgen.conv import any_length, registered
+from fftgen.conv import registered
 from fftgen.errors import InputError
+from fftgen.handles import any_length
 from fftgen.loaded import Route, Routes
 from fftgen.problem import MODES, Problem
 from fftgen.signature import Form, arrange, autocast, autocasting, check_call, shapes

@@ -33,9 +33,11 @@ from torch.autograd.function import _SingleLevelFunction
 
 from fftgen import autograd, eager, filter_gradient, observed
 from fftgen.check import Open, check_operands, check_spectrum, check_taps
-from fftgen.conv import Conv, as_it_is, registered, terms
+from fftgen.conv import Conv, registered
 from fftgen.errors import InputError
 from fftgen.gradient import Needed
+from fftgen.handles import terms
+from fftgen.kept import as_it_is
 from fftgen.problem import Problem
 from fftgen.storage import stored_as
 

@@ -17,7 +17,7 @@ from fftgen.loaded import Loaded
 from fftgen.on_demand import OnDemand
 from fftgen.planner import search
 from fftgen.planner.launch import launches
-from fftgen.serving import JustInTime
+from fftgen.providers import JustInTime
 
 
 class Driver(SimpleNamespace):

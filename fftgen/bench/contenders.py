@@ -14,8 +14,9 @@ from fftgen.accuracy import Accuracy
 from fftgen.bench.backend import Backend
 from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs
-from fftgen.conv import Conv, as_it_is, get_conv
+from fftgen.conv import Conv, get_conv
 from fftgen.errors import NoPlanError
+from fftgen.kept import as_it_is
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_sections import in_sections
 from fftgen.planner.plan import Plan

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fftgen import filter_gradient, serving
+from fftgen import filter_gradient, providers, serving
 from fftgen.cache import CacheMissError
 from fftgen.conv import Conv
 from fftgen.errors import InputError, ToolchainError
@@ -17,7 +17,7 @@ from fftgen.planner import search
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_sections import Prepared, in_sections
 from fftgen.problem import Problem
-from fftgen.serving import JustInTime
+from fftgen.providers import JustInTime
 from fftgen.targets import target as find_target
 
 WHOLE, HALF = Problem("circular", 512, "bf16"), Problem("causal", 256, "bf16")
@@ -46,7 +46,7 @@ class GPUs:
             monkeypatch.setattr(torch.cuda, name, answer)
         for name in ("gradient", "twin", "backward"):
             monkeypatch.setattr(JustInTime, name, lambda _, problem, capability, gpu="": problem)
-        monkeypatch.setattr(serving, "build", self.build)
+        monkeypatch.setattr(providers, "build", self.build)
         monkeypatch.setattr(serving, "Loaded", self.load)
         monkeypatch.setattr(serving, "LoadedGradient", self.load)
 

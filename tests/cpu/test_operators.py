@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fftgen
 from fftgen import autograd, eager, gradient_accuracy, observed, op
-from fftgen.conv import registered, terms
+from fftgen.conv import registered
 from fftgen.errors import InputError
+from fftgen.handles import terms
 from fftgen.spectra import Spectrum
 
 MODES = ("causal", "circular")

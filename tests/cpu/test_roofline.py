@@ -17,8 +17,8 @@ from fftgen.planner import search
 from fftgen.planner.cost import RESOURCES, cost, filter_cost, in_one_launch
 from fftgen.planner.one_launch import ALONE
 from fftgen.problem import Problem
+from fftgen.providers import JustInTime
 from fftgen.render import command, render
-from fftgen.serving import JustInTime
 from fftgen.targets import TARGETS, target
 
 

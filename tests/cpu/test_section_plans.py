@@ -37,8 +37,8 @@ from fftgen.planner.plan import MATRICES, Plan
 from fftgen.planner.sections import MOST, of, of_many_rows, sectioned, share, shorter
 from fftgen.planner.windows import Windows
 from fftgen.problem import Problem
+from fftgen.providers import JustInTime
 from fftgen.render import render, render_gradient
-from fftgen.serving import JustInTime
 from fftgen.spectra import Spectrum
 from fftgen.storage import spectrum_dtype
 from fftgen.targets import target

@@ -17,6 +17,7 @@ import fftgen as package
 from fftgen import conv as conv_module
 from fftgen import filter_gradient, op, windowed  # noqa: F401  (op registers the operators)
 from fftgen.errors import InputError
+from fftgen.kept import as_it_is
 from fftgen.planner import search
 from fftgen.planner import windows as window_planner
 from fftgen.planner.plan import Plan
@@ -33,7 +34,7 @@ from fftgen.planner.windows import (
     windows,
 )
 from fftgen.problem import Problem
-from fftgen.serving import JustInTime
+from fftgen.providers import JustInTime
 
 
 def drawn(rng: np.random.Generator) -> tuple[Windows, int, int, int, int]:
@@ -331,7 +332,7 @@ def test_a_short_filter_is_prepared_as_it_is(gpu: OnGpu, rng: np.random.Generato
     k, k_rev = (torch.from_numpy(rng.standard_normal((2, n))).float() for n in (100, 30))
     one, both = gpu.conv.prepare(k), gpu.conv.prepare(k, k_rev=k_rev)
     assert one.digest == both.digest
-    assert conv_module.as_it_is(one.digest)
+    assert as_it_is(one.digest)
     assert one.planes.shape == (2, 1, 100)
     assert gpu.seen == []  # nothing was transformed
     assert torch.equal(gpu.conv(u, one, skip=k[:, 0]), gpu.conv(u, k, skip=k[:, 0]))

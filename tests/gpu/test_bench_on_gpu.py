@@ -18,7 +18,7 @@ from fftgen.bench.row import measure_row
 from fftgen.bench.steps import AGREEING, GRADIENTS
 from fftgen.conv import Conv
 from fftgen.problem import Problem
-from fftgen.serving import JustInTime
+from fftgen.providers import JustInTime
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(no_gpu()), reason=no_gpu() or "there is a GPU")]
 

@@ -31,7 +31,7 @@ from fftgen.planner.launch import launches
 from fftgen.planner.plan import Plan
 from fftgen.planner.variants import variants
 from fftgen.problem import Problem
-from fftgen.serving import JustInTime
+from fftgen.providers import JustInTime
 from fftgen.spectra import Spectrum, spectrum
 from fftgen.targets import target
 from fftgen.verify import Case, draw

@@ -22,8 +22,8 @@ from fftgen.errors import InputError
 from fftgen.pipeline import Built
 from fftgen.planner import search
 from fftgen.problem import Problem
+from fftgen.providers import JustInTime
 from fftgen.render import render
-from fftgen.serving import JustInTime
 from fftgen.source import Source
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())

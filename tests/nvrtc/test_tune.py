@@ -37,7 +37,7 @@ from fftgen.planner.launch import together
 from fftgen.planner.variants import Variant
 from fftgen.prepare import prepare
 from fftgen.problem import Problem
-from fftgen.serving import JustInTime
+from fftgen.providers import JustInTime
 from fftgen.targets import target
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
