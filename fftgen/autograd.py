@@ -1,19 +1,13 @@
-"""The operators (op.py) under differentiation and batching: every rule is made of the operators again.
+"""The operators (op.py) under differentiation and batching, told to PyTorch.
 
-Shapes: u, v, gates and their gradients (B, H, L); filters (H, Lk); skip (H,). Gradients of filters and
-skip are accumulated in float32 (float64 for float64 signals) and cast to the argument's dtype at the end.
 What is stored for the backward pass are arguments, and, where it is used again and no larger than the
 signals, the filter's spectrum (``KeepingConv``); other intermediates are computed again.
-
-``conv`` and ``correlate_input`` are how the package calls the operators: while a graph is traced or
-torch.func transforms a call as they are, otherwise through the functions below, which are also the operators'
-Autograd kernels.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,77 +17,9 @@ from torch.autograd.forward_ad import _set_fwd_grad_enabled
 from torch.autograd.function import Function
 
 from fftgen import observed
-from fftgen.eager import wide
+from fftgen.derivatives import added, gradients, no_taps, of_signals, tangent, tangent_of_taps
 from fftgen.errors import InputError
-
-Maybe = Tensor | None
-Kept = tuple[Tensor, Tensor] | None  # a spectrum's planes and scale
-
-
-def conv(
-    u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
-) -> Tensor:
-    """``torch.ops.fftgen.conv``: out_gate * (conv(x, k) + corr(x, k_rev) + skip * x), x = in_gate * u."""
-    given = (u, k, k_rev, in_gate, out_gate, skip, handle)
-    y: Tensor
-    if _keeps(*given[:6]):
-        y = KeepingConv.apply(*given)  # type: ignore[no-untyped-call]
-    else:
-        y = _call(Conv, torch.ops.fftgen.conv, given)
-    return y
-
-
-def conv_both(
-    u: Tensor,
-    k: Maybe,
-    k_rev: Maybe,
-    in_gate: Maybe,
-    first_gate: Tensor,
-    second_gate: Tensor,
-    skip: Maybe,
-    handle: str,
-) -> tuple[Tensor, Tensor]:
-    """``torch.ops.fftgen.conv_both``: ``conv`` with each of two output gates, by one transform."""
-    given = (u, k, k_rev, in_gate, first_gate, second_gate, skip, handle)
-    first, second = _call(ConvBoth, torch.ops.fftgen.conv_both, given)
-    return first, second
-
-
-def correlate_input(u: Tensor, v: Tensor, in_gate: Maybe, out_gate: Maybe, taps: int, handle: str) -> Tensor:
-    """``torch.ops.fftgen.correlate_input``: (H, taps), sum_b sum_t (out_gate * v)_t (in_gate * u)_{t-j}."""
-    given = (u, v, in_gate, out_gate, taps, handle)
-    found: Tensor = _call(CorrelateInput, torch.ops.fftgen.correlate_input, given)
-    return found
-
-
-def conv_gradients(
-    u: Tensor,
-    v: Tensor,
-    k: Maybe,
-    k_rev: Maybe,
-    in_gate: Maybe,
-    out_gate: Maybe,
-    skip: Maybe,
-    needed: Sequence[bool],
-    taps: int,
-    handle: str,
-    spectrum: Kept = None,
-) -> tuple[Maybe, Maybe, Maybe, Tensor]:
-    """``torch.ops.fftgen.conv_gradients``: of u, in_gate, out_gate (None: not ``needed``) and k, for v.
-
-    ``spectrum``: of k, k_rev and skip, as the call of ``conv`` on a GPU made it.
-    """
-    given = (u, v, k, k_rev, in_gate, out_gate, skip, *needed, taps, handle)
-    if spectrum is not None and observed.unobserved(*given[:7]):
-        du, d_in, d_out, dk = ON_GPU["gradients_needed"](*given, spectrum=spectrum)
-        return du, d_in, d_out, dk
-    *made, dk = _call(ConvGradients, torch.ops.fftgen.conv_gradients, given)
-    du, d_in, d_out = (x if n else None for x, n in zip(made, needed, strict=True))
-    return du, d_in, d_out, dk
-
-
-# What the operators do on a GPU, by name: filled by op.py, which defines them.
-ON_GPU: dict[str, Callable[..., Any]] = {}
+from fftgen.operators import ON_GPU, RULES, Maybe, conv, correlate_input
 
 
 def _forward(name: str, tensors: int, inputs: tuple[Any, ...]) -> Any:
@@ -119,15 +45,6 @@ def _signed(forward: Any) -> Any:
     return forward
 
 
-def _call(rules: Any, operator: Any, inputs: tuple[Any, ...]) -> Any:
-    """The operator by the shortest way: its Autograd kernel comes to the same, microseconds later."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return operator(*inputs)
-    if observed.recorded(*inputs):
-        return rules.apply(*inputs)
-    return rules.forward(*inputs)
-
-
 class Conv(Function):
     """Rules of ``conv``, for u, k, k_rev, in_gate, out_gate, skip in this order."""
 
@@ -151,12 +68,12 @@ class Conv(Function):
         transform, each rounded once. d out_gate is the forward call with v for its gate;
         dk_j = sum_b sum_t (out_gate * v)_t x_{t-j}, dk_rev_j the same at t+j, and dskip = dk_0.
         """
-        return (*_gradients(ctx.saved_tensors, v, ctx.needs_input_grad, ctx.handle), None)
+        return (*gradients(ctx.saved_tensors, v, ctx.needs_input_grad, ctx.handle), None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         """One call for each signal, one for both filters, one for the skip (a filter of one tap)."""
-        return _tangent(ctx.saved_tensors, tangents, ctx.handle)
+        return tangent(ctx.saved_tensors, tangents, ctx.handle)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
@@ -174,19 +91,6 @@ class Conv(Function):
         own = (_rows(k), _rows(k_rev), _channels(in_gate), _channels(out_gate), _rows(skip))
         y = conv(u.transpose(0, 1).flatten(1, 2), *own, handle)
         return y.reshape(batch, size, channels, steps), 1
-
-
-def _keeps(u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe) -> bool:
-    """Whether a backward pass may ask for all gradients at once: that pass reads the spectrum again."""
-    return (
-        u.is_cuda
-        and not torch.compiler.is_compiling()  # looks no further while it traces
-        and k is not None
-        and k.requires_grad
-        and _forward_ad._current_level < 0
-        and observed.recorded(u, in_gate, out_gate)
-        and observed.plain(u, k, k_rev, in_gate, out_gate, skip)
-    )
 
 
 class KeepingConv(Function):
@@ -211,7 +115,7 @@ class KeepingConv(Function):
     def backward(ctx: Any, v: Tensor) -> tuple[Maybe, ...]:
         saved = ctx.saved_tensors
         kept = saved[6:] or None
-        return (*_gradients(saved[:6], v, ctx.needs_input_grad, ctx.handle, kept), None)
+        return (*gradients(saved[:6], v, ctx.needs_input_grad, ctx.handle, kept), None)
 
 
 class ConvBoth(Function):
@@ -243,9 +147,9 @@ class ConvBoth(Function):
         for i, v in enumerate(cotangents):
             if v is None:
                 continue
-            found = _gradients(_with(common, gates[i]), v, _with(needs, needs_gate[i]), ctx.handle)
+            found = gradients(_with(common, gates[i]), v, _with(needs, needs_gate[i]), ctx.handle)
             rest, (of_gates[i],) = _apart(found, 1)
-            totals = [_maybe_sum(a, b) for a, b in zip(totals, rest, strict=True)]
+            totals = [added(a, b) for a, b in zip(totals, rest, strict=True)]
         return (*totals[:4], *of_gates, totals[4], None)
 
     @staticmethod
@@ -253,7 +157,7 @@ class ConvBoth(Function):
         common, gates = _apart(ctx.saved_tensors)
         moved, moved_gates = _apart(tangents[:7])
         first, second = (
-            torch.zeros_like(common[0]) if all(x is None for x in given) else _tangent(at, given, ctx.handle)
+            torch.zeros_like(common[0]) if all(x is None for x in given) else tangent(at, given, ctx.handle)
             for at, given in ((_with(common, gates[i]), _with(moved, moved_gates[i])) for i in range(2))
         )
         return first, second
@@ -335,12 +239,12 @@ class CorrelateInput(Function):
     @staticmethod
     def backward(ctx: Any, k: Tensor) -> tuple[Maybe, ...]:
         """The gradient k (H, taps) is a filter: u sees it backwards, v forwards."""
-        return (*_of_signals(ctx.saved_tensors, k, ctx.needs_input_grad, ctx.handle), None, None)
+        return (*of_signals(ctx.saved_tensors, k, ctx.needs_input_grad, ctx.handle), None, None)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         """Linear in each of the four signals."""
-        return _moved(ctx.saved_tensors, tangents, ctx.taps, ctx.handle)
+        return tangent_of_taps(ctx.saved_tensors, tangents, ctx.taps, ctx.handle)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
@@ -397,14 +301,14 @@ class ConvGradients(Function):
 
         def add(names: Sequence[str], found: Sequence[Maybe]) -> None:
             for name, x in zip(names, found, strict=True):
-                totals[name] = _maybe_sum(totals.get(name), x)
+                totals[name] = added(totals.get(name), x)
 
         for names, needed, w in zip(own.CALLS, ctx.needed, cotangents[:3], strict=True):
             if needed and w is not None:
-                add(names, _gradients(own._given(saved, names), w, own._given(needs, names), handle))
+                add(names, gradients(own._given(saved, names), w, own._given(needs, names), handle))
         if cotangents[3] is not None:
             given = (own._given(saved, own.SIGNALS), cotangents[3], own._given(needs, own.SIGNALS), handle)
-            add(own.SIGNALS, _of_signals(*given))
+            add(own.SIGNALS, of_signals(*given))
         return (*(totals.get(name) for name in own.ARGUMENTS), *[None] * 5)
 
     @staticmethod
@@ -418,11 +322,11 @@ class ConvGradients(Function):
             elif all(x is None for x in moved):
                 out.append(torch.zeros_like(saved[0]))
             else:
-                out.append(_tangent(own._given(saved, names), moved, ctx.handle))
+                out.append(tangent(own._given(saved, names), moved, ctx.handle))
         moved = own._given(tangents, own.SIGNALS)
         given = (own._given(saved, own.SIGNALS), moved, ctx.taps, ctx.handle)
         none = all(x is None for x in moved)
-        return (*out, _no_taps(saved[0], ctx.taps) if none else _moved(*given))
+        return (*out, no_taps(saved[0], ctx.taps) if none else tangent_of_taps(*given))
 
     @staticmethod
     def vmap(
@@ -443,98 +347,6 @@ class ConvGradients(Function):
         return tuple(y for y, _ in found), tuple(d for _, d in found)
 
 
-def separately(
-    calls: tuple[Any, Any], given: Sequence[Any], v: Tensor, needed: Sequence[bool], handle: str
-) -> tuple[Maybe, Maybe, Maybe]:
-    """The gradients of u, in_gate and out_gate that are needed, for v, by ``calls``: ``conv``, ``conv_both``.
-
-    ``given``: the arguments of ``conv``.
-    """
-    one, both = calls
-    u, k, k_rev, in_gate, out_gate, skip = given
-    need_u, need_in, need_out = needed
-    du = d_in = d_out = None
-    if need_u and need_in:
-        du, d_in = both(v, k_rev, k, out_gate, in_gate, u, skip, handle)
-    elif need_u:
-        du = one(v, k_rev, k, out_gate, in_gate, skip, handle)
-    elif need_in:
-        d_in = one(v, k_rev, k, out_gate, u, skip, handle)
-    if need_out:
-        d_out = one(u, k, k_rev, in_gate, v, skip, handle)
-    return du, d_in, d_out
-
-
-def _gradients(
-    given: Sequence[Any], v: Tensor, needs: Sequence[bool], handle: str, spectrum: Kept = None
-) -> tuple[Maybe, ...]:
-    """Of ``conv``'s arguments, those that are needed, in their order, for the cotangent v of its result."""
-    u, k, k_rev, in_gate, out_gate, skip = given
-    need_u, need_k, need_rev, need_in, need_out, need_skip = needs[:6]
-    du = dk = dk_rev = d_in = d_out = dskip = None
-    signals = (need_u, need_in, need_out)
-    if need_k and any(signals):
-        taps = k.shape[-1]
-        du, d_in, d_out, dk = conv_gradients(
-            u, v, k, k_rev, in_gate, out_gate, skip, signals, taps, handle, spectrum
-        )
-    else:
-        du, d_in, d_out = separately((conv, conv_both), given, v, signals, handle)
-        if need_k:
-            dk = correlate_input(u, v, in_gate, out_gate, k.shape[-1], handle)
-    if need_rev:
-        dk_rev = correlate_input(v, u, out_gate, in_gate, k_rev.shape[-1], handle).to(k_rev.dtype)
-    if need_skip:
-        lag_zero = correlate_input(u, v, in_gate, out_gate, 1, handle) if dk is None else dk
-        dskip = lag_zero[:, 0].to(skip.dtype)
-    return du, None if dk is None else dk.to(k.dtype), dk_rev, d_in, d_out, dskip
-
-
-def _of_signals(given: Sequence[Any], k: Tensor, needs: Sequence[bool], handle: str) -> tuple[Maybe, ...]:
-    """Of ``correlate_input``'s u, v, in_gate, out_gate, for the cotangent k of its result: it is a filter."""
-    u, v, in_gate, out_gate = given
-    need_u, need_v, need_in, need_out = needs[:4]
-    return (
-        conv(v, None, k, out_gate, in_gate, None, handle) if need_u else None,
-        conv(u, k, None, in_gate, out_gate, None, handle) if need_v else None,
-        conv(v, None, k, out_gate, u, None, handle) if need_in else None,
-        conv(u, k, None, in_gate, v, None, handle) if need_out else None,
-    )
-
-
-def _moved(signals: Sequence[Any], tangents: Sequence[Any], taps: int, handle: str) -> Tensor:
-    """Of ``correlate_input``'s result, for tangents of its signals."""
-    parts = []
-    for i, tangent in enumerate(tangents[:4]):
-        if tangent is not None:
-            given: list[Any] = [*signals, taps, handle]
-            given[i] = tangent
-            parts.append(correlate_input(*given))
-    return _sum(parts)
-
-
-def _no_taps(u: Tensor, taps: int) -> Tensor:
-    return u.new_zeros((u.shape[1], taps), dtype=wide(u))
-
-
-def _tangent(given: Sequence[Any], tangents: Sequence[Any], handle: str) -> Tensor:
-    """Of ``conv``'s result, for tangents of its arguments."""
-    u, k, k_rev, in_gate, out_gate, skip = given
-    du, dk, dk_rev, d_in, d_out, dskip = tangents[:6]
-    parts = []
-    if du is not None:
-        parts.append(conv(du, k, k_rev, in_gate, out_gate, skip, handle))
-    if d_in is not None:
-        parts.append(conv(u, k, k_rev, d_in, out_gate, skip, handle))
-    if d_out is not None:
-        parts.append(conv(u, k, k_rev, in_gate, d_out, skip, handle))
-    if dk is not None or dk_rev is not None:
-        parts.append(conv(u, dk, dk_rev, in_gate, out_gate, None, handle))
-    if dskip is not None:
-        parts.append(conv(u, dskip[:, None], None, in_gate, out_gate, None, handle))
-    return _sum(parts)
-
-
 def _apart(given: Sequence[Any], gates: int = 2) -> tuple[list[Any], list[Any]]:
     """What is of each argument: all but the output gates, which stand fifth, and these."""
     return [*given[:4], *given[4 + gates :]], list(given[4 : 4 + gates])
@@ -543,17 +355,6 @@ def _apart(given: Sequence[Any], gates: int = 2) -> tuple[list[Any], list[Any]]:
 def _with(common: Sequence[Any], gate: Any) -> list[Any]:
     """The inverse, for one gate."""
     return [*common[:4], gate, *common[4:]]
-
-
-def _maybe_sum(a: Maybe, b: Maybe) -> Maybe:
-    return a if b is None else b if a is None else a + b
-
-
-def _sum(parts: list[Tensor]) -> Tensor:
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
 
 
 def _spread(x: Maybe, dim: int | None, size: int) -> Maybe:
@@ -571,3 +372,13 @@ def _channels(x: Maybe) -> Maybe:
 def _rows(x: Maybe) -> Maybe:
     """(V, B, ...) to (V * B, ...)."""
     return None if x is None else x.flatten(0, 1)
+
+
+RULES.update(
+    conv=Conv,
+    conv_keeping=KeepingConv,
+    conv_both=ConvBoth,
+    correlate_input=CorrelateInput,
+    conv_gradients=ConvGradients,
+    conv_prepared=ConvPrepared,
+)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from fftgen import autograd, observed, shortcut
+from fftgen import observed, operators, shortcut
 from fftgen.bundle import choose, open_shelf
 from fftgen.cache import Cache
 from fftgen.calls import Calls
@@ -120,7 +120,7 @@ class Conv(Calls):
             return route.conv(*given)
         if x.u.is_cuda and observed.unobserved(*x.tensors()):
             return x.back(self.run(*x.tensors())[0])
-        return x.back(autograd.conv(*x.tensors(), self.handle))
+        return x.back(operators.conv(*x.tensors(), self.handle))
 
     def _with_spectrum(
         self, u: Tensor, k: Spectrum, in_gate: Tensor | None, out_gate: Tensor | None, skip: Tensor | None
@@ -144,7 +144,7 @@ class Conv(Calls):
         gates = (x.in_gate, x.out_gate, x.skip)
         if as_it_is(k.digest):
             self.check_kept(k.digest, x.u)
-            return x.back(autograd.conv(x.u, k.planes[:, 0], k.planes[:, 1], *gates, self.handle))
+            return x.back(operators.conv(x.u, k.planes[:, 0], k.planes[:, 1], *gates, self.handle))
         if x.u.is_cuda and unobserved:
             y = self.run_prepared(x.u, k.planes, k.scale, *gates, k.digest)  # which looks at the spectrum
             if kind is not None and x.untouched(given[0], None, None, *given[3:]) and x.u.numel():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fftgen import autograd, observed
+from fftgen import observed, operators
 from fftgen.check import Open, check_tensor, hint_of, wanted
 from fftgen.conv import registered
 from fftgen.errors import InputError
@@ -167,7 +167,7 @@ def _call(
             route = registered(handle, x.u.shape[-1]).route(x.u, x.k, x.k_rev, handle)
         _ROUTES.keep(kind, route)
         return route.conv(*given)
-    return x.back(autograd.conv(*x.tensors(), handle))
+    return x.back(operators.conv(*x.tensors(), handle))
 
 
 def _cast(u: Tensor, *gates: Tensor | None) -> tuple[Any, ...]:

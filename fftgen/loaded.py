@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fftgen import autograd, observed, windowed
+from fftgen import observed, operators, windowed
 from fftgen.bounded import Bounded
 from fftgen.errors import DriverError
 from fftgen.execute import Executable
@@ -159,7 +159,7 @@ class Route(NamedTuple):
         """``torch.ops.fftgen.conv``, or the kernels themselves where nothing is differentiated."""
         loaded = self.loaded
         if loaded is None or observed.recorded(u, k, k_rev, in_gate, out_gate, skip):
-            return autograd.conv(u, k, k_rev, in_gate, out_gate, skip, self.handle)
+            return operators.conv(u, k, k_rev, in_gate, out_gate, skip, self.handle)
         if self.taps:
             k, k_rev = cut(k, self.taps), cut(k_rev, self.taps)
         if self.windows is not None:

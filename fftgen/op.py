@@ -14,8 +14,8 @@ alike; sums over batch, channels, time and taps):
 The correlation with the filter, dF/du, is fftgen::conv of v with k and k_rev exchanged and the gates
 exchanged; dF/d in_gate differs from it by one gate, so fftgen::conv_both gives both; dF/dk_rev is
 fftgen::correlate_input with u and v exchanged; dF/dskip is its tap 0. So they are closed under
-differentiation, to any order, and need no more than the arguments stored. autograd.py writes the formulas
-out.
+differentiation, to any order, and need no more than the arguments stored. derivatives.py writes the
+formulas out.
 
 A convolution is named by its handle (a string), so that graphs can hold it; ``conv.registered`` finds it.
 A handle with ``*`` for the length takes the length from each call's shapes: one graph serves them all.
@@ -34,10 +34,12 @@ from torch.autograd.function import _SingleLevelFunction
 from fftgen import autograd, eager, filter_gradient, observed
 from fftgen.check import Open, check_operands, check_spectrum, check_taps
 from fftgen.conv import Conv, registered
+from fftgen.derivatives import separately
 from fftgen.errors import InputError
 from fftgen.gradient import Needed
 from fftgen.handles import terms
 from fftgen.kept import as_it_is
+from fftgen.operators import ON_GPU
 from fftgen.problem import Problem
 from fftgen.storage import stored_as
 
@@ -146,13 +148,13 @@ def _gradients_needed(
     found = filter_gradient.all_on_gpu(_found(handle, u), given, v, needed, taps, spectrum)
     if found is not None:
         return found
-    made = autograd.separately((_conv_cuda, _both_cuda), given, v, needed, handle)
+    made = separately((_conv_cuda, _both_cuda), given, v, needed, handle)
     return *made, _correlate_cuda(u, v, given[3], given[4], taps, handle)
 
 
 def _gradients_cpu(u: Tensor, v: Tensor, *rest: Any) -> Four:
     given, needed, taps, handle = _asked(u, rest)
-    made = autograd.separately((_conv_cpu, _both_cpu), given, v, needed, handle)
+    made = separately((_conv_cpu, _both_cpu), given, v, needed, handle)
     return _all_four(u, made, _correlate_cpu(u, v, given[3], given[4], taps, handle))
 
 
@@ -346,9 +348,9 @@ _OPERATORS: tuple[tuple[str, Any, Any, Any, Any, Any], ...] = (
 for _name, _cpu, _cuda, _fake, _check, _rules in _OPERATORS:
     _LIBRARY.impl(_name, _checking(_check, _cpu), "CPU")
     _LIBRARY.impl(_name, _checking(_check, _cuda), "CUDA")
-    autograd.ON_GPU[_name] = _cuda
+    ON_GPU[_name] = _cuda
     _torch_library.register_fake(f"fftgen::{_name}", _fake, lib=_LIBRARY)
     _LIBRARY.impl(_name, _differentiable(_rules, _check), "Autograd")
     _torch_library.register_vmap(f"fftgen::{_name}", _rules.vmap, lib=_LIBRARY)
-autograd.ON_GPU["conv_keeping"] = _conv_keeping
-autograd.ON_GPU["gradients_needed"] = _gradients_needed
+ON_GPU["conv_keeping"] = _conv_keeping
+ON_GPU["gradients_needed"] = _gradients_needed

@@ -54,6 +54,8 @@ ORDER = (
     "signature",
     "eager",
     "observed",
+    "operators",
+    "derivatives",
     "autograd",
     "on_demand",
     "loaded",

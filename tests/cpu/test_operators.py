@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fftgen
-from fftgen import autograd, eager, gradient_accuracy, observed, op
+from fftgen import eager, gradient_accuracy, observed, op, operators
 from fftgen.conv import registered
 from fftgen.errors import InputError
 from fftgen.handles import terms
@@ -118,7 +118,7 @@ def test_two_results_by_one_transform(mode: str, options: tuple[str, ...], rng: 
 
     def f(*tensors: Tensor) -> tuple[Tensor, Tensor]:
         at = dict(zip(names, tensors, strict=False))
-        first, second = autograd.conv_both(
+        first, second = operators.conv_both(
             at["u"],
             at["k"],
             at.get("k_rev"),
@@ -150,7 +150,7 @@ def test_all_gradients_by_one_operator(
     def f(v: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         u, k, k_rev, in_gate, out_gate, skip = tensors
         given = (u, v, k, k_rev, in_gate, out_gate, skip)
-        made = autograd.conv_gradients(*given, needed, k.shape[-1], f"{mode}-8-bf16")
+        made = operators.conv_gradients(*given, needed, k.shape[-1], f"{mode}-8-bf16")
         assert [x is not None for x in made[:3]] == list(needed)
         return tuple(x for x in made if x is not None)
 

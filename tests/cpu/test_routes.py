@@ -264,7 +264,7 @@ def test_an_operator_on_a_gpu_is_called_past_the_dispatcher_only_where_nobody_lo
         went.append("direct")
         return torch.empty_like(given[0])
 
-    monkeypatch.setitem(fftgen.autograd.ON_GPU, "conv", direct)
+    monkeypatch.setitem(fftgen.operators.ON_GPU, "conv", direct)
     for _ in range(2):
         assert conv(u, k).requires_grad
     assert went == ["direct"] * 2
@@ -368,7 +368,7 @@ class Steps:
         plain = {"conv": self.conv, "conv_keeping": self.keeping, "conv_gradients": self.gradients}
         plain["gradients_needed"] = self.needed
         for name, function in plain.items():
-            monkeypatch.setitem(fftgen.autograd.ON_GPU, name, function)
+            monkeypatch.setitem(fftgen.operators.ON_GPU, name, function)
 
     def conv(self, u: Tensor, *_: Any) -> Tensor:
         return torch.zeros_like(u)
@@ -465,7 +465,7 @@ def test_a_spectrum_is_kept_only_where_it_is_small_and_used(
     assert len(steps.left) == made
     # Where a gradient is recorded itself, operators have to be seen.
     y = conv(leaf, taps)
-    monkeypatch.setattr(fftgen.autograd, "_call", lambda rules, op, given: steps.gradients(*given[:3]))
+    monkeypatch.setattr(fftgen.operators, "_call", lambda name, given: steps.gradients(*given[:3]))
     torch.autograd.grad(y.sum(), (leaf, taps), create_graph=True)
     assert steps.got[-1] is None
 
