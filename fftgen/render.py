@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fftgen import __version__
 from fftgen.dtypes import dtype
-from fftgen.planner import filter_tables, fragments, mma_rules, simt, twins
+from fftgen.planner import filter_tables, fragments, mma_kernels, mma_rules, simt, twins
 from fftgen.planner import gradient_plan as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.engines import named_engine
@@ -245,7 +245,7 @@ def _simt_names(plan: Plan) -> dict[str, Any]:
 
 def _ratio_pitch(plan: Plan) -> int:
     """Words between what brings strips of two rows to their power and that of the next two; 0: none are."""
-    return mma_rules.ratio_pitch(plan.inner[0], plan.kernel("columns").columns) if plan.strip_peaks else 0
+    return mma_kernels.ratio_pitch(plan.inner[0], plan.kernel("columns").columns) if plan.strip_peaks else 0
 
 
 def _wmma_names(plan: Plan) -> dict[str, Any]:

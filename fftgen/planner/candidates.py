@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 
-from fftgen.planner import mma_rules, simt
+from fftgen.planner import mma_kernels, mma_rules, simt
 from fftgen.planner.cost import Cost, cost
 from fftgen.planner.engines import formats, parse_engine
 from fftgen.planner.factor import MIN_TRANSFORM, abreast, factorisations, transforms
@@ -211,7 +211,7 @@ def _layouts(
 ) -> Iterator[tuple[Kernel, ...] | str]:
     """Every layout of a shape's kernels on an engine, and reasons against others."""
     if engine == "mma":
-        yield from mma_rules.kernels(stages, shape.device, right_angle, target, compute_format)
+        yield from mma_kernels.kernels(stages, shape.device, right_angle, target, compute_format)
     else:
         for warps in WARPS:
             yield _kernels(shape, stages, right_angle, warps, target, compute_format == FP16_FP32)

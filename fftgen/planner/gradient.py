@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import product
 
 from fftgen.errors import NoPlanError
-from fftgen.planner import fragments, mma_rules, search, simt, twins
+from fftgen.planner import fragments, mma_kernels, mma_rules, search, simt, twins
 from fftgen.planner.candidates import lengths
 from fftgen.planner.filter_design import transposed
 from fftgen.planner.gradient_plan import Gradient, columns_bytes, copied, peaks_bytes, row_tiles
@@ -20,7 +20,7 @@ from fftgen.problem import Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
-REGISTERS = mma_rules.REGISTERS[SCALED]
+REGISTERS = mma_kernels.REGISTERS[SCALED]
 ENOUGH_WARPS = 16  # resident on a multiprocessor; below, sums go to device memory sooner
 
 
@@ -44,7 +44,7 @@ def _fitted(plan: Plan, chip: Target, group: int, places: _Places, signals: bool
         peaks_at = 4 * points * (1 + together)
         at = peaks_at + plan.abreast * peaks_bytes(signals)
         if plan.strip_peaks:
-            at += (1 + together) * mma_rules.ratio_bytes(plan.inner[0], plan.kernel("columns").columns)
+            at += (1 + together) * mma_kernels.ratio_bytes(plan.inner[0], plan.kernel("columns").columns)
             at = -(-at // fragments.ALIGNMENT) * fragments.ALIGNMENT
     else:
         workers, kept, registers = warps, group, _warp_registers(group * points)

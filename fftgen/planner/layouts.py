@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fftgen.planner import fragments, mma_rules
+from fftgen.planner import fragments, mma_kernels, mma_rules
 from fftgen.planner.filter import Filter
 from fftgen.planner.plan import Kernel, Plan, Stage, Table
 from fftgen.problem import Problem
@@ -15,7 +15,7 @@ from fftgen.targets import Target
 def every_layout(found: Plan, chip: Target) -> Iterator[Plan]:
     """Plans of a shape on the mma engine with every legal layout of its kernels, without a filter's."""
     device = len(found.device_stages)
-    for kernels in mma_rules.kernels(found.stages, device, found.real_input, chip, found.compute_format):
+    for kernels in mma_kernels.kernels(found.stages, device, found.real_input, chip, found.compute_format):
         if not isinstance(kernels, str):
             bare = replace(found, kernels=kernels, filter=Filter(), whole=None)
             yield levelled(bare, body_of(kernels), chip)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fftgen.planner import mma_rules, simt
+from fftgen.planner import mma_kernels, simt
 from fftgen.planner.filter import Filter
 from fftgen.planner.plan import SIMT, Kernel, Plan
 from fftgen.targets import target as find_target
@@ -47,7 +47,7 @@ def roomy(plan: Plan, kernel: Kernel) -> Kernel:
 
 def _laid_out(plan: Plan, kernel: Kernel, warps: int, resident: int) -> Kernel:
     """A warp's kernel with so many warps, and room for the gates of both results."""
-    bare = mma_rules.without_brought(kernel, plan)
+    bare = mma_kernels.without_brought(kernel, plan)
     scales_at = bare.staging_at // bare.warps * warps if bare.staging_at > 0 else -1
     tables_at = bare.matrices_at // bare.warps * warps
     shared = bare.shared_bytes - bare.matrices_at + tables_at
@@ -60,7 +60,7 @@ def _laid_out(plan: Plan, kernel: Kernel, warps: int, resident: int) -> Kernel:
         matrices_at=tables_at,
         shared_bytes=shared,
     )
-    return mma_rules.with_brought(bare, plan.rows_per_item, find_target(plan.target), outputs=2)
+    return mma_kernels.with_brought(bare, plan.rows_per_item, find_target(plan.target), outputs=2)
 
 
 def prefix(plan: Plan) -> str:

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from fftgen.errors import NoPlanError
 from fftgen.planner import gradient as gradients
-from fftgen.planner import mma_rules, search
+from fftgen.planner import mma_kernels, mma_rules, search
 from fftgen.planner.call_cost import call_cost, gradient_call
 from fftgen.planner.cost import cost
 from fftgen.planner.engines import named_engine
@@ -164,7 +164,7 @@ def _levels(found: Plan, chip: Target) -> Iterator[Plan]:
     for layout in every_layout(found, chip):
         yield layout
         if layout.body.brought:
-            yield mma_rules.waiting(layout)
+            yield mma_kernels.waiting(layout)
         if layout.block_stage and layout.body == found.body:
             stage = layout.inner[0]
             other = stage.rest if stage.two_levels else mma_rules.two_levels(layout.body)

@@ -23,7 +23,8 @@ from itertools import product
 from typing import NamedTuple
 
 from fftgen.planner.fragments import ALIGNMENT
-from fftgen.planner.mma_rules import OPERANDS, operands, ratio_bytes
+from fftgen.planner.mma_kernels import ratio_bytes
+from fftgen.planner.mma_rules import OPERANDS, operands
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.targets import Target
 from fftgen.targets import target as find_target

@@ -18,7 +18,7 @@ import pytest
 import reference
 
 from fftgen.dtypes import FP16, encode
-from fftgen.planner import fragments, mma_rules, tables
+from fftgen.planner import fragments, mma_kernels, mma_rules, tables
 from fftgen.planner.layouts import with_outer_split
 from fftgen.planner.order import spectrum_index
 from fftgen.planner.plan import Plan
@@ -297,7 +297,7 @@ def layouts(mode: str, factors: tuple[int, ...]) -> Iterator[Plan]:
     twiddles in one level and in two."""
     plan = with_shape(Problem(mode, int(np.prod(factors)), "bf16"), "sm_90", factors, 0, engine="mma")
     seen = set()
-    for kernels in mma_rules.kernels(plan.stages, 0, plan.real_input, target("sm_90")):
+    for kernels in mma_kernels.kernels(plan.stages, 0, plan.real_input, target("sm_90")):
         if isinstance(kernels, str) or kernels[0].columns in seen:
             continue
         (kernel,) = kernels

@@ -18,7 +18,7 @@ from fftgen import emulate
 from fftgen.errors import InternalError
 from fftgen.gradient import Gradients, Needed
 from fftgen.pipeline import Built
-from fftgen.planner import mma_rules, search
+from fftgen.planner import mma_kernels, search
 from fftgen.planner.gradient import backward
 from fftgen.planner.plan import Plan
 from fftgen.planner.twins import twin
@@ -94,7 +94,7 @@ def test_rows_on_their_way_give_the_same_bits(
 ) -> None:
     """As rows that a warp asks for when it needs them; aligned, of full length and shorter, and unaligned."""
     plan = planned(mode, length, dtype, arch, engine)
-    waiting = mma_rules.waiting(plan)
+    waiting = mma_kernels.waiting(plan)
     assert not waiting.body.brought
     n = length - length % 8
     for steps in (n, n - 8 * int(rng.integers(1, n // 16)), n - int(rng.integers(1, 8))):
@@ -252,10 +252,10 @@ def test_no_resident_warp_is_given_up_for_it() -> None:
     """And a plan that asks for rows when it needs them is what it was without."""
     for mode, length, *rest in CASES:
         plan = planned(mode, length, *rest)
-        waiting = mma_rules.waiting(plan)
+        waiting = mma_kernels.waiting(plan)
         assert waiting.body.resident == plan.body.resident
         assert waiting.body.shared_bytes < plan.body.shared_bytes
         assert "brought" not in waiting.to_json()
         assert Plan.from_json(plan.to_json()) == plan
-        again = mma_rules.with_brought(waiting.body, plan.rows_per_item, search.find_target(plan.target))
+        again = mma_kernels.with_brought(waiting.body, plan.rows_per_item, search.find_target(plan.target))
         assert again == plan.body

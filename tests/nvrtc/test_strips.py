@@ -19,7 +19,7 @@ from fftgen import emulate, nvrtc
 from fftgen.planner import search
 from fftgen.planner.gradient import backward
 from fftgen.planner.launch import launches
-from fftgen.planner.mma_rules import ratio_pitch
+from fftgen.planner.mma_kernels import ratio_pitch
 from fftgen.planner.plan import SCALED, Plan, Stage
 from fftgen.planner.search import with_shape
 from fftgen.problem import Problem
