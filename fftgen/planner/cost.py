@@ -16,6 +16,7 @@ from typing import Any
 from fftgen.dtypes import dtype
 from fftgen.planner import filter_work, simt_work
 from fftgen.planner import work as counts
+from fftgen.planner.instructions import BACK, THERE, ratios_made
 from fftgen.planner.plan import SIMT, TILE, Kernel, Plan
 from fftgen.planner.whole import holding, share
 from fftgen.planner.work import Work
@@ -166,7 +167,7 @@ class Cost:
         }
 
 
-def tensor_ops(plan: Plan, ways: tuple[str, ...] = (counts.THERE, counts.BACK)) -> int:
+def tensor_ops(plan: Plan, ways: tuple[str, ...] = (THERE, BACK)) -> int:
     """16x16x16 matrix instructions of a transform of full length, or of one way of it: exact."""
     if plan.engine == SIMT:
         return 0
@@ -251,7 +252,7 @@ def _beside_others(kernel: KernelCost, plan: Plan, whole: Kernel, target: Target
     elif kernel.name == plan.body.label:
         tables = counts.far_twiddles(plan, whole, target)
         if plan.strip_peaks:  # once a transform
-            instructions -= counts.ratios_made(plan) * plan.transform / 128
+            instructions -= ratios_made(plan) * plan.transform / 128
     done = replace(
         work,
         workspace_loaded=work.workspace_loaded - loaded,

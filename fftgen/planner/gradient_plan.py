@@ -27,9 +27,9 @@ from typing import Any, ClassVar, Literal
 from fftgen.errors import ArtifactError
 from fftgen.planner import fragments
 from fftgen.planner.cost import tensor_ops
+from fftgen.planner.instructions import BACK, THERE
 from fftgen.planner.mma_kernels import STRIPS
 from fftgen.planner.plan import SIMT, TILE, Kernel, Plan, Table, plain
-from fftgen.planner.work import BACK, THERE
 from fftgen.problem import Problem
 
 FORWARD = ("first", "twiddle", "last")  # tables of the chain's forward half: they lie first

@@ -11,6 +11,7 @@ from dataclasses import replace
 from fftgen.planner import work
 from fftgen.planner.cost import work_of
 from fftgen.planner.gradient_plan import FORWARD, Gradient
+from fftgen.planner.instructions import THERE, gating
 from fftgen.planner.plan import Plan
 from fftgen.planner.work import ELEMENT, SECTIONS_ROOM, Work
 from fftgen.targets import Target
@@ -81,12 +82,12 @@ def _there(plan: Plan, target: Target, gated: bool) -> Work:
     shared = ahead * rows // body.group + 2 * ELEMENT * n + int(work.outer_twiddles(plan, False) * n)
     shared += work.column_matrices(plan, body, False)
     return Work(
-        tensor_ops=count * work.tensor_ops(alone, body, (work.THERE,)),
+        tensor_ops=count * work.tensor_ops(alone, body, (THERE,)),
         loaded=whole.loaded,
         gates=whole.loaded if gated else 0,
         tables=whole.tables // 2,
         shared_bytes=count * shared,
-        instructions=(whole.instructions - _products(plan)) / 2 + work.gating(alone, gated * whole.loaded),
+        instructions=(whole.instructions - _products(plan)) / 2 + gating(alone, gated * whole.loaded),
     )
 
 

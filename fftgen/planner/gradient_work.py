@@ -18,6 +18,7 @@ from fftgen.planner import fragments, simt_work, work
 from fftgen.planner.cost import Compiled, Cost, KernelCost, kernel_cost, work_of
 from fftgen.planner.gradient_plan import FORWARD, Gradient
 from fftgen.planner.gradient_section_work import both_work, sums_work
+from fftgen.planner.instructions import BACK, THERE, gating, mma_instructions, rescaling
 from fftgen.planner.plan import SIMT, Kernel
 from fftgen.planner.work import ELEMENT, Work
 from fftgen.targets import Target
@@ -67,15 +68,15 @@ def gradient_work(found: Gradient, target: Target, gated: bool = False, alone: b
     workspace_stored = 0 if whole else back * ELEMENT * n
     kept = kept_bytes(found)
     one_way = 2 + back  # transforms: two there, and one back
-    there, way_back = (work.tensor_ops(plan, plan.body, (way,)) for way in (work.THERE, work.BACK))
+    there, way_back = (work.tensor_ops(plan, plan.body, (way,)) for way in (THERE, BACK))
     ops = 2 * there + back * way_back
     body = replace(plan.body, warps=found.kernel.warps, group=found.kernel.group)
-    both_ways = work.mma_instructions(plan, body, 0)
-    rescaled = (2 - one_way / 2) * work.rescaling(plan)  # both ways do it once, two transforms there twice
+    both_ways = mma_instructions(plan, body, 0)
+    rescaled = (2 - one_way / 2) * rescaling(plan)  # both ways do it once, two transforms there twice
     product = (TOGETHER if found.together else PRODUCT)[plan.memory_class]
     if found.together and found.wide_spectra:
         product -= WIDENED / (1 + found.signals)
-    each = n / 128 * (product + rescaled) + work.gating(plan, moved.gates)
+    each = n / 128 * (product + rescaled) + gating(plan, moved.gates)
     return replace(
         moved,
         tensor_ops=ops,

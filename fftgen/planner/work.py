@@ -2,8 +2,7 @@
 
 One transform is a batch row in right-angle mode, two rows in batch-pair mode, of full length and without
 gates. Operations and bytes of signals, workspace and spectrum are those that the simulator counts (tests
-hold them equal, kernel by kernel); instructions are an estimate for plans that nobody has compiled yet
-(``fftgen/hot_path.py`` counts them in the compiled code of those that were).
+hold them equal, kernel by kernel); instructions are an estimate (instructions.py).
 """
 
 from __future__ import annotations
@@ -11,6 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fftgen.planner import fragments
+from fftgen.planner.instructions import (
+    BACK,
+    THERE,
+    directions,
+    gating,
+    mma_instructions,
+    passes,
+    wmma_instructions,
+)
 from fftgen.planner.mma_rules import steady
 from fftgen.planner.plan import LOWER, TILE, Kernel, Plan
 from fftgen.problem import Problem
@@ -24,18 +32,10 @@ REMOTE = 8
 VECTOR = 8  # numbers of a piece of 16 bytes
 KEPT_ROWS = 64  # of a group of columns, on the way back, that stay in registers for all row tiles
 LOW_RUN = 32  # columns of a row that four threads store together, with low twiddles of their own
-THERE, BACK = "forward", "inverse"
 ELEMENT = 4  # bytes of a complex number of two 16-bit parts: workspace and spectrum
-WMMA_PER_ELEMENT = 1.1  # instructions per complex element, stage and direction, per lane
-WMMA_PER_PRODUCT = 12
-CONVERTED = 4  # instructions that 128 elements of a result in fp32 take to become operands
-SECOND = 85  # of a warp, for the rows of another channel: addresses, a power of two, tables from their start
-HALVED = 3  # and a stage by halves: four sums, less what it spares in loads of its matrices
-RESCALED = 4  # and strips of the workspace, to reach the power of their row
 SECTION = 17  # and where a row has sections, of each beside its transform: kept, joined, looked for
 SECTION_PRODUCT = 16  # and of each product of one with the spectrum of another distance
 SECTIONS_ROOM = 0.7  # of the L2: what is read of more was measured to miss (targets.py)
-GATE, NARROW_GATE = 13, 16.5  # and a gate on a row: loaded, widened, multiplied; in pieces of 4 bytes, or 8
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
     # Before its columns for the peak of a row.
     reads = 2 if not mma and plan.scaled and kernel.role == "convolve" else 1
     inward, outward = (loaded, stored) if gated else (0, 0)
-    instructions = mma_instructions(plan, kernel, ops) if mma else _wmma_instructions(plan, kernel, ops)
+    instructions = mma_instructions(plan, kernel, ops) if mma else wmma_instructions(plan, kernel, ops)
     shared = _mma_shared(plan, kernel) if mma else _wmma_shared(plan, kernel)
     if kernel.brought:  # read; written as they are loaded
         shared += inward + (outward if kernel.brought > 2 else 0)
@@ -150,27 +150,6 @@ def alone(plan: Plan) -> Plan:
     return replace(plan, sections=1, matrix=LOWER, problem=problem)
 
 
-def gating(plan: Plan, gates: int) -> float:
-    """Instructions that take so many bytes of gates to signals and results (as compiled, sm_80 and sm_90)."""
-    narrow = not plan.device_stages and (
-        plan.body.columns == 2 if plan.block_stage else plan.factors[-1] == TILE
-    )
-    rows = gates / (2 * min(plan.problem.length, plan.transform))
-    return rows * plan.transform / 128 * (NARROW_GATE if narrow else GATE)
-
-
-def _directions(plan: Plan, kernel: Kernel) -> dict[int, tuple[str, ...]]:
-    """The stages (1-based) that a kernel carries out, and in which directions."""
-    if kernel.role == "columns":
-        return {kernel.stage: (THERE,)}
-    if kernel.role == "columns_inverse":
-        return {kernel.stage: (BACK,)}
-    if kernel.role in ("convolve", "rows"):
-        first = len(plan.device_stages) + 1
-        return dict.fromkeys(range(first, plan.order + 1), (THERE, BACK))
-    return {}
-
-
 def tensor_ops(plan: Plan, kernel: Kernel, ways: tuple[str, ...] = (THERE, BACK)) -> int:
     """16x16x16 matrix instructions of a kernel for one transform of full length: exact.
 
@@ -181,7 +160,7 @@ def tensor_ops(plan: Plan, kernel: Kernel, ways: tuple[str, ...] = (THERE, BACK)
     """
     return sum(
         _stage_ops(plan, number, way)
-        for number, directions in _directions(plan, kernel).items()
+        for number, directions in directions(plan, kernel).items()
         for way in directions
         if way in ways
     )
@@ -222,22 +201,7 @@ def workspace(plan: Plan, kernel: Kernel) -> tuple[int, int]:
 
 
 def _wmma_shared(plan: Plan, kernel: Kernel) -> int:
-    return _passes(plan, kernel) * plan.transform * (STAGING_TRAFFIC + OPERAND_TRAFFIC)
-
-
-def _wmma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
-    found = _passes(plan, kernel) * plan.transform * WMMA_PER_ELEMENT + WMMA_PER_PRODUCT * ops
-    looked = plan.scaled and kernel.role in ("convolve", "peaks")
-    return found + _peaks_instructions(plan) if looked else found
-
-
-def _peaks_instructions(plan: Plan) -> float:
-    """To look at rows for what they are scaled by."""
-    return 24.0 * plan.rows_per_item * plan.transform / 128
-
-
-def _passes(plan: Plan, kernel: Kernel) -> int:
-    return sum(map(len, _directions(plan, kernel).values()))
+    return passes(plan, kernel) * plan.transform * (STAGING_TRAFFIC + OPERAND_TRAFFIC)
 
 
 def far_twiddles(plan: Plan, kernel: Kernel, target: Target) -> int:
@@ -326,119 +290,3 @@ def column_matrices(plan: Plan, kernel: Kernel, back: bool) -> int:
         return size * columns // (8 * kernel.columns * plan.abreast)
     groups = columns // 32
     return size * (min(groups, kernel.warps) if steady(plan).columns else groups) // plan.abreast
-
-
-def mma_instructions(plan: Plan, kernel: Kernel, ops: int) -> float:
-    """Instructions of warps for one transform on the engine "mma".
-
-    Two HMMA a 16x16x16 product, and what loads, scales, converts, multiplies by twiddles, exchanges and
-    addresses: coefficients fitted for every 128 complex elements to the compiled code of 154 kernels of 256
-    to 2**20 points on sm_80 and sm_90 (hot_path.py), of 100 more where nothing is scaled. They miss it by at
-    most 10 % in a block's kernel, 7 % in a warp's and 8 % in a device stage's; a test holds them to that over
-    the portfolio.
-    """
-    if kernel.role == "peaks":
-        return _peaks_instructions(plan)
-    if kernel.role in ("columns", "columns_inverse"):
-        each = _device_instructions(plan, kernel)
-    elif plan.block_stage:
-        each = _block_instructions(plan, kernel)
-    else:
-        each = _warp_instructions(plan, kernel)
-    halved = sum(plan.stages[number - 1].halves for number in _directions(plan, kernel))
-    each += CONVERTED * _wide_sums(plan, kernel) + HALVED * halved + signs(plan, kernel)
-    return 2 * ops + plan.transform / 128 * each
-
-
-def signs(plan: Plan, kernel: Kernel) -> float:
-    """Instructions for 128 complex elements that make -im and the half of a matrix that its table leaves out,
-    less those that would load them: four for a plane of a tile, or one.
-    """
-    tables = {t.name: t for t in plan.tables}
-
-    def made(name: str) -> int:
-        """Of a matrix, each tile of which is loaded once."""
-        table = tables[name]
-        stage, tiles = plan.stages[table.stage - 1], table.shape[0] * table.shape[1]
-        whole = stage.halves or tiles == (stage.lines // TILE) ** 2
-        if plan.real_input and table.stage == 1:
-            return 0 if whole else 6 * tiles
-        return 3 * tiles if whole else 12 * tiles
-
-    if kernel.role in ("columns", "columns_inverse"):
-        name = "device" if kernel.role == "columns" else "device_inverse"
-        points = 8 * kernel.columns * plan.stages[0].radix
-        return made(name) * 128 / points
-    chain = sum(made(name) for name in tables.keys() & fragments.CHAIN & fragments.MATRICES)
-    found = chain * 128 / (kernel.group * plan.factors[-1] * plan.factors[-2])
-    if plan.block_stage:
-        lines = plan.inner[0].lines
-        found += made("columns") * 16 / (kernel.columns * lines) + made("columns_inverse") * 4 / lines
-    return found
-
-
-def _wide_sums(plan: Plan, kernel: Kernel) -> int:
-    """Results between stages in fp32 (Plan.wide_sums, wide_columns); where nothing is scaled, all are."""
-    if not plan.scaled:
-        return 0
-    if kernel.role in ("columns", "columns_inverse"):
-        return int(kernel.role == "columns" and plan.wide_columns(plan.stages[0]))
-    *outer, first = plan.inner[:-1]
-    chain = plan.wide_sums and first.radix > TILE
-    # The last stages of all, in a warp by itself, end in fp32 anyway.
-    return sum(map(plan.wide_columns, outer)) + (2 if plan.block_stage else 1) * chain
-
-
-def _device_instructions(plan: Plan, kernel: Kernel) -> float:
-    """A strip of columns: what is the same for all its rows weighs less where there are many, or where it
-    stays in registers from one strip to the next.
-    """
-    pair, tiles, wide = not plan.real_input, plan.stages[0].radix / TILE, not plan.scaled
-    held = kernel.role in steady(plan).twiddles
-    if kernel.role == "columns":
-        wider = (20 - 12 / tiles) * wide
-        peaks = (2 + 7 / tiles) * (plan.strip_peaks > 0)
-        return 25.5 + 36.5 * pair + 47 / kernel.columns + 12 / tiles + peaks + wider - 1.2 * held
-    two = (15 + 12 / tiles) * pair
-    return 16 + two + 60 / kernel.columns + 15 / tiles + 37 * wide - 3.5 * held
-
-
-def _warp_instructions(plan: Plan, kernel: Kernel) -> float:
-    """Transforms in a warp's registers: a row's scale costs the more the shorter it is, and results of 16
-    columns are stored in pieces of half the width. Where nothing is scaled, products in fp32 outweigh both.
-    """
-    if not plan.scaled:
-        return 121
-    narrow = 11 * (plan.inner[1].radix == TILE)
-    if kernel.role == "rows":
-        return 64 + narrow
-    each, scale = (73, 11) if plan.rows_per_item == 1 else (117, 60)
-    return each + narrow + scale * 256 / plan.transform
-
-
-def _block_instructions(plan: Plan, kernel: Kernel) -> float:
-    """Columns, rows, columns by a block. Warps that get no row, or one less than others, wait: slots pass.
-
-    Operands of tall real columns are loaded anew for every row tile on the way out.
-    """
-    tensor = kernel.role == "convolve"
-    tiles = sum(s.lines for s in plan.inner) / TILE
-    turns = plan.inner[0].lines / (kernel.warps * kernel.group)
-    idle = (-(-turns // 1) / turns - 1) * (87 if turns < 1 else 13 if plan.scaled else 130)
-    levels = 16.5 * plan.inner[0].two_levels  # of twiddles: products by the high ones
-    second = (plan.abreast - 1) * SECOND * kernel.warps * 128 / (plan.abreast * plan.transform)
-    if not plan.scaled:
-        return 167 + 4 * tensor + 4.5 * (tiles - 3) + idle + levels
-    tall = 33 * (plan.rows_per_item == 1 and plan.inner[0].radix > 64)
-    signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1) + tall)
-    return 70 + signals + rescaling(plan) + 0.5 * (tiles - 3) + 73 / kernel.columns + idle + levels + second
-
-
-def rescaling(plan: Plan) -> float:
-    """Instructions for 128 elements of a row of the workspace that bring its strips to the row's power."""
-    return RESCALED + ratios_made(plan) if plan.strip_peaks else 0.0
-
-
-def ratios_made(plan: Plan) -> float:
-    """Those of them that find what strips are multiplied by."""
-    return 16 / plan.kernel("columns").columns

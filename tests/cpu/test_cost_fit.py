@@ -15,11 +15,11 @@ from fftgen.planner import call_cost, fragments, search
 from fftgen.planner import cost as costs
 from fftgen.planner.cost import Cost, KernelCost, cost, filter_cost
 from fftgen.planner.filter import filter_launches
+from fftgen.planner.instructions import signs
 from fftgen.planner.layouts import with_outer_split
 from fftgen.planner.mma_rules import steady
 from fftgen.planner.plan import TILE, Kernel, Plan, Table
 from fftgen.planner.rules import peaks_kernel
-from fftgen.planner.work import signs
 from fftgen.problem import Problem
 from fftgen.targets import target
 

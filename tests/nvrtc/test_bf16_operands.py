@@ -20,6 +20,7 @@ from fftgen import emulate, hot_path, toolkit
 from fftgen.errors import NoPlanError
 from fftgen.planner import search, work
 from fftgen.planner.cost import tensor_ops
+from fftgen.planner.instructions import mma_instructions
 from fftgen.planner.plan import BF16_FP32, Plan
 from fftgen.problem import Problem
 from fftgen.render import render
@@ -202,7 +203,7 @@ def test_no_kernel_spills(length: int, target: str) -> None:
         return
     for role, path in hot_path.hot_paths(plan, False).items():
         kernel = plan.kernel(role)
-        modelled = work.mma_instructions(plan, kernel, work.tensor_ops(plan, kernel))
+        modelled = mma_instructions(plan, kernel, work.tensor_ops(plan, kernel))
         assert abs(modelled / path.per_transform(plan.transform) - 1) < 0.1, role
 
 

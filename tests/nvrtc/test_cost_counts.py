@@ -42,7 +42,7 @@ needs_disassembler = pytest.mark.skipif(
 )
 
 BATCH, CHANNELS = 4, 2
-# The formula over the compiled code, by the kind of kernel (planner/work.py).
+# The formula over the compiled code, by the kind of kernel (planner/instructions.py).
 BLOCK, WARP, DEVICE = 0.10, 0.07, 0.08
 ONE = 0.08  # of all stages together in one launch
 FITTED = (13, 5)  # 13.0 takes 2 % more instructions
