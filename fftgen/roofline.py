@@ -1,8 +1,8 @@
 """What bounds the kernels of a plan: work, predicted time by resource, distance from the memory floor.
 
 Without machine code the plan's own figures are taken: residency as planned, instructions by formula
-(planner/work.py). Of a build the compiler's registers count, and where NVRTC and nvdisasm are at hand the
-instructions of the compiled code (hot_path.py). Every time is a prediction of the cost model; none is
+(planner/instructions.py). Of a build the compiler's registers count, and where NVRTC and nvdisasm are at hand
+the instructions of the compiled code (hot_path.py). Every time is a prediction of the cost model; none is
 measured.
 """
 

@@ -242,6 +242,9 @@ def _beside_others(kernel: KernelCost, plan: Plan, whole: Kernel, target: Target
     work, part = kernel.work, share(plan, whole)
     loaded, stored = int(part * work.workspace_loaded), int(part * work.workspace_stored)
     instructions, remote, tables = work.instructions, 0, work.tables
+    shared = work.shared_bytes + loaded + stored
+    if kernel.name.startswith("columns_inverse"):  # gates of results by way of shared memory
+        shared += ((whole.brought > 0) - (plan.kernel("columns_inverse").brought > 0)) * work.gates
     if part:
         instructions += ADDRESSES.get(kernel.name.rstrip(digits), 0) * plan.transform / 128
     if kernel.name.startswith("columns"):
@@ -257,7 +260,7 @@ def _beside_others(kernel: KernelCost, plan: Plan, whole: Kernel, target: Target
         work,
         workspace_loaded=work.workspace_loaded - loaded,
         workspace_stored=work.workspace_stored - stored,
-        shared_bytes=work.shared_bytes + loaded + stored,
+        shared_bytes=shared,
         remote=remote,
         tables=tables,
         instructions=instructions,

@@ -77,9 +77,29 @@ def _device_kernels(
         outward = Kernel("columns_inverse", 1, 4, 4, 8 if real else 5, 0, 0, 0, -1, -1, 0, width)
     else:
         outward = Kernel("columns_inverse", 1, warps, warps, 2, 0, 0, 0, -1, -1, 0, width)
+    outward = with_gates(outward, stage.radix, 1 if real else 2, target)
     if inward.shared_bytes > target.shared_block:
         return _too_large(inward.shared_bytes, warps, target)
     return inward, outward
+
+
+def with_gates(kernel: Kernel, radix: int, rows: int, target: Target, outputs: int = 1) -> Kernel:
+    """Columns on their way back that have the gates of their results on their way, too, from before they are
+    asked for themselves: where the L1 keeps half of its room.
+
+    As they stood they were asked for with each row tile: of a strip radix / 16 waits for device memory, one
+    after another, of which matrix instructions hide a fifth. ``rows``: of a tensor in a transform.
+    """
+    pieces = gate_pieces(radix, kernel.columns, rows, outputs)
+    shared = 16 * pieces * kernel.warps
+    if kernel.resident * shared > target.shared_sm // 2:
+        return replace(kernel, plane=0, shared_bytes=0, brought=0)
+    return replace(kernel, plane=pieces, shared_bytes=shared, brought=outputs)
+
+
+def gate_pieces(radix: int, width: int, rows: int, outputs: int) -> int:
+    """Pieces of 16 bytes that a warp's strip has of the gates of its results."""
+    return radix * width * rows * outputs
 
 
 def _warp_kernels(

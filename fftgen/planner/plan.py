@@ -103,7 +103,8 @@ class Kernel:
     Engine "simt": ``pitch`` complex numbers from one transform of a block to the next, ``columns`` of a
     block; what stages there are, and how they lie in shared memory, say the kernels of filters (simt.py).
     ``brought``: tensors of which rows are on their way to shared memory, at ``brought_at``, while a warp
-    computes: the signal and its gate, then the gate of each result.
+    computes: the signal and its gate, then the gate of each result; of "columns_inverse" and "whole" these
+    gates, of which a warp has ``plane`` pieces of 16 bytes.
     """
 
     role: str

@@ -12,6 +12,7 @@ from dataclasses import replace
 from fftgen.planner import mma_kernels, simt
 from fftgen.planner.filter import Filter
 from fftgen.planner.plan import SIMT, Kernel, Plan
+from fftgen.planner.whole import with_gates_in_place
 from fftgen.targets import target as find_target
 
 LONG_COLUMNS = 128  # of the device stage: two results take the registers of 12 warps, not of 16
@@ -29,15 +30,19 @@ def twin(plan: Plan) -> Plan | None:
         return simt.twin(plan, find_target(plan.target))
     if plan.engine != "mma":
         return None
-    return replace(plan, outputs=2, filter=Filter(), kernels=tuple(roomy(plan, k) for k in plan.kernels))
+    kernels = tuple(roomy(plan, k) for k in plan.kernels)
+    both = replace(plan, outputs=2, filter=Filter(), kernels=kernels)
+    return replace(both, whole=with_gates_in_place(both, plan.whole) if plan.whole else None)
 
 
 def roomy(plan: Plan, kernel: Kernel) -> Kernel:
     """A kernel with as many registers as its two results need (as compiled)."""
-    if kernel.role == "columns_inverse" and plan.factors[0] >= LONG_COLUMNS:
-        return replace(kernel, warps=4, items=4, resident=3)
     if kernel.role == "columns_inverse":
-        return replace(kernel, resident=min(kernel.resident, MOST_WARPS // kernel.warps))
+        few = replace(kernel, resident=min(kernel.resident, MOST_WARPS // kernel.warps))
+        if plan.factors[0] >= LONG_COLUMNS:
+            few = replace(kernel, warps=4, items=4, resident=3)
+        chip = find_target(plan.target)
+        return mma_kernels.with_gates(few, plan.factors[0], plan.rows_per_item, chip, outputs=2)
     if plan.memory_class == "warp":
         most = next(warps[plan.rows_per_item - 1] for points, warps in WARPS if plan.transform <= points)
         many = kernel.resident * kernel.warps > most

@@ -18,12 +18,13 @@ No GPU has told yet; ``fftgen tune`` times all.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from typing import NamedTuple
 
 from fftgen.planner.fragments import ALIGNMENT
-from fftgen.planner.mma_kernels import ratio_bytes
+from fftgen.planner.mma_kernels import gate_pieces, ratio_bytes
 from fftgen.planner.mma_rules import OPERANDS, operands
 from fftgen.planner.plan import Kernel, Plan
 from fftgen.targets import Target
@@ -148,7 +149,18 @@ def _kernel(
     ):
         return None
     staging = ratios if plan.strip_peaks else -1
-    return Kernel("whole", 0, warps, teams, resident, 0, rows, 0, staging, at, shared, held=held)
+    kernel = Kernel("whole", 0, warps, teams, resident, 0, rows, 0, staging, at, shared, held=held)
+    return with_gates_in_place(plan, kernel)
+
+
+def with_gates_in_place(plan: Plan, kernel: Kernel) -> Kernel:
+    """The kernel, whose columns have the gates of their results on their way back in the place of the teams'
+    rows (``with_gates``), if that has room for them."""
+    around = plan.kernel("columns")
+    pieces = gate_pieces(plan.stages[0].radix, around.columns, plan.rows_per_item, plan.outputs)
+    if kernel.row or 16 * pieces * kernel.warps > kernel.matrices_at:
+        return replace(kernel, plane=0, brought=0)
+    return replace(kernel, plane=pieces, brought=plan.outputs)
 
 
 def _shape(plan: Plan, chip: Target, resident: int, room: float) -> Clusters | None:

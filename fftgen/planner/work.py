@@ -99,7 +99,8 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
     instructions = mma_instructions(plan, kernel, ops) if mma else wmma_instructions(plan, kernel, ops)
     shared = _mma_shared(plan, kernel) if mma else _wmma_shared(plan, kernel)
     if kernel.brought:  # read; written as they are loaded
-        shared += inward + (outward if kernel.brought > 2 else 0)
+        gates = kernel.role == "columns_inverse" or kernel.brought > 2
+        shared += inward + (outward if gates else 0)
     return Work(
         tensor_ops=ops,
         loaded=reads * loaded,

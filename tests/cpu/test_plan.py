@@ -189,6 +189,9 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
         needed = 2 * 2 * found.factors[0] * 8 * kernel.columns
         assert 16 * kernel.plane == needed
         return [(0, needed * kernel.warps)]
+    if kernel.role == "columns_inverse":  # gates of a strip's results
+        assert kernel.plane == kernel.brought * parts * found.factors[0] * kernel.columns
+        return [(0, 16 * kernel.plane * kernel.warps)]
     points = found.row_length * found.abreast
     parts = 2 if found.device_stages else parts
     radices = tuple(s.radix for s in found.inner)

@@ -185,6 +185,21 @@ def test_tables_that_strips_load_are_what_the_model_says(plan: Plan) -> None:
         assert found == transforms * kernel_work(plan, kernel, target(plan.target)).shared_bytes
 
 
+@pytest.mark.drawn(3)
+@pytest.mark.parametrize("plan", [p for p in PIPED if p.device_stages], ids=str)
+def test_gates_of_strips_are_read_in_shared_memory_as_the_model_says(plan: Plan) -> None:
+    """Each once; they are stored there as they come."""
+    transforms = CHANNELS * items_per_channel(plan, BATCH)
+    kernel = plan.kernel("columns_inverse")
+    assert kernel.brought == 1
+    counters = simulated(plan, True).reports[plan.entry(kernel)].counters
+    plain, work = (kernel_work(plan, kernel, target(plan.target), gated) for gated in (False, True))
+    gates = transforms * work.gates
+    assert counters.shared_loads.bytes == counters.shared_stores.bytes == gates
+    assert transforms * (work.shared_bytes - plain.shared_bytes) == gates
+    assert counters.shared_loads.units == counters.shared_stores.units == gates // 128  # without conflicts
+
+
 @pytest.mark.drawn(7, together="counted plans")
 @pytest.mark.parametrize("plan", PLANS, ids=str, scope="module")
 def test_every_filter_kernel_does_what_the_model_says(plan: Plan) -> None:

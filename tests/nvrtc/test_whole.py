@@ -23,7 +23,15 @@ from fftgen.planner.cost import cost, in_one_launch
 from fftgen.planner.filter import Filter
 from fftgen.planner.launch import workspace_elements
 from fftgen.planner.plan import Plan
-from fftgen.planner.whole import Clusters, cluster_kernels, full, held_kernel, share, whole_kernel
+from fftgen.planner.whole import (
+    Clusters,
+    cluster_kernels,
+    full,
+    held_kernel,
+    share,
+    whole_kernel,
+    with_gates_in_place,
+)
 from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.simulator import SimulationError
@@ -163,7 +171,9 @@ def test_shorter_signals_in_strided_tensors(
 def test_two_results(mode: str, of: Callable[[str], Plan], blocks: int, rng: np.random.Generator) -> None:
     plan = twins.twin(planned(mode))
     assert plan is not None
-    plan = replace(plan, whole=of(mode).whole)
+    kernel = of(mode).whole
+    assert kernel is not None
+    plan = replace(plan, whole=with_gates_in_place(plan, kernel))
     module, ptx = built(plan)
     given = inputs(plan, rng, 2 * plan.rows_per_item, 1, LENGTH)
     u, k, gate = (given.pop(name) for name in ("u", "k", "out_gate"))

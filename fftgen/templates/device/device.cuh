@@ -93,12 +93,65 @@ __device__ __forceinline__ void take(Operands<R, V>& re, Operands<R, V>& im, con
     im.take(from.im, first, stride, lane);
 }
 
+// Gates of a strip's results have a place in shared memory for each piece of V numbers that a thread stores: it asks for
+// them before it has the strip, and reads them itself. What waits for device memory then waits once, and not for every row
+// tile. So many for a number:
+template <typename Sink>
+constexpr int GATES = 1;
+template <typename T, bool MAYBE>
+constexpr int GATES<TwinSink<T, MAYBE>> = 2;
+template <typename Row>
+constexpr int GATES<PairSink<Row>> = 2 * GATES<Row>;
+
+template <int V>
+struct Copies {
+    unsigned char* at;  // of the first gate of a piece, of this thread's
+
+    __device__ __forceinline__ Copies after(int gates) const { return {at + gates * (LANES * 2 * V)}; }
+
+    template <typename T>
+    __device__ __forceinline__ void ask(const RealSink<T>& sink, int n) const {
+        if (!sink.vector || sink.gate == nullptr || n >= sink.length) return;
+        copy_async<2 * V>(shared_address(at), __cvta_generic_to_global(sink.gate + n));
+    }
+    template <typename T>
+    __device__ __forceinline__ Held<V> held(const RealSink<T>& sink, int n) const {
+        Held<V> found = {};
+        if (sink.vector && sink.gate != nullptr && n < sink.length) load_words<true>(reinterpret_cast<const T*>(at), found.g);
+        return found;
+    }
+
+    template <typename T, bool MAYBE>
+    __device__ __forceinline__ void ask(const TwinSink<T, MAYBE>& sink, int n) const {
+        ask<T>(static_cast<const RealSink<T>&>(sink), n);
+        if (sink.both()) after(1).ask(sink.second(), n);
+    }
+    template <typename T, bool MAYBE>
+    __device__ __forceinline__ Two<Held<V>> held(const TwinSink<T, MAYBE>& sink, int n) const {
+        Two<Held<V>> found{held<T>(static_cast<const RealSink<T>&>(sink), n), {}};
+        if (sink.both()) found.second = after(1).held(sink.second(), n);
+        return found;
+    }
+
+    template <typename Row>
+    __device__ __forceinline__ void ask(const PairSink<Row>& sink, int n) const {
+        ask(sink.even, n), after(GATES<Row>).ask(sink.odd, n);
+    }
+    template <typename Row>
+    __device__ __forceinline__ auto held(const PairSink<Row>& sink, int n) const {
+        return Two<decltype(held(sink.even, n))>{held(sink.even, n), after(GATES<Row>).held(sink.odd, n)};
+    }
+};
+
 // x[n, r] = sum_k F*[n, k] T*(k, r) X[k, r] for a strip of the workspace, 2 V neighbouring columns at a time, to
 // place n * REST + r of the sink. Where the tables are not COMPLEX, im is not computed. Row tiles from `tiles` on are not wanted.
-template <int REST, int R, int V, int SPLIT, bool COMPLEX, int STEP, bool... HELD, typename From, typename Sink>
+// The gates are in `copies`, so many pieces in shared memory, if any.
+template <int REST, int PIECES, int R, int V, int SPLIT, bool COMPLEX, int STEP, bool... HELD, typename From, typename Sink>
 __device__ __forceinline__ void device_inverse(
-    const StripTables<R, V, SPLIT, COMPLEX, STEP, HELD...>& tables, const From& from, int strip, int tiles, int lane, const Sink& sink) {
-    constexpr bool REAL = !COMPLEX;
+    const StripTables<R, V, SPLIT, COMPLEX, STEP, HELD...>& tables, const From& from, int strip, int tiles, int lane, const Sink& sink,
+    uint4* copies = nullptr) {
+    constexpr bool REAL = !COMPLEX, BROUGHT = PIECES > 0;
+    static_assert(!BROUGHT || PIECES == R * V * GATES<Sink>, "room for the gates of a strip");
     constexpr int SOME = SOME_TILES<R>;
     const Pack signs = odd_rows(lane);
     const auto low = tables.twiddles(strip, lane);
@@ -106,7 +159,16 @@ __device__ __forceinline__ void device_inverse(
     const int t = lane % 4;
     constexpr int STRIPS = SPLIT / (8 * V);
     using Gates = decltype(sink.template hold<2 * V>(0));
-    constexpr bool HOLD = sizeof(Gates) <= (R <= 32 ? 32 : 16);  // gates of a row tile are on their way meanwhile
+    constexpr bool HOLD = !BROUGHT && sizeof(Gates) <= (R <= 32 ? 32 : 16);  // gates of a row tile are on their way meanwhile
+    const auto at = [&](int m, int i) { return (TILE * m + 8 * i + lane / 4) * REST + strip * 8 * V + 2 * V * t; };
+    const Copies<2 * V> first_copy{reinterpret_cast<unsigned char*>(copies) + lane * (4 * V)};
+    const auto copy = [&](int m, int i) { return first_copy.after((2 * m + i) * GATES<Sink>); };
+    if constexpr (BROUGHT) {
+#pragma unroll
+        for (int m = 0; m < R / TILE; ++m)
+            if (m < tiles) copy(m, 0).ask(sink, at(m, 0)), copy(m, 1).ask(sink, at(m, 1));
+        commit();
+    }
     Operands<R, V> re, im;
     take(re, im, from, strip * 8 * V, REST, lane);
 #pragma unroll
@@ -127,12 +189,12 @@ __device__ __forceinline__ void device_inverse(
                 }
         }
     }
+    if constexpr (BROUGHT) wait<0>();
 #pragma unroll
     for (int m = 0; m < R / TILE; ++m) {
         if (m < tiles) {
-            const auto at = [&](int i) { return (TILE * m + 8 * i + lane / 4) * REST + strip * 8 * V + 2 * V * t; };
             Gates first, second;
-            if constexpr (HOLD) first = sink.template hold<2 * V>(at(0)), second = sink.template hold<2 * V>(at(1));
+            if constexpr (HOLD) first = sink.template hold<2 * V>(at(m, 0)), second = sink.template hold<2 * V>(at(m, 1));
             Result<true> yr[V], yi[V];
 #pragma unroll
             for (int j = 0; j < V; ++j) yr[j].clear(), yi[j].clear();
@@ -158,10 +220,12 @@ __device__ __forceinline__ void device_inverse(
                 float a[2 * V], b[2 * V];
 #pragma unroll
                 for (int j = 0; j < 2 * V; ++j) a[j] = yr[j % V].v[2 * i + j / V], b[j] = yi[j % V].v[2 * i + j / V];
-                if constexpr (HOLD)
-                    sink.store(at(i), a, b, i == 0 ? first : second);
+                if constexpr (BROUGHT)
+                    sink.store(at(m, i), a, b, copy(m, i).held(sink, at(m, i)));
+                else if constexpr (HOLD)
+                    sink.store(at(m, i), a, b, i == 0 ? first : second);
                 else
-                    sink.store(at(i), a, b);
+                    sink.store(at(m, i), a, b);
             }
         }
     }

@@ -166,11 +166,15 @@ __device__ __forceinline__ void bring(const T* row, int length) {
         asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(row)), "r"(length * (int)sizeof(T)));
 }
 
-// Asynchronous copies to shared memory (PTX ISA, cp.async: sm_80 and later): sixteen bytes, past the L1. A thread
+// Asynchronous copies to shared memory (PTX ISA, cp.async: sm_80 and later): sixteen bytes past the L1, or eight. A thread
 // commits those that it asked for as a group; `wait` returns when all but its last LEFT groups have come.
 // Addresses are those of the state spaces: whole runs of copies then differ by a constant.
+template <int BYTES = 16>
 __device__ __forceinline__ void copy_async(unsigned to, size_t from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global" PASSING_HINT " [%0], [%1], 16" PASSING_AS(2) ";" ::"r"(to), "l"(from) PASSING_POLICY : "memory");
+    else  // by way of the L1
+        asm volatile("cp.async.ca.shared.global" PASSING_HINT " [%0], [%1], %2" PASSING_AS(3) ";" ::"r"(to), "l"(from), "n"(BYTES) PASSING_POLICY : "memory");
 }
 __device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int LEFT>
