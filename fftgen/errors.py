@@ -34,6 +34,8 @@ class ToolchainError(FFTGenError):
 class DriverError(ToolchainError):
     """The CUDA driver refused a call. ``code``: its CUresult; 0: one that cuda-bindings do not know."""
 
+    CLUSTERS = 912  # no room for blocks side by side: CUDA_ERROR_INVALID_CLUSTER_SIZE
+
     def __init__(self, message: str, code: int = 0) -> None:
         self.code = code
         super().__init__(message)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fftgen.bounded import Bounded
-from fftgen.errors import InputError, InternalError
+from fftgen.errors import DriverError, InputError, InternalError
 from fftgen.launch import ABSENT, Call, Launcher, Signal, Step, run
 from fftgen.planner.launch import MAX_ROWS, launches, peaks_words, together, workspace_elements
 from fftgen.planner.plan import Plan
@@ -66,6 +66,10 @@ def chip_of(target: str, device: torch.device) -> Target:
 def _as_wide_as(target: str, index: int) -> Target:
     chip, there = find_target(target), torch.cuda.get_device_properties(index)
     return chip.on(there.multi_processor_count, getattr(there, "L2_cache_size", 0) or chip.l2_bytes)
+
+
+def _apart(*_: object) -> None:
+    """One launch carries out no call."""
 
 
 class Planned(NamedTuple):
@@ -195,7 +199,16 @@ class Executable:
             0 if workspace is None else address("workspace", workspace),
             0 if peaks is None else address("peaks", peaks),
         )
-        run(planned.steps, at, launcher)
+        try:
+            run(planned.steps, at, launcher)
+        except DriverError as error:
+            if error.code != DriverError.CLUSTERS or self._together is _apart:
+                raise
+            # A share of a GPU (MIG, MPS) may have no room for clusters, which nothing else asks for: the only
+            # launch of this call has not begun, and from now on there is one for each stage.
+            self._together = _apart
+            self._planned.clear()
+            return self._run(launcher, u, spectrum, scale, in_gate, gates, address, into)
         return results
 
     def _plan_call(

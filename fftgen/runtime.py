@@ -30,8 +30,8 @@ _WAYS_OUT = {
     209: "the image has no code for this GPU: build it with `fftgen build --arch` for this architecture",
     218: "the driver cannot compile this PTX: update the driver, or build a cubin for this architecture",
     701: "too many registers or threads for one block on this GPU: rebuild for this architecture",
-    912: "this GPU, or this process's share of it (MIG, MPS), has no room for blocks side by side: give the "
-    "process a larger share, or call with fewer rows at a time, which go without",
+    DriverError.CLUSTERS: "this GPU, or this process's share of it (MIG, MPS), has no room for blocks side "
+    "by side: give the process a larger share, or call with fewer rows at a time, which go without",
     OUT_OF_MEMORY: "out of device memory",
     **dict.fromkeys((700, 702, 714, 715, 716, 717, 718, 719), _EARLIER),
 }

@@ -11,6 +11,7 @@ import torch
 from plans import engines
 
 from fftgen import execute
+from fftgen.errors import DriverError
 from fftgen.execute import chip_of
 from fftgen.launch import reciprocal
 from fftgen.planner import sections
@@ -284,6 +285,42 @@ def test_a_gpu_says_how_wide_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert chip_of("sm_90", torch.device("cuda")) == own.on(78, own.l2_bytes)
     assert asked == [0, 1]
     assert chip_of("sm_90", torch.device("cpu")) == own
+
+
+def test_where_clusters_are_refused_stages_go_by_themselves() -> None:
+    """Once and for all; another refusal, or one of launches without clusters, is an error."""
+    found = plan(Problem("causal", 131_072, "bf16"), "sm_90")
+    rows = fewest(found)
+    launched: list[tuple[str, int]] = []
+
+    class Refusing:
+        code = DriverError.CLUSTERS
+
+        def launch(
+            self, entry: str, grid: int, block: int, shared: int, params: bytes, cluster: int = 1
+        ) -> None:
+            launched.append((entry.split("_")[-1], cluster))
+            if self.code == DriverError.CLUSTERS and cluster == 1:
+                return
+            raise DriverError("refused", self.code)
+
+    executable = execute.Executable(found, torch.zeros(1, dtype=torch.uint8))
+    u, planes = torch.zeros(rows, 1, 8, dtype=torch.bfloat16), torch.zeros(1)
+    assert executable(Refusing(), u, planes, planes).shape == u.shape
+    (first, *others) = launched
+    assert first == ("whole", 8)
+    assert others
+    assert {cluster for _, cluster in others} == {1}
+    assert {name for name, _ in others} == {"columns1", "rows", "inverse1"}
+    launched.clear()
+    executable(Refusing(), u, planes, planes)
+    assert launched == others
+    again = execute.Executable(found, torch.zeros(1, dtype=torch.uint8))
+    refusing = Refusing()
+    refusing.code = 700
+    with pytest.raises(DriverError, match="refused"):
+        again(refusing, u, planes, planes)
+    assert again(Refusing(), u, planes, planes).shape == u.shape
 
 
 def test_a_plan_of_before_there_was_one_launch_still_means_what_it_did() -> None:
