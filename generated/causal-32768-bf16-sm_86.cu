@@ -127,9 +127,9 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n32768_causal_b
             re_strip.template fetch<false>(source, strip * 8 * V, M1, lane, re_power);
         } else {
             __syncwarp();
-            const auto copy = staged_strip<N1, 8 * V>(source, shared + warp * 256, strip * 8 * V, M1, lane);
+            const auto copied = staged_strip<N1, 8 * V>(source, shared + warp * 256, strip * 8 * V, M1, lane);
             __syncwarp();
-            re_strip.template fetch<true>(copy, 0, 8 * V, lane, re_power);
+            re_strip.template fetch<true>(copied, 0, 8 * V, lane, re_power);
         }
         device_forward<M1>(tables, re_strip.b, re_strip.b, workspace(args, slot), strip, tiles, lane);
     }

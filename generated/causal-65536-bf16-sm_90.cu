@@ -142,9 +142,9 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_causal_b
             re_strip.template fetch<false>(source, strip * 8 * V, M1, lane);
         } else {
             __syncwarp();
-            const auto copy = staged_strip<N1, 8 * V>(source, shared + warp * 128, strip * 8 * V, M1, lane);
+            const auto copied = staged_strip<N1, 8 * V>(source, shared + warp * 128, strip * 8 * V, M1, lane);
             __syncwarp();
-            re_strip.template fetch<true>(copy, 0, 8 * V, lane);
+            re_strip.template fetch<true>(copied, 0, 8 * V, lane);
         }
         if (lane == 0) strip_peaks<STRIPS>(args, slot)[strip] = re_strip.peak, atomicMax(args.peaks + args.first + slot, re_strip.peak);
         device_forward<M1>(tables, re_strip.b, re_strip.b, workspace(args, slot), strip, tiles, lane);

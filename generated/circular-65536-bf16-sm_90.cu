@@ -145,18 +145,18 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n65536_circular
             re_strip.template fetch<false>(source.even, strip * 8 * V, M1, lane, re_power);
         } else {
             __syncwarp();
-            const auto copy = staged_strip<N1, 8 * V>(source.even, shared + warp * 128, strip * 8 * V, M1, lane);
+            const auto copied = staged_strip<N1, 8 * V>(source.even, shared + warp * 128, strip * 8 * V, M1, lane);
             __syncwarp();
-            re_strip.template fetch<true>(copy, 0, 8 * V, lane, re_power);
+            re_strip.template fetch<true>(copied, 0, 8 * V, lane, re_power);
         }
         Strip<N1, V, false> im_strip;
         if (args.vector) {
             im_strip.template fetch<false>(source.odd, strip * 8 * V, M1, lane, im_power);
         } else {
             __syncwarp();
-            const auto copy = staged_strip<N1, 8 * V>(source.odd, shared + warp * 128, strip * 8 * V, M1, lane);
+            const auto copied = staged_strip<N1, 8 * V>(source.odd, shared + warp * 128, strip * 8 * V, M1, lane);
             __syncwarp();
-            im_strip.template fetch<true>(copy, 0, 8 * V, lane, im_power);
+            im_strip.template fetch<true>(copied, 0, 8 * V, lane, im_power);
         }
         device_forward<M1>(tables, re_strip.b, im_strip.b, workspace(args, slot), strip, tiles, lane);
     }

@@ -243,8 +243,11 @@ def _beside_others(kernel: KernelCost, plan: Plan, whole: Kernel, target: Target
     loaded, stored = int(part * work.workspace_loaded), int(part * work.workspace_stored)
     instructions, remote, tables = work.instructions, 0, work.tables
     shared = work.shared_bytes + loaded + stored
-    if kernel.name.startswith("columns_inverse"):  # gates of results by way of shared memory
-        shared += ((whole.brought > 0) - (plan.kernel("columns_inverse").brought > 0)) * work.gates
+    if kernel.name.startswith("columns"):  # what comes by way of shared memory, here and there
+        alone = plan.kernel(kernel.name.rstrip(digits)).brought > 0
+        back = kernel.name.startswith("columns_inverse")
+        here = whole.brought > (0 if back else plan.outputs)
+        shared += (here - alone) * (work.gates + (0 if back else work.loaded))
     if part:
         instructions += ADDRESSES.get(kernel.name.rstrip(digits), 0) * plan.transform / 128
     if kernel.name.startswith("columns"):

@@ -50,7 +50,8 @@ def _device_instructions(plan: Plan, kernel: Kernel) -> float:
     if kernel.role == "columns":
         wider = (20 - 12 / tiles) * wide
         peaks = (2 + 7 / tiles) * (plan.strip_peaks > 0)
-        return 25.5 + 36.5 * pair + 47 / kernel.columns + 12 / tiles + peaks + wider - 1.2 * held
+        ahead = (1 + 9 / tiles) * (kernel.brought > 0)
+        return 25.5 + 36.5 * pair + 47 / kernel.columns + 12 / tiles + peaks + ahead + wider - 1.2 * held
     two = (15 + 12 / tiles) * pair
     return 16 + two + 60 / kernel.columns + 15 / tiles + 37 * wide - 3.5 * held
 

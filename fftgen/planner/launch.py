@@ -156,6 +156,8 @@ def launch_of(
         slots = (chip or target(plan.target)).multiprocessors * kernel.resident
         if plan.sections > 1:  # as many blocks as run at a time: each has a place for its sections
             run = -(-pieces // slots)
+        elif kernel.role == "columns" and kernel.brought:  # the same: what comes next is on its way
+            run = -(-pieces // (workers * slots))
         elif plan.engine != SIMT:  # blocks there have nothing to do before their first piece
             run = run_of(-(-pieces // workers), slots)
         grid = -(-pieces // (workers * run))

@@ -16,6 +16,7 @@ WIDTHS = (8, 4, 2)  # columns of a thread in the outer stage: loads of 16, 8 or 
 REGISTERS = {SCALED: 128, BF16_FP32: 168}  # of a thread: 16 or 12 warps of a multiprocessor share its 65536
 MOST_HELD = 160  # radix times width: a thread holds a quarter of it in fp32 until the peak is known
 STRIPS = 32  # of a row: a lane reads the peak of one
+AHEAD = 4  # columns of a thread whose strips may be on their way: 64 bytes of a row
 
 
 def kernels(
@@ -25,13 +26,14 @@ def kernels(
     around: tuple[Kernel, ...] | None = None
     own = 0
     if device:
-        found = _device_kernels(stages[0], real, target, compute_format)
+        scaled = compute_format == SCALED
+        # Strips of columns are scaled each by its own peak where a block can bring them to that of their row.
+        by_strips = scaled and real and len(stages) - device == 3
+        found = _device_kernels(stages[0], real, target, compute_format, by_strips)
         if isinstance(found, str):
             yield found
             return
-        scaled = compute_format == SCALED
-        # Strips of columns are scaled each by its own peak where a block can bring them to that of their row.
-        own = found[0].columns if scaled and real and len(stages) - device == 3 else 0
+        own = found[0].columns if by_strips else 0
         around = (peaks_kernel(target), *found) if scaled and not own else found
     inner = stages[device:]
     role = "rows" if device else "convolve"
@@ -53,9 +55,12 @@ def kernels(
 
 
 def _device_kernels(
-    stage: Stage, real: bool, target: Target, compute_format: str
+    stage: Stage, real: bool, target: Target, compute_format: str, by_strips: bool
 ) -> tuple[Kernel, Kernel] | str:
-    """Columns of the tensor into the workspace and back: a strip to a warp, all rows in its registers."""
+    """Columns of the tensor into the workspace and back: a strip to a warp, all rows in its registers.
+
+    ``by_strips``: each scaled by its own peak; a warp then has its next one on its way while it computes.
+    """
     for width in WIDTHS[1:]:
         held = stage.radix * width // 4  # fp32 numbers, and registers of a complex strip's operands
         if held * (1 if real else 2) <= 64 and held <= 64:
@@ -69,6 +74,9 @@ def _device_kernels(
     short = stage.radix == TILE and compute_format == SCALED
     resident = max(1, min(4 if short else 2, target.resident_blocks(warps, 16 * pieces * warps)))
     inward = Kernel("columns", 1, warps, warps, resident, 0, 0, pieces, -1, -1, 16 * pieces * warps, width)
+    # Short ones have twice the warps to hide the wait, and addresses would be a sixth of their instructions.
+    if by_strips and width == AHEAD and not short:
+        inward = replace(inward, brought=2)
     # Registers of 12 warps for a strip that is multiplied in fp32 on its way in, and for the longest
     # columns; of 32 or 20 for short ones, of a row or a pair. None spills (as compiled, sm_80 to sm_120).
     if compute_format == BF16_FP32 or (stage.radix >= 128 and target.capability < 90):

@@ -103,8 +103,8 @@ class Kernel:
     Engine "simt": ``pitch`` complex numbers from one transform of a block to the next, ``columns`` of a
     block; what stages there are, and how they lie in shared memory, say the kernels of filters (simt.py).
     ``brought``: tensors of which rows are on their way to shared memory, at ``brought_at``, while a warp
-    computes: the signal and its gate, then the gate of each result; of "columns_inverse" and "whole" these
-    gates, of which a warp has ``plane`` pieces of 16 bytes.
+    computes: the signal and its gate, then the gate of each result; of "columns_inverse" these gates alone,
+    as of "whole" where signals are not. ``plane`` are then the pieces of 16 bytes that a warp has of them.
     """
 
     role: str

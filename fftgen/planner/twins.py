@@ -12,7 +12,7 @@ from dataclasses import replace
 from fftgen.planner import mma_kernels, simt
 from fftgen.planner.filter import Filter
 from fftgen.planner.plan import SIMT, Kernel, Plan
-from fftgen.planner.whole import with_gates_in_place
+from fftgen.planner.whole import brought_in_place
 from fftgen.targets import target as find_target
 
 LONG_COLUMNS = 128  # of the device stage: two results take the registers of 12 warps, not of 16
@@ -32,7 +32,7 @@ def twin(plan: Plan) -> Plan | None:
         return None
     kernels = tuple(roomy(plan, k) for k in plan.kernels)
     both = replace(plan, outputs=2, filter=Filter(), kernels=kernels)
-    return replace(both, whole=with_gates_in_place(both, plan.whole) if plan.whole else None)
+    return replace(both, whole=brought_in_place(both, plan.whole) if plan.whole else None)
 
 
 def roomy(plan: Plan, kernel: Kernel) -> Kernel:

@@ -150,17 +150,30 @@ def _kernel(
         return None
     staging = ratios if plan.strip_peaks else -1
     kernel = Kernel("whole", 0, warps, teams, resident, 0, rows, 0, staging, at, shared, held=held)
-    return with_gates_in_place(plan, kernel)
+    return brought_in_place(plan, kernel)
 
 
-def with_gates_in_place(plan: Plan, kernel: Kernel) -> Kernel:
-    """The kernel, whose columns have the gates of their results on their way back in the place of the teams'
-    rows (``with_gates``), if that has room for them."""
-    around = plan.kernel("columns")
-    pieces = gate_pieces(plan.stages[0].radix, around.columns, plan.rows_per_item, plan.outputs)
-    if kernel.row or 16 * pieces * kernel.warps > kernel.matrices_at:
+def brought_in_place(plan: Plan, kernel: Kernel) -> Kernel:
+    """The kernel, whose columns have signals and the gates of their results on their way (``with_gates``) in
+    the place of the teams' rows, as far as that has room, or can have it."""
+    around, radix, chip = plan.kernel("columns"), plan.stages[0].radix, find_target(plan.target)
+    if kernel.row:
         return replace(kernel, plane=0, brought=0)
-    return replace(kernel, plane=pieces, brought=plan.outputs)
+    more = 16 * around.plane * kernel.warps - kernel.matrices_at  # for a strip and its gate to each warp
+    roomy = kernel
+    if around.brought and more > 0:
+        staging = kernel.staging_at + more if kernel.staging_at >= 0 else -1
+        at, shared = kernel.matrices_at + more, kernel.shared_bytes + more
+        roomy = replace(kernel, staging_at=staging, matrices_at=at, shared_bytes=shared)
+    fits = chip.resident_blocks(kernel.warps, roomy.shared_bytes) >= kernel.resident
+    if around.brought and roomy.shared_bytes <= chip.shared_block and fits:
+        kernel, strips = roomy, 2
+    else:
+        strips = 0
+    pieces = gate_pieces(radix, around.columns, plan.rows_per_item, plan.outputs)
+    if 16 * pieces * kernel.warps > kernel.matrices_at:
+        return replace(kernel, plane=0, brought=0)
+    return replace(kernel, plane=pieces, brought=strips + plan.outputs)
 
 
 def _shape(plan: Plan, chip: Target, resident: int, room: float) -> Clusters | None:

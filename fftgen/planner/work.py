@@ -100,7 +100,7 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
     shared = _mma_shared(plan, kernel) if mma else _wmma_shared(plan, kernel)
     if kernel.brought:  # read; written as they are loaded
         gates = kernel.role == "columns_inverse" or kernel.brought > 2
-        shared += inward + (outward if gates else 0)
+        shared += inward + (outward if gates else 0) + (loaded if kernel.role == "columns" else 0)
     return Work(
         tensor_ops=ops,
         loaded=reads * loaded,

@@ -186,7 +186,7 @@ def test_clusters_fit_the_chip_and_what_is_under_way_fits_its_l2(mode: str, name
         kernel = found.whole
         blocks = chip.multiprocessors * kernel.resident
         assert chip.resident_blocks(kernel.warps, kernel.shared_bytes, 128) >= kernel.resident
-        assert kernel.brought == (kernel.row == 0)  # gates of results, in the place of rows
+        assert (kernel.brought > 0) == (kernel.row == 0)  # gates of results, in the place of rows
         assert 16 * kernel.plane * kernel.warps <= kernel.matrices_at
         least = fewest(found)
         for items in (1, least - 1, least, least + 1, 50, 1000, 1 << 30):

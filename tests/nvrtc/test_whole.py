@@ -25,12 +25,12 @@ from fftgen.planner.launch import workspace_elements
 from fftgen.planner.plan import Plan
 from fftgen.planner.whole import (
     Clusters,
+    brought_in_place,
     cluster_kernels,
     full,
     held_kernel,
     share,
     whole_kernel,
-    with_gates_in_place,
 )
 from fftgen.problem import Problem
 from fftgen.render import render
@@ -173,7 +173,7 @@ def test_two_results(mode: str, of: Callable[[str], Plan], blocks: int, rng: np.
     assert plan is not None
     kernel = of(mode).whole
     assert kernel is not None
-    plan = replace(plan, whole=with_gates_in_place(plan, kernel))
+    plan = replace(plan, whole=brought_in_place(plan, kernel))
     module, ptx = built(plan)
     given = inputs(plan, rng, 2 * plan.rows_per_item, 1, LENGTH)
     u, k, gate = (given.pop(name) for name in ("u", "k", "out_gate"))

@@ -5,6 +5,49 @@
 
 namespace fftgen {
 
+// R rows of 32 columns of a real row of a tensor, and their gates, on their way to shared memory while the strip before is
+// computed. Rows stand in the order in which operands take them, but for the two lowest bits of their numbers, which are
+// exchanged, and halves of those whose third is set: what sixteen threads load together falls on different banks.
+template <int R>
+struct StripCopy {
+    static constexpr int PIECES = R * 4;  // of 16 bytes, of the numbers or of their gates
+    uint4* at;
+
+    // n = first + row * stride + column; nothing beyond the row's length.
+    template <typename T>
+    __device__ __forceinline__ void ask(const RealSource<T>& source, int first, int stride, int lane) const {
+        const int group = lane / 4, place = group / 4 * 4 + group % 2 * 2 + group / 2 % 2;
+        const int from = first + strip_row<R, true>(0, place) * stride + (lane % 4 ^ group / 4 * 2) * 8;
+        unsigned to = shared_address(at + lane);
+        asm("" : "+r"(to));  // as it stands (settled)
+        const auto rows = [&](const T* row, unsigned to) {
+            const size_t near = __cvta_generic_to_global(settled(row + from));
+#pragma unroll
+            for (int i = 0; i < R / 8; ++i) {
+                const int further = strip_row<R, true>(i / 2, i % 2 * 8) * stride;
+                if (from + further < source.length) copy_async(to + i * LANES * 16, near + further * sizeof(T));
+            }
+        };
+        rows(source.u, to);
+        if (source.gate != nullptr) rows(source.gate, to + PIECES * 16);
+        commit();
+    }
+
+    // Four neighbours from column 4g on of row 2t, and how much further those of row i of tile k are; in bytes.
+    __device__ __forceinline__ unsigned first(int lane) const {
+        const int g = lane / 4, t = lane % 4;
+        unsigned from = shared_address(at) + (t / 2 * 4 + t % 2) * 64 + (g / 2 ^ t / 2 * 2) * 16 + g % 2 * 8;
+        asm("" : "+r"(from));
+        return from;
+    }
+    static __device__ __forceinline__ constexpr int further(int k, int i) { return (TILE * k + i / 2 * 8 + i % 2 * 2) * 64; }
+};
+
+// Words of shared memory, by their address there.
+__device__ __forceinline__ void load_shared(unsigned from, unsigned (&w)[2]) {
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(w[0]), "=r"(w[1]) : "r"(from) : "memory");
+}
+
 // R rows of a strip, on their way from a tensor; PARTED: even ones before odd ones, if half of them fill whole tiles.
 template <int R, int V, bool PARTED>
 struct Strip : Operands<R, V> {
@@ -20,6 +63,37 @@ struct Strip : Operands<R, V> {
         else
             load<SHARED, true>(source, at, stride);
         __syncwarp();  // one strip after another: the numbers of two in fp32 would not fit the registers
+    }
+
+    // The same of a row whose strip has been asked for, and has come.
+    template <typename Source>
+    __device__ __forceinline__ void fetch(const Source& source, const StripCopy<R>& copy, int first, int stride, int lane) {
+        static_assert(V == 4 && PARTED, "a strip of 32 columns of a real row");
+        if (source.gate == nullptr)
+            load_copy<false>(source, copy, first, stride, lane);
+        else
+            load_copy<true>(source, copy, first, stride, lane);
+        __syncwarp();  // nobody reads any more what is asked for next
+    }
+    template <bool GATED, typename Source>
+    __device__ __forceinline__ void load_copy(const Source& source, const StripCopy<R>& copy, int first, int stride, int lane) {
+        const int left = source.length - (first + strip_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V);
+        const unsigned from = copy.first(lane);
+        float x[R / TILE][4][V];
+        Peak<typename Source::Number> most;
+#pragma unroll
+        for (int k = 0; k < R / TILE; ++k)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                unsigned w[V / 2] = {}, g[V / 2] = {};
+                if (strip_row<R, PARTED>(k, i % 2 + i / 2 * 8) * stride < left) {
+                    load_shared(from + StripCopy<R>::further(k, i), w);
+                    if constexpr (GATED) load_shared(from + StripCopy<R>::further(k, i) + StripCopy<R>::PIECES * 16, g);
+                }
+                widen_words<V, GATED>(w, g, x[k][i], most);
+            }
+        peak = warp_max(most.bits());
+        scale(x, Power(peak));
     }
 
     // The same of two rows that are gated alike: all of both is asked for before anything is looked at.

@@ -86,6 +86,23 @@ __device__ __forceinline__ T* settled(T* address) {
     return address;
 }
 
+// V numbers in fp32, the product with their gates unrounded; `peak` grows to their largest.
+template <int V, bool GATED, typename T>
+__device__ __forceinline__ void widen_words(const unsigned (&w)[V / 2], const unsigned (&g)[V / 2], float (&x)[V], Peak<T>& peak) {
+#pragma unroll
+    for (int i = 0; i < V / 2; ++i) {
+        Word<T>::widen(w[i], x[2 * i], x[2 * i + 1]);
+        if constexpr (GATED) {
+            float low, high;
+            Word<T>::widen(g[i], low, high);
+            x[2 * i] *= low, x[2 * i + 1] *= high;
+            peak.add(x[2 * i]), peak.add(x[2 * i + 1]);
+        } else {
+            peak.add_word(w[i]);
+        }
+    }
+}
+
 // One real row, gated on the way in.
 template <typename T>
 struct RealSource {
@@ -150,18 +167,7 @@ struct RealSource {
             load_words<SHARED>(u + n, w);
             if constexpr (GATED) load_words<SHARED>(gate + n, g);
         }
-#pragma unroll
-        for (int i = 0; i < V / 2; ++i) {
-            Word<T>::widen(w[i], x[2 * i], x[2 * i + 1]);
-            if constexpr (GATED) {
-                float low, high;
-                Word<T>::widen(g[i], low, high);
-                x[2 * i] *= low, x[2 * i + 1] *= high;
-                peak.add(x[2 * i]), peak.add(x[2 * i + 1]);
-            } else {
-                peak.add_word(w[i]);
-            }
-        }
+        widen_words<V, GATED>(w, g, x, peak);
     }
 
     // A copy of the first N numbers and their gates in shared memory, for rows that start anywhere.
