@@ -229,9 +229,12 @@ def without_brought(kernel: Kernel, plan: Plan) -> Kernel:
 
 
 def waiting(plan: Plan) -> Plan:
-    """The plan with a body that asks for rows when it needs them."""
+    """The plan with a body that asks for rows, and columns that ask for strips, when they need them."""
     body = without_brought(plan.body, plan)
-    return replace(plan, kernels=tuple(body if k == plan.body else k for k in plan.kernels))
+    changed = {plan.body.label: body} | {
+        k.label: replace(k, brought=0) for k in plan.kernels if k.role == "columns"
+    }
+    return replace(plan, kernels=tuple(changed.get(k.label, k) for k in plan.kernels))
 
 
 def _block_kernel(

@@ -163,8 +163,8 @@ def _levels(found: Plan, chip: Target) -> Iterator[Plan]:
     those that ask for their rows when they need them."""
     for layout in every_layout(found, chip):
         yield layout
-        if layout.body.brought:
-            yield mma_kernels.waiting(layout)
+        if (asking := mma_kernels.waiting(layout)) != layout:
+            yield asking
         if layout.block_stage and layout.body == found.body:
             stage = layout.inner[0]
             other = stage.rest if stage.two_levels else mma_rules.two_levels(layout.body)
