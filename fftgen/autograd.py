@@ -19,7 +19,7 @@ from torch.autograd.function import Function
 from fftgen import observed
 from fftgen.derivatives import added, gradients, no_taps, of_signals, tangent, tangent_of_taps
 from fftgen.errors import InputError
-from fftgen.operators import ON_GPU, RULES, Maybe, conv, correlate_input
+from fftgen.operators import ON_GPU, Maybe, conv, correlate_input
 
 
 def _forward(name: str, tensors: int, inputs: tuple[Any, ...]) -> Any:
@@ -372,13 +372,3 @@ def _channels(x: Maybe) -> Maybe:
 def _rows(x: Maybe) -> Maybe:
     """(V, B, ...) to (V * B, ...)."""
     return None if x is None else x.flatten(0, 1)
-
-
-RULES.update(
-    conv=Conv,
-    conv_keeping=KeepingConv,
-    conv_both=ConvBoth,
-    correlate_input=CorrelateInput,
-    conv_gradients=ConvGradients,
-    conv_prepared=ConvPrepared,
-)

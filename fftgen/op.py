@@ -39,7 +39,7 @@ from fftgen.errors import InputError
 from fftgen.gradient import Needed
 from fftgen.handles import terms
 from fftgen.kept import as_it_is
-from fftgen.operators import ON_GPU
+from fftgen.operators import ON_GPU, RULES
 from fftgen.problem import Problem
 from fftgen.storage import stored_as
 
@@ -348,9 +348,9 @@ _OPERATORS: tuple[tuple[str, Any, Any, Any, Any, Any], ...] = (
 for _name, _cpu, _cuda, _fake, _check, _rules in _OPERATORS:
     _LIBRARY.impl(_name, _checking(_check, _cpu), "CPU")
     _LIBRARY.impl(_name, _checking(_check, _cuda), "CUDA")
-    ON_GPU[_name] = _cuda
+    ON_GPU[_name], RULES[_name] = _cuda, _rules
     _torch_library.register_fake(f"fftgen::{_name}", _fake, lib=_LIBRARY)
     _LIBRARY.impl(_name, _differentiable(_rules, _check), "Autograd")
     _torch_library.register_vmap(f"fftgen::{_name}", _rules.vmap, lib=_LIBRARY)
-ON_GPU["conv_keeping"] = _conv_keeping
+ON_GPU["conv_keeping"], RULES["conv_keeping"] = _conv_keeping, autograd.KeepingConv
 ON_GPU["gradients_needed"] = _gradients_needed

@@ -20,7 +20,7 @@ from fftgen import observed
 Maybe = Tensor | None
 Kept = tuple[Tensor, Tensor] | None  # a spectrum's planes and scale
 
-# By an operator's name: what it does on a GPU, filled by op.py, which defines it; its Function (autograd.py).
+# By an operator's name: what it does on a GPU, and its Function (autograd.py). Filled by op.py.
 ON_GPU: dict[str, Callable[..., Any]] = {}
 RULES: dict[str, Any] = {}
 

@@ -154,9 +154,8 @@ def launch_of(
         pieces = _pieces(plan, kernel, items)
         workers = kernel.items  # of a block
         slots = (chip or target(plan.target)).multiprocessors * kernel.resident
-        if plan.sections > 1:  # as many blocks as run at a time: each has a place for its sections
-            run = -(-pieces // slots)
-        elif kernel.role == "columns" and kernel.brought:  # the same: what comes next is on its way
+        # As many blocks as run at a time: each has a place for its sections, or its next strips on their way.
+        if plan.sections > 1 or (kernel.role == "columns" and kernel.brought):
             run = -(-pieces // (workers * slots))
         elif plan.engine != SIMT:  # blocks there have nothing to do before their first piece
             run = run_of(-(-pieces // workers), slots)

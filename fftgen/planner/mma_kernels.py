@@ -16,7 +16,7 @@ WIDTHS = (8, 4, 2)  # columns of a thread in the outer stage: loads of 16, 8 or 
 REGISTERS = {SCALED: 128, BF16_FP32: 168}  # of a thread: 16 or 12 warps of a multiprocessor share its 65536
 MOST_HELD = 160  # radix times width: a thread holds a quarter of it in fp32 until the peak is known
 STRIPS = 32  # of a row: a lane reads the peak of one
-AHEAD = 4  # columns of a thread whose strips may be on their way: 64 bytes of a row
+BROUGHT_WIDTH = 4  # columns of a thread whose strips may be on their way: 64 bytes of a row
 
 
 def kernels(
@@ -75,7 +75,7 @@ def _device_kernels(
     resident = max(1, min(4 if short else 2, target.resident_blocks(warps, 16 * pieces * warps)))
     inward = Kernel("columns", 1, warps, warps, resident, 0, 0, pieces, -1, -1, 16 * pieces * warps, width)
     # Short ones have twice the warps to hide the wait, and addresses would be a sixth of their instructions.
-    if by_strips and width == AHEAD and not short:
+    if by_strips and width == BROUGHT_WIDTH and not short:
         inward = replace(inward, brought=2)
     # Registers of 12 warps for a strip that is multiplied in fp32 on its way in, and for the longest
     # columns; of 32 or 20 for short ones, of a row or a pair. None spills (as compiled, sm_80 to sm_120).
@@ -230,11 +230,13 @@ def without_brought(kernel: Kernel, plan: Plan) -> Kernel:
 
 def waiting(plan: Plan) -> Plan:
     """The plan with a body that asks for rows, and columns that ask for strips, when they need them."""
-    body = without_brought(plan.body, plan)
-    changed = {plan.body.label: body} | {
-        k.label: replace(k, brought=0) for k in plan.kernels if k.role == "columns"
-    }
-    return replace(plan, kernels=tuple(changed.get(k.label, k) for k in plan.kernels))
+
+    def asking(kernel: Kernel) -> Kernel:
+        if kernel == plan.body:
+            return without_brought(kernel, plan)
+        return replace(kernel, brought=0) if kernel.role == "columns" else kernel
+
+    return replace(plan, kernels=tuple(map(asking, plan.kernels)))
 
 
 def _block_kernel(

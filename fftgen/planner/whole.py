@@ -159,21 +159,19 @@ def brought_in_place(plan: Plan, kernel: Kernel) -> Kernel:
     around, radix, chip = plan.kernel("columns"), plan.stages[0].radix, find_target(plan.target)
     if kernel.row:
         return replace(kernel, plane=0, brought=0)
-    more = 16 * around.plane * kernel.warps - kernel.matrices_at  # for a strip and its gate to each warp
-    roomy = kernel
-    if around.brought and more > 0:
-        staging = kernel.staging_at + more if kernel.staging_at >= 0 else -1
-        at, shared = kernel.matrices_at + more, kernel.shared_bytes + more
-        roomy = replace(kernel, staging_at=staging, matrices_at=at, shared_bytes=shared)
-    fits = chip.resident_blocks(kernel.warps, roomy.shared_bytes) >= kernel.resident
-    if around.brought and roomy.shared_bytes <= chip.shared_block and fits:
-        kernel, strips = roomy, 2
-    else:
-        strips = 0
+    signals = 0
+    if (
+        around.brought
+    ):  # room for a strip and its gate to each warp; what brings strips to a power stands behind
+        more = max(0, 16 * around.plane * kernel.warps - kernel.matrices_at)
+        staging, at, shared = (x + more for x in (kernel.staging_at, kernel.matrices_at, kernel.shared_bytes))
+        if shared <= chip.shared_block and chip.resident_blocks(kernel.warps, shared) >= kernel.resident:
+            kernel = replace(kernel, staging_at=staging, matrices_at=at, shared_bytes=shared)
+            signals = around.brought
     pieces = gate_pieces(radix, around.columns, plan.rows_per_item, plan.outputs)
     if 16 * pieces * kernel.warps > kernel.matrices_at:
         return replace(kernel, plane=0, brought=0)
-    return replace(kernel, plane=pieces, brought=strips + plan.outputs)
+    return replace(kernel, plane=pieces, brought=signals + plan.outputs)
 
 
 def _shape(plan: Plan, chip: Target, resident: int, room: float) -> Clusters | None:

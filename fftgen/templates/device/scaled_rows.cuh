@@ -18,8 +18,7 @@ struct StripCopy {
     __device__ __forceinline__ void ask(const RealSource<T>& source, int first, int stride, int lane) const {
         const int group = lane / 4, place = group / 4 * 4 + group % 2 * 2 + group / 2 % 2;
         const int from = first + strip_row<R, true>(0, place) * stride + (lane % 4 ^ group / 4 * 2) * 8;
-        unsigned to = shared_address(at + lane);
-        asm("" : "+r"(to));  // as it stands (settled)
+        const unsigned to = settled(shared_address(at + lane));
         const auto rows = [&](const T* row, unsigned to) {
             const size_t near = __cvta_generic_to_global(settled(row + from));
 #pragma unroll
@@ -36,9 +35,7 @@ struct StripCopy {
     // Four neighbours from column 4g on of row 2t, and how much further those of row i of tile k are; in bytes.
     __device__ __forceinline__ unsigned first(int lane) const {
         const int g = lane / 4, t = lane % 4;
-        unsigned from = shared_address(at) + (t / 2 * 4 + t % 2) * 64 + (g / 2 ^ t / 2 * 2) * 16 + g % 2 * 8;
-        asm("" : "+r"(from));
-        return from;
+        return settled(shared_address(at) + (t / 2 * 4 + t % 2) * 64 + (g / 2 ^ t / 2 * 2) * 16 + g % 2 * 8);
     }
     static __device__ __forceinline__ constexpr int further(int k, int i) { return (TILE * k + i / 2 * 8 + i % 2 * 2) * 64; }
 };

@@ -86,6 +86,11 @@ __device__ __forceinline__ T* settled(T* address) {
     return address;
 }
 
+__device__ __forceinline__ unsigned settled(unsigned shared) {
+    asm("" : "+r"(shared));
+    return shared;
+}
+
 // V numbers in fp32, the product with their gates unrounded; `peak` grows to their largest.
 template <int V, bool GATED, typename T>
 __device__ __forceinline__ void widen_words(const unsigned (&w)[V / 2], const unsigned (&g)[V / 2], float (&x)[V], Peak<T>& peak) {
