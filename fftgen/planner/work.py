@@ -33,6 +33,7 @@ VECTOR = 8  # numbers of a piece of 16 bytes
 KEPT_ROWS = 64  # of a group of columns, on the way back, that stay in registers for all row tiles
 LOW_RUN = 32  # columns of a row that four threads store together, with low twiddles of their own
 ELEMENT = 4  # bytes of a complex number of two 16-bit parts: workspace and spectrum
+NARROW = 2  # columns of a thread in the device stage that make pieces of 32 bytes: 16 to a strip
 SECTION = 17  # and where a row has sections, of each beside its transform: kept, joined, looked for
 SECTION_PRODUCT = 16  # and of each product of one with the spectrum of another distance
 SECTIONS_ROOM = 0.7  # of the L2: what is read of more was measured to miss (targets.py)
@@ -46,7 +47,8 @@ class Work:
     ``gates``: of those that multiply them. ``device_bytes``: what of all these device memory has to move; a
     second read of a row comes from the L2. ``tables``: bytes of constants that no first-level cache holds.
     ``shared_bytes``: through the pipe of shared memory and L1, signals and workspace apart; ``remote`` of
-    them to and from other blocks of a cluster. ``instructions``: of warps.
+    them to and from other blocks of a cluster. ``instructions``: of warps. ``narrow``: signals, gates and the
+    workspace come in pieces of one sector of 32 bytes.
     """
 
     tensor_ops: int = 0  # 16x16x16
@@ -61,23 +63,33 @@ class Work:
     shared_bytes: int = 0
     remote: int = 0
     instructions: float = 0.0
+    narrow: bool = False
 
     @property
     def workspace_bytes(self) -> int:
         return self.workspace_loaded + self.workspace_stored
 
     @property
+    def signal_bytes(self) -> int:
+        """Of signals, gates and the workspace."""
+        return self.loaded + self.stored + self.gates + self.workspace_bytes
+
+    @property
     def l2_bytes(self) -> int:
         """All that multiprocessors exchange with the L2."""
-        signals = self.loaded + self.stored + self.gates
-        return signals + self.workspace_bytes + self.spectrum + self.tables
+        return self.signal_bytes + self.spectrum + self.tables
+
+    @property
+    def l2_busy_bytes(self) -> int:
+        """The same with those in pieces of one sector twice: two of a line take the L2 as long as one (as
+        fitted: call_cost.py)."""
+        return self.l2_bytes + (self.signal_bytes if self.narrow else 0)
 
     @property
     def pipe_bytes(self) -> int:
         """All that passes the pipe of shared memory and L1, 128 bytes a cycle and multiprocessor; bytes of
         other blocks count for as many as would take as long."""
-        signals = self.loaded + self.stored + self.gates + self.workspace_bytes
-        return self.shared_bytes + (REMOTE - 1) * self.remote + signals
+        return self.shared_bytes + (REMOTE - 1) * self.remote + self.signal_bytes
 
 
 def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False) -> Work:
@@ -113,6 +125,7 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
         tables=far_twiddles(plan, kernel, target) if mma and body else 0,
         shared_bytes=shared,
         instructions=instructions + gating(plan, inward + outward),
+        narrow=mma and kernel.role in ("columns", "columns_inverse") and kernel.columns == NARROW,
     )
 
 

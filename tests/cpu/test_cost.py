@@ -263,3 +263,17 @@ def test_what_the_busiest_resource_hides_is_shared_out() -> None:
         64 * (costs.SHOWING * inner + costs.SHOWING_OUTSIDE * sum(hidden.values()))
     )
     assert 0 < costs.SHOWING < 1 < costs.SHOWING_OUTSIDE < 1.5
+
+
+def test_pieces_of_one_sector_take_the_l2_twice_as_long() -> None:
+    """Strips of 16 columns: of signals, gates and the workspace, not of what tables and spectrum come to."""
+    chip = target("sm_90")
+    for factors, narrow in (((128, 16, 16), True), ((64, 16, 32), False)):
+        plan = with_shape(Problem("causal", 32_768, "bf16"), chip, factors, 1, "mma")
+        for kernel in cost(plan, chip, gated=True).kernels:
+            around, work = kernel.name.startswith("columns"), kernel.work
+            twice = around and narrow
+            assert work.narrow == twice
+            assert work.l2_busy_bytes == work.l2_bytes * (2 if twice else 1)
+            assert kernel.seconds["L2"] == work.l2_busy_bytes / chip.l2_bandwidth
+            assert not around or work.tables == work.spectrum == 0

@@ -76,8 +76,8 @@ def rows() -> Iterator[Row]:
 def as_measured(plan: Plan, kernel: KernelCost, gated: bool) -> KernelCost:
     """The kernel as it was then, with what gates add: bytes of one more signal in, and one on the way out."""
     work, seconds = kernel.work, dict(kernel.seconds)
-    l2 = work.l2_bytes
-    l2 += work.workspace_stored * (OLD_STORES.get((plan.transform, kernel.name), 1) - 1)
+    l2, pieces = work.l2_busy_bytes, 2 if work.narrow else 1
+    l2 += pieces * work.workspace_stored * (OLD_STORES.get((plan.transform, kernel.name), 1) - 1)
     made = next(k for k in plan.kernels if k.label == kernel.name)
     memory, operations = work.device_bytes, work.tensor_ops + spared(plan, made)
     instructions = work.instructions + 2 * (operations - work.tensor_ops)
@@ -90,7 +90,7 @@ def as_measured(plan: Plan, kernel: KernelCost, gated: bool) -> KernelCost:
     if gated and kernel.name != "rows":
         signal = 2 * plan.transform
         inside = not plan.device_stages
-        l2 += signal * (2 if inside else 1)
+        l2 += pieces * signal * (2 if inside else 1)
         memory += signal * (2 if inside else kernel.name != "columns1")  # columns find theirs in the L2
         instructions += plan.transform / 128 * GATES * (1 if inside else 0.5)
     if made.role in steady(plan).twiddles:  # none were kept
