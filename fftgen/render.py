@@ -195,6 +195,7 @@ def _headers(plan: Plan) -> tuple[str, ...]:
     if plan.sections > 1:
         used.append("sections")
     if plan.device_stages:
+        used.append("butterflies")
         used += ["device", "strips" if plan.strip_peaks else "scaled_peaks"] if plan.scaled else ["device"]
     if plan.whole is not None:
         used += ["cluster_rows", "whole"] if plan.whole.row else ["whole"]

@@ -2,8 +2,8 @@
 //   fftgen render 1048576 --dtype bf16 --causal --arch sm_90
 //
 // plan    causal 1048576 bf16 sm_90 | N=1048576=64d·16b·32w·32w right-angle device mma scaled-fp16 | columns1[8w 65536B] rows[8w 85504B] columns_inverse1[8w 32768B] whole[16w 150656B]
-// digest  fe5fb7b4bd2d01f7b6ef18b1312500180269286b63bca72816c3d31057aa61f3
-// work    per row: 172032 matrix instructions 16x16x16 (1409.29 MFLOP), 4194304 bytes of device memory at least; 150656 bytes of shared memory a block
+// digest  e68933b0af2777aa434b9b9b4919ad400b01e8c06f93c378ab1e5940a5e8c39a
+// work    per row: 131072 matrix instructions 16x16x16 (1073.74 MFLOP), 4194304 bytes of device memory at least; 150656 bytes of shared memory a block
 
 namespace fftgen {
 constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp32
@@ -12,6 +12,7 @@ constexpr bool FIRST_HALVES = true, LAST_HALVES = true;
 constexpr bool FIRST_HALVES_BACK = true, LAST_HALVES_BACK = true;
 }
 
+#define FFTGEN_BUTTERFLIES 4  // columns in device memory: matrices of 16 rows, then so many row tiles
 #define FFTGEN_PASSING  // signals and gates are read once, the workspace twice
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
@@ -19,6 +20,7 @@ constexpr bool FIRST_HALVES_BACK = true, LAST_HALVES_BACK = true;
 #include "fftgen/chain.cuh"
 #include "fftgen/columns.cuh"
 #include "fftgen/scaled_rows.cuh"
+#include "fftgen/butterflies.cuh"
 #include "fftgen/device.cuh"
 #include "fftgen/strips.cuh"
 #include "fftgen/whole.cuh"
@@ -65,11 +67,11 @@ constexpr int OUTER_INVERSE_AT = 20480;
 constexpr int OUTER_HIGH_AT = 22528;
 constexpr int OUTER_INVERSE_HIGH_AT = 26624;
 constexpr int DEVICE_AT = 30720;
-constexpr int DEVICE_INVERSE_AT = 38912;
-constexpr int LOW_AT = 47104;
-constexpr int HIGH_AT = 112640;
-constexpr int LOW_INVERSE_AT = 145408;
-constexpr int HIGH_INVERSE_AT = 210944;
+constexpr int DEVICE_INVERSE_AT = 34816;
+constexpr int LOW_AT = 38912;
+constexpr int HIGH_AT = 104448;
+constexpr int LOW_INVERSE_AT = 137216;
+constexpr int HIGH_INVERSE_AT = 202752;
 
 constexpr int OUTER_SPLIT = 32;  // columns of their low level
 
@@ -111,7 +113,7 @@ __device__ __forceinline__ void copy(uint4* to, const uint4* from, int thread, i
 }  // namespace
 
 // Stage 1, columns in device memory: X[k, r] = T1(k, r) * sum_n F1[k, n] x[n M1 + r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_fe5fb7b4_columns1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_e68933b0_columns1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -151,7 +153,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // Everything inside a row of 16384 points: a block works on one transform at a time.
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_fe5fb7b4_rows(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_e68933b0_rows(const Args<T> args) {
     constexpr int WARPS = 8, THREADS = WARPS * LANES;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M2 / (8 * V * WARPS);  // strips of columns of a warp
@@ -236,7 +238,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // Inverse of stage 1, columns in device memory: x[n M1 + r] = sum_k F1*[k, n] T1*(k, r) X[k, r]
-extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_fe5fb7b4_columns_inverse1(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal_bf16_mma_sm90_e68933b0_columns_inverse1(const Args<T> args) {
     constexpr int WARPS = 8;
     constexpr int V = 4;  // columns that a thread loads side by side
     constexpr int STRIPS = M1 / (8 * V);  // of a transform
@@ -259,7 +261,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) fftgen_conv_n1048576_causal
 }
 
 // The whole convolution: each cluster takes one transform at a time through a place of its own in the workspace.
-extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal_bf16_mma_sm90_fe5fb7b4_whole(const Args<T> args) {
+extern "C" __global__ void __launch_bounds__(512, 1) fftgen_conv_n1048576_causal_bf16_mma_sm90_e68933b0_whole(const Args<T> args) {
     constexpr int ALL = 16;  // warps of a block
     constexpr int V1 = 4;  // columns that a thread loads side by side in the outer stage
     constexpr int STRIPS1 = M1 / (8 * V1);  // of a transform
@@ -474,7 +476,7 @@ __device__ __forceinline__ int outer_frequency(unsigned x) {
 }  // namespace
 
 // Filters to spectra, columns: from the taps to the workspace.
-extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n1048576_causal_bf16_mma_sm90_fe5fb7b4_filter_columns(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n1048576_causal_bf16_mma_sm90_e68933b0_filter_columns(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 256, C = 16;  // points of a column, columns of a block
     extern __shared__ float2 data[];
@@ -540,7 +542,7 @@ extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n1048576_causal
             x[15] = x[15] + float2{0.0f, -late(15)} * make_float2(9.801714033e-02f, 9.951847267e-01f);
         }
         dft<16>(x);
-        twist<16, 16, true>(x, args.tables + 227328, r);
+        twist<16, 16, true>(x, args.tables + 219136, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 256] = x[j];
     }
@@ -558,14 +560,14 @@ extern "C" __global__ void __launch_bounds__(256, 3) fftgen_conv_n1048576_causal
         dft<16>(x);
         const int column = strip + c, low = outer_frequency(b);
         // The weights of what is below a column's digit join the twiddle.
-        twist_by_roots<4 * N, 2048>(x, args.tables + 241408, args.tables + 257792, column * (4 * low - 1), column * 64);
+        twist_by_roots<4 * N, 2048>(x, args.tables + 233216, args.tables + 249600, column * (4 * low - 1), column * 64);
 #pragma unroll
         for (int j = 0; j < 16; ++j) workspace[(b * 16 + j) * (long long)4096 + column] = x[j];
     }
 }
 
 // Filters to spectra, rows: each scaled by itself, in the order of the convolution.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal_bf16_mma_sm90_fe5fb7b4_filter_rows(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal_bf16_mma_sm90_e68933b0_filter_rows(const FilterArgs<Stored> args) {
     constexpr int THREADS = 256;
     constexpr int P = 4096;  // points
     extern __shared__ float2 data[];
@@ -588,7 +590,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal
 #pragma unroll
         for (int j = 0; j < 16; ++j) peak = max(peak, magnitude(x[j]));
         dft<16>(x);
-        twist<16, 256, false>(x, args.tables + 228352, r);
+        twist<16, 256, false>(x, args.tables + 220160, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 272] = x[j];
     }
@@ -608,7 +610,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal
 #pragma unroll
         for (int j = 0; j < 16; ++j) x[j] = data[base + j * 17];
         dft<16>(x);
-        twist<16, 16, false>(x, args.tables + 240640, r);
+        twist<16, 16, false>(x, args.tables + 232448, r);
 #pragma unroll
         for (int j = 0; j < 16; ++j) data[base + j * 17] = x[j];
     }
@@ -644,7 +646,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal
 }
 
 // Filters to spectra, the end: rows by the power of two of their channel.
-extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal_bf16_mma_sm90_fe5fb7b4_filter_level(const FilterArgs<Stored> args) {
+extern "C" __global__ void __launch_bounds__(256, 4) fftgen_conv_n1048576_causal_bf16_mma_sm90_e68933b0_filter_level(const FilterArgs<Stored> args) {
     constexpr int P = 4096, ROWS = N / P, PIECES = P / VECTOR, AT_ONCE = 4;  // points of a row, rows of a channel
     constexpr bool EVEN = PIECES % (AT_ONCE * LANES) == 0;  // every lane takes as many
     const int lane = threadIdx.x % LANES, row = blockIdx.x * 8 + threadIdx.x / LANES;

@@ -19,6 +19,7 @@ constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 #include "fftgen/chain.cuh"
 #include "fftgen/columns.cuh"
 #include "fftgen/scaled_rows.cuh"
+#include "fftgen/butterflies.cuh"
 #include "fftgen/device.cuh"
 #include "fftgen/strips.cuh"
 #include "fftgen/cluster_rows.cuh"

@@ -9,13 +9,14 @@ the plan's engine and compute format round:
 - *Single* ("simt") keeps everything in fp32. Its DFTs are sums of products, the kernels' quick ones.
 - *Mixed* ("bf16-fp32" of the "mma" engine) has bf16 operands, fp32 sums, fp16 twiddles and spectrum.
 - *Scaled* ("scaled-fp16", design 1.8) brings every gated row to [1, 2) by a power of two and keeps everything
-  in fp16 until the last stage, products with twiddles and spectrum and the sums before a stage by halves
-  included. Of a pair of rows, the one with the smaller norm then is raised and the other lowered to within a
-  sixteenth of each other: their transform's noise falls on both alike.
+  in fp16 until the last stage, products with twiddles and spectrum, the sums before a stage by halves and
+  those of butterflies included. Of a pair of rows, the one with the smaller norm then is raised and the other
+  lowered to within a sixteenth of each other: their transform's noise falls on both alike.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,7 +25,7 @@ import numpy.typing as npt
 
 from fftgen.dtypes import FP16, decode, dtype, encode
 from fftgen.planner import tables
-from fftgen.planner.plan import SIMT, Plan, Stage, Table
+from fftgen.planner.plan import SIMT, TILE, Plan, Stage, Table
 
 Real = npt.NDArray[np.floating[Any]]
 Complex = npt.NDArray[np.complexfloating[Any, Any]]
@@ -70,6 +71,10 @@ class Exact:
     def adjoint(self, number: int) -> Complex:
         """Its conjugate transpose, for the inverse."""
         return np.asarray(self.matrix(number).conj().T)
+
+    def backward(self, number: int, z: Complex) -> Complex:
+        """The product of that with the digit, as ``forward``."""
+        return along_digit(self.adjoint(number), z, self.plan.stages[number - 1])
 
     def twiddle(self, number: int) -> Complex:
         """T(k, r) of a stage, (radix, rest), as the product of the two levels where there are two."""
@@ -192,7 +197,7 @@ class Scaled(_Wide):
     """
 
     def store(self, values: Complex) -> Complex:
-        return _complex(_fp16(values.real), _fp16(values.imag))
+        return _halves(values)
 
     def store_real(self, values: Real) -> Real:
         kind = dtype(self.plan.problem.dtype)
@@ -214,8 +219,14 @@ class Scaled(_Wide):
         return self.store(super().matrix(number))
 
     def forward(self, number: int, z: Real | Complex) -> Complex:
-        """By halves (Stage.halves) sums and differences are rounded before the product."""
+        """By halves (Stage.halves) sums and differences are rounded before the product; where butterflies
+        follow, products before them."""
         stage = self.plan.stages[number - 1]
+        if (apart := stage.butterflies) > 1:
+            x = self.store(np.asarray(z, np.complex64)).reshape(-1, TILE, apart, stage.rest)
+            matrix = self.matrix(number)[:TILE].reshape(TILE, TILE, apart)
+            parts = [self.store(matrix[:, :, b] @ x[:, :, b]) for b in range(apart)]
+            return np.concatenate(butterflies(parts, -1j), axis=1)
         if not stage.halves:
             return super().forward(number, z)
         half = stage.radix // 2
@@ -227,8 +238,42 @@ class Scaled(_Wide):
         product[:, 1::2] = matrix[1::2] @ self.store(one - other)
         return product
 
+    def backward(self, number: int, z: Complex) -> Complex:
+        """Butterflies come before the product, as the kernels take them."""
+        stage = self.plan.stages[number - 1]
+        if (apart := stage.butterflies) == 1:
+            return super().backward(number, z)
+        x = self.store(z).reshape(-1, apart, TILE, stage.rest)
+        parts = butterflies([x[:, d] for d in range(apart)], 1j)
+        matrix = self.matrix(number)[:TILE].reshape(TILE, TILE, apart)
+        found = [matrix[:, :, b].conj().T @ part for b, part in enumerate(parts)]
+        return np.stack(found, axis=2).reshape(-1, stage.radix, stage.rest)
+
     def twiddle(self, number: int) -> Complex:
         return self.store(super().twiddle(number))
+
+
+def butterflies(x: Sequence[Complex], quarter: complex) -> list[Complex]:
+    """DFTs across 2, 4 or 8 arrays, with ``quarter`` -1j or 1j for a quarter of a turn, every sum rounded to
+    fp16: templates/device/butterflies.cuh."""
+    if len(x) == 1:
+        return list(x)
+    even, odd = butterflies(x[0::2], quarter), butterflies(x[1::2], quarter)
+    sums, differences = [], []
+    for k, (e, o) in enumerate(zip(even, odd, strict=True)):
+        turned, factor = o, np.float64(1)
+        if 4 * k >= len(x):
+            turned = np.complex64(quarter) * o
+        if 4 * k % len(x):  # an eighth of a turn: the sum is rounded before the product, which an FMA takes
+            turned, factor = _halves(turned + np.complex64(quarter) * turned), _fp16(np.sqrt(0.5))
+        wide = _float64(factor) * np.asarray(turned, np.complex128)
+        sums.append(_halves(e + wide))
+        differences.append(_halves(e - wide))
+    return sums + differences
+
+
+def _halves(values: Complex) -> Complex:
+    return _complex(_fp16(values.real), _fp16(values.imag))
 
 
 def scaled(plan: Plan, u: Real, gate: Real | None) -> tuple[Real, Real, Real, Real]:

@@ -140,6 +140,8 @@ def candidate(
         stages = mma_rules.with_splits(stages, shape.device)
         if compute_format == SCALED and not is_exact(problem, right_angle):
             stages = mma_rules.with_halves(stages, right_angle)
+        if compute_format == SCALED and problem.causal:
+            stages = mma_rules.with_butterflies(stages)
     best: Candidate | None = None
     least = math.inf
     for kernels in _layouts(engine, shape, stages, right_angle, target, compute_format):

@@ -14,6 +14,8 @@ Where half of a radix R is whole tiles, half of the matrix is enough: F[k, n + R
 weights of a right-angle transform leave F[k + R/2, n] = (-1)^n F[k, n] of it: even numbers stand before odd
 ones, and what odd ones bring to a row is taken from the one half of all further on (``parted``).
 
+Where butterflies follow (Stage.butterflies), row tile b of a strip has every B-th row from b on.
+
 Source of the register layouts: PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 """
 
@@ -245,7 +247,7 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
         stage = stages[0]
         outer, high = stage.radix // TILE, stage.rest // stage.split
         strips = stage.split // (8 * device_width)
-        some = _some_tiles(stage.radix)
+        some = 1 if stage.butterflies > 1 else _some_tiles(stage.radix)
         there = (some, outer) if real else (outer, some)
         found += [
             _Spec("device", 1, (*there, 2, *_LANES)),
@@ -301,10 +303,12 @@ def build(plan: Plan, table: Table) -> npt.NDArray[np.uint16]:
     high, wide = (TILE * x for x in table.shape[:2])  # places that the table has, perhaps half of all
     if name in left:
         frequencies, numbers = left[name]
+        apart = plan.stages[stage - 1].butterflies  # of neighbours in a tile
+        numbers = numbers.reshape(-1, apart).T.reshape(-1)
         if inverse:
             n, k = _tiles(_LEFT, numbers[:high], frequencies[:wide])
         else:
-            if high < len(frequencies):  # even numbers before odd ones
+            if apart == 1 and high < len(frequencies):  # even numbers before odd ones
                 numbers = np.concatenate([numbers[0::2], numbers[1::2]])
             k, n = _tiles(_LEFT, frequencies[:high], numbers[:wide])
         # Of the inverse the same planes: inverse (templates/device/mma.cuh) takes -im for im.

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fftgen.planner import fragments
 from fftgen.planner.mma_rules import steady
 from fftgen.planner.plan import TILE, Kernel, Plan
@@ -14,6 +16,7 @@ WMMA_PER_PRODUCT = 12
 CONVERTED = 4  # instructions that 128 elements of a result in fp32 take to become operands
 SECOND = 85  # of a warp, for the rows of another channel: addresses, a power of two, tables from their start
 HALVED = 3  # and a stage by halves: four sums, less what it spares in loads of its matrices
+SUMS = 4  # and a butterfly: a sum and a difference of complex numbers for every two
 RESCALED = 4  # and strips of the workspace, to reach the power of their row
 GATE, NARROW_GATE = 13, 16.5  # and a gate on a row: loaded, widened, multiplied; in pieces of 4 bytes, or 8
 THERE, BACK = "forward", "inverse"
@@ -47,11 +50,16 @@ def _device_instructions(plan: Plan, kernel: Kernel) -> float:
     """
     pair, tiles, wide = not plan.real_input, plan.stages[0].radix / TILE, not plan.scaled
     held = kernel.role in steady(plan).twiddles
+    sums = SUMS * math.log2(plan.stages[0].butterflies)
     if kernel.role == "columns":
         wider = (20 - 12 / tiles) * wide
         peaks = (2 + 7 / tiles) * (plan.strip_peaks > 0)
         ahead = (1 + 9 / tiles) * (kernel.brought > 0)
+        if sums:
+            return 29.5 + sums + 36 / kernel.columns + peaks + ahead
         return 25.5 + 36.5 * pair + 47 / kernel.columns + 12 / tiles + peaks + ahead + wider - 1.2 * held
+    if sums:
+        return 32 + sums + 19 / kernel.columns
     two = (15 + 12 / tiles) * pair
     return 16 + two + 60 / kernel.columns + 15 / tiles + 37 * wide - 3.5 * held
 
@@ -97,7 +105,7 @@ def signs(plan: Plan, kernel: Kernel) -> float:
         """Of a matrix, each tile of which is loaded once."""
         table = tables[name]
         stage, tiles = plan.stages[table.stage - 1], table.shape[0] * table.shape[1]
-        whole = stage.halves or tiles == (stage.lines // TILE) ** 2
+        whole = stage.halves or stage.butterflies > 1 or tiles == (stage.lines // TILE) ** 2
         if plan.real_input and table.stage == 1:
             return 0 if whole else 6 * tiles
         return 3 * tiles if whole else 12 * tiles

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fftgen.errors import InputError
-from fftgen.planner.arithmetic import Complex, Exact, Real, along_digit, arithmetic
+from fftgen.planner.arithmetic import Complex, Exact, Real, arithmetic
 from fftgen.planner.fold import folded
 from fftgen.planner.order import monarch_permutation
 from fftgen.planner.plan import Plan
@@ -180,7 +180,7 @@ def _inverse(machine: Exact, z: Complex, trace: list[Complex] | None = None) -> 
     shape = z.shape
     stages = machine.plan.stages
     for number in range(len(stages), 0, -1):
-        z = along_digit(machine.adjoint(number), z, stages[number - 1])
+        z = machine.backward(number, z)
         if number > 1:  # the twiddle that the forward transform put after the stage before
             before = stages[number - 2]
             z = z.reshape(-1, before.radix, before.rest)

@@ -40,6 +40,9 @@ class Stage:
     The entries of the DFT matrix carry the factor ``scale`` (planner/matrix_scale.py), forward and inverse.
     ``halves``: sums and differences of the two halves of the input come before the DFT, which then takes half
     of the matrix (decimation in frequency); its frequencies stand with the even ones before the odd ones.
+    ``butterflies`` B: of radix 16 B, columns in device memory. With n = B a + b and k = c + 16 d, F[k, n] =
+    w^(b d) F[c, n], w = exp(-2 pi i / B): a matrix of 16 rows for each b, and DFTs of B points that a thread
+    does by itself (decimation in time). 1: the matrix does all.
     A radix of half a tile, of the first stage, is that of two channels abreast (``Plan.abreast``).
     ``split`` is the length of the low digit of the two-level twiddle table: T(k, r) =
     high(k, r // split) * low(k, r % split); ``split == rest`` is a single table, 0 none (last stage).
@@ -51,6 +54,7 @@ class Stage:
     scale: float
     split: int
     halves: bool = False
+    butterflies: int = 1
 
     @property
     def two_levels(self) -> bool:
@@ -130,10 +134,11 @@ class Kernel:
         return f"{self.role}{self.stage or ''}"
 
 
-def plain(kernel: Kernel) -> dict[str, Any]:
-    """What JSON says of a kernel: that nothing is brought to it, or held, goes without saying."""
-    raw = asdict(kernel)
-    return {name: x for name, x in raw.items() if x or name not in ("brought", "brought_at", "held")}
+def plain(part: Kernel | Stage) -> dict[str, Any]:
+    """What JSON says of a kernel, or of a stage: that nothing is brought to it or held, and that its matrix
+    does all, goes without saying."""
+    raw, unsaid = asdict(part), {"brought": 0, "brought_at": 0, "held": 0, "butterflies": 1}
+    return {name: x for name, x in raw.items() if name not in unsaid or x != unsaid[name]}
 
 
 @dataclass(frozen=True)
@@ -225,13 +230,13 @@ class Plan:
 
     def wide_columns(self, stage: Stage) -> bool:
         """Results of columns, in device memory or a block's, come in fp32: as ``wide_sums`` has it, and of
-        radix 128 in every plan.
+        radix 128 in every plan; not those that butterflies bring together, each a sum of 16 products.
 
         The running sum of n instructions is rounded n times, in fp16 by r at the size that it has by then:
         r^2 (1 + 2 + ... + n) / n = r^2 (n + 1) / 2. Real columns of radix 128 take n = 8: 4.5 r^2 of the
         22 r^2 that a transform of 4 194 304 points loses in all; in fp32 it is r^2.
         """
-        return stage.radix >= TALL or (self.wide_sums and stage.radix > TILE)
+        return stage.butterflies == 1 and (stage.radix >= TALL or (self.wide_sums and stage.radix > TILE))
 
     def halves_back(self, stage: Stage) -> bool:
         """A stage is taken by halves on the way back as well.
@@ -389,6 +394,7 @@ class Plan:
         """
         raw = asdict(self)
         raw["kernels"] = [plain(kernel) for kernel in self.kernels]
+        raw["stages"] = [plain(stage) for stage in self.stages]
         if self.outputs == 1:
             del raw["outputs"]
         if self.whole is None:

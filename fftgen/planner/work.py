@@ -170,7 +170,7 @@ def tensor_ops(plan: Plan, kernel: Kernel, ways: tuple[str, ...] = (THERE, BACK)
     Every stage multiplies N/256 output tiles by radix/16 operand tiles, with four real products per
     complex one, forward and inverse; the first stage reads and the last writes real numbers in
     right-angle mode (two products). By halves it takes half of them there, three quarters of them back, and
-    so many there where even numbers stand before odd ones.
+    so many there where even numbers stand before odd ones; one of B products where B butterflies do the rest.
     """
     return sum(
         _stage_ops(plan, number, way)
@@ -184,6 +184,8 @@ def _stage_ops(plan: Plan, number: int, way: str) -> int:
     stage = plan.stages[number - 1]
     products = 2 if plan.real_input and number == 1 else 4
     every = plan.transform // (TILE * TILE) * (stage.lines // TILE) * products
+    if stage.butterflies > 1:
+        return every // stage.butterflies
     if way == THERE:
         if number == 1 and plan.engine == "mma" and fragments.parted(plan.stages, plan.real_input):
             return every * 3 // 4

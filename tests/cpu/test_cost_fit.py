@@ -39,6 +39,7 @@ SHAPES = {
     131_072: ((32, 16, 16, 16), 1),
     262_144: ((64, 16, 16, 16), 1),
     524_288: ((64, 16, 16, 32), 1),
+    1_048_576: ((64, 16, 32, 32), 1),
     2_097_152: ((128, 16, 32, 32), 1),
 }
 
@@ -121,12 +122,14 @@ def whole(plan: Plan, table: Table) -> Table:
 
 
 def as_planned(problem: Problem) -> Plan:
-    """The plan as it was then: no stage by halves, twiddles of a block in one level, stage by stage, peaks of
-    rows before their columns, with whole matrices in its tables."""
+    """The plan as it was then: no stage by halves, no butterflies, twiddles of a block in one level, stage by
+    stage, peaks of rows before their columns, with whole matrices in its tables."""
     plan = search.plan(problem, CHIP)
     if problem.length in SHAPES:
         plan = search.with_shape(problem, CHIP, *SHAPES[problem.length], "mma")
-    plan = replace(plan, whole=None, stages=tuple(replace(s, halves=False) for s in plan.stages))
+    plan = replace(
+        plan, whole=None, stages=tuple(replace(s, halves=False, butterflies=1) for s in plan.stages)
+    )
     plan = with_outer_split(plan, plan.inner[0].rest)
     if plan.strip_peaks:
         plan = replace(plan, kernels=(peaks_kernel(CHIP), *plan.kernels))

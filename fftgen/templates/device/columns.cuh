@@ -86,6 +86,20 @@ struct Complex {
     }
 };
 
+// Row tiles of columns in device memory that butterflies bring together (butterflies.cuh); 1: matrices do all.
+#ifdef FFTGEN_BUTTERFLIES
+constexpr int BUTTERFLIES = FFTGEN_BUTTERFLIES;
+#else
+constexpr int BUTTERFLIES = 1;
+#endif
+
+// The row of a strip of columns that stands in place n of row tile k: even ones before odd ones (PARTED: strip_row), or
+// every BUTTERFLIES-th in one tile.
+template <int R, bool PARTED>
+__device__ __forceinline__ constexpr int column_row(int k, int n) {
+    return PARTED && R == BUTTERFLIES * TILE ? BUTTERFLIES * n + k : strip_row<R, PARTED>(k, n);
+}
+
 // R rows of a strip as right operands: b[k][j] has column j and rows 16 k .. + 15.
 template <int R, int V>
 struct Operands {

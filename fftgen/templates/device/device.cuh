@@ -2,6 +2,7 @@
 // a strip of 8 V columns to a warp, everything in registers.
 #pragma once
 
+#include "fftgen/butterflies.cuh"
 #include "fftgen/columns.cuh"
 
 namespace fftgen {
@@ -26,7 +27,11 @@ struct StripTables {
     static_assert(!HELD_TWIDDLES || STEP % STRIPS == 0, "strips of a warp share low twiddles");
     using Low = Tiles<Planes3<false>, R / TILE * V / 2, HELD_TWIDDLES>;
 
-    const Tiles<Planes3<COMPLEX>, R / TILE * SOME_TILES<R>, HELD_MATRIX> matrix;
+    // Matrices of 16 rows, then butterflies of B: F[k + 16 q, B n + b] = w^(q b) F[k, B n + b] for w = exp(-2 pi i / B).
+    static constexpr bool BUTTERFLIED = !COMPLEX && BUTTERFLIES > 1;
+    static_assert(!BUTTERFLIED || R == BUTTERFLIES * TILE, "a matrix of 16 rows for each tile of a strip");
+
+    const Tiles<Planes3<COMPLEX>, R / TILE * (BUTTERFLIED ? 1 : SOME_TILES<R>), HELD_MATRIX> matrix;
     const unsigned char *low, *high;
     const Low first;  // of the first strip
 
@@ -42,6 +47,26 @@ struct StripTables {
     }
 };
 
+// F x of a real x, row tile b of which has every B-th row (column_row), by butterflies: done as in multiply_columns.
+template <int B, int V, typename Planes, typename Done>
+__device__ __forceinline__ void butterfly_columns(const Pack (&x)[B][V][2], int lane, Planes planes, Done done) {
+    Result<false> yr[B][V], yi[B][V];
+#pragma unroll
+    for (int b = 0; b < B; ++b) {
+        const Planes3<false> f = planes(b, lane);
+#pragma unroll
+        for (int j = 0; j < V; ++j) {
+            yr[b][j].clear(), yi[b][j].clear();
+            yr[b][j].add(f.re, x[b][j][0], x[b][j][1]), yi[b][j].add(f.im, x[b][j][0], x[b][j][1]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2 * V; ++i)
+        butterflies_of<B, false>([&](int b) -> Pack& { return yr[b][i / 2].v[i % 2]; }, [&](int b) -> Pack& { return yi[b][i / 2].v[i % 2]; });
+#pragma unroll
+    for (int m = 0; m < B; ++m) done(m, lane, yr[m], yi[m]);
+}
+
 // X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for a strip, into rows of the workspace, 2 V columns of a thread as
 // they stand: place 2 j + b of a run of 2 V is column j + V b.
 template <int REST, int R, int V, int SPLIT, bool COMPLEX, int STEP, bool... HELD, typename To>
@@ -53,7 +78,7 @@ __device__ __forceinline__ void device_forward(
     const int g = lane / 4, t = lane % 4;
     constexpr int STRIPS = SPLIT / (8 * V);
     const auto planes = [&](int i, int) { return tables.matrix(i); };
-    multiply_columns<R, V, COMPLEX>(xr, xi, tiles, [=] { return lane; }, planes, [&](int m, int, const ColumnSum<R>(&sr)[V], const ColumnSum<R>(&si)[V]) {
+    const auto done = [&](int m, int, const auto& sr, const auto& si) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = TILE * m + 8 * i + g;
@@ -83,7 +108,11 @@ __device__ __forceinline__ void device_forward(
                 }
             }
         }
-    });
+    };
+    if constexpr (StripTables<R, V, SPLIT, COMPLEX, STEP, HELD...>::BUTTERFLIED)
+        butterfly_columns(xr, lane, planes, done);
+    else
+        multiply_columns<R, V, COMPLEX>(xr, xi, tiles, [=] { return lane; }, planes, done);
 }
 
 // A strip of the workspace, both planes.
@@ -148,9 +177,9 @@ struct Copies {
 // The gates are in `copies`, so many pieces in shared memory, if any.
 template <int REST, int PIECES, int R, int V, int SPLIT, bool COMPLEX, int STEP, bool... HELD, typename From, typename Sink>
 __device__ __forceinline__ void device_inverse(
-    const StripTables<R, V, SPLIT, COMPLEX, STEP, HELD...>& tables, const From& from, int strip, int tiles, int lane, const Sink& sink,
+    const StripTables<R, V, SPLIT, COMPLEX, STEP, HELD...>& tables, const From& from, int strip, int tiles, int lane, const Sink& whole,
     uint4* copies = nullptr) {
-    constexpr bool REAL = !COMPLEX, BROUGHT = PIECES > 0;
+    constexpr bool REAL = !COMPLEX, BROUGHT = PIECES > 0, BUTTERFLIED = StripTables<R, V, SPLIT, COMPLEX, STEP, HELD...>::BUTTERFLIED;
     static_assert(!BROUGHT || PIECES == R * V * GATES<Sink>, "room for the gates of a strip");
     constexpr int SOME = SOME_TILES<R>;
     const Pack signs = odd_rows(lane);
@@ -158,9 +187,18 @@ __device__ __forceinline__ void device_inverse(
     const uint4* const high = reinterpret_cast<const uint4*>(tables.high);
     const int t = lane % 4;
     constexpr int STRIPS = SPLIT / (8 * V);
-    using Gates = decltype(sink.template hold<2 * V>(0));
+    using Gates = decltype(whole.template hold<2 * V>(0));
     constexpr bool HOLD = !BROUGHT && sizeof(Gates) <= (R <= 32 ? 32 : 16);  // gates of a row tile are on their way meanwhile
-    const auto at = [&](int m, int i) { return (TILE * m + 8 * i + lane / 4) * REST + strip * 8 * V + 2 * V * t; };
+    const auto place = [&](int row) { return row * REST + strip * 8 * V + 2 * V * t; };
+    // Of butterflied columns from the thread's first place on, others are constants further: addresses would spill.
+    const auto sink = [&] {
+        if constexpr (BUTTERFLIED)
+            return whole.from(place(BUTTERFLIES * (lane / 4)));
+        else
+            return whole;
+    }();
+    const auto at = [&](int m, int i) { return BUTTERFLIED ? (BUTTERFLIES * 8 * i + m) * REST : place(TILE * m + 8 * i + lane / 4); };
+    if constexpr (BUTTERFLIED) tiles = R / TILE;  // each has rows from one end of the strip to the other
     const Copies<2 * V> first_copy{reinterpret_cast<unsigned char*>(copies) + lane * (4 * V)};
     const auto copy = [&](int m, int i) { return first_copy.after((2 * m + i) * GATES<Sink>); };
     if constexpr (BROUGHT) {
@@ -189,6 +227,11 @@ __device__ __forceinline__ void device_inverse(
                 }
         }
     }
+    if constexpr (BUTTERFLIED) {
+#pragma unroll
+        for (int i = 0; i < 2 * V; ++i)
+            butterflies_of<R / TILE, true>([&](int k) -> Pack& { return re.b[k][i / 2][i % 2]; }, [&](int k) -> Pack& { return im.b[k][i / 2][i % 2]; });
+    }
     if constexpr (BROUGHT) wait<0>();
 #pragma unroll
     for (int m = 0; m < R / TILE; ++m) {
@@ -209,11 +252,15 @@ __device__ __forceinline__ void device_inverse(
                         multiply(yr[j], yi[j], f, r[0], r[1], i[0], i[1]);
                 }
             };
+            if constexpr (BUTTERFLIED) {
+                add(inverse(tables.matrix(m)), m);
+            } else {
 #pragma unroll
-            for (int k = 0; k < SOME; ++k) {
-                const Planes3<!REAL> f = inverse(tables.matrix(m * SOME + k));
-                add(f, k);
-                if constexpr (SOME < R / TILE) add(turned(f, signs), k + SOME);
+                for (int k = 0; k < SOME; ++k) {
+                    const Planes3<!REAL> f = inverse(tables.matrix(m * SOME + k));
+                    add(f, k);
+                    if constexpr (SOME < R / TILE) add(turned(f, signs), k + SOME);
+                }
             }
 #pragma unroll
             for (int i = 0; i < 2; ++i) {

@@ -51,7 +51,7 @@ struct Planes3 {
 // A row of a strip whose even rows come before the odd ones (PARTED), where half of them fill whole tiles: the one that
 // stands in place n of row tile k. Or n of tile k as they are.
 template <int R, bool PARTED>
-__device__ __forceinline__ int strip_row(int k, int n) {
+__device__ __forceinline__ constexpr int strip_row(int k, int n) {
     constexpr int SOME = SOME_TILES<R>;
     return PARTED && SOME < R / TILE ? 2 * (TILE * (k % SOME) + n) + k / SOME : TILE * k + n;
 }

@@ -17,13 +17,13 @@ struct StripCopy {
     template <typename T>
     __device__ __forceinline__ void ask(const RealSource<T>& source, int first, int stride, int lane) const {
         const int group = lane / 4, place = group / 4 * 4 + group % 2 * 2 + group / 2 % 2;
-        const int from = first + strip_row<R, true>(0, place) * stride + (lane % 4 ^ group / 4 * 2) * 8;
+        const int from = first + column_row<R, true>(0, place) * stride + (lane % 4 ^ group / 4 * 2) * 8;
         const unsigned to = settled(shared_address(at + lane));
         const auto rows = [&](const T* row, unsigned to) {
             const size_t near = __cvta_generic_to_global(settled(row + from));
 #pragma unroll
             for (int i = 0; i < R / 8; ++i) {
-                const int further = strip_row<R, true>(i / 2, i % 2 * 8) * stride;
+                const int further = column_row<R, true>(i / 2, i % 2 * 8) * stride;
                 if (from + further < source.length) copy_async(to + i * LANES * 16, near + further * sizeof(T));
             }
         };
@@ -54,7 +54,7 @@ struct Strip : Operands<R, V> {
     // A real row, n = first + row * stride + column, zero beyond its length; scaled by the strip's own power.
     template <bool SHARED, typename Source>
     __device__ __forceinline__ void fetch(const Source& source, int first, int stride, int lane) {
-        const int at = first + strip_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V;
+        const int at = first + column_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V;
         if (source.gate == nullptr)
             load<SHARED, false>(source, at, stride);
         else
@@ -74,7 +74,7 @@ struct Strip : Operands<R, V> {
     }
     template <bool GATED, typename Source>
     __device__ __forceinline__ void load_copy(const Source& source, const StripCopy<R>& copy, int first, int stride, int lane) {
-        const int left = source.length - (first + strip_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V);
+        const int left = source.length - (first + column_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V);
         const unsigned from = copy.first(lane);
         float x[R / TILE][4][V];
         Peak<typename Source::Number> most;
@@ -83,7 +83,7 @@ struct Strip : Operands<R, V> {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 unsigned w[V / 2] = {}, g[V / 2] = {};
-                if (strip_row<R, PARTED>(k, i % 2 + i / 2 * 8) * stride < left) {
+                if (column_row<R, PARTED>(k, i % 2 + i / 2 * 8) * stride < left) {
                     load_shared(from + StripCopy<R>::further(k, i), w);
                     if constexpr (GATED) load_shared(from + StripCopy<R>::further(k, i) + StripCopy<R>::PIECES * 16, g);
                 }
@@ -96,7 +96,7 @@ struct Strip : Operands<R, V> {
     // The same of two rows that are gated alike: all of both is asked for before anything is looked at.
     template <typename Source>
     __device__ __forceinline__ void fetch_both(Strip& other, const Source& source, const Source& and_other, int first, int stride, int lane) {
-        const int at = first + strip_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V;
+        const int at = first + column_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V;
         if (source.gate == nullptr)
             load_both<false>(other, source, and_other, at, stride);
         else
@@ -116,7 +116,7 @@ struct Strip : Operands<R, V> {
     // The same, scaled by a power that is known; zeros in place of a row that is not finite.
     template <bool SHARED, typename Source>
     __device__ __forceinline__ void fetch(const Source& source, int first, int stride, int lane, const Power& power) {
-        const int at = first + strip_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V;
+        const int at = first + column_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V;
         Peak<typename Source::Number> unused;
         float x[R / TILE][4][V];
         if (source.gate == nullptr)
@@ -147,7 +147,7 @@ struct Strip : Operands<R, V> {
         for (int k = 0; k < R / TILE; ++k)
 #pragma unroll
             for (int i = 0; i < 4; ++i)
-                near.template wide<V, SHARED, GATED>(strip_row<R, PARTED>(k, i % 2 + i / 2 * 8) * stride, x[k][i], most);
+                near.template wide<V, SHARED, GATED>(column_row<R, PARTED>(k, i % 2 + i / 2 * 8) * stride, x[k][i], most);
     }
 
     __device__ __forceinline__ void scale(const float (&x)[R / TILE][4][V], const Power& power) {

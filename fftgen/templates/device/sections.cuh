@@ -7,15 +7,6 @@
 
 namespace fftgen {
 
-// An address as it stands, of device memory. (Left as a sum of the row's and the section's, the compiler took each store
-// of 16 bytes apart into four.)
-template <typename T>
-__device__ __forceinline__ T* settled_in_device_memory(T* address) {
-    size_t at = __cvta_generic_to_global(address);
-    asm("" : "+l"(at));
-    return static_cast<T*>(__cvta_global_to_generic(at));
-}
-
 // What is left of a row from `steps` on.
 template <typename T>
 __device__ __forceinline__ RealSource<T> behind(const RealSource<T>& row, int steps) {

@@ -1,0 +1,134 @@
+"""Columns by matrices of 16 rows and butterflies (Stage.butterflies): tables, numbers, and who has them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import reference
+
+from fftgen.planner import fragments, interpret, mma_rules, tables
+from fftgen.planner.arithmetic import butterflies
+from fftgen.planner.cost import matrix_operations
+from fftgen.planner.plan import TILE, Plan
+from fftgen.planner.search import plan, with_shape
+from fftgen.problem import Problem
+
+Array = npt.NDArray[Any]
+TALL = [(64, 16, 16), (128, 16, 16), (64, 16, 16, 16), (128, 16, 16, 16)]
+COUNTS = (2, 4, 8)
+
+
+def tall(*factors: int, mode: str = "causal", dtype: str = "bf16", engine: str = "mma") -> Plan:
+    return with_shape(Problem(mode, math.prod(factors), dtype), "sm_90", factors, 1, engine)
+
+
+@pytest.mark.parametrize("inverse", [False, True], ids=["there", "back"])
+@pytest.mark.parametrize("count", COUNTS)
+def test_butterflies_are_a_dft(count: int, inverse: bool, rng: np.random.Generator) -> None:
+    """Each of log2 sums rounds once, the last of eight twice, with a root of 1/2 that is off by 1.1e-4."""
+    x = rng.standard_normal((count, 500)) + 1j * rng.standard_normal((count, 500))
+    x = np.asarray(x.real.astype(np.float16) + 1j * x.imag.astype(np.float16), np.complex64)
+    found = np.stack(butterflies(list(x), 1j if inverse else -1j))
+    exact = np.fft.ifft(x, axis=0) * count if inverse else np.fft.fft(x, axis=0)
+    error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
+    assert 1e-4 < error < 2.6e-4 * math.sqrt(math.log2(count) + (count == 8))
+    other = np.fft.fft(x, axis=0) if inverse else np.fft.ifft(x, axis=0) * count
+    assert count == 2 or np.linalg.norm(found - other) > 0.5 * np.linalg.norm(exact)
+
+
+def tile_rows(table: Array) -> Array:
+    """Complex 16 x 16 matrices of a table's tiles: (tiles, row, column), by the words of the PTX ISA."""
+    flat = table.reshape(-1, 2, 32, 4, 2)
+    values = flat[:, 0] + 1j * flat[:, 1]
+    found = np.zeros((len(values), TILE, TILE), complex)
+    for lane in range(32):
+        for register in range(4):
+            for half in range(2):
+                row = lane // 4 + 8 * (register % 2)
+                column = 2 * (lane % 4) + half + 8 * (register // 2)
+                found[:, row, column] = values[:, lane, register, half]
+    return found
+
+
+@pytest.mark.parametrize("factors", TALL[:2], ids=str)
+def test_tables_and_butterflies_are_the_matrix(
+    factors: tuple[int, ...], rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Row tile b has every B-th number from b on; X[c + 16 d] is frequency d of the butterflies over b."""
+    monkeypatch.setattr(fragments, "encode", lambda values, to: values)
+    made = tall(*factors)
+    stage, count = made.stages[0], made.stages[0].butterflies
+    assert count * TILE == stage.radix
+    exact = tables.dft_matrix(made, 1)
+    there, back = (
+        tile_rows(fragments.build(made, made.table(name, 1))) for name in ("device", "device_inverse")
+    )
+    assert len(there) == len(back) == count
+    x = rng.standard_normal((stage.radix, 7))
+    parts = np.stack([there[b] @ x[b::count] for b in range(count)])
+    assert np.fft.fft(parts, axis=0).reshape(stage.radix, 7) == pytest.approx(exact @ x, abs=1e-12)
+    z = rng.standard_normal((2, stage.radix, 7))
+    parts = count * np.fft.ifft((z[0] + 1j * z[1]).reshape(count, TILE, 7), axis=0)
+    y = np.zeros((stage.radix, 7))
+    for b in range(count):  # of the inverse the same planes: the real part of the conjugate's product
+        y[b::count] = back[b].real @ parts[b].real + back[b].imag @ parts[b].imag
+    assert y == pytest.approx((exact.conj().T @ (z[0] + 1j * z[1])).real, abs=1e-12)
+
+
+@pytest.mark.parametrize("factors", TALL, ids=str)
+def test_what_they_cost_in_error(factors: tuple[int, ...], rng: np.random.Generator) -> None:
+    """The kernels' arithmetic beside that of whole matrices: within the bound, and little more."""
+    made = tall(*factors, dtype="fp16")
+    whole = replace(made, stages=(replace(made.stages[0], butterflies=1), *made.stages[1:]))
+    n = made.transform
+    u = rng.standard_normal((1, 1, n)).astype(np.float16).astype(np.float64)
+    k = rng.standard_normal((1, n)) * np.exp(-8 * np.arange(n) / n)
+    exact = reference.convolve(u, k, mode="causal", length=n)
+    errors = [
+        np.linalg.norm(interpret.convolve(x, u, k) - exact) / np.linalg.norm(exact) for x in (made, whole)
+    ]
+    assert errors[0] < 1.05e-3
+    assert 1.0 < errors[0] / errors[1] < 1.22
+    unrounded = interpret.convolve(made, u, k, rounded=False)
+    assert np.linalg.norm(unrounded - exact) < 1e-12 * np.linalg.norm(exact)
+
+
+def test_who_has_them() -> None:
+    """Real columns of radix 64 and 128 in scaled fp16, of rows that are not folded."""
+    for factors in TALL:
+        assert tall(*factors).stages[0].butterflies == factors[0] // TILE
+        assert all(stage.butterflies == 1 for stage in tall(*factors).stages[1:])
+        assert tall(*factors, engine="mma:bf16-fp32").stages[0].butterflies == 1
+        assert factors[0] == 128 or tall(*factors, mode="circular").stages[0].butterflies == 1
+        assert tall(*factors, engine="wmma").stages[0].butterflies == 1
+    assert tall(32, 16, 16).stages[0].butterflies == 1
+    problem = Problem("circular", 2**15, "bf16")
+    assert with_shape(problem, "sm_90", (128, 16, 16), 1, "mma", fold=True).stages[0].butterflies == 1
+    assert plan(Problem("causal", 4_194_304, "bf16"), "sm_90").stages[0].butterflies == 8
+
+
+def test_plans_without_say_nothing_of_them() -> None:
+    """So that their names, and what is cached and shipped under them, stay."""
+    for made, said in ((tall(64, 16, 16), True), (tall(32, 16, 16), False)):
+        stages = json.loads(made.to_json())["stages"]
+        assert ["butterflies" in stage for stage in stages] == [said, False, False]
+        assert Plan.from_json(made.to_json()) == made
+
+
+@pytest.mark.parametrize("factors", TALL[:2], ids=str)
+def test_products_that_are_left(factors: tuple[int, ...]) -> None:
+    """Of real columns a sixth, or a third, and an eighth, or a quarter: one for each tile and part."""
+    made = tall(*factors)
+    (first, *others), count = made.stages, factors[0] // TILE
+    whole = replace(made, stages=(replace(first, butterflies=1), *others))
+    tiles = made.transform // TILE**2
+    there, back = tiles * count * 2 * 3 // 4, tiles * count * 2
+    spared = there + back - 2 * 2 * tiles
+    assert matrix_operations(whole) - matrix_operations(made) == 2 * spared
+    assert mma_rules.with_butterflies(whole.stages) == made.stages
