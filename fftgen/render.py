@@ -188,14 +188,13 @@ def _headers(plan: Plan) -> tuple[str, ...]:
         return ("simt",)
     if plan.engine == "wmma":
         return ("tables", "wmma", *(("scaled_peaks", "wmma_rows") if plan.scaled else ()))
-    used = ["mma", "scaled" if plan.scaled else "bf16", "chain", "columns"]
+    used = ["mma", "scaled" if plan.scaled else "bf16", "chain", "butterflies", "column_products", "columns"]
     used.append("scaled_rows" if plan.scaled else "bf16_rows")
     if not plan.block_stage:
         used.append("warp")
     if plan.sections > 1:
         used.append("sections")
     if plan.device_stages:
-        used.append("butterflies")
         used += ["device", "strips" if plan.strip_peaks else "scaled_peaks"] if plan.scaled else ["device"]
     if plan.whole is not None:
         used += ["cluster_rows", "whole"] if plan.whole.row else ["whole"]

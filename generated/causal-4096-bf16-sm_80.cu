@@ -16,6 +16,8 @@ constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"
 #include "fftgen/chain.cuh"
+#include "fftgen/butterflies.cuh"
+#include "fftgen/column_products.cuh"
 #include "fftgen/columns.cuh"
 #include "fftgen/scaled_rows.cuh"
 

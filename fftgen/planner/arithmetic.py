@@ -16,15 +16,15 @@ the plan's engine and compute format round:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fftgen.dtypes import FP16, decode, dtype, encode
+from fftgen.dtypes import decode, dtype, encode
 from fftgen.planner import tables
+from fftgen.planner.butterflies import butterflies, fp16, from_parts, halves
 from fftgen.planner.plan import SIMT, TILE, Plan, Stage, Table
 
 Real = npt.NDArray[np.floating[Any]]
@@ -150,7 +150,7 @@ class Rounded(_Stored):
         if not self.plan.scaled:
             return super().operands(u, gate)
         x, power, factor, down = scaled(self.plan, u, gate)
-        return _fp16(x * (power * factor)), down
+        return fp16(x * (power * factor)), down
 
     def matrix(self, number: int) -> Complex:
         real, imaginary, _ = self._planes(number)
@@ -180,14 +180,14 @@ class Mixed(_Stored):
     """The "bf16-fp32" kernels' arithmetic on the "mma" engine: twiddles and spectrum in fp16."""
 
     def spectrum(self, values: Complex) -> Complex:
-        return _complex(_fp16(values.real), _fp16(values.imag))
+        return from_parts(fp16(values.real), fp16(values.imag))
 
     def matrix(self, number: int) -> Complex:
         return self.store(super().matrix(number))
 
     def twiddle(self, number: int) -> Complex:
         exact = super().twiddle(number)
-        return _complex(_fp16(exact.real), _fp16(exact.imag))
+        return from_parts(fp16(exact.real), fp16(exact.imag))
 
 
 class Scaled(_Wide):
@@ -197,7 +197,7 @@ class Scaled(_Wide):
     """
 
     def store(self, values: Complex) -> Complex:
-        return _halves(values)
+        return halves(values)
 
     def store_real(self, values: Real) -> Real:
         kind = dtype(self.plan.problem.dtype)
@@ -206,14 +206,14 @@ class Scaled(_Wide):
     def operands(self, u: Real, gate: Real | None) -> tuple[Real, Real]:
         """Scaled by the power of two, and once more where rows of a pair are brought to like norms."""
         x, power, factor, down = scaled(self.plan, u, gate)
-        return _fp16(_fp16(x * power) * factor), down
+        return fp16(fp16(x * power) * factor), down
 
     def twist(self, z: Complex, table: Complex) -> Complex:
         """One product rounded, the other inside an FMA: twist in templates/device/scaled.cuh."""
         x = self.store(z)
-        real = _fp16(_float64(x.real) * table.real - _fp16(_float64(x.imag) * table.imag))
-        imaginary = _fp16(_float64(x.imag) * table.real + _fp16(_float64(x.real) * table.imag))
-        return _complex(real, imaginary)
+        real = fp16(_float64(x.real) * table.real - fp16(_float64(x.imag) * table.imag))
+        imaginary = fp16(_float64(x.imag) * table.real + fp16(_float64(x.real) * table.imag))
+        return from_parts(real, imaginary)
 
     def matrix(self, number: int) -> Complex:
         return self.store(super().matrix(number))
@@ -226,7 +226,7 @@ class Scaled(_Wide):
             x = self.store(np.asarray(z, np.complex64)).reshape(-1, TILE, apart, stage.rest)
             matrix = self.matrix(number)[:TILE].reshape(TILE, TILE, apart)
             parts = [self.store(matrix[:, :, b] @ x[:, :, b]) for b in range(apart)]
-            return np.concatenate(butterflies(parts, -1j), axis=1)
+            return np.concatenate(butterflies(parts, inverse=False), axis=1)
         if not stage.halves:
             return super().forward(number, z)
         half = stage.radix // 2
@@ -244,36 +244,13 @@ class Scaled(_Wide):
         if (apart := stage.butterflies) == 1:
             return super().backward(number, z)
         x = self.store(z).reshape(-1, apart, TILE, stage.rest)
-        parts = butterflies([x[:, d] for d in range(apart)], 1j)
+        parts = butterflies([x[:, d] for d in range(apart)], inverse=True)
         matrix = self.matrix(number)[:TILE].reshape(TILE, TILE, apart)
         found = [matrix[:, :, b].conj().T @ part for b, part in enumerate(parts)]
         return np.stack(found, axis=2).reshape(-1, stage.radix, stage.rest)
 
     def twiddle(self, number: int) -> Complex:
         return self.store(super().twiddle(number))
-
-
-def butterflies(x: Sequence[Complex], quarter: complex) -> list[Complex]:
-    """DFTs across 2, 4 or 8 arrays, with ``quarter`` -1j or 1j for a quarter of a turn, every sum rounded to
-    fp16: templates/device/butterflies.cuh."""
-    if len(x) == 1:
-        return list(x)
-    even, odd = butterflies(x[0::2], quarter), butterflies(x[1::2], quarter)
-    sums, differences = [], []
-    for k, (e, o) in enumerate(zip(even, odd, strict=True)):
-        turned, factor = o, np.float64(1)
-        if 4 * k >= len(x):
-            turned = np.complex64(quarter) * o
-        if 4 * k % len(x):  # an eighth of a turn: the sum is rounded before the product, which an FMA takes
-            turned, factor = _halves(turned + np.complex64(quarter) * turned), _fp16(np.sqrt(0.5))
-        wide = _float64(factor) * np.asarray(turned, np.complex128)
-        sums.append(_halves(e + wide))
-        differences.append(_halves(e - wide))
-    return sums + differences
-
-
-def _halves(values: Complex) -> Complex:
-    return _complex(_fp16(values.real), _fp16(values.imag))
 
 
 def scaled(plan: Plan, u: Real, gate: Real | None) -> tuple[Real, Real, Real, Real]:
@@ -294,7 +271,7 @@ def scaled(plan: Plan, u: Real, gate: Real | None) -> tuple[Real, Real, Real, Re
     _, exponent = np.frexp(peak)
     shift = np.clip(exponent - 1, -126, 126)  # both 2**shift and 2**-shift are normal numbers
     power = np.ldexp(np.float32(1), -shift)
-    factor = np.ones_like(power) if plan.real_input else balance(_fp16(x * power))
+    factor = np.ones_like(power) if plan.real_input else balance(fp16(x * power))
     down = np.where(peak == 0, np.float32(0), np.ldexp(np.float32(1), shift) / factor)
     return x, power, factor, np.where(finite, down, np.float32("nan"))
 
@@ -332,19 +309,8 @@ def arithmetic(plan: Plan, rounded: bool) -> Exact:
     return Scaled(plan) if plan.scaled else Mixed(plan)
 
 
-def _complex(real: Real, imaginary: Real) -> Complex:
-    """complex64 out of its parts: a sum with 1j times the imaginary one would spread what is not finite."""
-    z = np.empty(real.shape, np.complex64)
-    z.real, z.imag = real, imaginary
-    return z
-
-
 def _float64(values: Real) -> npt.NDArray[np.float64]:
     return np.asarray(values, np.float64)
-
-
-def _fp16(values: Real) -> npt.NDArray[np.float32]:
-    return decode(encode(values, FP16), FP16)
 
 
 def along_digit(matrix: Complex, z: Real | Complex, stage: Stage) -> Complex:

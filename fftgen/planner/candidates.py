@@ -140,11 +140,12 @@ def candidate(
         stages = mma_rules.with_splits(stages, shape.device)
         if compute_format == SCALED and not is_exact(problem, right_angle):
             stages = mma_rules.with_halves(stages, right_angle)
-        if compute_format == SCALED and problem.causal:
-            stages = mma_rules.with_butterflies(stages)
+    ways = [stages]
+    if engine == "mma" and compute_format == SCALED and problem.causal:
+        ways = [*dict.fromkeys((mma_rules.with_butterflies(stages), stages))]
     best: Candidate | None = None
     least = math.inf
-    for kernels in _layouts(engine, shape, stages, right_angle, target, compute_format):
+    for stages, kernels in _laid_out(engine, shape, ways, right_angle, target, compute_format):
         if isinstance(kernels, str):
             reason = reason or kernels
             continue
@@ -203,20 +204,22 @@ def _stages(shape: Shape, right_angle: bool, operand: str) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _layouts(
+def _laid_out(
     engine: str,
     shape: Shape,
-    stages: tuple[Stage, ...],
+    ways: list[tuple[Stage, ...]],
     right_angle: bool,
     target: Target,
     compute_format: str,
-) -> Iterator[tuple[Kernel, ...] | str]:
-    """Every layout of a shape's kernels on an engine, and reasons against others."""
-    if engine == "mma":
-        yield from mma_kernels.kernels(stages, shape.device, right_angle, target, compute_format)
-    else:
+) -> Iterator[tuple[tuple[Stage, ...], tuple[Kernel, ...] | str]]:
+    """Every layout of a shape's kernels on an engine, or a reason against others, with its stages."""
+    for stages in ways:
+        if engine == "mma":
+            for kernels in mma_kernels.kernels(stages, shape.device, right_angle, target, compute_format):
+                yield stages, kernels
+            continue
         for warps in WARPS:
-            yield _kernels(shape, stages, right_angle, warps, target, compute_format == FP16_FP32)
+            yield stages, _kernels(shape, stages, right_angle, warps, target, compute_format == FP16_FP32)
 
 
 def _kernels(

@@ -227,7 +227,7 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
         number = device + 1
         stage = stages[device]
         outer = stage.lines // TILE
-        some = _some_tiles(stage.lines)
+        some = 1 if stage.butterflies > 1 else _some_tiles(stage.lines)
         there = (some, outer) if real and number == 1 else (outer, some)
         found += [
             _Spec("columns", number, (*there, 2, *_LANES)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 
 from fftgen.errors import NoPlanError
 from fftgen.planner import fragments, mma_kernels, mma_rules, search, simt, twins
@@ -13,7 +13,7 @@ from fftgen.planner.candidates import lengths
 from fftgen.planner.filter_design import transposed
 from fftgen.planner.gradient_plan import Gradient, columns_bytes, copied, peaks_bytes, row_tiles
 from fftgen.planner.gradient_work import SUM, far_twiddles, filter_bytes, kept_bytes
-from fftgen.planner.layouts import every_layout, levelled
+from fftgen.planner.layouts import by_matrices, every_layout, levelled
 from fftgen.planner.mma_rules import CHAIN_POINTS
 from fftgen.planner.plan import FP32, LOWER, SCALED, SIMT, TILE, Plan
 from fftgen.problem import Problem
@@ -83,10 +83,12 @@ def _warp_registers(points: int) -> int:
 
 
 def fitting(convolution: Plan, chip: Target, signals: bool) -> Iterator[Gradient]:
-    """Every layout of a convolution's plan that fits: columns of a thread, warps of a block, transforms of a
-    warp, places. Without the kernels that take the sum to taps (``finished``)."""
+    """Every layout of a convolution's plan that fits: columns of a thread, by butterflies or matrices alone,
+    warps of a block, transforms of a warp, places. Without the kernels that take the sum to taps
+    (``finished``)."""
     plan = replace(convolution, chunk_bytes=convolution.chunk_bytes // 2, whole=None)
-    for layout in every_layout(plan, chip):
+    ways = dict.fromkeys((plan, by_matrices(plan)))
+    for layout in chain.from_iterable(every_layout(way, chip) for way in ways):
         body = layout.body
         if plan.block_stage:  # no warp idle in the chain
             group = min(body.group, max(1, layout.inner[0].lines // body.warps), 2 if signals else body.group)

@@ -29,10 +29,12 @@ from fftgen.planner.cost import filter_cost
 from fftgen.planner.filter_design import transposed
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_work import gradient_cost
+from fftgen.planner.layouts import every_layout
 from fftgen.planner.plan import TILE, Kernel, Plan
 from fftgen.planner.windows import WORTH
 from fftgen.targets import target
 
+CLOSE = 1.03  # times less time than the layout of the convolution: less is not worth another
 SUMS_WARPS = 8
 # By sections, whose spectra and sums a thread has in registers (as compiled: 122 and 128 of them, then 255).
 RESIDENT = {2: 2, 3: 2, 4: 1, 5: 1, 6: 1}
@@ -40,18 +42,25 @@ RESIDENT = {2: 2, 3: 2, 4: 1, 5: 1, 6: 1}
 
 @lru_cache(maxsize=64)
 def in_sections(plan: Plan) -> Gradient:
-    """The kernels of all gradients of a plan in sections, whose spectra they read."""
-    chip, body = target(plan.target), plan.body
+    """The kernels of all gradients of a plan in sections, whose spectra they read.
+
+    Of its layouts the one that takes least by the model: with two blocks to a multiprocessor more rows are
+    under way than the L2 may hold the transforms of.
+    """
+    chip, planned = target(plan.target), replace(plan, filter=transposed(plan, target(plan.target)))
     places = SUMS_WARPS // 2 * plan.sections * 8 * TILE**2
     sums = Kernel("sums", 0, SUMS_WARPS, 0, RESIDENT[plan.sections], 0, 0, 0, -1, 0, places)
-    return Gradient(
-        replace(plan, filter=transposed(plan, chip)),
-        replace(body, role="gradient"),
-        -1,
-        -1,
-        signals=True,
-        sums=sums,
-    )
+
+    def of(layout: Plan) -> Gradient:
+        laid_out = replace(planned, stages=layout.stages, kernels=layout.kernels, tables=layout.tables)
+        return Gradient(laid_out, replace(layout.body, role="gradient"), -1, -1, signals=True, sums=sums)
+
+    def seconds(found: Gradient) -> float:
+        return gradient_cost(found, chip, gated=True).predicted
+
+    own = of(plan)
+    best = min((of(layout) for layout in every_layout(plan, chip)), key=seconds, default=own)
+    return best if CLOSE * seconds(best) < seconds(own) else own
 
 
 class Prepared(NamedTuple):

@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import math
-
 from fftgen.planner import fragments
 from fftgen.planner.mma_rules import steady
 from fftgen.planner.plan import TILE, Kernel, Plan
@@ -16,7 +14,8 @@ WMMA_PER_PRODUCT = 12
 CONVERTED = 4  # instructions that 128 elements of a result in fp32 take to become operands
 SECOND = 85  # of a warp, for the rows of another channel: addresses, a power of two, tables from their start
 HALVED = 3  # and a stage by halves: four sums, less what it spares in loads of its matrices
-SUMS = 4  # and a butterfly: a sum and a difference of complex numbers for every two
+# And butterflies across so many tiles, one way: 12, 16, 36 and 52 for as many complex numbers twice.
+SUMS = {1: 0.0, 3: 8.0, 4: 8.0, 5: 14.4, 8: 13.0}
 RESCALED = 4  # and strips of the workspace, to reach the power of their row
 GATE, NARROW_GATE = 13, 16.5  # and a gate on a row: loaded, widened, multiplied; in pieces of 4 bytes, or 8
 THERE, BACK = "forward", "inverse"
@@ -50,7 +49,7 @@ def _device_instructions(plan: Plan, kernel: Kernel) -> float:
     """
     pair, tiles, wide = not plan.real_input, plan.stages[0].radix / TILE, not plan.scaled
     held = kernel.role in steady(plan).twiddles
-    sums = SUMS * math.log2(plan.stages[0].butterflies)
+    sums = SUMS[plan.stages[0].butterflies]
     if kernel.role == "columns":
         wider = (20 - 12 / tiles) * wide
         peaks = (2 + 7 / tiles) * (plan.strip_peaks > 0)
@@ -90,8 +89,9 @@ def _block_instructions(plan: Plan, kernel: Kernel) -> float:
     second = (plan.abreast - 1) * SECOND * kernel.warps * 128 / (plan.abreast * plan.transform)
     if not plan.scaled:
         return 167 + 4 * tensor + 4.5 * (tiles - 3) + idle + levels
-    tall = 33 * (plan.rows_per_item == 1 and plan.inner[0].radix > 64)
-    signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1) + tall)
+    few = plan.inner[0].butterflies
+    tall = 33 * (plan.rows_per_item == 1 and plan.inner[0].radix > 64 and few == 1)
+    signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1) + tall + 1.4 * SUMS[few])
     return 70 + signals + rescaling(plan) + 0.5 * (tiles - 3) + 73 / kernel.columns + idle + levels + second
 
 

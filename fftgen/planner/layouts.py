@@ -21,6 +21,16 @@ def every_layout(found: Plan, chip: Target) -> Iterator[Plan]:
             yield levelled(bare, body_of(kernels), chip)
 
 
+def by_matrices(found: Plan) -> Plan:
+    """A plan of the mma engine whose columns have no butterflies; itself, where they have none."""
+    first, *others = found.stages
+    if first.butterflies == 1:
+        return found
+    stages = (replace(first, butterflies=1), *others)
+    tables = tables_of(stages, found.kernels, found.real_input, found.operand)
+    return replace(found, stages=stages, tables=tables)
+
+
 def levelled(found: Plan, body: Kernel, chip: Target) -> Plan:
     """A plan of the mma engine with the tables that its kernels read beside the blocks of ``body``."""
     if not found.block_stage:

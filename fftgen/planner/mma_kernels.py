@@ -264,6 +264,10 @@ def _block_kernel(
         return (
             f"columns of radix {radix}, {width} to a thread, hold {radix * width // 4} numbers until scaled"
         )
+    if stages[0].butterflies > 1 and rest // 32 < warps:
+        return (
+            f"{rest // 32} groups of 32 columns whose row tiles are made together keep no {warps} warps busy"
+        )
     registers = REGISTERS[compute_format]
     if real and compute_format == SCALED and target.capability >= 90 and all(s.lines == TILE for s in stages):
         registers = 96  # five blocks of four warps instead of four: nothing spills, latencies hide better

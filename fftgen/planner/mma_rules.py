@@ -20,7 +20,8 @@ FORMATS = (SCALED, BF16_FP32)  # the first one is the planner's choice: faster a
 # of bytes cost nothing that could be measured (H200, results/), a hundred are a tenth of what its pipe does.
 SPILLS, SPILLS_MANY = 1.03, 1.1
 OPERANDS = 64  # registers that the operands of a warp's strips may take
-BUTTERFLIED = (4 * TILE, 8 * TILE)  # radices of columns in device memory with butterflies
+# Tiles of the first stage's columns that butterflies bring together, by where these are.
+BUTTERFLIED = {"device": (3, 4, 5, 8), "block": (3, 5), "warp": ()}
 RUN = 32  # columns that a warp stores in one piece: the low level of twiddles holds whole ones
 
 
@@ -99,9 +100,10 @@ def with_butterflies(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
     (1.25e-3 instead of 1.1e-3 for the former). Radix 32 would trade a third of its products for as many sums.
     """
     first = stages[0]
-    if first.place != "device" or first.radix not in BUTTERFLIED:
+    tiles, odd = divmod(first.radix, TILE)
+    if odd or tiles not in BUTTERFLIED[first.place]:
         return stages
-    return (replace(first, butterflies=first.radix // TILE), *stages[1:])
+    return (replace(first, butterflies=tiles), *stages[1:])
 
 
 def outer_split(stage: Stage, body: Kernel, target: Target, exact: bool) -> int:

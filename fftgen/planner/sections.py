@@ -40,7 +40,7 @@ from fftgen.targets import Target, target
 # ones, all transforms of a tile are in registers at once, and factors of all pairs in shared memory.
 MOST, MOST_OF_ALL = 6, 5
 # Of a section: what blocks hold. Transforms of lengths between them take no less time than the next of these.
-LENGTHS = (8192, 12_288, 16_384, 24_576, 32_768, 40_960)
+LENGTHS = (8192, 12_288, 16_384, 20_480, 24_576, 32_768, 40_960)
 
 
 Planned = Callable[[Problem], Plan | None]

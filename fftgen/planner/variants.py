@@ -19,7 +19,7 @@ from fftgen.planner.engines import named_engine
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_work import gradient_cost
 from fftgen.planner.launch import together
-from fftgen.planner.layouts import every_layout, with_outer_split
+from fftgen.planner.layouts import by_matrices, every_layout, with_outer_split
 from fftgen.planner.one_launch import expected
 from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import SIMT, Plan
@@ -75,6 +75,9 @@ def variants(
         staged = replace(choice, whole=None)
         kept.append(judged(staged, _apart(choice, staged)))
         found[launched(staged)] = kept[-1]
+    if choice.stages[0].butterflies > 1:
+        kept.append(judged(whole := _by_matrices(choice, chip), _apart(choice, whole)))
+        found[launched(kept[-1].plan)] = kept[-1]
     for candidate in search.search(problem, chip, engine=named_engine(choice))[:SHAPES]:
         if candidate.plan is None:
             break
@@ -158,6 +161,12 @@ def _of_shape(found: Plan, chip: Target) -> Iterator[Plan]:
         yield from (replace(plan, whole=kernel) for kernel in (*cluster_kernels(plan, chip), *alone))
 
 
+def _by_matrices(found: Plan, chip: Target) -> Plan:
+    """The best layout of a shape whose columns have no butterflies."""
+    layouts = every_layout(by_matrices(found), chip)
+    return search.finished(min(layouts, key=lambda plan: expected(plan, cost(plan, chip))), chip)
+
+
 def _levels(found: Plan, chip: Target) -> Iterator[Plan]:
     """Layouts of a shape on the mma engine; of the planner's own with the other levels of twiddles, too, and
     those that ask for their rows when they need them."""
@@ -185,6 +194,8 @@ def _apart(choice: Plan, plan: Plan) -> str:
                 f"{kernel.label} {kernel.warps}w x{kernel.resident} group {kernel.group} "
                 f"columns {kernel.columns} brought {kernel.brought}"
             )
+    if (tiles := plan.stages[0].butterflies) != choice.stages[0].butterflies:
+        said.append(f"butterflies of {tiles}" if tiles > 1 else "matrices in place of butterflies")
     levels = [x.block_stage and x.inner[0].two_levels for x in (choice, plan)]
     if levels[0] != levels[1]:
         said.append(f"twiddles in {'two levels' if levels[1] else 'one level'}")

@@ -287,7 +287,7 @@ def read_again(plan: Plan, kernel: Kernel) -> int:
     """Bytes of a point of a block's columns that are read once more on the way back (columns.cuh: KEEP, ONE):
     for every row tile but one, where rows are too many for registers or warps share the tiles of a group."""
     stage = plan.inner[0]
-    tiles = stage.lines > KEPT_ROWS or stage.rest // 32 < kernel.warps
+    tiles = stage.butterflies == 1 and (stage.lines > KEPT_ROWS or stage.rest // 32 < kernel.warps)
     return ELEMENT * (stage.lines // TILE - 1) if tiles else 0
 
 

@@ -194,7 +194,10 @@ def chain(plan: Plan, t: Tables, rows: Array, spectrum: Array) -> list[list[Arra
 
 
 def loaded(plan: Plan, rows: Array) -> Array:
-    """Rows of the first stage as they are loaded: of real numbers perhaps even ones before odd ones."""
+    """Rows of the first stage as they are loaded: of real numbers perhaps even ones before odd ones, or every
+    B-th of them in one tile, where butterflies follow."""
+    if (apart := plan.stages[0].butterflies) > 1:
+        return np.concatenate([rows[b::apart] for b in range(apart)])
     if not fragments.parted(plan.stages, plan.real_input):
         return rows
     return np.concatenate([rows[0::2], rows[1::2]])
@@ -216,10 +219,29 @@ def warp(plan: Plan, t: Tables, x: Array, spectrum: Array) -> Array:
     return out.reshape(-1)
 
 
+def columns_there(plan: Plan, t: Tables, strip: list[Array], m: int) -> Array:
+    """Row tile m of a block's columns: by a whole matrix, or by matrices of 16 rows and butterflies."""
+    tiles = len(strip)
+    if plan.stages[0].butterflies == 1:
+        return product(list(t.whole("columns", tiles)[m]), strip)
+    parts = [product([f], [x]) for f, x in zip(t["columns"][0], strip, strict=True)]
+    return np.asarray(np.fft.fft(np.stack(parts), axis=0)[m])
+
+
+def columns_back(plan: Plan, t: Tables, group: Array, m: int) -> Array:
+    """The same of eight columns on the way back."""
+    tiles = len(group)
+    if plan.stages[0].butterflies == 1:
+        return product(list(t.inverse("columns_inverse", tiles)[m]), list(group))
+    parts = tiles * np.fft.ifft(group, axis=0)
+    return product([np.conj(t["columns_inverse"][m, 0])], [parts[m]])
+
+
 def block(plan: Plan, t: Tables, x: Array, spectrum: Array) -> Array:
     """Three stages, (N,) to (N,), through rows of shared memory (columns.cuh)."""
     radix, rest, width = plan.factors[0], plan.stages[0].rest, plan.body.columns
     inner, columns = plan.factors[-2:]
+    apart = plan.stages[0].butterflies
     signal, shared = loaded(plan, x.reshape(radix, rest)), np.full((radix, rest), np.nan, complex)
     outer, tiles = t.outer(), radix // 16
     for strip in range(rest // (8 * width)):
@@ -230,7 +252,7 @@ def block(plan: Plan, t: Tables, x: Array, spectrum: Array) -> Array:
             for j in range(width)
         ]
         for m in range(tiles):
-            y = [product(list(t.whole("columns", tiles)[m]), r) for r in right]
+            y = [columns_there(plan, t, r, m) for r in right]
             for lane, g, q in LANES:
                 for i in range(2):
                     for j in range(width):
@@ -270,17 +292,14 @@ def block(plan: Plan, t: Tables, x: Array, spectrum: Array) -> Array:
             for j in (0, 1)
         ]
         for m in range(tiles):
-            y = [
-                product(
-                    list(t.inverse("columns_inverse", tiles)[m]),
-                    list(left[j // 2][:, :, j % 2 * 2 : j % 2 * 2 + 2]),
-                )
-                for j in range(4)
-            ]
+            y = [columns_back(plan, t, left[j // 2][:, :, j % 2 * 2 : j % 2 * 2 + 2], m) for j in range(4)]
             for lane, g, q in LANES:
                 for i in range(2):
+                    row = 8 * i + g
                     for j in range(8):
-                        out[16 * m + 8 * i + g, 32 * group + 8 * q + j] = y[j // 2][lane, i, j % 2]
+                        out[apart * row + m if apart > 1 else 16 * m + row, 32 * group + 8 * q + j] = y[
+                            j // 2
+                        ][lane, i, j % 2]
     return out.reshape(-1)
 
 
@@ -317,6 +336,7 @@ WIDTHS = {
     (16, 16, 16): {8, 4, 2},
     (32, 16, 16): {4, 2},
     (16, 16, 32): {8, 4, 2},
+    (48, 16, 16): {2},
     (80, 16, 16): {2},
     (16, 16, 64): {8, 4},
     (16, 32, 16): {8, 4, 2},

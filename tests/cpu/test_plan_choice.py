@@ -165,7 +165,11 @@ def counted_tensor_ops(found: Plan) -> int:
             together = found.block_stage
             for _ in products:
                 for _column in range(0, columns, 16):
-                    if even_first and first and not inverse:  # even numbers once for two tiles of frequencies
+                    if stage.butterflies > 1:  # a matrix of 16 rows for each tile
+                        total += len(depth)
+                    elif (
+                        even_first and first and not inverse
+                    ):  # even numbers once for two tiles of frequencies
                         total += sum(3 * len(one_half) for _row in one_half)
                     elif stage.halves and not inverse:  # even frequencies of sums, odd ones of differences
                         total += sum(len(one_half) for _row in depth)

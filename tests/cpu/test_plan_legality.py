@@ -164,7 +164,8 @@ def chain_regions(found: Plan, kernel: Kernel) -> list[tuple[int, int]]:
     if found.block_stage:
         lines = radices[0] * found.abreast
         tiles = lines // 16
-        held += 2 * tiles * (tiles if tiles % 2 else tiles // 2) * 2
+        alone = found.inner[0].butterflies > 1  # one for each tile
+        held += 2 * tiles * (1 if alone else tiles if tiles % 2 else tiles // 2) * 2
         strips = points // lines // (8 * kernel.columns)
         assert kernel.columns in (2, 4, 8)
         assert strips % kernel.warps == 0

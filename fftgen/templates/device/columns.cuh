@@ -6,7 +6,7 @@
 // column 8 t + 2 j + b of 32 stands in piece j of a row: results then hold eight neighbouring columns.
 #pragma once
 
-#include "fftgen/chain.cuh"
+#include "fftgen/column_products.cuh"
 #include "fftgen/signal.cuh"
 
 namespace fftgen {
@@ -85,20 +85,6 @@ struct Complex {
         }
     }
 };
-
-// Row tiles of columns in device memory that butterflies bring together (butterflies.cuh); 1: matrices do all.
-#ifdef FFTGEN_BUTTERFLIES
-constexpr int BUTTERFLIES = FFTGEN_BUTTERFLIES;
-#else
-constexpr int BUTTERFLIES = 1;
-#endif
-
-// The row of a strip of columns that stands in place n of row tile k: even ones before odd ones (PARTED: strip_row), or
-// every BUTTERFLIES-th in one tile.
-template <int R, bool PARTED>
-__device__ __forceinline__ constexpr int column_row(int k, int n) {
-    return PARTED && R == BUTTERFLIES * TILE ? BUTTERFLIES * n + k : strip_row<R, PARTED>(k, n);
-}
 
 // R rows of a strip as right operands: b[k][j] has column j and rows 16 k .. + 15.
 template <int R, int V>
@@ -190,77 +176,6 @@ __device__ __forceinline__ void store_rows(
     }
 }
 
-// Sums of columns. A chain of n instructions in fp16 loses (n + 1) / 2 times what one rounding does, in variance: too much in
-// the tallest (Plan.wide_columns).
-template <int R>
-using ColumnSum = Result<((WIDE_SUMS && R > TILE) || R >= 8 * TILE)>;
-
-// F x, for the 8 V columns of a strip. Of a real x even rows come before odd ones (strip_row): row tile m of F x and the
-// one half of all further on are the sum of what both bring, and the difference.
-//   lane_of()              lane of the thread, for one row tile or two
-//   planes(i, lane)        tile i of the table
-//   done(m, lane, re, im)  row tile m
-template <int R, int V, bool COMPLEX, typename Lane, typename Planes, typename Done>
-__device__ __forceinline__ void multiply_columns(
-    const Pack (&xr)[R / TILE][V][2], const Pack (&xi)[R / TILE][V][2], int tiles, Lane lane_of, Planes planes, Done done) {
-    constexpr int ALL = R / TILE, SOME = SOME_TILES<R>;
-    const auto clear = [](ColumnSum<R>(&sr)[V], ColumnSum<R>(&si)[V]) {
-#pragma unroll
-        for (int j = 0; j < V; ++j) sr[j].clear(), si[j].clear();
-    };
-    const auto add = [&](ColumnSum<R>(&sr)[V], ColumnSum<R>(&si)[V], const Planes3<COMPLEX>& f, int k) {
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-            if constexpr (COMPLEX)
-                multiply(sr[j], si[j], f, xr[k][j][0], xr[k][j][1], xi[k][j][0], xi[k][j][1]);
-            else
-                sr[j].add(f.re, xr[k][j][0], xr[k][j][1]), si[j].add(f.im, xr[k][j][0], xr[k][j][1]);
-        }
-    };
-    if constexpr (COMPLEX || SOME == ALL) {
-        // Rolled for long columns: addresses would spill.
-#pragma unroll (COMPLEX && R > 64 ? 1 : 1024)
-        for (int m = 0; m < ALL; ++m) {
-            const int lane = lane_of();
-            const Pack signs = odd_rows(lane);
-            ColumnSum<R> sr[V], si[V];
-            clear(sr, si);
-#pragma unroll
-            for (int k = 0; k < SOME; ++k) {
-                if (k < tiles) {
-                    const Planes3<COMPLEX> f = planes(m * SOME + k, lane);
-                    add(sr, si, f, k);
-                    if (SOME < ALL && k + SOME < tiles) add(sr, si, turned(f, signs), k + SOME);
-                }
-            }
-            done(m, lane, sr, si);
-        }
-    } else {
-        const int few = (tiles + 1) / 2;
-#pragma unroll
-        for (int m = 0; m < SOME; ++m) {
-            const int lane = lane_of();
-            ColumnSum<R> sr[V], si[V], dr[V], di[V];
-            clear(sr, si);
-#pragma unroll
-            for (int k = 0; k < SOME; ++k)
-                if (k < few) add(sr, si, planes(m * ALL + k, lane), k);
-#pragma unroll
-            for (int j = 0; j < V; ++j) dr[j] = sr[j], di[j] = si[j];
-#pragma unroll
-            for (int k = 0; k < SOME; ++k) {
-                if (k < few) {
-                    const Planes3<COMPLEX> f = planes(m * ALL + k + SOME, lane);
-                    add(sr, si, f, k + SOME);
-                    add(dr, di, minus(f), k + SOME);
-                }
-            }
-            done(m, lane, sr, si);
-            done(m + SOME, lane, dr, di);
-        }
-    }
-}
-
 // X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for the 8 V columns of `strip`, into rows of REST / 8 pieces. Of SIDES signals,
 // which share matrix and twiddles: x has the columns of one after those of another, planes are `apart` pieces.
 template <int R, int V, int REST, int SPLIT, bool COMPLEX, int LAYOUT = V, int SIDES = 1, typename Pitch = int>
@@ -273,7 +188,7 @@ __device__ __forceinline__ void columns_forward(
     // distance of 16 bytes, which meet in banks. And addresses do not wait in registers.
     const auto anew = [] { return (int)(thread_index() % LANES); };
     const auto planes = [&](int i, int lane) { return Planes3<COMPLEX>(matrix, i, lane); };
-    multiply_columns<R, ALL, COMPLEX>(xr, xi, tiles, anew, planes, [&](int m, int lane, const ColumnSum<R>(&sr)[ALL], const ColumnSum<R>(&si)[ALL]) {
+    columns_there<R, ALL, COMPLEX>(xr, xi, tiles, anew, planes, [&](int m, int lane, const ColumnResult<R, COMPLEX>(&sr)[ALL], const ColumnResult<R, COMPLEX>(&si)[ALL]) {
         const int g = lane / 4, t = lane % 4;
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -324,7 +239,8 @@ __device__ __forceinline__ void columns_forward(
 template <int R, int V, bool REAL, bool ONE = false, typename Matrix, typename Pitch, typename Sink>
 __device__ __forceinline__ void columns_inverse(
     const Matrix& matrix, const uint4* re, const uint4* im, const Pitch& pitch, int group, int tiles, int lane, const Sink& sink, int stride) {
-    constexpr bool KEEP = R <= 64;  // operands of all rows stay in registers
+    constexpr bool BUTTERFLY = BUTTERFLIED<R, !REAL>;
+    constexpr bool KEEP = R <= 64 || BUTTERFLY;  // operands of all rows stay in registers
     constexpr bool HOLD = REAL || R <= TILE;  // and so do the gates of a row tile, on their way meanwhile
     constexpr int SOME = SOME_TILES<R>;
     const int g = lane / 4, t = lane % 4;
@@ -344,12 +260,21 @@ __device__ __forceinline__ void columns_inverse(
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k) load(k, xr[k], xi[k]);
     }
+    if constexpr (BUTTERFLY) {
+#pragma unroll
+        for (int i = 0; i < 8; ++i)
+            butterflies_of<R / TILE, true>([&](int k) -> Pack& { return xr[k][i / 4][i % 4]; }, [&](int k) -> Pack& { return xi[k][i / 4][i % 4]; });
+        tiles = R / TILE;  // each has rows from one end to the other
+    }
     if constexpr (V == ANY_WIDTH) {  // in place
         static_assert(KEEP, "all is read before any of it is replaced");
         __syncwarp();
     }
     const auto row_tile = [&](int m) {
-        const auto at = [&](int i) { return (ABREAST > 1 ? g : TILE * m + 8 * i + g) * stride + group * 32 + 8 * t; };
+        const auto at = [&](int i) {
+            const int row = 8 * i + g;
+            return (ABREAST > 1 ? g : BUTTERFLY ? BUTTERFLIES * row + m : TILE * m + row) * stride + group * 32 + 8 * t;
+        };
         decltype(of_half(sink, 0).template hold<8>(0)) low, high;
         if constexpr (HOLD) low = of_half(sink, 0).template hold<8>(at(0)), high = of_half(sink, 1).template hold<8>(at(1));
         Result<true> yr[4], yi[4];
@@ -367,11 +292,15 @@ __device__ __forceinline__ void columns_inverse(
                     multiply(yr[j], yi[j], f, r[0], r[1], i[0], i[1]);
             }
         };
+        if constexpr (BUTTERFLY) {
+            add(inverse(matrix(m)), m);
+        } else {
 #pragma unroll
-        for (int k = 0; k < SOME; ++k) {
-            const Planes3<!REAL> f = inverse(matrix(m * SOME + k));
-            add(f, k);
-            if constexpr (SOME < R / TILE) add(turned(f, signs), k + SOME);
+            for (int k = 0; k < SOME; ++k) {
+                const Planes3<!REAL> f = inverse(matrix(m * SOME + k));
+                add(f, k);
+                if constexpr (SOME < R / TILE) add(turned(f, signs), k + SOME);
+            }
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
@@ -384,9 +313,10 @@ __device__ __forceinline__ void columns_inverse(
                 of_half(sink, i).store(at(i), a, b);
         }
     };
+    static_assert(!(ONE && BUTTERFLY), "row tiles share their butterflies");
     if constexpr (ONE) {
         row_tile(tiles - 1);
-    } else if constexpr (REAL && R > 64) {  // rolled, as above
+    } else if constexpr (REAL && !KEEP) {  // rolled, as above
 #pragma unroll 1
         for (int m = 0; m < tiles; ++m) row_tile(m);
     } else {
@@ -402,7 +332,7 @@ template <int R, int V, int REST, int WARPS, bool REAL, bool STEADY, typename Si
 __device__ __forceinline__ void columns_inverse_by(
     const uint4* table, const uint4* re, const uint4* im, int warp, int tiles, int lane, const Sink& sink,
     const Pitch& pitch = REST / 8) {
-    constexpr int GROUPS = REST / 32, COUNT = R / TILE * SOME_TILES<R>;
+    constexpr int GROUPS = REST / 32, COUNT = R / TILE * TABLE_TILES<R, !REAL>;
     constexpr bool HELD = STEADY && GROUPS > WARPS;
     // The lane anew for each group, if the matrix is not kept: the compiler would keep a part of it (columns_forward).
     const auto loaded = [&] { return Tiles<Planes3<!REAL>, COUNT, false>(table, 0, thread_index() % LANES); };

@@ -2,7 +2,6 @@
 // a strip of 8 V columns to a warp, everything in registers.
 #pragma once
 
-#include "fftgen/butterflies.cuh"
 #include "fftgen/columns.cuh"
 
 namespace fftgen {
@@ -27,11 +26,7 @@ struct StripTables {
     static_assert(!HELD_TWIDDLES || STEP % STRIPS == 0, "strips of a warp share low twiddles");
     using Low = Tiles<Planes3<false>, R / TILE * V / 2, HELD_TWIDDLES>;
 
-    // Matrices of 16 rows, then butterflies of B: F[k + 16 q, B n + b] = w^(q b) F[k, B n + b] for w = exp(-2 pi i / B).
-    static constexpr bool BUTTERFLIED = !COMPLEX && BUTTERFLIES > 1;
-    static_assert(!BUTTERFLIED || R == BUTTERFLIES * TILE, "a matrix of 16 rows for each tile of a strip");
-
-    const Tiles<Planes3<COMPLEX>, R / TILE * (BUTTERFLIED ? 1 : SOME_TILES<R>), HELD_MATRIX> matrix;
+    const Tiles<Planes3<COMPLEX>, R / TILE * TABLE_TILES<R, COMPLEX>, HELD_MATRIX> matrix;
     const unsigned char *low, *high;
     const Low first;  // of the first strip
 
@@ -47,26 +42,6 @@ struct StripTables {
     }
 };
 
-// F x of a real x, row tile b of which has every B-th row (column_row), by butterflies: done as in multiply_columns.
-template <int B, int V, typename Planes, typename Done>
-__device__ __forceinline__ void butterfly_columns(const Pack (&x)[B][V][2], int lane, Planes planes, Done done) {
-    Result<false> yr[B][V], yi[B][V];
-#pragma unroll
-    for (int b = 0; b < B; ++b) {
-        const Planes3<false> f = planes(b, lane);
-#pragma unroll
-        for (int j = 0; j < V; ++j) {
-            yr[b][j].clear(), yi[b][j].clear();
-            yr[b][j].add(f.re, x[b][j][0], x[b][j][1]), yi[b][j].add(f.im, x[b][j][0], x[b][j][1]);
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < 2 * V; ++i)
-        butterflies_of<B, false>([&](int b) -> Pack& { return yr[b][i / 2].v[i % 2]; }, [&](int b) -> Pack& { return yi[b][i / 2].v[i % 2]; });
-#pragma unroll
-    for (int m = 0; m < B; ++m) done(m, lane, yr[m], yi[m]);
-}
-
 // X[k, r] = T(k, r) sum_n F[k, n] x[n, r] for a strip, into rows of the workspace, 2 V columns of a thread as
 // they stand: place 2 j + b of a run of 2 V is column j + V b.
 template <int REST, int R, int V, int SPLIT, bool COMPLEX, int STEP, bool... HELD, typename To>
@@ -78,7 +53,7 @@ __device__ __forceinline__ void device_forward(
     const int g = lane / 4, t = lane % 4;
     constexpr int STRIPS = SPLIT / (8 * V);
     const auto planes = [&](int i, int) { return tables.matrix(i); };
-    const auto done = [&](int m, int, const auto& sr, const auto& si) {
+    const auto done = [&](int m, int, const ColumnResult<R, COMPLEX>(&sr)[V], const ColumnResult<R, COMPLEX>(&si)[V]) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
             const int row = TILE * m + 8 * i + g;
@@ -109,10 +84,7 @@ __device__ __forceinline__ void device_forward(
             }
         }
     };
-    if constexpr (StripTables<R, V, SPLIT, COMPLEX, STEP, HELD...>::BUTTERFLIED)
-        butterfly_columns(xr, lane, planes, done);
-    else
-        multiply_columns<R, V, COMPLEX>(xr, xi, tiles, [=] { return lane; }, planes, done);
+    columns_there<R, V, COMPLEX>(xr, xi, tiles, [=] { return lane; }, planes, done);
 }
 
 // A strip of the workspace, both planes.
@@ -172,6 +144,13 @@ struct Copies {
     }
 };
 
+// Whose results go to one row: from a thread's first place on others are constants further, and addresses do not spill. (Of
+// two rows the addresses of both would.)
+template <typename Sink>
+constexpr bool ONE_ROW = false;
+template <typename T>
+constexpr bool ONE_ROW<RealSink<T>> = true;
+
 // x[n, r] = sum_k F*[n, k] T*(k, r) X[k, r] for a strip of the workspace, 2 V neighbouring columns at a time, to
 // place n * REST + r of the sink. Where the tables are not COMPLEX, im is not computed. Row tiles from `tiles` on are not wanted.
 // The gates are in `copies`, so many pieces in shared memory, if any.
@@ -179,7 +158,7 @@ template <int REST, int PIECES, int R, int V, int SPLIT, bool COMPLEX, int STEP,
 __device__ __forceinline__ void device_inverse(
     const StripTables<R, V, SPLIT, COMPLEX, STEP, HELD...>& tables, const From& from, int strip, int tiles, int lane, const Sink& whole,
     uint4* copies = nullptr) {
-    constexpr bool REAL = !COMPLEX, BROUGHT = PIECES > 0, BUTTERFLIED = StripTables<R, V, SPLIT, COMPLEX, STEP, HELD...>::BUTTERFLIED;
+    constexpr bool REAL = !COMPLEX, BROUGHT = PIECES > 0, BUTTERFLY = BUTTERFLIED<R, COMPLEX>;
     static_assert(!BROUGHT || PIECES == R * V * GATES<Sink>, "room for the gates of a strip");
     constexpr int SOME = SOME_TILES<R>;
     const Pack signs = odd_rows(lane);
@@ -190,15 +169,19 @@ __device__ __forceinline__ void device_inverse(
     using Gates = decltype(whole.template hold<2 * V>(0));
     constexpr bool HOLD = !BROUGHT && sizeof(Gates) <= (R <= 32 ? 32 : 16);  // gates of a row tile are on their way meanwhile
     const auto place = [&](int row) { return row * REST + strip * 8 * V + 2 * V * t; };
-    // Of butterflied columns from the thread's first place on, others are constants further: addresses would spill.
+    constexpr bool NEAR = BUTTERFLY && ONE_ROW<Sink>;
     const auto sink = [&] {
-        if constexpr (BUTTERFLIED)
+        if constexpr (NEAR)
             return whole.from(place(BUTTERFLIES * (lane / 4)));
         else
             return whole;
     }();
-    const auto at = [&](int m, int i) { return BUTTERFLIED ? (BUTTERFLIES * 8 * i + m) * REST : place(TILE * m + 8 * i + lane / 4); };
-    if constexpr (BUTTERFLIED) tiles = R / TILE;  // each has rows from one end of the strip to the other
+    const auto at = [&](int m, int i) {
+        if constexpr (NEAR) return (BUTTERFLIES * 8 * i + m) * REST;
+        const int n = 8 * i + lane / 4;  // of row tile m
+        return place(BUTTERFLY ? BUTTERFLIES * n + m : TILE * m + n);
+    };
+    if constexpr (BUTTERFLY) tiles = R / TILE;  // each has rows from one end of the strip to the other
     const Copies<2 * V> first_copy{reinterpret_cast<unsigned char*>(copies) + lane * (4 * V)};
     const auto copy = [&](int m, int i) { return first_copy.after((2 * m + i) * GATES<Sink>); };
     if constexpr (BROUGHT) {
@@ -227,7 +210,7 @@ __device__ __forceinline__ void device_inverse(
                 }
         }
     }
-    if constexpr (BUTTERFLIED) {
+    if constexpr (BUTTERFLY) {
 #pragma unroll
         for (int i = 0; i < 2 * V; ++i)
             butterflies_of<R / TILE, true>([&](int k) -> Pack& { return re.b[k][i / 2][i % 2]; }, [&](int k) -> Pack& { return im.b[k][i / 2][i % 2]; });
@@ -252,7 +235,7 @@ __device__ __forceinline__ void device_inverse(
                         multiply(yr[j], yi[j], f, r[0], r[1], i[0], i[1]);
                 }
             };
-            if constexpr (BUTTERFLIED) {
+            if constexpr (BUTTERFLY) {
                 add(inverse(tables.matrix(m)), m);
             } else {
 #pragma unroll

@@ -331,10 +331,6 @@ struct TwinSink : RealSink<T> {
 
     __device__ __forceinline__ bool both() const { return !MAYBE || twin != nullptr; }
     __device__ __forceinline__ RealSink<T> second() const { return {twin, twin_gate, this->scale, this->length, this->vector}; }
-    __device__ __forceinline__ TwinSink from(int n) const {
-        const RealSink<T> other = second().from(n);
-        return {RealSink<T>::from(n), both() ? other.y : nullptr, other.gate};
-    }
 
     template <int V>
     __device__ __forceinline__ Two<Held<V>> hold(int n) const {
