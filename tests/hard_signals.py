@@ -24,7 +24,9 @@ def hard_signal(rng: np.random.Generator, name: str, *shape: int) -> Tensor:
     if name == "mean":
         return 100 + draw(rng, *shape)
     if name == "tails":
-        return torch.from_numpy(rng.standard_t(2, shape))
+        x = torch.from_numpy(rng.standard_t(2, shape))
+        late = x.abs().argmax(dim=-1, keepdim=True) >= shape[-1] // 2  # one may be larger than all others
+        return torch.where(late, x.flip(-1), x)
     if name == "spike":
         x = draw(rng, *shape)
         x[..., int(rng.integers(shape[-1] // 2))] = 1e4
