@@ -5,11 +5,13 @@ with matrix operands and spectrum rounded to the storage type, accumulation and 
 against a decaying filter. A kernel beyond MARGIN times these figures loses precision where it should not.
 
 Scaled fp16 (design note 1.8): whatever the order, the arithmetic costs 6e-4 to 9e-4 before the output is
-rounded. With the 2.1e-4 of rounding to fp16 that is at most 9.3e-4 for fp16 tensors; SCALED, 1.2e-3, leaves
-the same quarter as ABOVE_ROUNDING does. For bf16 tensors the rounding of the output dominates, and what it
-costs depends on the answer (1.1e-3 where all mantissas are near 2, 2.3e-3 where near 1), so the bound is
-ABOVE_ROUNDING times the error of the exact answer rounded to bf16: 1.7e-3 and 9e-4 make 1.14 times 1.7e-3.
-An answer that bf16 happens to hold, as one number or a row of zeros may be, is held to SCALED.
+rounded, up to 1.03e-3 of more than 524 288 points, whose tall columns have butterflies. With the 2.1e-4 of
+rounding to fp16 that is at most 9.3e-4 for fp16 tensors, and 1.05e-3 of these; SCALED, 1.2e-3, leaves the
+same quarter as ABOVE_ROUNDING does, and of these a seventh. For bf16 tensors the rounding of the output
+dominates, and what it costs depends on the answer (1.1e-3 where all mantissas are near 2, 2.3e-3 where near
+1), so the bound is ABOVE_ROUNDING times the error of the exact answer rounded to bf16: 1.7e-3 and 1.03e-3
+make 1.17 times 1.7e-3. An answer that bf16 happens to hold, as one number or a row of zeros may be, is held
+to SCALED.
 
 These are figures for rows that keep their share of what the transform holds, as white noise does. Noise is
 that of all of it: at most ARITHMETIC times the larger of ||x|| ||k|| and the norm of the whole linear

@@ -25,11 +25,12 @@ of the cotangent: where these hardly meet within the lags asked for, the gradien
 Two transforms of many stages lose more than that: sqrt(2 (U r^2 + m)), r = 2.1e-4 for one rounding to fp16
 of white data and m the relative errors of the rounded matrices, squared (planner/matrix_scale.py). U counts
 roundings: 1 of the gated input; (n + 1) / 2 of a stage's running sum of n instructions, 1 where that is in
-fp32 (``Plan.wide_columns``), 0 where both spectra meet as they are (``Gradient.wide_spectra``) or half where
-one is kept; 1 of the sums of a stage by halves; 2.1 of twiddles, tables and product, and 1.3 of their low
-level. That makes U = 8 at 8192 points, 13 at 65 536, 17 at 524 288, 19 at 2 097 152 and 18 at 4 194 304,
-mostly 1 more beside the gradients of signals: 0.98 of what MARGIN allows at most. (4 194 304 points had 22,
-and 1.03 of it, before tall columns and spectra that meet came in fp32.)
+fp32 (``Plan.wide_columns``) or of 16 products, with 2 more of butterflies across three tiles or four, 0 where
+both spectra meet as they are (``Gradient.wide_spectra``) or half where one is kept; 1 of the sums of a stage
+by halves; 2.1 of twiddles, tables and product, and 1.3 of their low level. That makes U = 8 at 8192 points,
+13 at 65 536, 17 at 524 288, 19 at 2 097 152 and 18 at 4 194 304, mostly 1 more beside the gradients of
+signals: 0.98 of what MARGIN allows at most. (4 194 304 points had 22, and 1.03 of it, before tall columns and
+spectra that meet came in fp32, and would have 21 with butterflies: planner/gradient.py.)
 
 Gradient of skip: a sum over (B, L) of products that were rounded only where gated: g r^2, nothing else.
 
