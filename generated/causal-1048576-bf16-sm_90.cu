@@ -11,8 +11,7 @@ constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp
 constexpr bool FIRST_HALVES = true, LAST_HALVES = true;
 constexpr bool FIRST_HALVES_BACK = true, LAST_HALVES_BACK = true;
 }
-
-#define FFTGEN_BUTTERFLIES 4  // columns in device memory: matrices of 16 rows, then so many row tiles
+#define FFTGEN_BUTTERFLIES 4  // row tiles of the first stage's columns, each by a matrix of 16 rows
 #define FFTGEN_PASSING  // signals and gates are read once, the workspace twice
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"

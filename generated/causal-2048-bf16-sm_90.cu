@@ -11,7 +11,6 @@ constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp
 constexpr bool FIRST_HALVES = false, LAST_HALVES = false;
 constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 }
-
 #define FFTGEN_ABREAST 2  // channels that a block takes at a time
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"

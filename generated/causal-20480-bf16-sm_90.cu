@@ -11,8 +11,7 @@ constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp
 constexpr bool FIRST_HALVES = false, LAST_HALVES = false;
 constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 }
-
-#define FFTGEN_BUTTERFLIES 5  // columns in device memory: matrices of 16 rows, then so many row tiles
+#define FFTGEN_BUTTERFLIES 5  // row tiles of the first stage's columns, each by a matrix of 16 rows
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

@@ -11,7 +11,6 @@ constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp
 constexpr bool FIRST_HALVES = true, LAST_HALVES = true;
 constexpr bool FIRST_HALVES_BACK = true, LAST_HALVES_BACK = true;
 }
-
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

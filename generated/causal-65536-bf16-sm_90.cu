@@ -11,7 +11,6 @@ constexpr bool WIDE_SUMS = false;  // between stages, of radices above 16: in fp
 constexpr bool FIRST_HALVES = false, LAST_HALVES = false;
 constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 }
-
 #define FFTGEN_PASSING  // signals and gates are read once, the workspace twice
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"

@@ -11,7 +11,6 @@ constexpr bool WIDE_SUMS = true;  // between stages, of radices above 16: in fp3
 constexpr bool FIRST_HALVES = false, LAST_HALVES = false;
 constexpr bool FIRST_HALVES_BACK = false, LAST_HALVES_BACK = false;
 }
-
 #include "fftgen/signal.cuh"
 #include "fftgen/filter.cuh"
 #include "fftgen/scaled.cuh"

@@ -50,8 +50,10 @@ def planned(sections: int, points: int = POINTS, dtype: str = "bf16", arch: str 
 CASES = (
     (2, 8192, "bf16", "sm_90"),
     (2, 32_768, "bf16", "sm_90"),
+    (2, 12_288, "fp16", "sm_90"),  # columns by butterflies
     *slow(
         [
+            (3, 20_480, "bf16", "sm_90"),
             (2, 24_576, "bf16", "sm_80"),
             (3, 24_576, "fp16", "sm_90"),
             (3, 12_288, "bf16", "sm_86"),

@@ -241,7 +241,9 @@ __device__ __forceinline__ void columns_inverse(
     const Matrix& matrix, const uint4* re, const uint4* im, const Pitch& pitch, int group, int tiles, int lane, const Sink& sink, int stride) {
     constexpr bool BUTTERFLY = BUTTERFLIED<R, !REAL>;
     constexpr bool KEEP = R <= 64 || BUTTERFLY;  // operands of all rows stay in registers
-    constexpr bool HOLD = REAL || R <= TILE;  // and so do the gates of a row tile, on their way meanwhile
+    using Gates = decltype(of_half(sink, 0).template hold<8>(0));
+    constexpr bool MANY = BUTTERFLY && R > 64 && sizeof(Gates) > 16;  // operands, and gates of two results: they would spill
+    constexpr bool HOLD = (REAL && !MANY) || R <= TILE;  // and so do the gates of a row tile, on their way meanwhile
     constexpr int SOME = SOME_TILES<R>;
     const int g = lane / 4, t = lane % 4;
     const Pack signs = odd_rows(lane);
@@ -275,7 +277,7 @@ __device__ __forceinline__ void columns_inverse(
             const int row = 8 * i + g;
             return (ABREAST > 1 ? g : BUTTERFLY ? BUTTERFLIES * row + m : TILE * m + row) * stride + group * 32 + 8 * t;
         };
-        decltype(of_half(sink, 0).template hold<8>(0)) low, high;
+        Gates low, high;
         if constexpr (HOLD) low = of_half(sink, 0).template hold<8>(at(0)), high = of_half(sink, 1).template hold<8>(at(1));
         Result<true> yr[4], yi[4];
 #pragma unroll
