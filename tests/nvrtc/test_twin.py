@@ -132,9 +132,8 @@ FEW_SPILLED = {
     # Rows of 32 · 32 · 32 instead of columns of 64.
     ("circular", 1_048_576, "sm_80"): 64,
     ("circular", 1_048_576, "sm_90"): 40,
-    # Operands of five row tiles, or of three by sixteen warps, wait for their butterflies.
+    # Operands of three row tiles, by sixteen warps, wait for their butterflies.
     ("causal", 20_480, "sm_80"): 12,
-    ("causal", 20_480, "sm_90"): 36,
 }
 
 

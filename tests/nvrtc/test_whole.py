@@ -318,7 +318,9 @@ def test_nothing_is_put_by_in_loops_over_strips_and_rows(mode: str, length: int)
         part = share(plan, kernel)
         assert len(there) == len(back) == (2 if 0 < part < 1 else 1)
         for loop in (*there, rows, *back):
-            assert code.count(loop, "LDL", "STL") == 0, kernel
+            # One is loaded with each strip of the way back where all its operands wait for their butterflies.
+            few = 1 if loop in back and plan.stages[0].butterflies > 1 else 0
+            assert code.count(loop, "LDL", "STL") <= few, kernel
         taken = module.resources[one.entry(kernel)]
         assert taken.registers <= 128
         assert max(taken.spill_store_bytes, taken.spill_load_bytes) <= (12 if part == 1 else 32), kernel
