@@ -195,6 +195,11 @@ def _some_tiles(radix: int) -> int:
     return tiles if tiles % 2 else tiles // 2
 
 
+def _column_tiles(stage: Stage) -> int:
+    """The same of a stage of columns (column_products.cuh: TABLE_TILES)."""
+    return 1 if stage.butterflies > 1 else _some_tiles(stage.lines)
+
+
 def parted(stages: Sequence[Stage], real: bool) -> bool:
     """Whether even numbers stand before odd ones in the first stage, which then takes three quarters of its
     products. In a warp not with 64 columns, rows of which two apart would meet in banks."""
@@ -227,7 +232,7 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
         number = device + 1
         stage = stages[device]
         outer = stage.lines // TILE
-        some = 1 if stage.butterflies > 1 else _some_tiles(stage.lines)
+        some = _column_tiles(stage)
         there = (some, outer) if real and number == 1 else (outer, some)
         found += [
             _Spec("columns", number, (*there, 2, *_LANES)),
@@ -247,7 +252,7 @@ def _specs(stages: tuple[Stage, ...], real: bool, width: int, device_width: int)
         stage = stages[0]
         outer, high = stage.radix // TILE, stage.rest // stage.split
         strips = stage.split // (8 * device_width)
-        some = 1 if stage.butterflies > 1 else _some_tiles(stage.radix)
+        some = _column_tiles(stage)
         there = (some, outer) if real else (outer, some)
         found += [
             _Spec("device", 1, (*there, 2, *_LANES)),

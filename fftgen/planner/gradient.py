@@ -90,9 +90,8 @@ def fitting(convolution: Plan, chip: Target, signals: bool) -> Iterator[Gradient
     warps of a block, transforms of a warp, places. Without the kernels that take the sum to taps
     (``finished``)."""
     plan = replace(convolution, chunk_bytes=convolution.chunk_bytes // 2, whole=None)
-    ways = dict.fromkeys((plan, by_matrices(plan)))
-    if plan.device_stages and plan.stages[0].butterflies > MOST_BUTTERFLIES:
-        ways = {by_matrices(plan): None}
+    many = plan.device_stages and plan.stages[0].butterflies > MOST_BUTTERFLIES
+    ways = (by_matrices(plan),) if many else dict.fromkeys((plan, by_matrices(plan)))
     for layout in chain.from_iterable(every_layout(way, chip) for way in ways):
         body = layout.body
         if plan.block_stage:  # no warp idle in the chain

@@ -90,14 +90,15 @@ def with_halves(stages: tuple[Stage, ...], right_angle: bool) -> tuple[Stage, ..
 
 
 def with_butterflies(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """The stages of a causal transform in scaled fp16: tall columns in device memory by butterflies.
+    """The stages of a causal transform in scaled fp16: the first by butterflies, where it is of columns.
 
     Of the products of radix 128 that leaves one of 6 there and one of 8 back, of its matrices a sixth and a
     quarter, of all instructions four fifths (as compiled); of radix 64 a third and a quarter, a third and
     half, and as many. It costs a rounding for each of log2(B) sums, where running sums of products have as
     many (``Plan.wide_columns``) but for radix 128, which has them in fp32: 1.02e-3 instead of 0.93e-3 of fp16
     rows of 4 194 304 points. Folds and pairs, which show more noise than their own, have none to spare
-    (1.25e-3 instead of 1.1e-3 for the former). Radix 32 would trade a third of its products for as many sums.
+    (1.25e-3 instead of 1.1e-3 for the former). Radix 32 would trade a third of its products for as many sums;
+    blocks of radix 64 would come to what they take by 32 (by the model).
     """
     first = stages[0]
     tiles, odd = divmod(first.radix, TILE)

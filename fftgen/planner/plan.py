@@ -40,7 +40,7 @@ class Stage:
     The entries of the DFT matrix carry the factor ``scale`` (planner/matrix_scale.py), forward and inverse.
     ``halves``: sums and differences of the two halves of the input come before the DFT, which then takes half
     of the matrix (decimation in frequency); its frequencies stand with the even ones before the odd ones.
-    ``butterflies`` B: of radix 16 B, columns in device memory. With n = B a + b and k = c + 16 d, F[k, n] =
+    ``butterflies`` B: of the first stage, radix 16 B. With n = B a + b and k = c + 16 d, F[k, n] =
     w^(b d) F[c, n], w = exp(-2 pi i / B): a matrix of 16 rows for each b, and DFTs of B points that a thread
     does by itself (decimation in time). 1: the matrix does all.
     A radix of half a tile, of the first stage, is that of two channels abreast (``Plan.abreast``).

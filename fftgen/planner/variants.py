@@ -75,9 +75,9 @@ def variants(
         staged = replace(choice, whole=None)
         kept.append(judged(staged, _apart(choice, staged)))
         found[launched(staged)] = kept[-1]
-    if choice.stages[0].butterflies > 1:
-        kept.append(judged(whole := _by_matrices(choice, chip), _apart(choice, whole)))
-        found[launched(kept[-1].plan)] = kept[-1]
+    if (whole := _by_matrices(choice, chip)) is not None:
+        kept.append(judged(whole, _apart(choice, whole)))
+        found[launched(whole)] = kept[-1]
     for candidate in search.search(problem, chip, engine=named_engine(choice))[:SHAPES]:
         if candidate.plan is None:
             break
@@ -161,10 +161,14 @@ def _of_shape(found: Plan, chip: Target) -> Iterator[Plan]:
         yield from (replace(plan, whole=kernel) for kernel in (*cluster_kernels(plan, chip), *alone))
 
 
-def _by_matrices(found: Plan, chip: Target) -> Plan:
-    """The best layout of a shape whose columns have no butterflies."""
+def _by_matrices(found: Plan, chip: Target) -> Plan | None:
+    """The best layout of a shape with matrices in place of butterflies; None where it has no butterflies,
+    or no block has room for matrices."""
+    if by_matrices(found) == found:
+        return None
     layouts = every_layout(by_matrices(found), chip)
-    return search.finished(min(layouts, key=lambda plan: expected(plan, cost(plan, chip))), chip)
+    best = min(layouts, key=lambda plan: expected(plan, cost(plan, chip)), default=None)
+    return None if best is None else search.finished(best, chip)
 
 
 def _levels(found: Plan, chip: Target) -> Iterator[Plan]:

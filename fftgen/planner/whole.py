@@ -160,9 +160,8 @@ def brought_in_place(plan: Plan, kernel: Kernel) -> Kernel:
     if kernel.row:
         return replace(kernel, plane=0, brought=0)
     signals = 0
-    if (
-        around.brought
-    ):  # room for a strip and its gate to each warp; what brings strips to a power stands behind
+    if around.brought:
+        # Room for a strip and its gate to each warp; what brings strips to a power stands behind.
         more = max(0, 16 * around.plane * kernel.warps - kernel.matrices_at)
         staging, at, shared = (x + more for x in (kernel.staging_at, kernel.matrices_at, kernel.shared_bytes))
         if shared <= chip.shared_block and chip.resident_blocks(kernel.warps, shared) >= kernel.resident:

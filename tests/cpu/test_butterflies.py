@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import reference
 
-from fftgen.planner import fragments, interpret, mma_kernels, mma_rules, tables
+from fftgen.planner import fragments, interpret, mma_kernels, mma_rules, tables, variants
 from fftgen.planner.butterflies import butterflies
 from fftgen.planner.cost import matrix_operations
 from fftgen.planner.gradient import backward, gradient
@@ -169,3 +169,12 @@ def test_gradients_of_the_tallest_columns_have_none() -> None:
         alone = gradient(problem, "sm_90")
         assert alone is not None
         assert alone.plan.stages[0].butterflies == most
+
+
+def test_tuning_goes_without_whole_matrices_where_no_block_has_room_for_them() -> None:
+    """sm_86 holds 20 480 points by butterflies alone."""
+    for arch, there in (("sm_86", False), ("sm_90", True)):
+        found = variants.variants(Problem("causal", 20_480, "bf16"), target(arch), 8, 64, 20)
+        assert found[0].plan.stages[0].butterflies == 5
+        said = [v for v in found if "matrices in place of butterflies" in v.about]
+        assert bool(said) == there

@@ -6,7 +6,7 @@
 
 namespace fftgen {
 
-// Twice the fp16 number next to a real one, in steps of 2^-15.
+// A number of fp16, by its bits, twice.
 __device__ __forceinline__ constexpr Pack twice(unsigned bits) { return bits << 16 | bits; }
 constexpr Pack HALF = twice(0x3800), QUARTER = twice(0x3400), SIGNS = 0x80008000u;
 constexpr Pack ROOT = twice(0x39a8);  // sqrt(1/2): 0.70703
@@ -15,22 +15,8 @@ constexpr Pack ROOT_5 = twice(0x3879);  // sqrt(5) / 4: 0.55908
 constexpr Pack SINE_5 = twice(0x3b9c), SINE_5_2 = twice(0x38b4);  // sin(2 pi / 5), sin(4 pi / 5): 0.95117, 0.58789
 
 // x + y w, and x - y w.
-__device__ __forceinline__ Pack plus(Pack x, Pack y, Pack w) {
-    Pack z;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(z) : "r"(y), "r"(w), "r"(x));
-    return z;
-}
-__device__ __forceinline__ Pack minus(Pack x, Pack y, Pack w) { return plus(x, y, w ^ SIGNS); }
-__device__ __forceinline__ Pack times(Pack x, Pack w) {
-    Pack z;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(z) : "r"(x), "r"(w));
-    return z;
-}
-__device__ __forceinline__ Pack sum(Pack x, Pack y) {
-    Pack z;
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(z) : "r"(x), "r"(y));
-    return z;
-}
+__device__ __forceinline__ Pack plus(Pack x, Pack y, Pack w) { return fma2(y, w, x); }
+__device__ __forceinline__ Pack minus(Pack x, Pack y, Pack w) { return fma2(y, w ^ SIGNS, x); }
 
 // X[k] = sum_b w^(k b) x[b] for w = exp(-2 pi i / B), or its conjugate (INVERSE), in place and in order. Results are up to B
 // times as large as numbers. Of a power of two decimation in time: each of log2(B) sums is rounded once, twice where it has
@@ -41,7 +27,7 @@ __device__ __forceinline__ void butterflies(Pack (&re)[B], Pack (&im)[B]) {
     if constexpr (B == 3) {
         butterfly(re[1], re[2]), butterfly(im[1], im[2]);
         const Pack x = minus(re[0], re[1], HALF), y = minus(im[0], im[1], HALF), u = re[2], v = im[2];
-        re[0] = sum(re[0], re[1]), im[0] = sum(im[0], im[1]);
+        re[0] = add2(re[0], re[1]), im[0] = add2(im[0], im[1]);
         const int near = INVERSE ? 2 : 1, far = 3 - near;
         re[near] = plus(x, v, SINE_3), im[near] = minus(y, u, SINE_3);
         re[far] = minus(x, v, SINE_3), im[far] = plus(y, u, SINE_3);
@@ -52,9 +38,9 @@ __device__ __forceinline__ void butterflies(Pack (&re)[B], Pack (&im)[B]) {
         butterfly(re[1], re[2]), butterfly(im[1], im[2]);
         const Pack x = minus(re[0], re[1], QUARTER), y = minus(im[0], im[1], QUARTER);
         const Pack x1 = plus(x, re[2], ROOT_5), x2 = minus(x, re[2], ROOT_5), y1 = plus(y, im[2], ROOT_5), y2 = minus(y, im[2], ROOT_5);
-        re[0] = sum(re[0], re[1]), im[0] = sum(im[0], im[1]);
-        const Pack u1 = plus(times(re[3], SINE_5_2), re[4], SINE_5), u2 = minus(times(re[4], SINE_5_2), re[3], SINE_5);
-        const Pack v1 = plus(times(im[3], SINE_5_2), im[4], SINE_5), v2 = minus(times(im[4], SINE_5_2), im[3], SINE_5);
+        re[0] = add2(re[0], re[1]), im[0] = add2(im[0], im[1]);
+        const Pack u1 = plus(mul2(re[3], SINE_5_2), re[4], SINE_5), u2 = minus(mul2(re[4], SINE_5_2), re[3], SINE_5);
+        const Pack v1 = plus(mul2(im[3], SINE_5_2), im[4], SINE_5), v2 = minus(mul2(im[4], SINE_5_2), im[3], SINE_5);
         const int first = INVERSE ? 4 : 1, second = INVERSE ? 3 : 2;  // x - i u
         re[first] = x1, re[5 - first] = v1, im[first] = u1, im[5 - first] = y1;
         butterfly(re[first], re[5 - first]), butterfly(im[5 - first], im[first]);

@@ -117,10 +117,27 @@ __device__ __forceinline__ Planes3<false> minus(const Planes3<false>& f) {
     return turned(f, 0x80008000u);
 }
 
-// Sum and difference of packed fp16 numbers, in their places.
+// Packed fp16 numbers, each result rounded once.
+__device__ __forceinline__ Pack add2(Pack a, Pack b) {
+    Pack y;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ Pack mul2(Pack a, Pack b) {
+    Pack y;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
+    return y;
+}
+__device__ __forceinline__ Pack fma2(Pack a, Pack b, Pack c) {
+    Pack y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+
+// Sum and difference, in their places.
 __device__ __forceinline__ void butterfly(Pack& a, Pack& b) {
     const Pack x = a, y = b;
-    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(a) : "r"(x), "r"(y));
+    a = add2(x, y);
     asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(b) : "r"(x), "r"(y));
 }
 

@@ -14,16 +14,6 @@ __device__ __forceinline__ Pack pack(float low, float high) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(high), "f"(low));
     return y;
 }
-__device__ __forceinline__ Pack mul2(Pack a, Pack b) {
-    Pack y;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
-    return y;
-}
-__device__ __forceinline__ Pack fma2(Pack a, Pack b, Pack c) {
-    Pack y;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
-    return y;
-}
 __device__ __forceinline__ Pack neg2(Pack a) {  // becomes a modifier of the instruction that takes it
     Pack y;
     asm("neg.f16x2 %0, %1;" : "=r"(y) : "r"(a));
