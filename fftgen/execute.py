@@ -55,6 +55,14 @@ def aligned(x: Tensor | None) -> bool:
     return x.data_ptr() % PIECE == 0 and not (batch | channel | x.shape[-1]) % 8
 
 
+def on_pieces(x: Tensor) -> Tensor:
+    """A contiguous tensor that starts on 16 bytes, as kernels read spectra: itself, or a copy.
+
+    What ``prepare`` makes does. A view into a file's bytes, or of several tensors in one, may not.
+    """
+    return x if x.data_ptr() % PIECE == 0 else x.clone()
+
+
 def chip_of(target: str, device: torch.device) -> Target:
     """A target as wide as the GPU that is there; elsewhere the one that plans are made for."""
     if device.type != "cuda":
@@ -161,6 +169,7 @@ class Executable:
         u, in_gate = time_contiguous(u), time_contiguous(in_gate)
         out_gate = time_contiguous(gates[0])
         twin_gate = time_contiguous(gates[1]) if len(gates) > 1 else None
+        spectrum, scale = on_pieces(spectrum), on_pieces(scale)
         pointers = u.data_ptr()
         key: list[object] = [u.shape, u.stride()]
         for x in (in_gate, out_gate, twin_gate):

@@ -14,7 +14,7 @@ from torch import Tensor
 from fftgen import filters
 from fftgen.bounded import Bounded
 from fftgen.errors import InputError, InternalError
-from fftgen.execute import PIECE, Address, aligned, chip_of, strides, time_contiguous
+from fftgen.execute import PIECE, Address, aligned, chip_of, on_pieces, strides, time_contiguous
 from fftgen.launch import ABSENT, Call, FinishCall, GradientStep, Launcher, Signal, run_finish, run_gradient
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.finish import comes_around
@@ -144,7 +144,9 @@ class _Pass:
         tables_at = address("tables", self.tables)
         planes_at, scale_at = 0, 0
         if spectrum is not None:
-            planes_at, scale_at = address("spectrum", spectrum[0]), address("scale", spectrum[1])
+            planes, scale = map(on_pieces, spectrum)
+            self.held += (planes, scale)
+            planes_at, scale_at = address("spectrum", planes), address("scale", scale)
         elif self.found.sums:  # sections come to powers that their spectra have a part in
             ones = torch.ones(plan.sections, u.shape[1], 2, dtype=torch.float32, device=u.device)
             self.held.append(ones)

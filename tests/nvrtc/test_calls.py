@@ -193,6 +193,22 @@ def test_the_driver_is_handed_what_the_simulator_runs(
     assert attributes == {n: size for n, size in module.entries.items() if size > 48 * 1024}
 
 
+@pytest.mark.parametrize(("length", "dtype"), [(256, "bf16"), (1000, "fp32")])
+def test_a_spectrum_that_starts_anywhere(length: int, dtype: str, rng: np.random.Generator) -> None:
+    """Planes and scale that are views off 16 bytes, as of a file's bytes: kernels read pieces of so many."""
+    module = build(Problem("causal", length, dtype), "sm_90")
+    plan = module.plan
+    table = torch.frombuffer(bytearray(module.tables), dtype=torch.uint8)
+    made = spectra.spectrum(plan, draw(rng, 2, 50, dtype=torch.float32))
+    u = draw(rng, 3, 2, length, dtype=torch.float32 if dtype == "fp32" else torch.bfloat16)
+    results = []
+    for planes, scale in ((made.planes, made.scale), (off_by(1, made.planes), off_by(1, made.scale))):
+        simulated = emulate.Simulated(emulate.line_ptx(module), module.source.text)
+        executable = execute.Executable(plan, table)
+        results.append(executable(simulated, u, planes, scale, address=simulated.address))
+    assert torch.equal(*results)
+
+
 # --- artifacts
 
 
