@@ -170,6 +170,7 @@ def _cp(d: Decoder, ins: Instruction) -> Op:
 
 
 PIECE = 16  # bytes on which a bulk prefetch starts and of which its size is a multiple
+LONGEST = 65_535 * PIECE  # of more than 16 bits of pieces ptxas keeps the lower ones (as compiled)
 
 
 def _bulk_prefetch(d: Decoder, ins: Instruction, mods: Modifiers) -> Op:
@@ -191,6 +192,15 @@ def _bulk_prefetch(d: Decoder, ins: Instruction, mods: Modifiers) -> Op:
                 Misaligned,
                 ins,
                 f"{int(sizes[i])} bytes: a bulk prefetch takes a multiple of {PIECE}",
+                int(g.threads[i]),
+                address=int(addresses[i]),
+            )
+        if (sizes > LONGEST).any():
+            i = int(np.argmax(sizes > LONGEST))
+            m.fault(
+                OutOfBounds,
+                ins,
+                f"{int(sizes[i])} bytes: a bulk prefetch takes {LONGEST} at most",
                 int(g.threads[i]),
                 address=int(addresses[i]),
             )

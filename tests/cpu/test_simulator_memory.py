@@ -339,6 +339,7 @@ def test_a_bulk_prefetch_changes_nothing_and_counts_no_sectors(rng: np.random.Ge
         ("add.u64 %d3, %x, 8;  mov.u32 %r1, 16;", Misaligned, "x"),
         ("mov.u64 %d3, %x;  mov.u32 %r1, 24;", Misaligned, "24 bytes: a bulk prefetch takes"),
         ("mov.u64 %d3, %x;  mov.u32 %r1, 0;", Misaligned, "0 bytes"),
+        ("mov.u64 %d3, %x;  mov.u32 %r1, 1048576;", OutOfBounds, "a bulk prefetch takes 1048560 at most"),
         ("mov.u64 %d3, 64;  mov.u32 %r1, 16;", OutOfBounds, "outside every buffer"),
         ("sub.u64 %d4, %y, %x;  add.u64 %d4, %d4, 16;  cvt.u32.u64 %r1, %d4;  mov.u64 %d3, %x;", OutOfBounds,
          "begins in one buffer and ends in another"),
