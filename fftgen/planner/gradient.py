@@ -43,6 +43,9 @@ def _fitted(plan: Plan, chip: Target, group: int, places: _Places, signals: bool
     body, points, brought, warps = plan.body, plan.row_length * plan.abreast, places.brought, plan.body.warps
     together = places.together
     if plan.block_stage:
+        first = plan.inner[0]
+        if signals and not together and first.butterflies > 1 and first.rest // 32 < warps:
+            return None  # no warp idle on the way back
         workers, kept, plane, registers = 1, 1, points, REGISTERS
         peaks_at = 4 * points * (1 + together)
         at = peaks_at + plan.abreast * peaks_bytes(signals)
@@ -92,7 +95,7 @@ def fitting(convolution: Plan, chip: Target, signals: bool) -> Iterator[Gradient
     plan = replace(convolution, chunk_bytes=convolution.chunk_bytes // 2, whole=None)
     many = plan.device_stages and plan.stages[0].butterflies > MOST_BUTTERFLIES
     ways = (by_matrices(plan),) if many else dict.fromkeys((plan, by_matrices(plan)))
-    for layout in chain.from_iterable(every_layout(way, chip) for way in ways):
+    for layout in chain.from_iterable(every_layout(way, chip, sides=2) for way in ways):
         body = layout.body
         if plan.block_stage:  # no warp idle in the chain
             group = min(body.group, max(1, layout.inner[0].lines // body.warps), 2 if signals else body.group)

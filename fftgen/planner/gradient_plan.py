@@ -33,6 +33,7 @@ from fftgen.planner.plan import SIMT, TILE, Kernel, Plan, Table, plain
 from fftgen.problem import Problem
 
 FORWARD = ("first", "twiddle", "last")  # tables of the chain's forward half: they lie first
+MOST_BESIDE = 3  # row tiles of butterflies of which a warp takes those of both signals at a time
 UNROLLED = 3  # rows of both signals that a warp takes one after the other without a loop
 
 
@@ -152,6 +153,20 @@ class Gradient:
         and one signal after the other that goes on.
         """
         return self.blocks and (self.plan.factors[-1] == TILE if self.together else not self.signals)
+
+    @property
+    def sides_apart(self) -> bool:
+        """Half of a block's warps take the columns of one signal back, the others those of the other.
+
+        Where a signal has too few for all of them."""
+        few = self.plan.inner[0].rest // 32 < self.kernel.warps
+        return self.together and self.signals and self.kernel.warps > 1 and few
+
+    @property
+    def columns_in_turn(self) -> bool:
+        """A warp takes the columns of one signal there, then those of the other: butterflies of both have no
+        room in its registers."""
+        return self.together and self.plan.inner[0].butterflies > MOST_BESIDE
 
     @property
     def held(self) -> Fraction:

@@ -114,12 +114,19 @@ def far_twiddles(found: Gradient, chip: Target, back: int) -> int:
     """Bytes of the outer twiddles from the L2."""
     names = ("outer", "outer_high", "outer_inverse", "outer_inverse_high")[: 4 if back else 2]
     outer = sum(t.nbytes for t in found.plan.tables if t.name in names)
-    return work.missed(sum(_passes(found, back)) * ELEMENT * found.plan.transform, outer, found.kernel, chip)
+    read = sum(_column_passes(found, back)) * ELEMENT * found.plan.transform
+    return work.missed(read, outer, found.kernel, chip)
 
 
 def _passes(found: Gradient, back: int) -> tuple[int, int]:
-    """Passes over the tables, there and back: one for both signals, or one each."""
+    """Passes over the tables of the chain, there and back: one for both signals, or one each."""
     return (1, min(back, 1)) if found.together else (2, back)
+
+
+def _column_passes(found: Gradient, back: int) -> tuple[int, int]:
+    """Passes over the outer twiddles."""
+    there, way_back = _passes(found, back)
+    return (2 if found.columns_in_turn else there), way_back
 
 
 def _shared(found: Gradient, back: int, gated: bool) -> int:
@@ -143,11 +150,13 @@ def _shared(found: Gradient, back: int, gated: bool) -> int:
             rows_read += 2 + found.signals * (3 if kernel.brought > 2 else 1)
         copies = 2 * n * rows_read if kernel.brought else 0
         return total + copies + 2 * 2 * 2 * n * planes
-    matrices = there * work.column_matrices(plan, kernel, False) + back * work.column_matrices(
+    strips, way_back = _column_passes(found, back)
+    matrices = strips * work.column_matrices(plan, kernel, False) + back * work.column_matrices(
         plan, kernel, True
     )
-    twiddles = there * work.outer_twiddles(plan, False) + way_back * work.outer_twiddles(plan, True)
-    twiddles += back * work.read_again(plan, kernel)
+    twiddles = strips * work.outer_twiddles(plan, False) + way_back * work.outer_twiddles(plan, True)
+    by = replace(kernel, warps=kernel.warps // 2) if found.sides_apart else kernel
+    twiddles += back * work.read_again(plan, by)
     total += 2 * work.ratios_read(plan, kernel)
     return total + (2 + back) * 8 * n + int(twiddles * n) + n // plan.row_length * matrices
 

@@ -12,10 +12,14 @@ from fftgen.problem import Problem
 from fftgen.targets import Target
 
 
-def every_layout(found: Plan, chip: Target) -> Iterator[Plan]:
-    """Plans of a shape on the mma engine with every legal layout of its kernels, without a filter's."""
+def every_layout(found: Plan, chip: Target, sides: int = 1) -> Iterator[Plan]:
+    """Plans of a shape on the mma engine with every legal layout of its kernels, without a filter's.
+
+    ``sides``: transforms whose columns the warps of a block share on their way back.
+    """
     device = len(found.device_stages)
-    for kernels in mma_kernels.kernels(found.stages, device, found.real_input, chip, found.compute_format):
+    made = mma_kernels.kernels(found.stages, device, found.real_input, chip, found.compute_format, sides)
+    for kernels in made:
         if not isinstance(kernels, str):
             bare = replace(found, kernels=kernels, filter=Filter(), whole=None)
             yield levelled(bare, body_of(kernels), chip)

@@ -20,9 +20,15 @@ BROUGHT_WIDTH = 4  # columns of a thread whose strips may be on their way: 64 by
 
 
 def kernels(
-    stages: tuple[Stage, ...], device: int, real: bool, target: Target, compute_format: str = SCALED
+    stages: tuple[Stage, ...],
+    device: int,
+    real: bool,
+    target: Target,
+    compute_format: str = SCALED,
+    sides: int = 1,
 ) -> Iterator[tuple[Kernel, ...] | str]:
-    """Layouts of the kernels of a transform, and reasons against others."""
+    """Layouts of the kernels of a transform, and reasons against others. ``sides``: transforms whose columns
+    the warps of a block share on their way back."""
     around: tuple[Kernel, ...] | None = None
     own = 0
     if device:
@@ -41,7 +47,7 @@ def kernels(
         bodies = _warp_kernels(role, inner, real, target, compute_format)
     else:
         bodies = (
-            _block_kernel(role, inner, real, width, warps, target, compute_format, own)
+            _block_kernel(role, inner, real, width, warps, target, compute_format, own, sides)
             for width in WIDTHS
             for warps in WARPS
         )
@@ -248,6 +254,7 @@ def _block_kernel(
     target: Target,
     compute_format: str,
     own: int,
+    sides: int,
 ) -> Kernel | str:
     """A block takes one transform: columns, exchange, rows in registers, exchange, columns.
 
@@ -264,10 +271,9 @@ def _block_kernel(
         return (
             f"columns of radix {radix}, {width} to a thread, hold {radix * width // 4} numbers until scaled"
         )
-    if stages[0].butterflies > 1 and rest // 32 < warps:
-        return (
-            f"{rest // 32} groups of 32 columns whose row tiles are made together keep no {warps} warps busy"
-        )
+    groups = sides * rest // 32
+    if stages[0].butterflies > 1 and groups < warps:
+        return f"{groups} groups of 32 columns whose row tiles are made together keep no {warps} warps busy"
     registers = REGISTERS[compute_format]
     if real and compute_format == SCALED and target.capability >= 90 and all(s.lines == TILE for s in stages):
         registers = 96  # five blocks of four warps instead of four: nothing spills, latencies hide better

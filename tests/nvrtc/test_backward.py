@@ -41,7 +41,7 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 # Two transforms to a warp, and one; blocks that take both signals together, of two channels or of one, with
 # all or a part of the sum in shared memory, and one after the other; the device stage.
 COMMON = (256, 1024, 2048, 4096, 16_384, 65_536)
-OTHERS = (512, 8192, 20_480, 32_768, 131_072)
+OTHERS = (512, 8192, 12_288, 20_480, 32_768, 131_072)
 
 
 def slow(*values: Any) -> list[Any]:
@@ -235,6 +235,7 @@ FEW_SPILLED = {
     (16_384, "sm_80"): 20,
     (16_384, "sm_90"): 68,
     (20_000, "sm_80"): 8,
+    (20_000, "sm_90"): 72,
     (32_768, "sm_80"): 12,
     (32_768, "sm_90"): 32,
     (2_097_152, "sm_80"): 8,
@@ -292,7 +293,10 @@ def test_counts(length: int, rng: np.random.Generator) -> None:
     ("length", "by_turns"),
     [
         *((256, False), (4096, False)),
-        *(pytest.param(*x, marks=pytest.mark.slow) for x in ((2048, False), (256, True), (4096, True))),
+        *(
+            pytest.param(*x, marks=pytest.mark.slow)
+            for x in ((2048, False), (12_288, False), (256, True), (4096, True))
+        ),
         *(pytest.param(*x, marks=pytest.mark.slow) for x in itertools.product((1024, 65_536), (False, True))),
     ],
 )

@@ -25,8 +25,9 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
 
 BATCH = 4
 # A warp's transforms, several and one; blocks that take both signals together, of two channels or of one,
-# with all or a part of the sum in shared memory, and one after the other; the device stage.
-LENGTHS = (256, 512, 1024, 2048, 4096, 16_384, 32_768, 65_536)
+# with all or a part of the sum in shared memory, and one after the other; columns by butterflies, of both
+# signals at a time and in turn; the device stage.
+LENGTHS = (256, 512, 1024, 2048, 4096, 12_288, 16_384, 20_480, 32_768, 65_536)
 SIGNALS_AND_GATES = ("u", "v_u", "in_gate", "v_in_gate", "v_gate", "d_u_gate", "d_in_gate_gate")
 RESULTS = ("d_u", "d_in_gate", "d_out_gate")
 SIGNALS = pytest.mark.parametrize("signals", [False, True], ids=["of the filter", "all"])
@@ -47,7 +48,7 @@ def test_every_kernel_does_what_the_model_says(length: int, gated: bool, signals
     found, chip = planned(length, signals), target("sm_90")
     module, ptx = built(found)
     generator = torch.Generator().manual_seed(5)
-    batch = BATCH if length <= 16_384 else 1
+    batch = BATCH if length <= 4096 else 2 if length <= 20_480 else 1
     channels = found.plan.abreast
     shape = (batch, channels, length)
     u, v, a, b = (torch.randn(shape, generator=generator).bfloat16() for _ in range(4))
@@ -120,7 +121,7 @@ def test_gates_move_what_they_should() -> None:
 @pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
 @SIGNALS
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("length", [256, 1024, 2048, 4096, 8192, 65_536])
+@pytest.mark.parametrize("length", [256, 1024, 2048, 4096, 8192, 12_288, 20_480, 65_536])
 def test_instructions_by_formula_are_near_those_of_the_code(length: int, gated: bool, signals: bool) -> None:
     found = planned(length, signals)
     counted = hot_path.gradient_hot_paths(found, gated)[found.label].per_transform(found.plan.transform)
