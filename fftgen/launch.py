@@ -1,6 +1,6 @@
 """The argument block of a launch: the same bytes for a GPU and for the simulator.
 
-The fields mirror ``Args`` in templates/device/signal.cuh; a test compiles that header and compares.
+The fields mirror ``Args`` in templates/device/arguments.cuh; a test compiles that header and compares.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ MMA_TEMPLATES = {
     "columns": "mma_columns.j2",
     "columns_inverse": "mma_columns_inverse.j2",
 }
+COMMON = ("types", "arguments", "sources", "sinks", "signal")  # device headers that all modules have
 FILTER_TITLES = {
     "filter": "The spectrum of a filter, a channel to a block.",
     "filter_columns": "Filters to spectra, columns: from the taps to the workspace.",
@@ -104,7 +105,7 @@ def _environment() -> jinja2.Environment:
 
 @lru_cache(maxsize=16)
 def header(name: str) -> str:
-    """The text of a device header ("types", "signal", "tables" or an engine)."""
+    """The text of a device header, such as "types" or "signal"."""
     path = resources.files("fftgen") / "templates" / "device" / f"{name}.cuh"
     return path.read_text(encoding="utf-8")
 
@@ -144,7 +145,7 @@ def render(plan: Plan) -> Source:
             **names(plan),
         )
     )
-    used = ["types", "signal", "filter", "powers", *_headers(plan)]
+    used = [*COMMON, "filter", "powers", *_headers(plan)]
     headers = {f"fftgen/{name}.cuh": header(name) for name in used}
     entries = [*map(plan.entry, plan.every_kernel), *map(plan.filter_entry, plan.filter.kernels)]
     return Source(f"{plan.name}.cu", text, headers, tuple(entries))
@@ -174,7 +175,7 @@ def render_gradient(gradient: Gradient) -> Source:
             **names(gradient),
         )
     )
-    headers = {f"fftgen/{name}.cuh": header(name) for name in ("types", "signal", *used)}
+    headers = {f"fftgen/{name}.cuh": header(name) for name in (*COMMON, *used)}
     before = map(plan.entry, gradient.before)
     after = map(plan.entry, gradient.after)
     finish = map(plan.filter_entry, plan.filter.kernels)

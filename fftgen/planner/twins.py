@@ -69,7 +69,7 @@ def _laid_out(plan: Plan, kernel: Kernel, warps: int, resident: int) -> Kernel:
 
 
 def prefix(plan: Plan) -> str:
-    """Which of the sinks in templates/device/signal.cuh a plan's results go to, by the start of its name."""
+    """Which of the sinks in templates/device/sinks.cuh a plan's results go to, by the start of its name."""
     if plan.outputs == 1:
         return ""
     late = plan.rows_per_item == 2 and (plan.row_length > LATE_POINTS or plan.abreast > 1)

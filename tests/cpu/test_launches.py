@@ -408,7 +408,7 @@ def test_a_last_wave_of_half_the_chip_is_cut(length: int, shared: int) -> None:
 
 @pytest.mark.parametrize("divisor", [1, 2, 3, 5, 7, 64, 641, 65_537, 2**30, 2**30 + 1, 2**31 - 1])
 def test_reciprocals_divide_exactly(divisor: int) -> None:
-    """As kernels do it (signal.cuh: channel_of), beside each multiple and at both ends."""
+    """As kernels do it (arguments.cuh: channel_of), beside each multiple and at both ends."""
     multiplier, shift = reciprocal(divisor)
     assert 0 < multiplier < 2**32
     assert 0 <= shift < 32

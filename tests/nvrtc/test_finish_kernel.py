@@ -26,7 +26,7 @@ from fftgen.planner.gradient import gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.order import sum_index
 from fftgen.problem import Problem
-from fftgen.render import header, render_gradient
+from fftgen.render import COMMON, header, render_gradient
 from fftgen.simulator import Report, SimulationError
 from fftgen.source import Source
 
@@ -296,7 +296,8 @@ def test_the_argument_block_is_the_structure_the_kernels_read(
     name: str, kind: str, fields: tuple[tuple[str, str], ...], size: int
 ) -> None:
     """Every field stands where the host packs it, as NVRTC sees the header; a byte further it does not."""
-    headers = ("types", "signal", "powers", "mma", "scaled", "chain", "filter", "share", "gradient", "finish")
+    own = ("powers", "mma", "scaled", "chain", "filter", "share", "gradient", "finish")
+    headers = (*COMMON, *own)
     sums = "namespace fftgen { constexpr bool WIDE_SUMS = false; }\n"  # the chain's, as of a plan (sums.j2)
     start = f'{sums}#include "fftgen/{name}.cuh"\nusing Kind = fftgen::{kind};\n'
     formats = [code for _, code in fields]

@@ -163,9 +163,9 @@ def test_results_that_are_not_wanted_are_not_written(rng: np.random.Generator) -
     """The bound proves something: without it windows write over each other's results, and past the end."""
     plan = bare(planned(1024))
     module, ptx = built(plan)
-    header = module.source.headers["fftgen/signal.cuh"]
+    header = module.source.headers["fftgen/sinks.cuh"]
     assert BOUND[0] in header
-    changed = dict(module.source.headers) | {"fftgen/signal.cuh": header.replace(*BOUND)}
+    changed = dict(module.source.headers) | {"fftgen/sinks.cuh": header.replace(*BOUND)}
     source = replace(module.source, headers=changed)
     other = emulate.line_ptx(replace(module, source=source))
     run(plan, rng, (1, 1, 5000), 100, 0, "", ptx)
