@@ -79,6 +79,10 @@ def build(
     keeps to the planner. Needs NVRTC, no GPU. Raises what ``pipeline.build`` raises, and ArtifactError when
     the file cannot be written; a file that was there is then as it was.
     """
+    if isinstance(targets, str):
+        raise InputError(f"targets is a sequence of names, got {targets!r}: targets=[{targets!r}]")
+    if not isinstance(train, bool):
+        raise InputError(f"train must be True or False, got {train!r} ({type(train).__name__})")
     asked = problem(length, dtype, causal=causal)
     where = Path(DIRECTORY) / file_name(asked, engine) if path is None else Path(path)
     chips = [find_target(t) for t in targets]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fftgen.errors import InputError
-from fftgen.problem import Problem
+from fftgen.problem import MAX_LENGTH, SPLIT, Problem
 from fftgen.storage import TORCH
 
 
@@ -41,6 +42,8 @@ def check_tensor(name: str, x: object) -> Tensor:
         raise InputError(f"{name} is a nested tensor: torch.nested.to_padded_tensor({name}, 0.0)")
     if x.layout != torch.strided:
         raise InputError(f"{name} is {x.layout}: {name}.to_dense()")
+    if x.is_quantized:
+        raise InputError(f"{name} is {x.dtype}, quantized: {name}.dequantize()")
     return x
 
 
@@ -71,17 +74,17 @@ def check_input(problem: Problem | Open, u: object) -> Tensor:
     if x.shape[-1] < 1:
         raise InputError("u has length 0: a convolution needs at least one time step")
     if problem.length is not None and x.shape[-1] > problem.length:
+        way = f"use fftgen.get_conv({x.shape[-1]}, ...)" if x.shape[-1] <= MAX_LENGTH else SPLIT
         raise InputError(
-            f"u has length {x.shape[-1]}, this convolution takes at most {problem.length}: "
-            f"use fftgen.get_conv({x.shape[-1]}, ...)"
+            f"u has length {x.shape[-1]}, this convolution takes at most {problem.length}: {way}"
         )
     return x
 
 
-def hint_of(u: Tensor, cast: str) -> str:
-    """The way out of a signal's dtype, of which ``cast`` is the usual one."""
+def hint_of(u: Tensor, cast: str, name: str = "u") -> str:
+    """The way out of a signal's or filter's dtype, of which ``cast`` is the usual one."""
     if u.is_complex():
-        return "u.real and u.imag each by itself: the convolution is linear"
+        return f"{name}.real and {name}.imag each by itself: the convolution is linear"
     return cast if u.is_floating_point() else f"{cast} if integers are meant"
 
 
@@ -94,7 +97,8 @@ def check_filter(problem: Problem | Open, k: object, name: str = "k") -> Tensor:
             f"{name}[None] with groups=1 for one filter that all channels share"
         )
     if not taps.is_floating_point():
-        raise InputError(f"{name} must be real floating point, got {taps.dtype}: {name}.float()")
+        way = hint_of(taps, "", name) if taps.is_complex() else f"{name}.float()"
+        raise InputError(f"{name} must be real floating point, got {taps.dtype}: {way}")
     count = taps.shape[-1]
     if count < 1 or (problem.length is not None and count > problem.length):
         most = "or more" if problem.length is None else f"to {problem.length}"
@@ -206,13 +210,16 @@ def check_channels(name: str, k: Tensor, u: Tensor, groups: int | None) -> None:
     channels, rows = u.shape[-2], k.shape[-2]
     if groups is not None:
         check_count("groups", groups)
+        if groups < 1:
+            raise InputError(f"groups must be 1 or more, got {groups}: None for a filter per channel")
     if groups is None and rows != channels:
-        shared = f", or groups={rows} for filters shared by neighbouring channels" if rows else ""
+        may = rows and name == "k" and channels % rows == 0  # k_rev has the rows that k has
+        shared = f", or groups={rows} for filters shared by neighbouring channels" if may else ""
         raise InputError(
             f"{name} has {rows} channels, u has {channels}: u is (..., channels, length), "
             f"{name} needs one row per channel{shared}"
         )
-    if groups is not None and (groups < 1 or rows != groups or channels % groups):
+    if groups is not None and (rows != groups or channels % groups):
         raise InputError(
             f"groups={groups} needs a filter of {groups} rows and channels that {groups} divides: "
             f"{name} has {rows} rows, u {channels} channels"
@@ -223,6 +230,18 @@ def check_channels(name: str, k: Tensor, u: Tensor, groups: int | None) -> None:
 def check_count(name: str, x: object) -> None:
     if isinstance(x, bool) or not isinstance(x, (Integral, torch.SymInt)):
         raise InputError(f"{name} must be an int, got {x!r} ({type(x).__name__})")
+
+
+def check_flag(name: str, x: object) -> None:
+    if not isinstance(x, bool):
+        raise InputError(f"{name} must be True or False, got {x!r} ({type(x).__name__})")
+
+
+def check_number(name: str, x: object, most: float = math.inf) -> None:
+    """A finite number from 0 to ``most``."""
+    if isinstance(x, bool) or not isinstance(x, Real) or not 0 <= float(x) <= most or math.isinf(float(x)):
+        limit = "0 or more" if most == math.inf else f"from 0 to {most:g}"
+        raise InputError(f"{name} must be a finite number, {limit}, got {x!r} ({type(x).__name__})")
 
 
 def _same_device(name: str, x: Tensor, u: Tensor) -> None:

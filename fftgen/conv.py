@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from os import PathLike
 from pathlib import Path
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from fftgen import observed, operators, shortcut
 from fftgen.bundle import choose, open_shelf
 from fftgen.cache import Cache
 from fftgen.calls import Calls
-from fftgen.check import check_count, check_filter, needs_grad
+from fftgen.check import check_count, check_filter, check_flag, needs_grad
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError, ToolchainError
 from fftgen.handles import not_loaded, words
@@ -107,7 +108,7 @@ class Conv(Calls):
                         u, k, k_rev=k_rev, in_gate=in_gate, out_gate=out_gate, skip=skip,
                         groups=groups, per_row=per_row, reverse=reverse,
                     )  # fmt: skip
-            kind = (groups, per_row, reverse, *shapes(*given))
+            kind = (groups, type(groups), per_row, type(per_row), reverse, *shapes(*given))
             route = self._routes.find(kind)
             if route is not None:
                 return route.conv(*given)
@@ -170,6 +171,8 @@ class Conv(Calls):
         at most half the transform run as the causal problem of half the length. Where a filter is so short
         that calls go in windows, whose spectra take next to no time, it is kept as it is, as on a CPU. Of
         so many channels that rows had better go in sections whatever the batch, the spectrum is of those.
+        Raises InputError for filters that ``__call__`` would refuse or that have leading dimensions, and on a
+        GPU for fake tensors.
         """
         both = [check_filter(self.problem, k)]
         if k_rev is not None:
@@ -199,7 +202,11 @@ class Conv(Calls):
         return made
 
     def plan(self, target: str | Target | None = None) -> Plan:
-        """The plan on a target ("sm_90"; default: the current GPU's), of the artifact for a loaded one."""
+        """The plan on a target ("sm_90"; default: the current GPU's), of the artifact for a loaded one.
+
+        Raises ToolchainError where no target is named and no GPU is there, InputError for a target that is
+        not known, NoPlanError where it has no plan, ArtifactError where a loaded one has none for it.
+        """
         if target is None:
             if not torch.cuda.is_available():
                 raise ToolchainError("no GPU to plan for: name a target, e.g. conv.plan('sm_90')")
@@ -223,9 +230,14 @@ class Conv(Calls):
         problem of half the length alone. ``train``: what their gradients need, too. The kernels of sections
         that many rows take are among them; those of windows, and of sections that few rows would take, are
         not: a call before the capture loads them, and without them a captured call takes the kernels of the
-        whole. Returns the convolution.
+        whole. Returns the convolution. On a CPU there is nothing to do. Raises InputError for a device or a
+        length that is not served, and what compiling and loading raise.
         """
-        where = torch.device(device)
+        try:
+            where = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(f"device {device!r} is not known to PyTorch: take 'cuda' or 'cuda:0'") from error
+        check_flag("train", train)
         longest = self._longest(length)
         if where.type == "cuda":
             for problem in dict.fromkeys((self.served(longest, longest), self.served(1, 1))):
@@ -331,6 +343,10 @@ def load(
     file is checked here; the driver sees it at the first call.
     Raises ArtifactError for a file that is damaged, foreign or newer, InputError when none or several fit.
     """
+    if not isinstance(path, (str, PathLike)):
+        raise InputError(f"path must be that of a file, got {path!r} ({type(path).__name__})")
+    if not isinstance(sha256, (str, NoneType)):
+        raise InputError(f"sha256 must be 64 hexadecimal digits, got {sha256!r} ({type(sha256).__name__})")
     shelf = open_shelf(path, sha256)
     problem = choose(shelf, length, causal, None if dtype is None else find_dtype(dtype).name)
     # All of what the file holds, unabridged: by its plans alone, a file would be taken for one that was

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fftgen import observed, operators
-from fftgen.check import Open, check_tensor, hint_of, wanted
+from fftgen.check import Open, check_count, check_tensor, hint_of, wanted
 from fftgen.conv import registered
 from fftgen.errors import InputError
 from fftgen.handles import any_length
@@ -62,7 +62,8 @@ def fftconv(
                     u, k, mode=mode, k_rev=k_rev, in_gate=in_gate, out_gate=out_gate, skip=skip,
                     groups=groups, per_row=per_row, reverse=reverse, period=period,
                 )  # fmt: skip
-        kind = (mode, period, groups, per_row, reverse, *shapes(*given))
+        types = type(period), type(groups), type(per_row)  # 1, True and 1.0 are one key
+        kind = (mode, period, groups, per_row, reverse, *types, *shapes(*given))
         route = _ROUTES.find(kind)
         # Autocast may want another type than the one that these are in.
         if route is not None and not autocasting(u.device.type):
@@ -97,6 +98,8 @@ def fftconv(
     form = Form(groups, per_row, reverse)
     if period is not None and mode != "circular":
         raise InputError(f"period={period} belongs to mode 'circular', not to {mode!r}")
+    if period is not None:
+        check_count("period", period)
     if mode in MODES:
         return _call(mode, *given, form, period, kind)
     if k_rev is not None:

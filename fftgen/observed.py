@@ -11,6 +11,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 PLAIN = (Tensor, torch.nn.Parameter)
+_STRIDED = torch.strided
 # Of the mapping that torch.autograd has beside torch.func's, which is no transform that anything tells of.
 _is_batched = torch._C._functorch.is_legacy_batchedtensor
 
@@ -33,7 +34,7 @@ def plain(*inputs: Any) -> bool:
     device, which is about tensors that are made) or of torch.utils._python_dispatch is active, and no input
     is of a class with ways of its own, or one whose memory does not hold its values: the imaginary part of a
     conjugate is negated when it is read, and zeros that autograd makes may have no memory. The dispatcher
-    sees to all that.
+    sees to all that, and checks of arguments to what lies in memory in no strides.
     """
     c = torch._C
     if torch.compiler.is_compiling() or c._are_functorch_transforms_active():
@@ -51,7 +52,11 @@ def plain(*inputs: Any) -> bool:
 
 def _hold_values(inputs: tuple[Any, ...]) -> bool:
     for x in inputs:
-        if x is not None and (type(x) not in PLAIN or x.is_neg() or x._is_zerotensor() or _is_batched(x)):
+        if x is None:
+            continue
+        if type(x) not in PLAIN or x.layout is not _STRIDED:
+            return False
+        if x.is_neg() or x._is_zerotensor() or _is_batched(x):
             return False
     return True
 

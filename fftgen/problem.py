@@ -10,6 +10,7 @@ from fftgen.errors import InputError
 
 MODES = ("circular", "causal")
 MAX_LENGTH = 4_194_304
+SPLIT = "split the sequence and add the overlapping parts (overlap-add)"
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class Problem:
             raise InputError(f"seqlen must be at least 1, got {self.length}")
         if self.length > MAX_LENGTH:
             raise InputError(
-                f"seqlen {self.length} exceeds the largest transform ({MAX_LENGTH}): split the sequence "
-                "and add the overlapping parts (overlap-add)"
+                f"seqlen {self.length} exceeds the largest transform ({MAX_LENGTH}): {SPLIT}"
             )
         if self.dtype not in DTYPES:
             raise InputError(f"dtype {self.dtype!r} is not supported: choose from {', '.join(DTYPES)}")

@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from fftgen.check import Open, check_channels, check_filter, check_gate, check_input, check_skip
+from fftgen.check import Open, check_channels, check_filter, check_flag, check_gate, check_input, check_skip
 from fftgen.errors import InputError
 from fftgen.problem import Problem
 
@@ -145,6 +145,7 @@ def check_call(
     """
     u = check_input(problem, u)
     groups, per_row, reverse = form
+    check_flag("per_row", per_row)
     if reverse not in REVERSED:
         raise InputError(f"reverse {reverse!r} is not known: choose from {', '.join(REVERSED)}")
     for name, f in (("k", k), ("k_rev", k_rev)):
@@ -179,9 +180,10 @@ def _filters(u: Tensor, k: Tensor | None, per_row: bool) -> int | None:
         return None
     if per_row:
         if k.shape[:-2] != u.shape[:-2]:
+            rows = ", ".join(map(str, (*u.shape[:-2], k.shape[-2])))
             raise InputError(
                 f"per_row=True needs a filter for every row: u is {tuple(u.shape)}, k must be "
-                f"{(*u.shape[:-2], k.shape[-2], 'taps')}, got {tuple(k.shape)}"
+                f"({rows}, taps), got {tuple(k.shape)}"
             )
         return None
     if k.dim() != 3:

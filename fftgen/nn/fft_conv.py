@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fftgen import op  # noqa: F401  (registers the operators)
-from fftgen.check import check_count
+from fftgen.check import check_count, check_flag, check_number
 from fftgen.conv import Conv
 from fftgen.errors import InputError
 from fftgen.functional import fftconv
@@ -54,6 +54,10 @@ class FFTConv(nn.Module):
         Problem(mode, length, "fp32")  # says what is wrong with either
         for name, count in (("channels", channels), ("taps", taps), ("groups", groups)):
             check_count(name, count)
+        for name, flag in (("bidirectional", bidirectional), ("skip", skip)):
+            check_flag(name, flag)
+        if filter_lr is not None:
+            check_number("filter_lr", filter_lr)
         if not 1 <= taps <= length:
             raise InputError(f"taps must be from 1 to length {length}, got {taps}")
         if channels < 1 or groups < 1 or channels % groups:

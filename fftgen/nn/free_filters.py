@@ -11,9 +11,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from fftgen.check import check_count, check_flag, check_number, check_tensor
 from fftgen.errors import InputError
 from fftgen.nn.regularize import geometric, smooth, squash
 from fftgen.observed import plain
+from fftgen.problem import Problem
 
 INITIAL = ("random", "geometric")
 LOOK_EVERY = 1000  # training calls between looks at the squashed filter: on a GPU a look waits for it
@@ -48,10 +50,20 @@ class FreeFilters(nn.Module):
         device: torch.device | str | None,
     ) -> None:
         super().__init__()
+        for name, count in (("channels", channels), ("filters", rows), ("smooth", smooth)):
+            check_count(name, count)
+        Problem("causal", length, "fp32")  # says what is wrong with it
+        if min(channels, rows) < 1:
+            raise InputError(f"sizes must be positive: {channels} channels, {rows} filters")
         if initial not in INITIAL:
             raise InputError(f"initial {initial!r} is not known: choose from {', '.join(INITIAL)}")
-        if squash < 0 or smooth < 0:
-            raise InputError(f"squash and smooth cannot be negative, got {squash} and {smooth}")
+        check_number("squash", squash)
+        if smooth < 0:
+            raise InputError(f"smooth takes the taps on each side, 0 or more, got {smooth}")
+        check_number("filter_dropout", filter_dropout, 1.0)
+        if filter_lr is not None:
+            check_number("filter_lr", filter_lr)
+        check_flag("transposed", transposed)
         self.channels, self.length, self.initial = channels, length, initial
         self.squash, self.smooth = squash, smooth
         self.filter_lr, self.transposed = filter_lr, transposed
@@ -84,12 +96,15 @@ class FreeFilters(nn.Module):
 
     def taken(self, u: Tensor) -> Tensor:
         """A signal as (..., H, L). Raises InputError for one that is not served."""
-        x = u if self.transposed else u.transpose(-1, -2)
+        u = check_tensor("u", u)
+        x = u if self.transposed or u.dim() < 2 else u.transpose(-1, -2)
         if x.dim() < 2 or x.shape[-2] != self.channels or not 1 <= x.shape[-1] <= self.length:
+            here, there = f"(..., {self.channels}, L)", f"(..., L, {self.channels})"
+            if not self.transposed:
+                here, there = there, here
             raise InputError(
-                f"u has shape {tuple(x.shape)}: this layer takes (..., {self.channels}, L), "
-                f"1 <= L <= {self.length}"
-                + ("; transposed=False takes (..., L, channels)" if self.transposed else ", transposed")
+                f"u has shape {tuple(u.shape)}: this layer takes {here}, 1 <= L <= {self.length}; "
+                f"transposed={not self.transposed} takes {there}"
             )
         return x
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from fftgen import op  # noqa: F401  (registers the operators)
-from fftgen.errors import InputError
 from fftgen.functional import fftconv
 from fftgen.nn.free_filters import FreeFilters, channels_mixed
 
@@ -45,8 +44,6 @@ class H3Conv(FreeFilters):
         transposed: bool = True,
         device: torch.device | str | None = None,
     ) -> None:
-        if min(channels, length) < 1:
-            raise InputError(f"sizes must be positive: {channels} channels, {length}")
         super().__init__(
             2,
             channels,

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fftgen import op  # noqa: F401  (registers the operators)
-from fftgen.check import check_count
+from fftgen.check import check_count, check_flag, check_number
 from fftgen.errors import InputError
 from fftgen.functional import fftconv
 from fftgen.nn.free_filters import FreeFilters, channels_mixed
-from fftgen.problem import Problem
 from fftgen.signature import REVERSED
 
 
@@ -53,11 +52,9 @@ class LongConv(FreeFilters):
     ) -> None:
         if reverse not in REVERSED:
             raise InputError(f"reverse {reverse!r} is not known: choose from {', '.join(REVERSED)}")
-        for name, count in (("channels", channels), ("filters", filters)):
-            check_count(name, count)
-        Problem("causal", length, "fp32")  # says what is wrong with it
-        if min(channels, filters) < 1:
-            raise InputError(f"sizes must be positive: {channels} channels, {filters} filters")
+        check_count("filters", filters)
+        check_flag("bidirectional", bidirectional)
+        check_number("dropout", dropout, 1.0)
         super().__init__(
             filters * (2 if bidirectional else 1),
             channels,

@@ -246,10 +246,15 @@ def test_tensors_that_are_not_laid_out_in_strides_are_refused() -> None:
     }
     for message, given in cases.items():
         for call in (conv, fftgen.fftconv):
-            with pytest.raises(InputError, match=message):
-                call(*given)
+            for _ in range(2):  # before and after a call of these shapes is known
+                with pytest.raises(InputError, match=message):
+                    call(*given)
+                call(u, k)
     with pytest.raises(InputError, match=r"in_gate is torch\.sparse_coo"):
         conv(u, k, in_gate=u.to_sparse())
+    quantized = torch.quantize_per_tensor(k, 0.1, 0, torch.qint8)
+    with pytest.raises(InputError, match=r"k is torch\.qint8, quantized: k\.dequantize"):
+        conv(u, quantized)
 
 
 def test_a_spectrum_that_does_not_belong_here_is_refused() -> None:

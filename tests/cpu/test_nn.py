@@ -363,6 +363,8 @@ def test_a_fresh_filter_keeps_the_scale_of_white_noise(white: Any) -> None:
         ({"taps": 33}, "taps must be from 1 to length 32, got 33"),
         ({"groups": 4}, "groups must divide the channels, got groups=4, channels=6"),
         ({"groups": 2.0}, "groups must be an int, got 2.0"),
+        ({"skip": "no"}, "skip must be True or False, got 'no'"),
+        ({"filter_lr": -1}, "filter_lr must be a finite number, 0 or more, got -1"),
         ({"conv": fftgen.get_conv(32)}, "does not serve causal convolutions of 32"),
         ({"conv": fftgen.get_conv(16, causal=True)}, "does not serve causal convolutions of 32"),
         ({"mode": "circular", "conv": fftgen.get_conv(64)}, "has another period than 32"),
@@ -371,27 +373,66 @@ def test_a_fresh_filter_keeps_the_scale_of_white_noise(white: Any) -> None:
 def test_what_the_layer_refuses(arguments: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         FFTConv(6, 32, **arguments)
-    for arguments, message in (
-        ({"initial": "zeros"}, "initial 'zeros' is not known"),
-        ({"reverse": "x"}, "reverse 'x' is not known"),
-        ({"filters": 0}, "sizes must be positive"),
-        ({"squash": -1.0}, "squash and smooth cannot be negative"),
-    ):
-        with pytest.raises(InputError, match=message):
-            LongConv(6, 32, **arguments)
-    for arguments, message in (
-        ({"initial": "zeros"}, "initial 'zeros' is not known"),
-        ({"length": 0}, "sizes must be positive"),
-        ({"smooth": -1}, "squash and smooth cannot be negative"),
-    ):
-        with pytest.raises(InputError, match=message):
-            H3Conv(**{"channels": 6, "length": 32, **arguments})
-    with pytest.raises(InputError, match=r"u has shape \(1, 32, 6\): this layer takes \(..., 6, L\)"):
-        H3Conv(6, 32, filter_dropout=0)(torch.zeros(1, 32, 6))
     with pytest.raises(InputError, match="u has length 33, this layer takes at most 32"):
         FFTConv(6, 32)(torch.zeros(1, 6, 33))
-    with pytest.raises(InputError, match=r"u has shape \(1, 32, 6\): this layer takes \(..., 6, L\)"):
-        LongConv(6, 32)(torch.zeros(1, 32, 6))
+
+
+@pytest.mark.parametrize("layer", [LongConv, H3Conv])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": 0}, "sizes must be positive: 0 channels"),
+        ({"channels": 4.0}, "channels must be an int, got 4.0"),
+        ({"channels": True}, "channels must be an int, got True"),
+        ({"length": 0}, "seqlen must be at least 1, got 0"),
+        ({"length": 5_000_000}, "seqlen 5000000 exceeds the largest transform"),
+        ({"initial": "zeros"}, "initial 'zeros' is not known: choose from random, geometric"),
+        ({"squash": -1.0}, "squash must be a finite number, 0 or more, got -1.0"),
+        ({"squash": float("nan")}, "squash must be a finite number, 0 or more, got nan"),
+        ({"squash": None}, "squash must be a finite number, 0 or more, got None"),
+        ({"smooth": -1}, "smooth takes the taps on each side, 0 or more, got -1"),
+        ({"smooth": "a"}, "smooth must be an int, got 'a'"),
+        ({"filter_dropout": 1.5}, "filter_dropout must be a finite number, from 0 to 1, got 1.5"),
+        ({"filter_lr": float("inf")}, "filter_lr must be a finite number, 0 or more, got inf"),
+        ({"transposed": 1}, "transposed must be True or False, got 1"),
+    ],
+)
+def test_what_layers_with_free_filters_refuse(layer: Any, arguments: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        layer(**{"channels": 6, "length": 32, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"reverse": "x"}, "reverse 'x' is not known"),
+        ({"filters": 0}, "sizes must be positive: 6 channels, 0 filters"),
+        ({"filters": 2.0}, "filters must be an int, got 2.0"),
+        ({"dropout": "x"}, "dropout must be a finite number, from 0 to 1, got 'x'"),
+        ({"bidirectional": "no"}, "bidirectional must be True or False, got 'no'"),
+    ],
+)
+def test_what_a_long_convolution_refuses(arguments: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        LongConv(6, 32, **arguments)
+
+
+@pytest.mark.parametrize("layer", [LongConv, H3Conv])
+def test_signals_that_layers_with_free_filters_do_not_take(layer: Any) -> None:
+    """Shapes are named as they were handed in."""
+    channels_first, time_first = layer(6, 32, squash=0.0), layer(6, 32, squash=0.0, transposed=False)
+    here = r"this layer takes \(..., 6, L\), 1 <= L <= 32; transposed=False takes \(..., L, 6\)"
+    there = r"this layer takes \(..., L, 6\), 1 <= L <= 32; transposed=True takes \(..., 6, L\)"
+    for made, u, message in (
+        (channels_first, torch.zeros(1, 32, 6), rf"u has shape \(1, 32, 6\): {here}"),
+        (channels_first, torch.zeros(6), rf"u has shape \(6,\): {here}"),
+        (time_first, torch.zeros(1, 6, 32), rf"u has shape \(1, 6, 32\): {there}"),
+        (time_first, torch.zeros(6), rf"u has shape \(6,\): {there}"),
+        (time_first, [1.0], "u must be a torch.Tensor, got list"),
+        (channels_first, None, "u must be a torch.Tensor, got NoneType"),
+    ):
+        with pytest.raises(InputError, match=message):
+            made(u)
 
 
 # State and optimizers.

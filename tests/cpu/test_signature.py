@@ -244,13 +244,17 @@ U, K = torch.zeros(2, 4, 20), torch.zeros(4, 8)
         ((U[..., :0], K), "u has length 0"),
         ((torch.zeros(1, 4, 33), K), "u has length 33, this convolution takes at most 32"),
         ((U, K[0]), r"k must be \(channels, taps\), got \(8\): k\[None\] with groups=1"),
-        ((U, K.long()), "k must be real floating point, got torch.int64"),
+        ((U, K.long()), r"k must be real floating point, got torch.int64: k\.float\(\)"),
+        ((U, K.cfloat()), r"k must be real .*complex64: k\.real and k\.imag each by itself"),
+        ((U, K, {"k_rev": K[:2]}), r"k_rev has 2 channels, u has 4: [^=]*needs one row per channel$"),
+        ((U, K, {"groups": 0}), "groups must be 1 or more, got 0: None for a filter per channel"),
+        ((U, K, {"per_row": "no"}), "per_row must be True or False, got 'no'"),
         ((U, torch.zeros(4, 33)), "k has 33 taps, this convolution takes 1 to 32"),
         ((U, K[:2]), "k has 2 channels, u has 4: .*groups=2 for filters shared"),
         ((U, K[:3], {"groups": 3}), "groups=3 needs a filter of 3 rows and channels that 3 divides"),
         ((U, K, {"groups": 2}), "groups=2 needs a filter of 2 rows"),
         ((U, torch.zeros(1, 2, 4, 8)), r"k must be .*got \(1, 2, 4, 8\): per_row=True"),
-        ((U, torch.zeros(3, 4, 8), {"per_row": True}), r"a filter for every row: u is \(2, 4, 20\)"),
+        ((U, torch.zeros(3, 4, 8), {"per_row": True}), r"u is \(2, 4, 20\), k must be \(2, 4, taps\)"),
         ((U, K, {"k_rev": K[:, :0]}), "k_rev has 0 taps"),
         ((U, torch.zeros(3, 4, 8), {"k_rev": K}), "k_rev must have k's channels"),
         ((U, K, {"in_gate": U[:1]}), r"in_gate must have u's shape \(2, 4, 20\), got \(1, 4, 20\)"),
@@ -267,12 +271,29 @@ def test_what_does_not_fit_is_said(arguments: Any, message: str) -> None:
         fftgen.get_conv(32, causal=True)(u, k, **(more[0] if more else {}))
 
 
+def test_what_is_refused_does_not_depend_on_calls_before() -> None:
+    """1, True and 1.0 are one key of a dictionary, and of these one is a number of groups."""
+    u, k = torch.zeros(2, 4, 20), torch.zeros(1, 8)
+    conv = fftgen.get_conv(32, causal=True)
+    for _ in range(2):
+        for bad in (True, 1.0):
+            for call in (conv, fftgen.fftconv):
+                with pytest.raises(InputError, match="groups must be an int"):
+                    call(u, k, groups=bad)
+        with pytest.raises(InputError, match="period must be an int"):
+            fftgen.fftconv(u, k, mode="circular", groups=1, period=20.0)  # type: ignore[arg-type]
+        conv(u, k, groups=1), fftgen.fftconv(u, k, groups=1)
+        fftgen.fftconv(u, k, mode="circular", groups=1, period=20)
+
+
 def test_what_the_functional_form_refuses() -> None:
     for options, message in (
         ({"mode": "linear"}, "mode 'linear' is not supported: choose from circular, causal, full"),
         ({"mode": "same", "k_rev": K}, "k_rev has no place in mode 'same'"),
         ({"mode": "valid", "skip": K[:, 0]}, "skip has no place in mode 'valid'"),
         ({"period": 32}, "period=32 belongs to mode 'circular'"),
+        ({"mode": "circular", "period": "x"}, r"period must be an int, got 'x' \(str\)"),
+        ({"mode": "circular", "period": 32.0}, r"period must be an int, got 32\.0 \(float\)"),
         ({"mode": "circular", "period": 7}, "signals and filters of 20, 8 steps, period=7: the period is at"),
     ):
         with pytest.raises(InputError, match=message):
@@ -281,6 +302,8 @@ def test_what_the_functional_form_refuses() -> None:
         InputError, match=r"u is torch\.int32, fftconv on cpu takes torch\.float64, .* integers"
     ):
         fftgen.fftconv(U.int(), K)
+    with pytest.raises(InputError, match=r"u has length 4194305, .* split the sequence"):
+        fftgen.get_conv(32)(torch.zeros(1, 1, 2**22 + 1), K[:1])
     with pytest.raises(InputError, match="u and k must be tensors"):
         fftgen.fftconv([1.0], K)  # type: ignore[arg-type]
 
