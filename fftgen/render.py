@@ -15,7 +15,7 @@ from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.engines import named_engine
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.launch import size_words
-from fftgen.planner.plan import FULL, SIMT, Kernel, Plan
+from fftgen.planner.plan import FULL, SIMT, Plan
 from fftgen.planner.search import chosen_engine
 from fftgen.planner.tables import matrix_bytes
 from fftgen.source import Source
@@ -110,7 +110,7 @@ def header(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _matrices(plan: Plan, kernel: Kernel) -> list[dict[str, Any]]:
+def _matrices(plan: Plan) -> list[dict[str, Any]]:
     """The DFT matrices of the inner stages, and where each lies in shared memory (elements)."""
     placed: dict[str, int] = {}
     found = []
@@ -250,7 +250,7 @@ def _ratio_pitch(plan: Plan) -> int:
 
 
 def _wmma_names(plan: Plan) -> dict[str, Any]:
-    matrices = _matrices(plan, plan.body)
+    matrices = _matrices(plan)
     names = {number: plan.table("dft", number).name for number in range(1, plan.order + 1)}
     block = next((i for i, s in enumerate(plan.stages, 1) if s.place == "block"), 0)
     return {

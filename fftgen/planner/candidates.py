@@ -17,6 +17,7 @@ from fftgen.planner.matrix_scale import matrix_scales
 from fftgen.planner.one_launch import expected, resident_warps
 from fftgen.planner.plan import BF16_FP32, FP16_FP32, FP32, HALF_TILE, SCALED, SIMT, Kernel, Plan, Stage
 from fftgen.planner.rules import (
+    CHUNK_LIMIT,
     WARPS,
     Shape,
     columns_kernel,
@@ -34,7 +35,6 @@ SIMT_LENGTHS = 3  # tried of the engine that needs no search for shapes
 BROUGHT = 0.9  # of the time, at a guess, where rows are on their way: it decides between layouts, not shapes
 ENOUGH_WARPS = 20  # resident on a multiprocessor: of 4096 points, and more gain nothing (H200, results/)
 FEW_WARPS = 1.03  # times longer with 16
-CHUNK_LIMIT = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ MAX_TILE = 4096  # elements of a tile that one warp owns
 MAX_WARP_RADIX = 96  # a warp holds the operands of one row or column strip in registers
 WARPS = (8, 4, 2, 1)
 REGISTERS = 128  # what a thread may use before residency is given up for it
+CHUNK_LIMIT = 64 * 1024 * 1024  # bytes of a workspace, which has an L2's worth below that
 PEAK_WARPS, PEAK_COUNT = 8, 16_384  # threads of a block of the peaks kernel, and the numbers they look at
 
 

@@ -37,11 +37,11 @@ from fftgen.planner.filter_design import (
     transposed,
 )
 from fftgen.planner.plan import FP32, SIMT, Kernel, Plan, Stage
+from fftgen.planner.rules import CHUNK_LIMIT
 from fftgen.problem import MAX_LENGTH, Problem
 from fftgen.targets import Target
 
 POINT = 8  # bytes of a complex number
-CHUNK_LIMIT = 64 * 1024 * 1024
 THREADS = 128  # of a block at least: short transforms share one
 HALF, REGISTERS_SUM = 512, 128  # threads of a block at most, and their registers, that keep a sum
 TWO = 80  # registers of a thread that stores two results

@@ -29,7 +29,7 @@ WORTH = 0.9  # of the time of one transform, at most: by the model, which knows 
 # gradients, one for that of the output's gate and one for the filter's.
 WORTH_BACKWARD = 0.6
 LEAST_OF_GRADIENTS = 2048  # points: kernels of a block's warps that share a row take signals of two lengths
-CALL_SECONDS = 10e-6  # what the host takes for a call of a few windows: the chip may wait for it
+HOST_SECONDS = 10e-6  # what the host takes for a call of a few windows: the chip may wait for it
 
 
 class Windows(NamedTuple):
@@ -122,7 +122,7 @@ def windows(
             continue
         row, spectrum = seconds(other)
         calls = sum(1 for _ in cuts(found, batch, steps))
-        time = channels * (batch * found.count(steps) * row + 2 * spectrum) + (calls - 1) * CALL_SECONDS
+        time = channels * (batch * found.count(steps) * row + 2 * spectrum) + (calls - 1) * HOST_SECONDS
         if time < shortest:
             shortest, best = time, found
     return best

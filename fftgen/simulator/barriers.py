@@ -194,7 +194,7 @@ class Barriers:
             else:
                 op.result(m, m.group(threads), (totals > 0)[mine])
 
-    def after_exit(self, group: Group) -> None:
+    def after_exit(self) -> None:
         """Threads have ended: those that wait for them may go on."""
         if self._waiting or self._parts:
             self.retry()

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from fftgen.simulator.machine import Group, Machine
+from fftgen.simulator.machine import Group
 from fftgen.simulator.traffic import Patterns
 from fftgen.simulator.types import UNSIGNED, Array
 
@@ -98,5 +98,5 @@ class Counts:
             traffic = self.device[pc, name, what] = Traffic()
         traffic.add(requests, nbytes, units, least)
 
-    def tensor_op(self, m: Machine, pc: int, name: str, group: Group) -> None:
+    def tensor_op(self, pc: int, name: str, group: Group) -> None:
         self.tensor[pc, name] += len(group.warps)

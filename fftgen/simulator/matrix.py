@@ -138,7 +138,7 @@ def _mma(d: Decoder, ins: Instruction) -> Op:
         regs = np.ascontiguousarray(total).view(np.uint32).reshape(g.n, -1)
         for i, put in enumerate(puts):
             put(m, g, regs[:, i].copy())
-        m.counts.tensor_op(m, pc, name, g)
+        m.counts.tensor_op(pc, name, g)
 
     return d.collective(TENSOR, run, None)
 

@@ -81,21 +81,6 @@ class Counters:
         return sum(self.instructions.values())
 
     @property
-    def global_loads(self) -> Accesses:
-        """Device-memory loads of all buffers together."""
-        return sum((b.loads for b in self.buffers.values()), Accesses())
-
-    @property
-    def global_stores(self) -> Accesses:
-        """Device-memory stores of all buffers together."""
-        return sum((b.stores for b in self.buffers.values()), Accesses())
-
-    @property
-    def global_bytes(self) -> int:
-        """Bytes requested from device memory: loads, stores and atomics."""
-        return sum(b.loads.bytes + b.stores.bytes + b.atomics.bytes for b in self.buffers.values())
-
-    @property
     def shared_wavefronts(self) -> int:
         return self.shared_loads.units + self.shared_stores.units + self.shared_atomics.units
 

@@ -167,7 +167,7 @@ class Scheduler:
         self.m.retire(group.threads)
         if self.m.far is not None:
             self.m.far.after_exit(group)
-        self.barriers.after_exit(group)
+        self.barriers.after_exit()
         self.clusters.after_exit()
 
     # -- collectives -----------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ class Shadow:
         settled = self._settled(m)
         if moments.max() > settled:
             authors = wa.take(units, axis=0)
-            self._check(m, ins, threads, units, nbytes, moments, authors, marks, "read", "written", now)
+            self._check(m, ins, threads, units, nbytes, moments, authors, marks, "read", "written")
         code = (threads.astype(np.int32) | np.int32(marks))[:, None]
         before = rt.take(units, axis=0)
         if before.max() > settled:
@@ -189,7 +189,7 @@ class Shadow:
             moments = times.take(units, axis=0)
             if moments.max() > settled:
                 authors = people.take(units, axis=0)
-                self._check(m, ins, threads, units, nbytes, moments, authors, marks, "written", verb, now)
+                self._check(m, ins, threads, units, nbytes, moments, authors, marks, "written", verb)
         code = threads.astype(np.int32) | np.int32(marks)
         if int(marks) & int(ATOMIC):
             self._write_atomic(m, threads, units, nbytes, now, code[:, None])
@@ -239,7 +239,6 @@ class Shadow:
         marks: np.int32 | int,
         verb: str,
         other_verb: str,
-        now: int,
     ) -> None:
         """Stop if an earlier access (moments, authors) is not ordered before this one."""
         blocks = m.block_of[threads][:, None]

@@ -322,6 +322,6 @@ def _mma(d: Decoder, ins: Instruction, mods: Modifiers) -> Op:
         values = np.ascontiguousarray(total[:, out.mapping(m)[0]]).view(np.uint32).reshape(g.n, -1)
         for i, put in enumerate(puts):
             put(m, g, values[:, i].copy())
-        m.counts.tensor_op(m, pc, name, g)
+        m.counts.tensor_op(pc, name, g)
 
     return d.collective(TENSOR, run, None)

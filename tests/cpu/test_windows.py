@@ -254,7 +254,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
     """A convolution of 65 536 steps whose calls on CPU tensors seem to be on an H200."""
     seen: list[str] = []
     capturing = seems_on_an_h200(monkeypatch)
-    monkeypatch.setattr(window_planner, "CALL_SECONDS", 0.0)
+    monkeypatch.setattr(window_planner, "HOST_SECONDS", 0.0)
     monkeypatch.setattr(windowed, "plain", lags)
     monkeypatch.setattr(filter_gradient, "stream_of", lambda _: 0)
     handle = f"causal-{LENGTH}-bf16"
