@@ -318,6 +318,49 @@ def test_calls_and_their_gradients_go_window_by_window(gpu: OnGpu, rng: np.rando
         assert torch.linalg.norm(mine.double() - ref) < 4e-3 * torch.linalg.norm(ref)
 
 
+def test_windows_of_a_call_are_not_those_of_its_filters_gradient(
+    gpu: OnGpu, rng: np.random.Generator
+) -> None:
+    """Which has kernels of longer windows only; shapes and taps are the same, and were asked for before."""
+    u, v = (torch.from_numpy(rng.standard_normal((2, 2, STEPS))).bfloat16() for _ in range(2))
+    k = torch.from_numpy(rng.standard_normal((2, 9))).float().requires_grad_()
+    gpu.conv(u, k).backward(v)
+    call, of_filter = gpu.seen
+    assert call == "1 by windows of 1024"
+    assert int(of_filter.removeprefix("filter by ")) >= LEAST_OF_GRADIENTS
+
+
+@pytest.mark.parametrize(
+    ("steps", "taps", "asked"),
+    [
+        (4096, 4096, ("causal", 4096, 0)),
+        (4097, 8, ("circular", 8192, 8192)),
+        (8192, 8192, ("circular", 8192, 8192)),
+    ],
+)
+def test_the_gradient_of_a_padded_circles_filter_has_no_period(
+    steps: int, taps: int, asked: tuple[str, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seems_on_an_h200(monkeypatch)
+    monkeypatch.setattr(filter_gradient, "stream_of", lambda _: 0)
+    conv = conv_module.Conv(Problem("circular", 8192, "bf16"), JustInTime(), "test")
+    seen: list[tuple[str, int, int]] = []
+
+    def of_gradient(problem: Problem, _: torch.device) -> Any:
+        module = SimpleNamespace(on=lambda _: None)
+        return SimpleNamespace(gradient=problem, tables=None, module=module)
+
+    def correlate(problem: Problem, *given: Any, taps: int, period: int) -> Tensor:
+        seen.append((problem.mode, problem.length, period))
+        return torch.zeros(2, taps)
+
+    monkeypatch.setattr(conv._gradients, "_load", of_gradient)
+    monkeypatch.setattr(filter_gradient, "correlate_input", correlate)
+    u = torch.zeros(1, 2, steps, dtype=torch.bfloat16)
+    filter_gradient.on_gpu(conv, u, u, None, None, taps)
+    assert seen == [asked]
+
+
 def test_what_windows_do_not_pay_for_goes_as_a_whole(gpu: OnGpu, rng: np.random.Generator) -> None:
     u = torch.from_numpy(rng.standard_normal((2, 2, STEPS))).bfloat16()
     k = torch.from_numpy(rng.standard_normal((2, 39_000))).float()

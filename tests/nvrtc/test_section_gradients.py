@@ -375,3 +375,11 @@ def test_a_name_a_digest_and_a_text_of_its_own() -> None:
     assert "2 sections" in str(found)
     assert Gradient.from_json(found.to_json()) == found
     assert planned(3).digest != found.digest
+
+
+@pytest.mark.parametrize("rows", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_all_warps_of_a_block_share_a_tile(rows: int, rng: np.random.Generator) -> None:
+    """As those of every batch of eight and more do: halves of halves are added up."""
+    found, shape = planned(2), (rows, 1, POINTS + 1000)
+    assert {x.workers for x in launches(found, *shape)[1::2]} == {rows}
+    run(found, rng, shape)
