@@ -12,6 +12,7 @@ everything on the CPU: the PTX that NVRTC makes of their source runs in the simu
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,17 @@ from scipy.signal import oaconvolve
 import fftgen
 from fftgen import accuracy, emulate
 from fftgen.bundle import open_shelf
+from fftgen.durable import check_writable, writing
 from fftgen.errors import FFTGenError, InputError
 from fftgen.simulator import Report
 from fftgen.targets import target
 
 Samples = npt.NDArray[np.float64]  # (channels, samples)
+# Of samples of each type that a WAV file may have.
 FULL_SCALE = {"uint8": 128.0, "int16": 2.0**15, "int32": 2.0**31, "float32": 1.0, "float64": 1.0}
 PEAK = 0.95
-STORAGE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+STORAGE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+STAGES = 5  # of a transform at most
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,12 @@ def read(path: Path) -> Sound:
         raise InputError(f"{path} cannot be read as a WAV file: {error}") from error
     if raw.size == 0:
         raise InputError(f"{path} holds no samples")
+    if raw.dtype.name not in FULL_SCALE:
+        raise InputError(
+            f"{path} has samples of type {raw.dtype}: convert it to one of {', '.join(FULL_SCALE)}"
+        )
+    if not np.isfinite(raw).all():
+        raise InputError(f"{path} has samples that are no finite numbers: mend the file")
     samples = raw.astype(np.float64).reshape(len(raw), -1).T / FULL_SCALE[raw.dtype.name]
     if raw.dtype == np.uint8:
         samples -= 1.0
@@ -103,11 +113,14 @@ def overlap_add(blocks: Samples, step: int, count: int) -> Samples:
 
 
 def relative(out: Samples, exact: Samples) -> float:
-    return float(np.linalg.norm(out - exact) / np.linalg.norm(exact))
+    """The error beside the exact result, of which silence is one."""
+    return float(np.linalg.norm(out - exact) / (np.linalg.norm(exact) or 1.0))
 
 
 def allowed(dtype: str) -> float:
     """The largest relative error that a transform of any order may have in this storage type."""
+    if dtype == "fp32":
+        return accuracy.MARGIN * accuracy.expected_error(dtype, STAGES)
     return accuracy.MARGIN * max(e for (name, _), e in accuracy.EXPECTED.items() if name == dtype)
 
 
@@ -186,6 +199,11 @@ def reverberate(
     counters: bool,
 ) -> None:
     """Everything: read, convolve, check, write."""
+    for name, path in (("-o", output), *((("--plot", picture),) if picture else ())):
+        if path.exists() and any(path.samefile(x) for x in (recording, impulse) if x and x.exists()):
+            raise InputError(f"{name} {path} is read as well: name another file")
+        with writing(f"{name} {path}", InputError):
+            check_writable(path)
     dry = read(recording)
     channels, count = dry.samples.shape
     taps = room(channels, dry.rate, seconds, wet, seed) if impulse is None else measured_room(impulse, dry)
@@ -224,6 +242,21 @@ def reverberate(
 
 
 PATH = click.Path(path_type=Path)
+PICTURES = (".png", ".svg", ".pdf")
+
+
+def finite(_: click.Context, option: click.Parameter, x: float) -> float:
+    """What no range of click's refuses."""
+    if not math.isfinite(x):
+        raise click.BadParameter(f"{x} is no finite number")
+    return x
+
+
+def drawn(_: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """A picture that can be drawn."""
+    if path is not None and path.suffix.lower() not in PICTURES:
+        raise click.BadParameter(f"{path} does not end in {', '.join(PICTURES)}")
+    return path
 
 
 @click.command()
@@ -234,6 +267,7 @@ PATH = click.Path(path_type=Path)
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     default=0.5,
+    callback=finite,
     show_default=True,
     help="The synthetic room's reverberation time (60 dB).",
 )
@@ -241,12 +275,15 @@ PATH = click.Path(path_type=Path)
     "--wet",
     type=click.FloatRange(min=0),
     default=0.7,
+    callback=finite,
     show_default=True,
     help="Strength of the synthetic room's tail; the direct sound has 1.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Draws the synthetic room.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the synthetic room."
+)
 @click.option("-o", "--output", type=PATH, default="reverb.wav", show_default=True)
-@click.option("--plot", "picture", type=PATH, help="PNG file for a plot.")
+@click.option("--plot", "picture", type=PATH, callback=drawn, help="A plot: .png, .svg or .pdf.")
 @click.option(
     "--simulate",
     "arch",

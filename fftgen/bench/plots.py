@@ -41,7 +41,7 @@ def draw(doc: Document, path: Path) -> None:
     The file's ending names the format. Raises ToolchainError without matplotlib, InputError when there is
     nothing to draw or the file cannot be written.
     """
-    drawing.require()
+    drawing.require(path)
     found = groups(doc)
     if not found:
         raise InputError("nothing was measured: there is nothing to draw")

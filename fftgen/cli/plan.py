@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fftgen.planner import gradient_sections, search, sections, windows
 from fftgen.planner.cost import Cost, cost, filter_cost, in_one_launch
 from fftgen.planner.gradient import backward
 from fftgen.planner.one_launch import one_launches
-from fftgen.planner.plan import FULL, LOWER, Plan, plain
+from fftgen.planner.plan import LOWER, Plan, plain
 from fftgen.planner.windows import WORTH
 from fftgen.roofline import of_plan
 from fftgen.targets import target as find_target
@@ -141,8 +141,10 @@ def _sections(chosen: Plan, plan: Plan) -> str:
 
 
 def _both_ways(chosen: Plan, plan: Plan) -> float | None:
-    """Of the time of ``chosen`` what sections take of filters that act backwards; None: they do anyway."""
-    return sections.share(chosen, replace(plan, matrix=FULL)) if plan.matrix == LOWER else None
+    """Of the time of ``chosen`` what sections take of filters that act backwards; None: they do anyway, or
+    there are too many sections for it."""
+    both = sections.both_ways(plan) if plan.matrix == LOWER else None
+    return None if both is None else sections.share(chosen, both)
 
 
 def _taken(share: float) -> str:

@@ -47,7 +47,8 @@ def check(
 ) -> tuple[int, int] | None:
     """The shape of the call to predict, if one is asked for; before anything is done.
 
-    Raises InputError for options that need others, ToolchainError where --plot has nothing to draw with.
+    Raises InputError for options that need others and for a picture that cannot be written, ToolchainError
+    where --plot has nothing to draw with.
     """
     if not roofline and (gated or plot is not None or batch is not None or channels is not None):
         raise InputError("--gated, --plot, --batch and --channels go with --roofline")
@@ -56,7 +57,7 @@ def check(
     if plot is not None:
         from fftgen.bench.drawing import require
 
-        require()
+        require(plot)
     if batch is None or channels is None:
         return None
     if batch < 1 or channels < 1:

@@ -99,6 +99,11 @@ def of_many_rows(plan: Plan, others: Sequence[Plan]) -> Plan | None:
     return best if best is not None and share(plan, best) < WORTH else None
 
 
+def both_ways(plan: Plan) -> Plan | None:
+    """A causal plan in sections with filters that act backwards as well; None: there are too many for it."""
+    return replace(plan, matrix=FULL) if _fits(plan.problem, plan.transform, back=True) else None
+
+
 def share(plan: Plan, other: Plan) -> float:
     """Of the time of ``plan`` what ``other`` is predicted to take, of rows that fill the chip."""
     return seconds(other)[0] / seconds(plan)[0]

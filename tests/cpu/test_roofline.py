@@ -193,13 +193,23 @@ def test_what_cannot_be_is_refused_with_its_rule(arguments: tuple[str, ...], mes
     assert re.search(message, result.stderr), result.stderr
 
 
-def test_pictures_that_cannot_be_written_are_errors() -> None:
+def test_pictures_that_cannot_be_written_are_errors(place: Path) -> None:
     pytest.importorskip("matplotlib")
-    formats = "name a .png, .svg or .pdf file"
-    for name, advice in (("no/such/p.png", "name a directory that exists"), ("p.nosuchformat", formats)):
+    formats = r"cannot be drawn: name a file that ends in \.png, \.svg, \.pdf\n"
+    (place / "directory.png").mkdir()
+    for name, said in (
+        ("no/such/p.png", r"cannot be written \(.*\): name a directory that exists\n"),
+        ("directory.png", r"cannot be written \(.*\): "),
+        ("p.nosuchformat", formats),
+        ("p", formats),
+        (".", formats),
+        ("/dev/null", formats),
+    ):
         result = fftgen("plan", 256, "--roofline", "--plot", name)
         assert result.exit_code == 2
-        assert re.search(rf"cannot be written \(.*\): {advice}\n", result.stderr)
+        assert re.search(said, result.stderr), result.stderr
+        assert result.stdout == ""
+    assert [p.name for p in place.iterdir()] == ["directory.png"]
     with pytest.raises(InputError, match="nothing to draw"):
         pictures.draw([], Path("p.png"))
 

@@ -149,6 +149,9 @@ def test_the_plan_says_what_sections_take() -> None:
     assert "with filters that act backwards 0." in fftgen("plan", LENGTH, "--causal").stdout
     assert 0.6 < around[-1]["of_the_time"] < 0.95
     assert "sections" not in answer("plan", LENGTH - 8)
+    six, five = answer("plan", 98_304, "--causal", "--arch", "sm_89")["sections"]  # both ways: not of six
+    assert six["both_ways_of_the_time"] is None
+    assert 0.7 < five["both_ways_of_the_time"] < 0.95
     assert "not taken" in fftgen("plan", 32_768, "--causal").stdout
 
 

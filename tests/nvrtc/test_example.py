@@ -37,6 +37,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wavfile.write(directory / "fast.wav", 2 * RATE, np.ones(10, np.float32))
     wavfile.write(directory / "three.wav", RATE, np.ones((10, 3), np.float32))
     wavfile.write(directory / "empty.wav", RATE, np.zeros(0, np.int16))
+    wavfile.write(directory / "silence.wav", RATE, np.zeros((200, 2), np.int16))
+    wavfile.write(directory / "bad.wav", RATE, np.full(10, np.nan, np.float32))
+    wavfile.write(directory / "wide.wav", RATE, np.ones(10, np.int64))
     return directory
 
 
@@ -109,6 +112,11 @@ def test_counters_of_the_kernels_are_shown(place: Path) -> None:
         (("stereo.wav", "--seconds", "1"), "the room has 8000 taps, conv.fftgen takes 1024 samples"),
         (("stereo.wav", "--impulse", "fast.wav"), "16000 samples per second, the recording 8000: resample"),
         (("stereo.wav", "--impulse", "three.wav"), "three.wav has 3 channels, the recording 2"),
+        (("bad.wav",), "bad.wav has samples that are no finite numbers"),
+        (("wide.wav",), "wide.wav has samples of type int64: convert it to one of uint8, int16"),
+        (("stereo.wav", "-o", "stereo.wav"), "-o stereo.wav is read as well: name another file"),
+        (("stereo.wav", "-o", "none/wet.wav"), "-o none/wet.wav cannot be written"),
+        (("stereo.wav", "--plot", "none/wet.png"), "--plot none/wet.png cannot be written"),
     ],
 )
 def test_what_does_not_fit_is_said(place: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -116,3 +124,34 @@ def test_what_does_not_fit_is_said(place: Path, arguments: tuple[str, ...], mess
     assert done.exit_code == 1
     assert message in done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--wet", "nan"), "nan is no finite number"),
+        (("--seconds", "inf"), "inf is no finite number"),
+        (("--seed", "-1"), "-1 is not in the range"),
+        (("--plot", "wet.xyz"), "wet.xyz does not end in .png, .svg, .pdf"),
+    ],
+)
+def test_what_is_no_argument_is_said(arguments: tuple[str, ...], message: str) -> None:
+    done = run("stereo.wav", "--artifact", "conv.fftgen", *arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+@pytest.mark.parametrize("silent", [("silence.wav",), ("stereo.wav", "--impulse", "silence.wav")])
+def test_silence_stays_silent(place: Path, silent: tuple[str, ...]) -> None:
+    rooms = () if "--impulse" in silent else ("--seconds", "0.05")
+    done = run(*silent, *rooms, "--artifact", "conv.fftgen", "-o", "short.wav")
+    assert done.exit_code == 0, done.output
+    assert "relative error 0.00e+00" in done.output
+    assert not samples(place / "short.wav").any()
+
+
+def test_an_artifact_in_fp32(place: Path) -> None:
+    api.build(1024, "fp32", targets=["sm_80"], path=place / "wide.fftgen")
+    done = run("stereo.wav", "--artifact", "wide.fftgen", "--impulse", "room.wav", "-o", "wet.wav")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"against SciPy: relative error \d\.\d+e-0[78] \(allowed 5\.\d+e-07\)", done.output)
