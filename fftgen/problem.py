@@ -35,9 +35,7 @@ class Problem:
         if self.length < 1:
             raise InputError(f"seqlen must be at least 1, got {self.length}")
         if self.length > MAX_LENGTH:
-            raise InputError(
-                f"seqlen {self.length} exceeds the largest transform ({MAX_LENGTH}): {SPLIT}"
-            )
+            raise InputError(f"seqlen {self.length} exceeds the largest transform ({MAX_LENGTH}): {SPLIT}")
         if self.dtype not in DTYPES:
             raise InputError(f"dtype {self.dtype!r} is not supported: choose from {', '.join(DTYPES)}")
 
