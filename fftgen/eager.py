@@ -10,6 +10,7 @@ is ignored (its dispatch key is excluded), and the product would silently be the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -99,23 +100,33 @@ def _by_gates(
         reflected = torch.conj_physical(torch.fft.rfft(back, n=points))
         response = reflected if response is None else response + reflected
     y: Tensor = torch.fft.irfft(torch.fft.rfft(x, n=points) * response, n=points)[..., :steps]
-    if power is not None:  # beyond what one factor holds
-        y = torch.ldexp(torch.ldexp(y, power >> 1), power - (power >> 1))
+    if power is not None:
+        y = _raised(y, power)
     if skip is not None:
         y = y + skip.to(signal.dtype)[:, None] * signal
     return [(y if g is None else y * g.to(signal.dtype)).to(u.dtype).contiguous() for g in gates]
 
 
 def _may_overflow(points: int, signal: Tensor, *filters: Tensor) -> bool:
-    """Whether a sum on the way may be too large for the precision where no result is."""
+    """Whether a sum on the way may be too large for the precision where no result is.
+
+    A product of two spectra is of sums of so many points each, and transformed back to as many of those,
+    before it is divided by their number. Where a row holds a NaN nothing is known, and others may be large.
+    """
     u, k = (max(float(x.abs().max()) for x in given) for given in ((signal,), filters))
-    return max(u, k, u * k) * points > torch.finfo(signal.dtype).max
+    most = max(u, k, u * k * points) * points
+    return math.isnan(u) or math.isnan(k) or most > torch.finfo(signal.dtype).max
 
 
 def _power(x: Tensor) -> Tensor:
     """(..., 1), integer: the power of two near the largest element of a row, if fp32 has its inverse."""
     largest = x.abs().amax(-1, keepdim=True)
     return torch.where(largest.isfinite(), torch.frexp(largest).exponent, 0).clamp(-126, 127)
+
+
+def _raised(x: Tensor, power: Tensor) -> Tensor:
+    """x times a power of two, which may be beyond what one factor holds."""
+    return torch.ldexp(torch.ldexp(x, power >> 1), power - (power >> 1))
 
 
 def _gated(x: Tensor, gate: Tensor | None) -> Tensor:
@@ -153,6 +164,12 @@ def correlate_input(
     steps = u.shape[-1]
     reach = min(taps, steps) if mode == "causal" else taps
     points = length if mode == "circular" else fast_length(steps + reach - 1)
+    power = None
+    if _may_overflow(points * len(x), x, g):  # sums of a channel's rows, too: its rows have one power
+        of_x, of_g = (_power(s).amax(0, keepdim=True) for s in (x, g))
+        x, g, power = torch.ldexp(x, -of_x), torch.ldexp(g, -of_g), (of_x + of_g)[0]
     product = torch.conj_physical(torch.fft.rfft(x, n=points)) * torch.fft.rfft(g, n=points)
     found: Tensor = torch.fft.irfft(product.sum(dim=0), n=points)[..., :reach]
+    if power is not None:
+        found = _raised(found, power)
     return torch.nn.functional.pad(found, (0, taps - reach)).contiguous()

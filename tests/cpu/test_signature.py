@@ -178,6 +178,28 @@ def test_sums_on_the_way_may_be_larger_than_any_result() -> None:
     close(huge[..., -1], torch.full((1, 2), 64e4), 1e-5)
 
 
+@pytest.mark.parametrize("mode", ["causal", "circular"])
+@pytest.mark.parametrize("points", [256, 1000, 4096])
+def test_spectra_of_constant_rows_may_be_larger_than_any_result(mode: str, points: int) -> None:
+    """Products of spectra are of sums of all points, and transformed back to sums of as many again; gradients
+    of filters add up rows as well. What is no number in one row is nobody else's matter."""
+    largest = 3e19 / points
+    u = torch.full((3, 1, points), largest, requires_grad=True)
+    k = torch.full((1, points), largest, requires_grad=True)
+    y = fftgen.fftconv(u, k, mode=mode)
+    exact = fftgen.fftconv(u.double(), k.double(), mode=mode)
+    close(y.double(), exact, 1e-6)
+    v = torch.full_like(u, largest)
+    made, wanted = (torch.autograd.grad(x, (u, k), v.to(x.dtype)) for x in (y, exact))
+    for mine, ref in zip(made, wanted, strict=True):
+        close(mine.double(), ref.double(), 1e-6)
+    with torch.no_grad():
+        u[1, 0, 3] = torch.nan
+        y = fftgen.fftconv(u, k, mode=mode)
+    assert y[1].isnan().all()
+    close(y[::2].double(), exact[::2], 1e-6)
+
+
 LENGTHS = [(20, 7), (20, 8), (7, 20), (8, 20), (20, 20), (1, 5), (5, 1), (1, 1), (131, 64)]
 
 
