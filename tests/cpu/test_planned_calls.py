@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from fftgen import gradient
 from fftgen.errors import InputError
 from fftgen.execute import Executable
 from fftgen.gradient import Needed
-from fftgen.planner import search, tables, twins
+from fftgen.planner import search, twins
 from fftgen.planner.gradient import backward
 from fftgen.planner.gradient import gradient as gradient_of
 from fftgen.planner.gradient_plan import Gradient
@@ -21,6 +22,7 @@ from fftgen.problem import Problem
 
 STEPS = 1000
 PROBLEM = Problem("causal", 1024, "bf16")
+Planned = tuple[Executable, tuple[Tensor, Tensor]]
 
 
 class Recorder:
@@ -77,25 +79,65 @@ def assert_known_again(calls: list[Callable[[Recorder], object]], forget: Callab
     assert len({str(x) for x in alone}) > 1  # or nothing would have to be told apart
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
-def test_calls_of_a_convolution_are_told_apart(outputs: int) -> None:
-    one = search.plan(PROBLEM, "sm_90")
-    plan = one if outputs == 1 else twins.twin(one)
-    assert plan is not None
-    block = torch.frombuffer(bytearray(tables.build(plan)), dtype=torch.uint8)
-    executable = Executable(plan, block)
+@pytest.fixture
+def planned() -> Planned:
+    """A plan that nothing has called, and the spectrum and the scale that its calls take."""
+    plan = search.plan(PROBLEM, "sm_90")
     planes, scale = torch.zeros(2, 2, plan.transform, dtype=torch.float16), torch.zeros(2, 2)
+    return Executable(plan, torch.zeros(16, dtype=torch.uint8)), (planes, scale)
 
-    def call(u: Tensor, in_gate: Tensor, *gates: Tensor) -> Callable[[Recorder], object]:
-        def made(recorder: Recorder) -> object:
-            given = recorder, u, planes, scale, in_gate
-            if outputs == 2:
-                return executable.both(*given, (gates[0], gates[1]), address=Recorder.at)
-            return executable(*given, gates[0], address=Recorder.at)
 
-        return made
+def fewer(x: Tensor | None) -> Tensor | None:
+    """Some rows, and some steps of each: a view has the strides of the whole."""
+    return None if x is None else x[:2, :, :-8]
 
-    assert_known_again([call(*x) for x in ways(2 + outputs)], executable._planned.clear)
+
+def with_fewer(given: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    for tensors in given:
+        yield tensors
+        yield tuple(map(fewer, tensors))
+
+
+def gated() -> Iterator[tuple[Tensor | None, ...]]:
+    """A signal and two gates, each laid out in every way, or absent."""
+    for signal, *gates in ways(3):
+        for there in itertools.product((True, False), repeat=2):
+            yield signal, *(gate if need else None for gate, need in zip(gates, there, strict=True))
+
+
+def test_calls_of_a_convolution_are_told_apart(planned: Planned) -> None:
+    executable, spectrum = planned
+
+    def call(u: Tensor, in_gate: Tensor | None, gate: Tensor | None) -> Callable[[Recorder], object]:
+        return lambda recorder: executable(recorder, u, *spectrum, in_gate, gate, address=Recorder.at)
+
+    assert_known_again([call(*x) for x in with_fewer(gated())], executable._planned.clear)
+
+
+def test_calls_with_two_results_are_told_apart(planned: Planned) -> None:
+    executable, spectrum = planned
+    twin = twins.twin(executable.plan)
+    assert twin is not None
+    both = Executable(twin, executable.tables)
+
+    def call(u: Tensor, in_gate: Tensor, *gates: Any) -> Callable[[Recorder], object]:
+        return lambda recorder: both.both(recorder, u, *spectrum, in_gate, gates, address=Recorder.at)
+
+    assert_known_again([call(*x) for x in with_fewer(ways(4))], both._planned.clear)
+
+
+def test_calls_of_windows_are_told_apart(planned: Planned) -> None:
+    """By how many results they write, too, and where to: into views of what is longer."""
+    executable, spectrum = planned
+
+    def call(u: Tensor, whole: Tensor, results: int) -> Callable[[Recorder], object]:
+        into = (whole[..., :results],)
+        return lambda recorder: executable.first_results(
+            recorder, u, *spectrum, None, (None,), into, address=Recorder.at
+        )
+
+    calls = [call(u, whole, n) for u, whole in ways(2) for n in (STEPS, STEPS - 8)]
+    assert_known_again(calls, executable._planned.clear)
 
 
 def test_calls_of_gradients_are_told_apart() -> None:
@@ -123,20 +165,25 @@ def test_gradients_of_filters_tell_the_lengths_of_signals_apart() -> None:
     u, v = (torch.zeros(2, 1, 4096, dtype=torch.bfloat16) for _ in range(2))
     block = torch.zeros(16, dtype=torch.uint8)
 
-    def call(steps: int) -> Callable[[Recorder], object]:
-        given = u[..., :4080], v[..., :steps]
+    def call(*steps: int) -> Callable[[Recorder], object]:
+        given = u[..., : steps[0]], v[..., : steps[1]]
         return lambda recorder: gradient.correlate_input(
             found, block, recorder, *given, taps=7, address=Recorder.at
         )
 
-    assert_known_again([call(steps) for steps in (4096, 4088, 4080)], gradient._planned.clear)
+    lengths = ((4080, 4096), (4080, 4088), (4080, 4080), (4072, 4080))
+    assert_known_again([call(*steps) for steps in lengths], gradient._planned.clear)
 
 
-def test_more_rows_than_a_launch_counts_are_refused_before_anything_is_made() -> None:
+def test_more_rows_than_a_launch_counts_are_refused_before_anything_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     many = torch.zeros(1, 1, 8, dtype=torch.bfloat16).expand(2**16, 2**15, 8)
     plan, found = search.plan(PROBLEM, "sm_90"), gradient_of(PROBLEM, "sm_90")
     block, recorder = torch.zeros(16, dtype=torch.uint8), Recorder()
     planes, scale = torch.zeros(1, dtype=torch.float16), torch.zeros(1)
+    for name in ("empty", "empty_like", "zeros"):
+        monkeypatch.setattr(torch, name, lambda *_, **__: pytest.fail("memory was asked for"))
     with pytest.raises(InputError, match=r"rows exceed .*: split the batch"):
         Executable(plan, block)(recorder, many, planes, scale, address=Recorder.at)
     with pytest.raises(InputError, match=r"rows exceed .*: split the batch"):

@@ -6,7 +6,6 @@ compiled once more with a line that also writes what is about to be rounded.
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from argument_blocks import assert_laid_out
 from cases import slow, usually
 from torch import Tensor
 
@@ -595,11 +595,19 @@ def test_no_filter_kernel_spills(target: str, few: bool) -> None:
             assert r.registers * kernel.threads * kernel.resident <= 65_536, (str(plan), kernel.role, r)
 
 
+FIELDS = (
+    *(("filter", "Q"), ("stride", "q"), ("back", "Q"), ("back_stride", "q")),
+    *((name, "Q") for name in ("skip", "planes", "scale", "tables", "workspace", "peaks")),
+    *((name, "i") for name in ("first", "taps", "reach", "channels")),
+)
+
+
 def test_the_argument_block_is_the_structure_the_kernels_read() -> None:
+    """The kernels take so many bytes, in which every field stands where the host packs it."""
     ptx, _, _ = ptx_of(plan_for("causal", 4096))
     declared = ptx.split("_filter(")[1].split(")")[0]
     assert f"[{FILTER_ARGS_BYTES}]" in declared, declared
-    assert FILTER_ARGS_BYTES % ctypes.sizeof(ctypes.c_uint64) == 0
+    assert_laid_out("filter", "FilterArgs<__half>", FIELDS, FILTER_ARGS_BYTES)
 
 
 @pytest.mark.slow

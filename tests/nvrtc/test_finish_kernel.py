@@ -6,7 +6,6 @@ Sums are drawn at random here; that they are the right ones is for test_gradient
 from __future__ import annotations
 
 import dataclasses
-import struct
 from dataclasses import dataclass
 
 import compiled
@@ -14,21 +13,21 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from argument_blocks import assert_laid_out
 from calls import built
 from cases import slow, usually
 from mutations import dropped_barriers, running
 from torch import Tensor
 
-from fftgen import emulate, launch, nvrtc
-from fftgen.errors import CompileError, InternalError
+from fftgen import emulate, launch
+from fftgen.errors import InternalError
 from fftgen.gradient import finish, finish_by_kernels
 from fftgen.planner.gradient import gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.order import sum_index
 from fftgen.problem import Problem
-from fftgen.render import COMMON, header, render_gradient
+from fftgen.render import render_gradient
 from fftgen.simulator import Report, SimulationError
-from fftgen.source import Source
 
 FP32 = 3e-7  # relative L2 error of a channel's gradient; measured: 1.1e-7 to 2.0e-7, as torch.fft's
 
@@ -295,32 +294,7 @@ GRADIENT = (
 def test_the_argument_block_is_the_structure_the_kernels_read(
     name: str, kind: str, fields: tuple[tuple[str, str], ...], size: int
 ) -> None:
-    """Every field stands where the host packs it, as NVRTC sees the header; a byte further it does not."""
-    own = ("powers", "mma", "scaled", "chain", "filter", "share", "gradient", "finish")
-    headers = (*COMMON, *own)
-    sums = "namespace fftgen { constexpr bool WIDE_SUMS = false; }\n"  # the chain's, as of a plan (sums.j2)
-    start = f'{sums}#include "fftgen/{name}.cuh"\nusing Kind = fftgen::{kind};\n'
-    formats = [code for _, code in fields]
-    at = {field: struct.calcsize("<" + "".join(formats[:i])) for i, (field, _) in enumerate(fields)}
-    claims = {f"__builtin_offsetof(Kind, {field})": offset for field, offset in at.items()}
-    claims["sizeof(Kind)"] = size
-
-    def compiled(claims: dict[str, int], start: str = start) -> None:
-        checks = "".join(f'static_assert({what} == {value}, "{what}");\n' for what, value in claims.items())
-        kernel = 'extern "C" __global__ void none() {}\n'
-        source = Source(
-            "layout.cu", start + checks + kernel, {f"fftgen/{h}.cuh": header(h) for h in headers}, ("none",)
-        )
-        nvrtc.compile_ptx(source, "compute_80", line_info=False)
-
-    try:
-        compiled({"__builtin_offsetof(Two, b)": 4}, "struct Two { int a, b; };\n")
-    except CompileError:  # of 12.4 it is one
-        pytest.skip("this NVRTC does not know __builtin_offsetof")
-    compiled(claims)
-    for what, value in claims.items():
-        with pytest.raises(CompileError):
-            compiled({what: value + 1})
+    assert_laid_out(name, kind, fields, size)
 
 
 @pytest.mark.slow

@@ -377,7 +377,7 @@ def test_a_name_a_digest_and_a_text_of_its_own() -> None:
     assert planned(3).digest != found.digest
 
 
-@pytest.mark.parametrize("rows", [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", [4, 8])
 def test_all_warps_of_a_block_share_a_tile(rows: int, rng: np.random.Generator) -> None:
     """As those of every batch of eight and more do: halves of halves are added up."""
     found, shape = planned(2), (rows, 1, POINTS + 1000)

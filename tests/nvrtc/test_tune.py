@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,7 +27,6 @@ from fftgen.bench.cases import Case
 from fftgen.bench.inputs import Inputs, draw_sets
 from fftgen.bench.row import FAILED, OK, WRONG
 from fftgen.bench.tune import keep, tune, winner
-from fftgen.bench.watch import Watch
 from fftgen.cache import Cache
 from fftgen.pipeline import Built, build_gradient
 from fftgen.planner import search
@@ -331,21 +329,6 @@ def test_a_device_that_is_lost_ends_it(scripted: Any, monkeypatch: pytest.Monkey
     assert found["variants"][2]["reason"] == "the device was lost by: one"
     assert not found["passed"]
     assert found["device_lost"]
-
-
-@pytest.mark.parametrize("hangs", [True, False])
-def test_a_watch_names_what_hangs(hangs: bool) -> None:
-    named: list[str] = []
-    with Watch(0.2, named.append) as watch:
-        time.sleep(0.3)  # nothing is at work
-        for what in ("one", "two", "three"):
-            watch.at(what)
-            time.sleep(0.1)
-        if hangs:
-            time.sleep(0.5)
-        watch.at("")
-        time.sleep(0.3)
-    assert named == (["three"] if hangs else [])
 
 
 # --- what is kept
