@@ -142,14 +142,17 @@ def open_backend(dry_run: bool) -> Backend:
 
 
 def require_cuda() -> None:
-    """Raise ToolchainError, in one sentence, unless kernels can be compiled and run here."""
-    driver()
-    if torch.version.cuda is None:
-        raise ToolchainError(
-            f"PyTorch {torch.__version__} is built without CUDA: install a CUDA build of torch to measure"
-        )
-    if not torch.cuda.is_available():
-        raise ToolchainError("PyTorch finds no GPU: is one present and visible (CUDA_VISIBLE_DEVICES)?")
+    """Raise ToolchainError, in one line, unless kernels can be compiled and run here."""
+    try:
+        driver()
+        if torch.version.cuda is None:
+            raise ToolchainError(
+                f"PyTorch {torch.__version__} is built without CUDA: install a CUDA build of torch to measure"
+            )
+        if not torch.cuda.is_available():
+            raise ToolchainError("PyTorch finds no GPU: is one present and visible (CUDA_VISIBLE_DEVICES)?")
+    except ToolchainError as error:
+        raise ToolchainError(f"{error} (--dry-run walks the same way without a GPU)") from error
     nvrtc.build()
 
 

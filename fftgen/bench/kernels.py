@@ -199,6 +199,7 @@ def timed(
             kept = deque([result], maxlen=len(sets))  # one that is freed would find its lines in the L2 again
             times = []
             for i in range(rounds):
+                tell(name)  # a slow call is waited for, not all of them together
                 result, seconds = one(sets[(i + 1) % len(sets)])
                 kept.append(result)
                 times.append(seconds)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from fftgen.bench.timer import Timer
 
 PASSES = 2  # two runs of the same code: what they differ by is what a difference must exceed
 FEWEST, MOST = 5, 60  # samples of a contender in a pass
+LEAST = 3  # of one with slow calls: as few as have a median
+PATIENCE = 3.0  # seconds: of a slow contender no more is sampled, or put around its samples, than fits
 BURST = 0.04  # seconds of one contender before the next one has its turn
 WARM_UP = 3
 CROWD = 8  # calls, at least, that are queued before a result is judged under load
@@ -68,40 +71,61 @@ def digits(value: float) -> float:
 
 
 class _Rotation:
-    """Calls on one set of inputs after the other; as many results as there are sets stay alive.
+    """Calls on one set of inputs after the other, whose results go into ``kept``.
 
     A result that is freed at once gives its memory to the next one, which would then overwrite lines that
-    are still in the L2: those writes would be free.
+    are still in the L2: those writes would be free. So the last ones stay alive, as many as there are sets:
+    what is read and written meanwhile is more than the L2 holds. All contenders share ``kept``, since a
+    block of memory is as old by whichever of them it was written; with a queue of its own for each, a
+    device would hold the results of all at once.
     """
 
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, kept: deque[object]) -> None:
         self._calls = calls
         self._next = 0
-        self._kept: deque[object] = deque(maxlen=len(calls))
+        self._kept = kept
 
     def __call__(self) -> None:
         call = self._calls[self._next]
         self._next = (self._next + 1) % len(self._calls)
         self._kept.append(call())
 
-    def drop(self) -> None:
-        """Let go of the results."""
-        self._kept.clear()
+    @property
+    def sets(self) -> int:
+        """How many sets of inputs it goes round."""
+        return len(self._calls)
 
 
-def warm_up(timer: Timer, calls: Calls) -> float:
-    """Run the calls until what happens once has happened; the seconds of one call afterwards."""
-    rotation = _Rotation(calls)
-    timer.time([rotation] * max(WARM_UP, len(calls)))
-    return statistics.median(timer.time([rotation] * WARM_UP))
+def warm_up(timer: Timer, rotation: _Rotation, tell: Callable[[], None] = lambda: None) -> float:
+    """Make calls until what happens once has happened; the seconds of one call afterwards.
+
+    Slow ones are two, where the rest would take longer than PATIENCE. ``tell`` is called before each part:
+    whoever waits for news waits for a slow call, not for all.
+    """
+    for _ in range(2):
+        tell()
+        (once,) = timer.time([rotation])
+    more = max(WARM_UP, rotation.sets) - 2
+    if once * (more + WARM_UP) > PATIENCE:
+        return once
+    tell()
+    return statistics.median(timer.time([rotation] * (more + WARM_UP))[-WARM_UP:])
 
 
-def under_load(calls: Sequence[Callable[[], Result]]) -> Result:
+def samples(once: float, seconds: float) -> int:
+    """Samples of a pass for a contender with calls of ``once`` seconds: what ``seconds`` hold, in bounds."""
+    fewest = max(LEAST, min(FEWEST, int(PATIENCE / PASSES / once)))
+    return max(fewest, min(MOST, int(seconds / PASSES / once)))
+
+
+def under_load(calls: Sequence[Callable[[], Result]], once: float = 0.0) -> Result:
     """What the first call gives as the last of many, on all sets of inputs, that the device gets at once.
 
     Blocks of one are then still at work when the next one starts, and memory holds what others left there.
+    ``once``: seconds of a call; of slow ones there is one for each set.
     """
-    for _ in range(-(-CROWD // len(calls)) - 1):
+    crowd = CROWD if CROWD * once <= PATIENCE else len(calls)
+    for _ in range(-(-crowd // len(calls)) - 1):
         for call in calls:
             call()
     for call in calls[1:]:
@@ -118,6 +142,7 @@ class _Lane:
     burst: int
     passes: list[list[float]]
     around: Around | None
+    kept: deque[object]
 
     @property
     def missing(self) -> int:
@@ -133,7 +158,7 @@ class _Lane:
             # What stands around the calls moved the allocator's blocks: the first call finds them again.
             timer.time([self.rotation])
             self.passes[-1] += timer.time(calls)
-            self.rotation.drop()
+            self.kept.clear()
 
 
 def interleave(
@@ -152,20 +177,23 @@ def interleave(
     pass: it stands for their own turns only, and so do their results, so that a device holds the memory of
     one contender and not of all. ``tell`` hears whose turn it is.
     """
+    kept: deque[object] = deque(maxlen=max(map(len, contenders.values()), default=0))
     lanes: dict[str, _Lane] = {}
     broken: dict[str, Exception] = {}
     for name, calls in contenders.items():
         its_own = (around or {}).get(name)
-        tell(name)
+        rotation = _Rotation(calls, kept)
         try:
             with its_own() if its_own else nullcontext():
-                once = warm_up(timer, calls)
+                once = warm_up(timer, rotation, partial(tell, name))
+                if its_own:
+                    kept.clear()
         except Exception as error:
-            broken[name] = error
+            broken[name] = _let_go(error, kept)
             continue
-        wanted = max(FEWEST, min(MOST, int(seconds / PASSES / once)))
+        wanted = samples(once, seconds)
         burst = max(1, min(wanted, int(BURST / once)))
-        lanes[name] = _Lane(_Rotation(calls), wanted, burst, [], its_own)
+        lanes[name] = _Lane(rotation, wanted, burst, [], its_own, kept)
     for _ in range(PASSES):
         for lane in lanes.values():
             lane.passes.append([])
@@ -180,10 +208,19 @@ def interleave(
                 try:
                     lane.turn(timer)
                 except Exception as error:
-                    broken[name] = error
+                    broken[name] = _let_go(error, kept)
                     del lanes[name]
             turn += 1
     return {name: Timing.of(lane.passes) for name, lane in lanes.items()}, broken
+
+
+def _let_go(error: Exception, kept: deque[object]) -> Exception:
+    """The error of a contender that broke, without the memory that it held: the others go on beside it.
+
+    A traceback keeps the frames of the call, and so every tensor that the call had made.
+    """
+    kept.clear()
+    return error.with_traceback(None)
 
 
 def copy_bandwidth(backend: Backend, seconds: float = 0.5) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fftgen.bench.attention import ATTENTION
 from fftgen.bench.steps import PROOFS, Step
 from fftgen.bench.supervisor import CRASHED, NOT_RUN, Outcome
 from fftgen.durable import replace_file, writing
 from fftgen.errors import InputError
 
 SCHEMA = 1
+NAME_ONE = "name a file that fftgen bench wrote"
 Document = dict[str, Any]
 
 
@@ -32,7 +34,8 @@ def document(run: Run, planned: Sequence[Step], outcomes: Sequence[Outcome], sec
 
     Rows get what depends on other steps: ``floor_fraction``, the least time that the row's compulsory bytes
     take at the measured copy bandwidth, over the contender's median; ``ratio``, its median over fftgen's;
-    ``prepared_ratio``, where the filter's spectrum is given, over that of fftgen with its spectrum given.
+    ``prepared_ratio``, of a convolution with the filter's spectrum given, over that of fftgen with its own
+    given.
     Backward rows get ``over_forward``, our time over that of our own forward row of the same case.
     """
     done = [_step(o) for o in outcomes]
@@ -66,7 +69,8 @@ def document(run: Run, planned: Sequence[Step], outcomes: Sequence[Outcome], sec
 
 
 def failures(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Steps that show something of ours wrong or broken. What time did not allow is no failure."""
+    """Steps that show something of ours wrong or broken. What time did not allow is no failure, nor is a row
+    that peers took with them."""
     return [
         o
         for o in outcomes
@@ -84,10 +88,12 @@ def derive(row: dict[str, Any], bandwidth: float | None) -> None:
         median = entry.get("median_s")
         if median is None:
             continue
-        if bandwidth and name != "attention":
-            entry["floor_fraction"] = float(f"{row['floor_bytes'] / bandwidth / median:.4g}")
         if ours:
             entry["ratio"] = float(f"{median / ours:.4g}")
+        if name == ATTENTION.name:  # it has other bytes to move, and no filter
+            continue
+        if bandwidth:
+            entry["floor_fraction"] = float(f"{row['floor_bytes'] / bandwidth / median:.4g}")
         if prepared and not entry["filter_inside"]:
             entry["prepared_ratio"] = float(f"{median / prepared:.4g}")
 
@@ -133,10 +139,10 @@ def crossover(measured: Sequence[dict[str, Any]]) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
     for dtype in sorted({r["dtype"] for r in measured}):
         pairs = sorted(
-            (r["length"], r["contenders"]["attention"]["median_s"], r["contenders"]["fftgen"]["median_s"])
+            (r["length"], *(r["contenders"][n]["median_s"] for n in (ATTENTION.name, "fftgen")))
             for r in measured
             if r["dtype"] == dtype and r["direction"] == "forward"
-            if all("median_s" in r["contenders"].get(n, {}) for n in ("attention", "fftgen"))
+            if all("median_s" in r["contenders"].get(n, {}) for n in (ATTENTION.name, "fftgen"))
         )
         if not pairs:
             continue
@@ -181,8 +187,10 @@ def read(path: Path) -> Document:
     """A results file. Raises InputError for anything else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as a results file: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): {NAME_ONE}") from error
+    except ValueError as error:
+        raise InputError(f"{path} cannot be read as a results file ({error}): {NAME_ONE}") from error
     if not isinstance(found, dict) or found.get("schema") != SCHEMA or "steps" not in found:
-        raise InputError(f"{path} is no results file of this version (schema {SCHEMA})")
+        raise InputError(f"{path} is no results file of this version (schema {SCHEMA}): {NAME_ONE}")
     return found

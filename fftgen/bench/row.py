@@ -28,6 +28,9 @@ CONTENDERS = {c.name: c for c in (*OURS, *PYTORCH, *PEERS, ATTENTION)}
 # What can become of a contender in a row. Only "ok" is timed.
 OK, WRONG, FAILED, UNAVAILABLE, LOST = "ok", "wrong", "failed", "unavailable", "lost"
 
+# Who is at work when it is no contender: nobody is to blame for how long that takes.
+REFERENCE = "the float64 reference"
+ALONE = "it did not fit into memory beside the others"
 
 Reference = Mapping[str, Tensor]  # "y", or the arguments of a backward pass
 Verdicts = Mapping[str, Accuracy]
@@ -37,14 +40,14 @@ Verdicts = Mapping[str, Accuracy]
 class Ready:
     """A contender that gave the right results: what is timed, one call per set of inputs.
 
-    ``again`` makes a result once more, under load, and judges it by the reference. ``around``: what stands
-    while it is called or timed. ``whole``: what memory is taken of: a forward call, or a training
-    step, forward and backward together.
+    ``again`` makes a result once more, under load, and judges it by the reference; it is told the seconds of
+    a call. ``around``: what stands while it is called or timed. ``whole``: what memory is taken of: a forward
+    call, or a training step, forward and backward together.
     """
 
     calls: tuple[Callable[[], object], ...]
     whole: Callable[[], object]
-    again: Callable[[Reference], Verdicts]
+    again: Callable[[Reference, float], Verdicts]
     around: Around = nullcontext
 
 
@@ -68,7 +71,7 @@ def measure_row(
     backend: Backend,
     *,
     contenders: Sequence[str],
-    lost: Sequence[str] = (),
+    lost: Mapping[str, str] | None = None,
     left_out: Mapping[str, str] | None = None,
     seed: int,
     seconds: float,
@@ -77,11 +80,12 @@ def measure_row(
     """Check and time contenders on a case: plain data.
 
     Times are of ``timed``: a forward pass, or a backward pass alone. ``peak_bytes`` is what ``memory_of``
-    says takes beyond the inputs, its results included.
+    says takes beyond the inputs, its results included. A contender with ``timed_alone``, which says why, was
+    not timed turn by turn with the others.
 
-    ``lost`` names contenders that have lost the device on this case before and are left out;
-    ``left_out`` gives reasons for contenders that are not asked. ``seconds`` of device time go to each.
-    ``tell`` hears who is at work. Raises DeviceLost.
+    ``lost`` gives the reasons for contenders that have lost the device on this case before and do not run;
+    ``left_out`` those for contenders that are not asked. ``seconds`` of device time go to each. ``tell``
+    hears who is at work. Raises DeviceLost.
     """
     if any(CONTENDERS[name].compiled for name in contenders):
         # Every row has shapes of its own: what was compiled for the last one only fills the compiler's cache.
@@ -90,26 +94,13 @@ def measure_row(
     found: dict[str, dict[str, Any]] = {}
     with torch.no_grad():
         sets = draw_sets(scaled, backend.device, seed, backend.l2_bytes)
-        calls = _checked(scaled, sets, backend, contenders, lost, tell, found)
+        calls = _checked(scaled, sets, backend, contenders, lost or {}, tell, found)
         for name, ready in calls.items():
             tell(name)
             backend.release()
             found[name]["peak_bytes"] = backend.peak_bytes(ready.whole)
         tell("timing")
-        around = {n: r.around for n, r in calls.items()} if case.direction == "backward" else None
-        every = {n: r.calls for n, r in calls.items()}
-        timed, broken = interleave(backend.timer, every, seconds, around, tell)
-        for name, error in list(broken.items()):
-            if isinstance(error, torch.OutOfMemoryError):
-                # Beside the others' leftovers it did not fit, alone it did: alone, then.
-                backend.release()
-                timings, still = interleave(backend.timer, {name: every[name]}, seconds, around, tell)
-                timed.update(timings)
-                broken.update(still)
-        for name, error in broken.items():
-            if name not in timed:
-                found[name].update(status=FAILED, reason=first_line(error))
-                still_there(backend, name, error)
+        timed = _timed(scaled, backend, calls, seconds, tell, found)
         _judge_again(scaled, sets, backend, calls, timed, tell, found)
     for name, timing in timed.items():
         found[name].update(timing.as_dict())
@@ -131,6 +122,34 @@ def measure_row(
     }
 
 
+def _timed(
+    case: Case,
+    backend: Backend,
+    calls: Mapping[str, Ready],
+    seconds: float,
+    tell: Callable[[str], None],
+    found: dict[str, dict[str, Any]],
+) -> dict[str, Timing]:
+    """Times of contenders turn by turn; what became of those that broke is in ``found``."""
+    around = {n: r.around for n, r in calls.items()} if case.direction == "backward" else None
+    every = {n: r.calls for n, r in calls.items()}
+    timed, broken = interleave(backend.timer, every, seconds, around, tell)
+    for name, error in list(broken.items()):
+        if isinstance(error, torch.OutOfMemoryError):
+            # Beside the others' leftovers it did not fit, alone it did: alone, then.
+            backend.release()
+            timings, still = interleave(backend.timer, {name: every[name]}, seconds, around, tell)
+            timed.update(timings)
+            broken.update(still)
+            if name in timings:
+                found[name]["timed_alone"] = ALONE
+    for name, error in broken.items():
+        if name not in timed:
+            found[name].update(status=FAILED, reason=first_line(error))
+            still_there(backend, name, error)
+    return timed
+
+
 def _judge_again(
     case: Case,
     sets: Sequence[Inputs],
@@ -145,11 +164,12 @@ def _judge_again(
     if not ours:
         return
     backend.release()
+    tell(REFERENCE)
     reference = _reference(case, sets)
     for name in ours:
         tell(name)
         try:
-            verdicts = calls[name].again(reference)
+            verdicts = calls[name].again(reference, timed[name].median)
         except Exception as error:
             del timed[name]
             found[name].update(status=FAILED, reason=first_line(error))
@@ -179,7 +199,7 @@ def _checked(
     sets: Sequence[Inputs],
     backend: Backend,
     names: Sequence[str],
-    lost: Sequence[str],
+    lost: Mapping[str, str],
     tell: Callable[[str], None],
     found: dict[str, dict[str, Any]],
 ) -> dict[str, Ready]:
@@ -192,11 +212,12 @@ def _checked(
         entry = _about(name)
         found[name] = entry
         if name in lost:
-            entry.update(status=LOST, reason="a kernel of it faulted or hung, and the process with it")
+            entry.update(status=LOST, reason=lost[name])
             continue
-        tell(name)
         if reference is None:
+            tell(REFERENCE)
             reference = _reference(case, sets)
+        tell(name)
         try:
             one = check(contender, case, sets, backend, reference, entry)
         except Unavailable as reason:
@@ -232,7 +253,11 @@ def _check_result(
     poison(sets[0].u)
     verdict = verdicts(prepared.calls[0](), reference)["y"]
     _tell(entry, verdict, prepared, "the result is not the convolution", "the result is not finite")
-    return Ready(prepared.calls, prepared.calls[0], lambda ref: verdicts(under_load(prepared.calls), ref))
+
+    def again(reference: Reference, once: float) -> Verdicts:
+        return verdicts(under_load(prepared.calls, once), reference)
+
+    return Ready(prepared.calls, prepared.calls[0], again)
 
 
 def _check_gradients(
@@ -259,10 +284,10 @@ def _check_gradients(
             return prepared.check(out)
         return gradient_reference.judge(case, out, reference, prepared.plan, prepared.filters)
 
-    def again(reference: Reference) -> Verdicts:
+    def again(reference: Reference, once: float) -> Verdicts:
         calls: tuple[Callable[[], Any], ...] = (first, *every[1:])
         with standing(every):
-            out = under_load(calls)
+            out = under_load(calls, once)
         return verdicts(out, reference)
 
     with standing(every[:1]):

@@ -70,12 +70,17 @@ DIRECTION_OF = {
 }
 Kernels = tuple[str, int, str, str]  # mode, length, dtype, direction
 # Modules, the largest first.
+OF_FORWARD: tuple[Kind, ...] = ("convolution", "sections")
 OF_BACKWARD: tuple[Kind, ...] = ("backward", "backward sections", "gradient", "twin")
 AGREEING = 4096  # the longest transforms of the portfolio that are small for the simulator
 COLD_LENGTHS = (4096, 65536)
-# Seconds after which a step hangs. What was measured: proofs up to 3, rows up to 13 without torch.compile,
-# 38 with gradients of 1M points (results/).
+# Seconds without news after which a worker is ended. A proof says nothing until it is done: up to 3 were
+# measured. A row tells who is at work, and of slow calls each by itself: whole rows took up to 13 without
+# torch.compile, 38 with gradients of 1M points (results/).
 PROOF_LIMIT, ROW_LIMIT = 20.0, 45.0
+BUILD_LIMIT = 120.0  # at least; a machine may be BUILD_SLACK times as slow as a build step expects
+BUILD_SLACK = 3.0
+COMPILING = 6.0  # seconds of torch.compile for a contender; as many again for its backward pass
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Step:
     """``kind`` names a runner below, ``params`` its arguments (plain data), ``name`` the step for people.
 
     ``expected``: seconds it usually takes; it is not begun with less left. ``limit``: seconds after which
-    its worker is ended.
+    its worker is ended when it has not said anything, counted from when it last did.
     """
 
     kind: str
@@ -122,15 +127,19 @@ def _run_build(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str
         except Exception as error:
             return True, f"{problem.mode} {problem.length} {problem.dtype} {kind}: {first_line(error)}"
 
-    jobs: list[tuple[Problem, Kind]] = [(_problem(fields), "convolution") for fields in params["problems"]]
-    jobs += [(problem, "sections") for problem, _ in jobs]
-    jobs += [(_problem(fields), kind) for fields in params["gradients"] for kind in OF_BACKWARD]
-    jobs.sort(key=lambda job: -job[0].length)
+    jobs = _jobs(*([_problem(fields) for fields in params[name]] for name in ("problems", "gradients")))
     with ThreadPoolExecutor(max_workers=params["threads"]) as pool:
         done = list(pool.map(one, jobs))
     failed = [reason for _, reason in done if reason]
     count = sum(there for there, _ in done)
     return {"status": "failed" if failed else "passed", "modules": count, "reason": "; ".join(failed)}
+
+
+def _jobs(problems: Iterable[Problem], gradients: Iterable[Problem]) -> list[tuple[Problem, Kind]]:
+    """Everything that a build step asks for, the longest first; of some there is no module."""
+    jobs: list[tuple[Problem, Kind]] = [(p, kind) for p in problems for kind in OF_FORWARD]
+    jobs += [(p, kind) for p in gradients for kind in OF_BACKWARD]
+    return sorted(jobs, key=lambda job: -job[0].length)
 
 
 def _built(problem: Problem, kind: Kind, backend: Backend) -> Built | None:
@@ -166,7 +175,7 @@ def _run_row(params: dict[str, Any], backend: Backend, tell: Tell) -> dict[str, 
         _case(params),
         backend,
         contenders=params["contenders"],
-        lost=params.get("lost", ()),
+        lost=params.get("lost"),
         left_out=params.get("left_out"),
         seed=params["seed"],
         seconds=params["seconds"],
@@ -228,9 +237,9 @@ def build_step(problems: Iterable[Problem], threads: int, gradients: Iterable[Pr
         "gradients": [asdict(p) for p in trained],
         "threads": threads,
     }
-    count = len(unique) + len(OF_BACKWARD) * len(trained)
+    expected = 1 + len(_jobs(unique, trained)) / threads
     about = f"kernels of {len(unique)} problems compiled ahead"
-    return Step("build", about, params, expected=1 + count / threads, limit=120)
+    return Step("build", about, params, expected, max(BUILD_LIMIT, BUILD_SLACK * expected))
 
 
 def row_steps(cases: Iterable[Case], contenders: Sequence[str], seed: int, seconds: float) -> list[Step]:
@@ -238,10 +247,10 @@ def row_steps(cases: Iterable[Case], contenders: Sequence[str], seed: int, secon
     found = []
     for case in cases:
         params = {**_fields(case), "contenders": list(contenders), "seed": seed, "seconds": seconds}
-        slow = sum(6.0 for name in contenders if name in COMPILED)  # seconds
-        if case.direction == "backward":
-            slow *= 2  # the graph of the backward pass is compiled as well
-        found.append(Step("row", str(case), params, expected=4 + slow, limit=ROW_LIMIT + 2 * slow))
+        one = COMPILING * (2 if case.direction == "backward" else 1)
+        compiled = sum(name in COMPILED for name in contenders)
+        limit = ROW_LIMIT + (2 * one if compiled else 0)  # they are compiled one after the other
+        found.append(Step("row", str(case), params, 4 + compiled * one, limit))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
@@ -22,16 +23,18 @@ from fftgen.bench.worker import DRY_RUN
 from fftgen.errors import ToolchainError
 
 START_LIMIT = 90.0  # seconds for a worker to import PyTorch and open the device
-NOT_RUN = "not run"
-CRASHED = "crashed"
-ATTEMPTS = 3  # at a row, each without those who took the worker down with them
+STOP_LIMIT = 5.0  # seconds for a worker that was killed to end
+NOT_RUN, CRASHED, LOST = "not run", "crashed", "lost"
+ATTEMPTS = 3  # at a row: the second without who took the worker down with it, the last with ours alone
+LAST = "not asked: others lost the process, and the last attempt at the row was with ours alone"
 
 
 @dataclass
 class Outcome:
     """What came of a step.
 
-    ``status``: "passed", "wrong", "failed", "unavailable", "crashed" (hung included) or "not run".
+    ``status``: "passed", "wrong", "failed", "unavailable", "not run"; "crashed", when the worker was lost
+    (slow or hung included); or "lost", of a row, when it was to peers, every time: it says nothing of ours.
     """
 
     step: Step
@@ -42,10 +45,11 @@ class Outcome:
 
 
 class _Ended(NamedTuple):
-    """What came of an attempt; who was at work when the worker was lost, and whether it hung."""
+    """What came of an attempt; where the worker was lost, who was at work, why it is, and whether it hung."""
 
     outcome: Outcome
     at: str = ""
+    why: str = ""
     hung: bool = False
 
 
@@ -62,8 +66,8 @@ class Worker(Protocol):
     def answer(self, timeout: float) -> dict[str, Any]:
         """The next message. Raises TimeoutError, or Gone."""
 
-    def stop(self) -> None:
-        """End the process, whatever it is doing."""
+    def stop(self) -> str:
+        """End the process, whatever it is doing. What there is to say of that: nothing, as a rule."""
 
 
 class ProcessWorker:
@@ -114,25 +118,32 @@ class ProcessWorker:
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return f"exit status {self._process.poll()}{': ' + lines[-1] if lines else ''}"
 
-    def stop(self) -> None:
+    def stop(self) -> str:
         # The worker leads a process group: what it started (sanitizer, fresh processes) ends with it.
         if hasattr(os, "killpg") and self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):  # it did not come as far as to make the group
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
-        self._process.wait()
+        try:
+            self._process.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            # In an uninterruptible call of the driver. Its pipe is left as well: closing it would wait for
+            # the thread that reads it.
+            return f"its process {self._process.pid} does not end, and is left behind"
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
         self._errors.close()
+        return ""
 
 
 class Supervisor:
     """Carries out steps one after the other.
 
-    A kernel that hangs costs its step's limit, and most of its kind would in every other step: once it has,
-    rows of the same problem are without ours, and proofs of it do not run.
+    A worker that says nothing for its step's limit is ended. That it hangs is not known: it may be slow. A
+    kernel of ours that does either would cost as much in every other step of its kind: once it has, rows of
+    the same problem are without ours, and proofs of it do not run.
 
     ``budget``: seconds from ``started`` (a time of ``clock``) after which nothing runs any more; None: no
     limit. ``begin(step)`` hears what is about to run, ``done(outcomes)`` the outcomes so far, after every
@@ -154,11 +165,11 @@ class Supervisor:
         self._begin, self._done = begin, done
         self._worker: Worker | None = None
         self._hung: dict[Kernels, str] = {}  # in which step
-        self._end = None if budget is None else (clock() if started is None else started) + budget
+        self._end = math.inf if budget is None else (clock() if started is None else started) + budget
 
     def left(self) -> float:
         """Seconds of the budget that are left."""
-        return float("inf") if self._end is None else self._end - self._clock()
+        return self._end - self._clock()
 
     def run(self, steps: Sequence[Step]) -> list[Outcome]:
         """Every step with what came of it, in order. Raises ToolchainError when no worker can start."""
@@ -169,67 +180,76 @@ class Supervisor:
                 if self.left() < step.expected:
                     outcomes.append(Outcome(step, NOT_RUN, reason="the time budget was used up"))
                 elif before and step.kind != "row":
-                    outcomes.append(Outcome(step, NOT_RUN, reason=f"its kernels hung before: {before}"))
+                    outcomes.append(Outcome(step, NOT_RUN, reason=_hung_in(before)))
                 else:
                     self._begin(step)
                     outcomes.append(self._carry_out(step, first=not outcomes))
                 self._done(outcomes)
         finally:
-            self._drop()
+            stuck = self._drop()
+            if stuck and outcomes:
+                outcomes[-1].reason = (outcomes[-1].reason + stuck).removeprefix("; ")
         return outcomes
 
     def _carry_out(self, step: Step, first: bool) -> Outcome:
         """A step; a row again without the contenders that took the worker down with them."""
         begun = self._clock()
-        if step.kind == "row" and self._hung_before(step):
-            step = _without(step, *OURS)
-        for attempt in range(ATTEMPTS):
+        before = self._hung_before(step)
+        if step.kind == "row" and before:
+            step = _without(step, OURS, _hung_in(before))
+        for tries in range(ATTEMPTS - 1, -1, -1):
             ended = self._attempt(step, first)
             if ended.hung and (step.kind != "row" or ended.at in OURS) and step.kernels:
                 self._hung[step.kernels[-1]] = step.name
-            if ended.outcome.status != CRASHED or step.kind != "row" or self.left() < step.expected:
+            if ended.outcome.status != CRASHED or ended.at not in step.params.get("contenders", ()):
                 break
-            if ended.at not in step.params["contenders"] or attempt == ATTEMPTS - 1:
+            step = _without(step, (ended.at,), ended.why)
+            if ended.hung and ended.at in OURS:
+                # Ours share their kernels: the other one would take as long. Faults are quick, and tell more.
+                step = _without(step, OURS, f"{ended.at}, which has the same kernels, was {ended.why}")
+            if not tries or self.left() < step.expected:
+                if not any(name in OURS for name in step.params["lost"]):
+                    ended.outcome.status = LOST
                 break
-            # Ours share their kernels: the other one would hang as long. Faults are quick, and tell more.
-            step = _without(step, *(OURS if ended.hung and ended.at in OURS else (ended.at,)))
+            if tries == 1:
+                step = _ours_alone(step)
         ended.outcome.seconds = self._clock() - begun
         return ended.outcome
 
     def _hung_before(self, step: Step) -> str:
-        """The step in which kernels hung that this one runs; empty: none did."""
+        """The step in which kernels hung, or were as slow, that this one runs; empty: none did."""
         return next((self._hung[k] for k in step.kernels if k in self._hung), "")
 
     def _attempt(self, step: Step, first: bool) -> _Ended:
-        """A step in the worker, until its limit."""
-        at = ""
-        limit = step.limit
+        """A step in the worker, until that has been silent for the step's limit, or the budget is used up."""
+        at, heard = "", self._clock()
         try:
             worker = self._ready(first)
-            limit = min(step.limit, self.left())
-            begun = self._clock()
+            heard = self._clock()
             worker.send(step)
             while True:
-                message = worker.answer(limit - (self._clock() - begun))
+                message = worker.answer(min(heard + step.limit, self._end) - self._clock())
+                heard = self._clock()
                 if "at" in message:
                     at = message["at"]
                 elif "lost" in message:
-                    self._drop()
-                    crashed = Outcome(step, CRASHED, reason=message["reason"])
-                    return _Ended(crashed, message["lost"] or at)
+                    return self._lost(step, message["lost"] or at, message["reason"])
                 else:
                     result = message["result"]
                     return _Ended(Outcome(step, result["status"], result, result.get("reason", "")), at)
         except TimeoutError:
-            self._drop()
-            if limit < step.limit or self.left() <= 0:
-                reason = f"the time budget was used up before it was done{_who(at)}"
+            if self.left() <= 0 or self._end <= heard + step.limit:
+                stuck = self._drop()
+                reason = f"the time budget was used up before it was done{_who(at)}{stuck}"
                 return _Ended(Outcome(step, NOT_RUN, reason=reason))
-            reason = f"not done after {limit:.0f} s{_who(at)}"
-            return _Ended(Outcome(step, CRASHED, reason=reason), at, hung=True)
+            return self._lost(step, at, f"slow or hung: not done after {step.limit:.0f} s", hung=True)
         except Gone as last:
-            self._drop()
-            return _Ended(Outcome(step, CRASHED, reason=f"the process ended{_who(at)}: {last}"), at)
+            return self._lost(step, at, f"the process ended: {last}")
+
+    def _lost(self, step: Step, at: str, why: str, hung: bool = False) -> _Ended:
+        """The end of a worker that does not answer any more."""
+        stuck = self._drop()
+        return _Ended(Outcome(step, CRASHED, reason=f"{why}{_who(at)}{stuck}"), at, why, hung)
 
     def _ready(self, first: bool) -> Worker:
         """The worker, started if there is none. Raises ToolchainError when the very first cannot be had."""
@@ -248,16 +268,36 @@ class Supervisor:
                 raise Gone(message["error"])
         return self._worker
 
-    def _drop(self) -> None:
-        if self._worker is not None:
-            self._worker.stop()
-            self._worker = None
+    def _drop(self) -> str:
+        """End the worker, if there is one; what is to be added to a reason: nothing, as a rule."""
+        stuck = "" if self._worker is None else self._worker.stop()
+        self._worker = None
+        return f"; {stuck}" if stuck else ""
 
 
-def _without(step: Step, *names: str) -> Step:
-    """A row that leaves out more contenders than before."""
-    lost = [*step.params.get("lost", ()), *(n for n in names if n in step.params["contenders"])]
-    return replace(step, params={**step.params, "lost": list(dict.fromkeys(lost))})
+def _without(step: Step, names: Sequence[str], why: str) -> Step:
+    """A row in which more contenders are lost than before."""
+    before = step.params.get("lost", {})
+    more = {name: why for name in names if name in step.params["contenders"] and name not in before}
+    return replace(step, params={**step.params, "lost": {**before, **more}})
+
+
+def _ours_alone(step: Step) -> Step:
+    """A row that asks no peers any more: others are measured where there is nothing of ours to be."""
+    names, lost = step.params["contenders"], step.params["lost"]
+    if not any(name in OURS and name not in lost for name in names):
+        return step
+    left_out = {name: LAST for name in names if name not in OURS and name not in lost}
+    params = {
+        **step.params,
+        "contenders": [name for name in names if name not in left_out],
+        "left_out": {**step.params.get("left_out", {}), **left_out},
+    }
+    return replace(step, params=params)
+
+
+def _hung_in(step: str) -> str:
+    return f"its kernels were slow or hung before: {step}"
 
 
 def _who(at: str) -> str:

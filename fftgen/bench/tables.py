@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from fftgen.bench.peers import PEERS
 from fftgen.bench.results import Document, by_kernel, rows
+from fftgen.bench.supervisor import CRASHED, LOST, NOT_RUN
 
 NAMES = ("torch-complex", "torch-real")  # those the short table always shows; then the fastest peer
 PREPARED = "torch-real-prepared"  # beside fftgen-prepared
-PEERS = ("flashfftconv", "subquadratic-ops", "cudnn")
 
 
 def text(doc: Document, *, details: bool = False) -> str:
@@ -21,7 +22,7 @@ def text(doc: Document, *, details: bool = False) -> str:
         parts.append(kernels(doc))
     if details:
         parts.append(contenders(doc))
-    parts += [untimed(doc), not_run(doc), backward_note(doc), short(doc)]
+    parts += [untimed(doc), alone(doc), not_run(doc), backward_note(doc), short(doc)]
     return "\n\n".join(p for p in parts if p)
 
 
@@ -47,7 +48,7 @@ def proofs(doc: Document) -> str:
     """A line for every step that is no row."""
     lines = []
     for step in doc["steps"]:
-        if step["kind"] in ("row", "environment", "bandwidth") or step["status"] == "not run":
+        if step["kind"] in ("row", "environment", "bandwidth") or step["status"] == NOT_RUN:
             continue
         said = step.get("reason") or _summary(step["kind"], step.get("result", {}))
         lines.append((step["name"], step["status"], said))
@@ -184,15 +185,25 @@ def untimed(doc: Document) -> str:
     return table(lines) if lines else ""
 
 
+def alone(doc: Document) -> str:
+    """Contenders whose times were not taken turn by turn with the others': their ratios are less worth."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows(doc):
+        for name, c in row["contenders"].items():
+            if "median_s" in c and "timed_alone" in c:
+                found.setdefault((name, c["timed_alone"]), []).append(case_name(row))
+    return "\n".join(f"{name} timed alone ({why}): {', '.join(of)}" for (name, why), of in found.items())
+
+
 def not_run(doc: Document) -> str:
-    """Everything that was planned and did not run, and rows that failed as a whole."""
+    """Everything that was planned and did not run, and rows that were lost as a whole."""
     reasons: dict[str, list[str]] = {}
     for step in doc["steps"]:
-        if step["status"] == "not run":
+        if step["status"] == NOT_RUN:
             reasons.setdefault(f"not run ({step['reason']})", []).append(step["name"])
         elif (
             step["kind"] in ("row", "environment", "bandwidth")
-            and step["status"] in ("wrong", "failed", "crashed")
+            and step["status"] in ("wrong", "failed", CRASHED, LOST)
             and "contenders" not in step.get("result", {})
         ):
             reasons.setdefault(f"{step['status']} ({step.get('reason', '')})", []).append(step["name"])
@@ -266,7 +277,7 @@ def _both_prepared(c: dict[str, Any]) -> str:
 
 
 def _fastest(c: dict[str, Any]) -> str:
-    timed = [(c[n]["median_s"], n) for n in PEERS if "median_s" in c.get(n, {})]
+    timed = [(c[p.name]["median_s"], p.name) for p in PEERS if "median_s" in c.get(p.name, {})]
     if not timed:
         return "none here"
     _, name = min(timed)

@@ -117,7 +117,7 @@ def tune(
             assert isinstance(built, Built)
             if lost:
                 row.update(status=FAILED, reason=lost)
-            elif right(number, built, "under load", partial(under_load, ready[number])):
+            elif right(number, built, "under load", partial(under_load, ready[number], timing.median)):
                 row.update(timing.as_dict())
             elif row["status"] == WRONG:
                 row["reason"] = "right when called alone, wrong under load"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from fftgen.cli.options import common, given, lengths, plural, print_json, results_file, writable
+from fftgen.cli.options import SEED, common, given, lengths, plural, print_json, results_file, writable
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError
 
@@ -30,7 +30,6 @@ from fftgen.errors import InputError
 @click.option(
     "--taps",
     type=int,
-    default=0,
     help="Of filters. Default: as many as steps; a suite has some rows of fewer anyway.",
 )
 @click.option(
@@ -54,7 +53,7 @@ from fftgen.errors import InputError
 @click.option(
     "--budget", type=float, help="Seconds after which nothing runs. Default: none; of a suite, 450."
 )
-@click.option("--seed", type=int, help="Draws the inputs. Default: a new one, written down.")
+@click.option("--seed", type=SEED, help="Draws the inputs. Default: a new one, written down.")
 @click.option("--dry-run", is_flag=True, help="The whole way on the CPU: tiny problems, invented times.")
 @results_file("bench.json")
 @click.option("--plot", type=click.Path(path_type=Path), help="Also draw the results (matplotlib).")
@@ -75,7 +74,7 @@ def command(
     dtypes: tuple[str, ...],
     causal: bool | None,
     gated: bool | None,
-    taps: int,
+    taps: int | None,
     directions: tuple[str, ...],
     kernels: bool,
     batch: int | None,
@@ -143,6 +142,8 @@ def command(
             seconds = SUITE_SECONDS if suite else SECONDS
         if not 0 < seconds < math.inf or not (budget is None or 0 < budget < math.inf):
             raise InputError("--seconds and --budget must be positive and finite")
+        if taps is not None and taps < 1:
+            raise InputError(f"--taps {taps}: choose at least 1, or leave it out for as many as steps")
         kinds = dtypes or (("bf16", "fp16") if suite and not dry_run else ("bf16",))
         sizes = lengths(seqlens) or ((256, 1000) if dry_run else LENGTHS)
         cases = problem_set(
@@ -153,7 +154,7 @@ def command(
             (2 if dry_run else BATCH) if batch is None else batch,
             (8 if dry_run else CHANNELS) if channels is None else channels,
             tuple(dict.fromkeys(directions)) or ("forward",),
-            taps,
+            taps or 0,
         )
         if suite and not directions:
             # A dry run has the whole way, whatever its lengths.

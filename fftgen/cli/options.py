@@ -19,6 +19,7 @@ from fftgen.targets import target as find_target
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _RANGE = ".."
+SEED = click.IntRange(0, 2**63 - 1)  # half of what torch's generators take: others are drawn from the next
 STORAGE_TYPES = "Storage type: bf16, fp16 or fp32."
 
 
@@ -56,8 +57,8 @@ def engine(function: Function) -> Function:
     return click.option(
         "--engine",
         callback=known,
-        help="mma, wmma or mma:bf16-fp32 (operands in bf16, sums in fp32), instead of the planner's choice: "
-        "a legal plan or none.",
+        help="mma, wmma, simt (of fp32) or mma:bf16-fp32 (operands in bf16, sums in fp32), instead of the "
+        "planner's choice: a legal plan or none.",
     )(function)
 
 

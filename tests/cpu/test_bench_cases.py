@@ -192,7 +192,7 @@ def test_inputs_are_noise_of_the_storage_type_and_filters_of_unit_norm() -> None
     assert x.nbytes == 3 * 2 * 2 * 16 * 4096 + 4 * 16 * 4096
 
 
-@pytest.mark.parametrize("l2", [0, 1 << 16, 1 << 20])
+@pytest.mark.parametrize("l2", [0, 100_000, 1 << 16, 1 << 20])
 def test_sets_of_inputs_together_overflow_the_l2(l2: int) -> None:
     sets = draw_sets(case(length=1024, batch=2, channels=4), CPU, 1, l2)
     assert len(sets) == max(2, math.ceil(FILLS * l2 / sets[0].nbytes))

@@ -73,6 +73,8 @@ def test_a_torch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--seconds", "nan"), "must be positive and finite"),
         (("--budget", "inf"), "must be positive and finite"),
         (("--budget", "-1"), "must be positive"),
+        (("--taps", "0"), "--taps 0: choose at least 1, or leave it out"),
+        (("--seed", "-1"), "-1 is not in the range"),
         (("--batch", "0"), "batch 0 and channels 8 must be at least 1"),
         (("--seqlen", "6000000"), "exceeds the largest transform"),
         (("--dtype", "fp8"), "dtype 'fp8' is not supported"),
@@ -93,7 +95,7 @@ def test_showing_results_takes_no_options_of_a_run() -> None:
     assert "error: --show measures nothing: leave --suite, --seqlen, " in result.stderr
     result = fftgen("bench", "--show", "none.json", "-v")
     assert result.exit_code == 2
-    assert "none.json cannot be read as a results file" in result.stderr
+    assert "none.json cannot be read (No such file or directory): name a file that" in result.stderr
 
 
 def test_a_results_file_is_never_put_in_the_place_of_a_pipe(place: Path) -> None:

@@ -13,7 +13,7 @@ from bench_kit import Script, host
 
 from fftgen.bench import measure, timer
 from fftgen.bench.backend import HostBackend
-from fftgen.bench.measure import FEWEST, MOST, PASSES, Timing, copy_bandwidth, interleave
+from fftgen.bench.measure import FEWEST, LEAST, MOST, PASSES, Timing, copy_bandwidth, interleave
 from fftgen.bench.timer import CudaTimer, FakeTimer, HostTimer, Timer
 
 
@@ -166,8 +166,10 @@ def test_under_load_the_first_call_is_the_last_of_many(sets: int) -> None:
 
 def test_fast_and_slow_contenders_get_bounded_numbers_of_samples() -> None:
     script = Script()
-    found, _ = interleave(script, lanes(script, {"slow": 100.0, "fast": 1e-7}, []), 0.5)
-    assert found["slow"].samples == PASSES * FEWEST
+    times = {"slow": 100.0, "quite slow": 0.2, "fast": 1e-7}
+    found, _ = interleave(script, lanes(script, times, []), 0.5)
+    assert found["quite slow"].samples == PASSES * FEWEST
+    assert found["slow"].samples == PASSES * LEAST
     assert found["fast"].samples == PASSES * MOST
 
 
@@ -178,10 +180,10 @@ def test_two_passes_are_kept_apart() -> None:
     def drift() -> None:
         nonlocal calls
         calls += 1
-        script.seconds = 1.0 if calls <= 2 * measure.WARM_UP + FEWEST else 2.0
+        script.seconds = 0.1 if calls <= 2 * measure.WARM_UP + FEWEST else 0.2
 
     found, _ = interleave(script, {"drifting": [drift]}, 0.1)
-    assert found["drifting"].passes == (1.0, 2.0)
+    assert found["drifting"].passes == (0.1, 0.2)
     assert found["drifting"].spread == pytest.approx(1 / 1.5)
 
 

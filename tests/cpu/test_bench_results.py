@@ -136,8 +136,8 @@ def test_what_did_not_run_is_listed() -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        *("build", "correctness", "agreement", "gradient", "gradient agreement"),
-        *("sanitizer", "row", "environment"),
+        *("build", "correctness", "agreement", "gradient", "gradient agreement", "sanitizer", "row"),
+        *("overhead", "cold start", "kernels", "environment"),
     ],
 )
 def test_what_is_wrong_fails_the_run(kind: str, status: str) -> None:
@@ -356,8 +356,8 @@ def test_plots_that_cannot_be_drawn_are_errors(tmp_path: Path, monkeypatch: pyte
     doc = run(row(BIG, fftgen=1e-3))
     with pytest.raises(InputError, match="nothing was measured"):
         plots.draw(run(), tmp_path / "p.png")
-    for name in ("no/such/p.png", "p.nosuchformat"):
-        with pytest.raises(InputError, match="cannot be written"):
+    for name, said in (("no/such/p.png", "cannot be written"), ("p.nosuchformat", "cannot be drawn")):
+        with pytest.raises(InputError, match=said):
             plots.draw(doc, tmp_path / name)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ToolchainError, match=r"pip install 'fftgen\[bench\]'"):

@@ -18,7 +18,7 @@ from fftgen.bench import reference, row
 from fftgen.bench.backend import HostBackend
 from fftgen.bench.cases import Case
 from fftgen.bench.contenders import real_fft
-from fftgen.bench.inputs import Inputs, draw
+from fftgen.bench.inputs import Inputs, draw, draw_sets
 from fftgen.bench.row import CONTENDERS, DeviceLost, measure_row
 from fftgen.errors import InternalError
 
@@ -52,6 +52,18 @@ def test_the_reference_is_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = reference.exact(of, x)
     monkeypatch.setattr(reference, "CHUNK", 2 * of.batch * of.points)  # two channels, two, one
     assert torch.allclose(reference.exact(of, x), whole, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in HERE if n != "attention"])
+def test_a_changed_filter_is_seen_by_those_who_transform_it_at_every_call(name: str) -> None:
+    """And by nobody else: what is said to be inside a time is."""
+    of, one = case("causal", 256, gated=True), CONTENDERS[name]
+    (first, *_) = sets = draw_sets(of, CPU, 1, 0)
+    with torch.no_grad():
+        prepared = one.prepare(of, sets, host())
+        before = prepared.calls[0]()
+        first.k.mul_(2)
+        assert torch.equal(prepared.calls[0](), before) != one.filter_inside
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -301,7 +313,7 @@ def test_ours_is_judged_again_under_load(direction: str, monkeypatch: pytest.Mon
 
 
 def test_who_breaks_under_load_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(calls: Any) -> Any:
+    def broken(calls: Any, once: float) -> Any:
         raise RuntimeError("no more")
 
     monkeypatch.setattr(row, "under_load", broken)
@@ -327,6 +339,8 @@ def test_who_does_not_fit_beside_the_others_is_timed_alone(monkeypatch: pytest.M
     assert failures == 1
     assert found["large"]["status"] == "ok"
     assert found["large"]["samples"] >= 10
+    assert found["large"]["timed_alone"] == row.ALONE
+    assert "timed_alone" not in found["fftgen"]
 
 
 class Broken(HostBackend):
@@ -351,12 +365,12 @@ def test_a_device_that_is_gone_is_no_row(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(DeviceLost, match="illegal memory access") as lost:
         measure_row(case(), backend, contenders=["fftgen", "faulty"], seed=2, seconds=0.01, tell=heard.append)
     assert lost.value.name == "faulty"
-    assert heard == ["fftgen", "faulty"]
+    assert heard == [row.REFERENCE, "fftgen", "faulty"]
     backend.gone = False
     found = measure_row(
-        case(), backend, contenders=["fftgen", "faulty"], lost=["faulty"], seed=2, seconds=0.01
+        case(), backend, contenders=["fftgen", "faulty"], lost={"faulty": "it hung"}, seed=2, seconds=0.01
     )["contenders"]
-    assert found["faulty"]["status"] == "lost"
+    assert (found["faulty"]["status"], found["faulty"]["reason"]) == ("lost", "it hung")
     assert found["fftgen"]["status"] == "ok"
 
 

@@ -19,13 +19,12 @@ from bench_kit import case, host
 from cases import slow
 
 import fftgen
-from fftgen.bench import steps
-from fftgen.bench.row import DeviceLost
+from fftgen.bench import steps, supervisor
+from fftgen.bench.row import REFERENCE, DeviceLost
 from fftgen.bench.steps import Step, environment_step, row_steps
 from fftgen.bench.supervisor import Gone, Outcome, ProcessWorker, Supervisor, start_process
 from fftgen.bench.worker import perform, serve
 from fftgen.errors import ToolchainError
-from fftgen.problem import Problem
 
 PASSED = {"result": {"status": "passed"}}
 
@@ -47,6 +46,7 @@ class Actor:
         self._clock, self._script = clock, script
         self._messages: list[tuple[float, Any]] = [(0.0, {"ready": True})]
         self.stopped = False
+        self.stuck = ""  # what there is to say of an end that was none
 
     def send(self, step: Step) -> None:
         assert not self.stopped
@@ -64,8 +64,9 @@ class Actor:
         found: dict[str, Any] = message
         return found
 
-    def stop(self) -> None:
+    def stop(self) -> str:
         self.stopped = True
+        return self.stuck
 
 
 class Stage:
@@ -144,15 +145,32 @@ def test_the_budget_counts_from_when_the_command_was_given() -> None:
     assert [o.status for o in supervisor.run([step("a", 10), step("b", 4)])] == ["not run", "passed"]
 
 
+def test_a_worker_that_is_slow_but_goes_on_is_waited_for() -> None:
+    """The limit is one of silence: what a step takes in all depends on the machine."""
+    said = [(50.0, {"at": str(part)}) for part in range(9)]
+    stage = Stage(lambda s: [*said, (59.0, PASSED)])
+    (found,) = stage.run([step("a", limit=60)])
+    assert (found.status, found.seconds) == ("passed", 9 * 50 + 59)
+    stage = Stage(lambda s: [*said, (61.0, PASSED)])
+    (found,) = stage.run([step("a", limit=60)])
+    assert (found.status, found.seconds) == ("crashed", 9 * 50 + 60)
+    stage = Stage(lambda s: [*said, (59.0, PASSED)], budget=480)  # which news do not stretch
+    (found,) = stage.run([step("a", limit=60)])
+    assert (found.status, found.seconds) == ("not run", 480)
+
+
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
-        ((100.0, PASSED), r"not done after 60 s \(at work: cudnn\)"),
+        ((100.0, PASSED), r"^slow or hung: not done after 60 s \(at work: cudnn\)$"),
         (
             (1.0, Gone("exit status -11: Segmentation fault")),
-            r"the process ended \(at work: cudnn\): exit .* -11",
+            r"^the process ended: exit status -11: Segmentation fault \(at work: cudnn\)$",
         ),
-        ((1.0, {"lost": "", "reason": "CUDA error: illegal address"}), "CUDA error: illegal address"),
+        (
+            (1.0, {"lost": "", "reason": "CUDA error: illegal address"}),
+            r"illegal address \(at work: cudnn\)$",
+        ),
     ],
 )
 def test_a_worker_that_is_lost_costs_its_step(end: tuple[float, Any], reason: str) -> None:
@@ -163,122 +181,20 @@ def test_a_worker_that_is_lost_costs_its_step(end: tuple[float, Any], reason: st
     assert [a.stopped for a in stage.actors] == [True, True]
 
 
-def rows(names: list[str]) -> list[Step]:
-    return row_steps([case()], names, seed=1, seconds=0.1)
+def test_a_worker_that_does_not_end_is_told() -> None:
+    stage = Stage(lambda s: [(100.0, PASSED)] if s.name == "hangs" else [(1.0, PASSED)])
+    start = stage.start
 
+    def stuck() -> Actor:
+        actor = start()
+        actor.stuck = f"process {len(stage.actors)} does not end"
+        return actor
 
-def faulty(*bad: str) -> Callable[[Step], list[tuple[float, Any]]]:
-    def script(s: Step) -> list[tuple[float, Any]]:
-        lost = s.params.get("lost", [])
-        said: list[tuple[float, Any]] = []
-        for name in s.params["contenders"]:
-            if name not in lost:
-                said.append((1.0, {"at": name}))
-                if name in bad:
-                    return [*said, (1.0, Gone("exit status 1"))]
-        return [*said, (1.0, {"result": {"status": "passed", "lost": list(lost)}})]
-
-    return script
-
-
-def test_a_row_is_repeated_without_the_one_that_took_the_worker_down() -> None:
-    stage = Stage(faulty("b"))
-    (found,) = stage.run(rows(["a", "b", "c"]))
-    assert (found.status, found.result["lost"]) == ("passed", ["b"])
-    assert found.seconds == 3 + 3
-    assert len(stage.actors) == 2
-    two = Stage(faulty("b", "c"))
-    (found,) = two.run(rows(["a", "b", "c"]))
-    assert (found.status, found.result["lost"]) == ("passed", ["b", "c"])
-
-
-def hanging(*bad: str) -> Callable[[Step], list[tuple[float, Any]]]:
-    """A kernel of these contenders, or of a step that is no row, hangs."""
-
-    def script(s: Step) -> list[tuple[float, Any]]:
-        if s.kind != "row":
-            return [(1000.0, PASSED)]
-        names = [n for n in s.params["contenders"] if n not in s.params.get("lost", [])]
-        said: list[tuple[float, Any]] = []
-        for name in names:
-            said.append((1.0, {"at": name}))
-            if name in bad:
-                return [*said, (1000.0, PASSED)]
-        return [*said, (1.0, {"result": {"status": "passed", "asked": names}})]
-
-    return script
-
-
-NAMES = ["fftgen", "fftgen-prepared", "torch-real"]
-
-
-def test_when_one_of_ours_hangs_the_other_is_not_tried_on_the_same_kernels() -> None:
-    first = row_steps([case(length=65536), case(length=65536, gated=False)], NAMES, seed=1, seconds=0.1)
-    of_others = [case(length=4096), case("circular", 65536), case(length=65536, dtype="fp16")]
-    stage = Stage(hanging("fftgen"))
-    found = stage.run([*first, *row_steps(of_others, NAMES, seed=1, seconds=0.1)])
-    assert [o.result["asked"] for o in found] == [["torch-real"]] * 5
-    assert [o.seconds for o in found[:2]] == [steps.ROW_LIMIT + 2, 2]
-    assert len(stage.actors) == 1 + 4  # every problem hangs for itself, once
-
-
-def test_when_a_fault_ends_one_of_ours_the_other_is_tried() -> None:
-    stage = Stage(faulty("fftgen"))
-    (found,) = stage.run(row_steps([case()], NAMES, seed=1, seconds=0.1))
-    assert (found.status, found.result["lost"]) == ("passed", ["fftgen"])
-
-
-def test_when_a_peer_hangs_ours_are_measured() -> None:
-    stage = Stage(hanging("torch-real"))
-    found = stage.run(row_steps([case(), case(gated=False)], NAMES, seed=1, seconds=0.1))
-    assert [o.result["asked"] for o in found] == [NAMES[:2]] * 2
-
-
-def test_a_proof_that_hangs_spares_all_that_would_hang_like_it() -> None:
-    problems = (Problem("causal", 256, "bf16"),)
-    proofs = steps.proof_steps(1, problems, problems)
-    sanitized = [
-        *steps.sanitizer_steps(("memcheck",), problems),
-        *steps.sanitizer_steps(("memcheck",), problems, "backward"),
-    ]
-    both = [case(), case(direction="backward")]
-    stage = Stage(hanging())
-    found = stage.run([*proofs, *sanitized, *row_steps(both, NAMES, seed=1, seconds=0.1)])
-    assert [o.status for o in found] == ["crashed", *["not run"] * 5, "passed", "passed"]
-    assert found[0].seconds == steps.PROOF_LIMIT
-    assert found[1].reason == "its kernels hung before: correctness causal 256 bf16"
-    assert [o.result["asked"] for o in found[-2:]] == [["torch-real"]] * 2
-    # A backward pass may hang in kernels of its own: forward rows have others.
-    stage = Stage(hanging())
-    found = stage.run([proofs[2], *row_steps(both, NAMES, seed=1, seconds=0.1)])
-    assert [o.result.get("asked") for o in found] == [None, NAMES, ["torch-real"]]
-
-
-def test_a_hang_costs_little_of_a_suite() -> None:
-    assert {s.limit for s in steps.proof_steps(1)} == {20}
-    eager = [n for n in steps.CONTENDERS if n not in steps.COMPILED]
-    for direction in ("forward", "backward"):
-        (plain,) = row_steps([case(direction=direction)], eager, 1, 0.2)
-        assert plain.limit == 45
-        (compiled,) = row_steps([case(direction=direction)], list(steps.CONTENDERS), 1, 0.2)
-        assert 3 * compiled.expected < compiled.limit <= 100
-
-
-def test_a_row_that_loses_one_worker_after_the_other_is_given_up() -> None:
-    stage = Stage(faulty("a", "b", "c", "d"))
-    (found,) = stage.run(rows(["a", "b", "c", "d"]))
-    assert found.status == "crashed"
-    assert len(stage.actors) == 3
-
-
-def test_a_row_is_not_repeated_without_time() -> None:
-    stage = Stage(faulty("b"), budget=7)
-    (found,) = stage.run(rows(["a", "b"]))  # expected: 4 s, 3 are gone, 4 left; then 3 more would be
-    assert found.status == "passed"
-    stage = Stage(faulty("b"), budget=6.5)
-    (found,) = stage.run(rows(["a", "b"]))
-    assert found.status == "crashed"
-    assert "at work: b" in found.reason
+    stage.supervisor._start = stuck
+    found = stage.run([step("a"), step("hangs"), step("b")])
+    assert [o.status for o in found] == ["passed", "crashed", "passed"]
+    assert found[1].reason == "slow or hung: not done after 60 s; process 1 does not end"
+    assert found[2].reason == "process 2 does not end"  # the last one, when all is done
 
 
 def test_without_a_device_nothing_runs() -> None:
@@ -327,6 +243,10 @@ def test_a_device_that_does_not_come_back_fails_step_by_step() -> None:
     assert "fallen off the bus" in found[2].reason
 
 
+def rows(names: list[str]) -> list[Step]:
+    return row_steps([case()], names, seed=1, seconds=0.1)
+
+
 # The worker's side.
 
 
@@ -345,8 +265,10 @@ def test_a_worker_answers_every_request() -> None:
     assert said[0] == {"ready": True}
     assert said[1]["result"]["status"] == "passed"
     told = [m["at"] for m in said[2:-2]]
-    assert told[:3] == ["fftgen", "fftgen", "timing"]
-    assert set(told[3:]) == {"fftgen"}  # its turns: a kernel may hang in any of them
+    assert told[:4] == [REFERENCE, "fftgen", "fftgen", "timing"]
+    # Its turns: a kernel may hang in any of them; then a reference once more.
+    assert set(told[4:-2]) == {"fftgen"}
+    assert told[-2:] == [REFERENCE, "fftgen"]
     assert said[-2]["result"]["contenders"]["fftgen"]["status"] == "ok"
     assert said[-1]["result"]["status"] == "failed"
     assert "KeyError" in said[-1]["result"]["reason"]
@@ -443,6 +365,7 @@ def test_a_peer_that_kills_or_hangs_its_process_is_left_out(
     found = second.result["contenders"]
     assert found["fftgen"]["status"] == "ok"
     assert found["flashfftconv"]["status"] == "lost"
+    assert re.match("slow or hung|the process ended: exit status", found["flashfftconv"]["reason"])
     assert "median_s" not in found["flashfftconv"]
 
 
@@ -458,7 +381,7 @@ def test_what_a_worker_started_ends_with_it(peer: Callable[[str], None], tmp_pat
     worker = ProcessWorker(dry_run=True)
     assert worker.answer(60) == {"ready": True}
     worker.send(rows(["flashfftconv"])[0])
-    assert worker.answer(60) == {"at": "flashfftconv"}
+    assert [worker.answer(60)["at"] for _ in range(2)] == [REFERENCE, "flashfftconv"]
     pid = tmp_path / "pid"
     while not (pid.exists() and pid.read_text()):
         time.sleep(0.05)
@@ -484,10 +407,30 @@ def test_a_process_that_ends_is_told_with_its_last_words(peer: Callable[[str], N
     try:
         assert worker.answer(60) == {"ready": True}
         worker.send(rows(["flashfftconv"])[0])
-        assert worker.answer(60) == {"at": "flashfftconv"}
+        assert [worker.answer(60)["at"] for _ in range(2)] == [REFERENCE, "flashfftconv"]
         with pytest.raises(Gone, match="exit status 7: the last words"):
             worker.answer(60)
         with pytest.raises(Gone):
             worker.send(environment_step())
     finally:
         worker.stop()
+
+
+def test_a_process_that_a_kill_does_not_end_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one in an uninterruptible call of the driver: nobody waits for it, nor for the pipe it holds."""
+    worker = ProcessWorker(dry_run=True)
+    assert worker.answer(60) == {"ready": True}
+    process = worker._process
+    monkeypatch.setattr(supervisor, "STOP_LIMIT", 0.2)
+    with monkeypatch.context() as deaf:
+        deaf.setattr(os, "killpg", lambda *_: None)
+        deaf.setattr(process, "kill", lambda: None)
+        begun = time.monotonic()
+        said = worker.stop()
+    try:
+        assert time.monotonic() - begun < 5
+        assert said == f"its process {process.pid} does not end, and is left behind"
+        assert process.poll() is None
+    finally:
+        assert worker.stop() == ""
+    assert process.poll() is not None
