@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +20,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fftgen.compile_log import Resources
-from fftgen.durable import replace_file, writing
+from fftgen.durable import open_regular, replace_file, writing
 from fftgen.errors import ArtifactError, InputError, InternalError
 from fftgen.source import Source
 from fftgen.targets import INTEGRATED
@@ -35,12 +34,19 @@ _BLANK = "0" * 64
 _TARGET = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
 
 
+class UnreadableError(ArtifactError, InputError):
+    """What was named as an artifact is not there, is no regular file, or may not be read: name another."""
+
+
 class Image(NamedTuple):
     """Code to hand to the driver. ``kind`` is "cubin" or "ptx"; ``target`` as in "sm_90" or "compute_80"."""
 
     kind: str
     target: str
     data: bytes
+
+    def __repr__(self) -> str:
+        return f"Image({self.kind} for {self.target}, {len(self.data)} bytes)"
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,11 @@ class Module:
             raise InternalError(f"module {self.name} holds no code: give it a cubin or PTX")
         for label in ("cubins", "ptx", "tables", "resources"):
             object.__setattr__(self, label, MappingProxyType(dict(sorted(getattr(self, label).items()))))
+
+    def __repr__(self) -> str:
+        """What it is and how large: the content, megabytes of it, would hide that."""
+        held = [*self.cubins, *self.ptx]
+        return f"Module({self.name}, for {', '.join(held)}, {sum(len(raw) for _, raw in _parts(self))} bytes)"
 
     def image_for(self, capability: tuple[int, int]) -> Image:
         """The code for a GPU of compute capability (major, minor).
@@ -144,16 +155,14 @@ def write(path: Path | str, artifact: Artifact) -> str:
 def read(path: Path | str, sha256: str | None = None) -> Artifact:
     """Read an artifact and check every byte of it against the digests inside.
 
-    ``sha256`` is the expected digest of the whole file, checked first. Raises ArtifactError for a file that
-    is missing, foreign, damaged, of a newer schema or not the expected one, InputError for a malformed
-    ``sha256``.
+    ``sha256`` is the expected digest of the whole file, checked first. Raises UnreadableError, which is both
+    of the following, for a file that cannot be read; ArtifactError for one that is foreign, damaged, of a
+    newer schema or not the expected one; InputError for a malformed ``sha256``.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise InputError(f"sha256={sha256!r} is not a SHA-256: give its 64 hexadecimal digits")
     try:
-        with Path(path).open("rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ArtifactError(f"artifact {os.fspath(path)} is no file: {_AGAIN}")
+        with open_regular(Path(path)) as file:
             if sha256 is None:  # of a file of any size that is not ours no more than a header
                 raw = file.read(8)
                 size = int.from_bytes(raw, "little")
@@ -163,7 +172,7 @@ def read(path: Path | str, sha256: str | None = None) -> Artifact:
                 return _content(header, file.read(), os.fspath(path))
             raw = file.read()
     except OSError as error:
-        raise ArtifactError(
+        raise UnreadableError(
             f"artifact {os.fspath(path)} cannot be read ({error.strerror or error}): "
             "check the path, or make the file with 'fftgen build'"
         ) from error
@@ -221,7 +230,15 @@ def _content(header: dict[str, Any], data: bytes, origin: str) -> Artifact:
 
 
 #: What a header, or a plan, of unexpected form makes Python raise.
-SENSELESS = (LookupError, TypeError, ValueError, AttributeError, RecursionError, InternalError)
+SENSELESS = (
+    ArithmeticError,
+    AttributeError,
+    InternalError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 _AGAIN = "the file is damaged; fetch it again or build it anew with 'fftgen build'"
 
 

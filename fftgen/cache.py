@@ -29,7 +29,7 @@ from pathlib import Path
 from fftgen import environment
 from fftgen.cache_entry import META, Entry, Key, from_files, read_meta, to_files
 from fftgen.durable import replace_file, sync_directory, unused, write_synced
-from fftgen.errors import ArtifactError, InternalError, ToolchainError
+from fftgen.errors import ArtifactError, InputError, InternalError, ToolchainError
 
 if sys.platform != "win32":
     import fcntl
@@ -77,7 +77,8 @@ class Cache:
     def default(cls) -> Cache:
         """The store that the environment asks for: FFTGEN_CACHE_DIR, $XDG_CACHE_HOME, ~/.cache.
 
-        Where none of them says a directory, one warning, and a store that keeps nothing.
+        Where none of them says a directory, one warning, and a store that keeps nothing. Raises InputError
+        when FFTGEN_CACHE_DIR is empty.
         """
         store = cls(environment.cache_directory())
         if store.directory is None:
@@ -173,6 +174,22 @@ class Cache:
                 info = self._info(path)
                 bad.append(Info(**{**vars(info), "problem": str(error)}))
         return bad
+
+    def check(self) -> None:
+        """Raise InputError where there can be no store to look at: no directory, a file in its place, or one
+        that may not be read. One that is not made yet is an empty one."""
+        way_out = f"set {environment.CACHE_DIR.name} to a directory"
+        if self.directory is None:
+            raise InputError(f"there is no cache without a home directory: {way_out}")
+        try:
+            with os.scandir(self.directory / "kernels"):
+                pass
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise InputError(
+                f"the cache {self.directory} cannot be read ({error.strerror or error}): {way_out}"
+            ) from error
 
     def size(self) -> int:
         """Bytes in use, with entries set aside and unfinished ones."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -33,8 +33,8 @@ class Key:
 
     name: str
     entries: tuple[str, ...]
-    text: str
-    headers: Mapping[str, str]
+    text: str = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
     options: tuple[str, ...]
     target: str
     compiler: str
@@ -78,15 +78,15 @@ class Key:
         Labels, counts and lengths stand before what they describe, so no two keys give the same bytes.
         """
         total = hashlib.sha256(b"fftgen cache key\n")
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for label in fields(self):
+            value = getattr(self, label.name)
             if isinstance(value, Mapping):
                 parts = [part for item in sorted(value.items()) for part in item]
             elif isinstance(value, tuple):
                 parts = list(value)
             else:
                 parts = [str(value)]
-            total.update(f"{field.name} {len(parts)}\n".encode())
+            total.update(f"{label.name} {len(parts)}\n".encode())
             for part in parts:
                 raw = part.encode()
                 total.update(f"{len(raw)}\n".encode() + raw + b"\n")
@@ -97,10 +97,10 @@ class Key:
 class Entry:
     """One kernel source compiled for one target."""
 
-    source: Source
+    source: Source = field(repr=False)
     target: str
-    cubin: bytes
-    ptx: str
+    cubin: bytes = field(repr=False)
+    ptx: str = field(repr=False)
     resources: Mapping[str, Resources]
 
     @classmethod

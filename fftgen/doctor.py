@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import platform
@@ -32,18 +33,22 @@ class Part:
 
 def examine() -> list[Part]:
     """Every part, in the order of a call's way. Touches the GPU only to ask for its name."""
-    return [
-        Part("Python", True, f"{platform.python_version()} ({platform.machine()})", "everything", True),
-        _package("torch", "tensors, the CPU path, verify", False),
-        _package("cuda-bindings", "compiling and launching", True),
+    compiler = [
+        _package("cuda-bindings", "cuda.bindings.nvrtc", "compiling and launching", True),
         _try("NVRTC", "compiling", _nvrtc, True),
         _try("CUDA headers", "compiling", _headers, True),
+    ]
+    return [
+        Part("Python", True, f"{platform.python_version()} ({platform.machine()})", "everything", True),
+        # Once it is imported, the compiler of this process may be the one that it brings (nvrtc.py).
+        _package("torch", "torch", "tensors, the CPU path, verify", False),
+        *compiler,
         *_beside_torch(),
-        _cache(),
+        _try("cache", "keeping compiled kernels", _cache, False),
         _try("NVIDIA driver", "running kernels on a GPU", _driver, False),
         _try("GPU", "running kernels on a GPU", _gpus, False),
         _tool("nvdisasm", "inspect --sass", "nvidia-cuda-nvdisasm"),
-        _package("matplotlib", "plan, inspect and bench --plot", False),
+        _package("matplotlib", "matplotlib", "plan, inspect and bench --plot", False),
     ]
 
 
@@ -52,11 +57,19 @@ def variables() -> list[tuple[str, str | None, str, str]]:
     return [(v.name, v.value, v.meaning, v.default) for v in environment.VARIABLES]
 
 
-def _package(name: str, needed: str, build: bool) -> Part:
+def _package(name: str, module: str, needed: str, build: bool) -> Part:
+    """A package is there when it is installed and its module can be imported: either may lack the other."""
     try:
-        return Part(name, True, importlib.metadata.version(name), needed, build)
+        release = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return Part(name, False, f"not installed: pip install {name}", needed, build)
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a package that is broken may raise anything
+        cause = (str(error) or type(error).__name__).splitlines()[0]
+        detail = f"{release} is installed, but {module} cannot be imported ({cause}): "
+        return Part(name, False, f"{detail}pip install --force-reinstall {name}", needed, build)
+    return Part(name, True, release, needed, build)
 
 
 def _try(name: str, needed: str, look: Callable[[], str], build: bool) -> Part:
@@ -115,19 +128,19 @@ def _beside_torch() -> list[Part]:
     return [Part(name, done.returncode == 0, said.splitlines()[-1], needed)]
 
 
-def _cache() -> Part:
-    needed = "keeping compiled kernels"
+def _cache() -> str:
     place = environment.cache_directory()
     if place is None:
-        return Part("cache", False, f"no home directory: set {environment.CACHE_DIR.name}", needed)
+        raise ToolchainError(f"no home directory: set {environment.CACHE_DIR.name}")
     existing = next(p for p in (place, *place.parents) if p.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        detail = f"{place} is not writable ({error.strerror}): set {environment.CACHE_DIR.name}"
-        return Part("cache", False, detail, needed)
-    return Part("cache", True, f"{place}, writable" + ("" if place.exists() else ", not made yet"), needed)
+        raise ToolchainError(
+            f"{place} is not writable ({error.strerror}): set {environment.CACHE_DIR.name}"
+        ) from error
+    return f"{place}, writable" + ("" if place.exists() else ", not made yet")
 
 
 def _call(name: str, *arguments: Any) -> Any:

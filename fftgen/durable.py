@@ -1,4 +1,5 @@
-"""Writing files so that a crash at any moment leaves the old content or the new one, never a part."""
+"""Writing files so that a crash at any moment leaves the old content or the new one, never a part; and what
+files are read and written at all."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from fftgen.errors import FFTGenError, InputError
 
@@ -45,15 +47,27 @@ def replaceable(path: Path) -> Path:
     Links are followed, as ``open`` does, and stay. Raises OSError for a directory, a device or a FIFO: a
     rename would put a file in their place.
     """
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError:
-        return Path(os.path.realpath(path))
+    with contextlib.suppress(FileNotFoundError):
+        _expect_regular(path)
+    return Path(os.path.realpath(path))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to be read; links are followed. Raises OSError, also for what is none.
+
+    It is looked at before it is opened: opening a FIFO waits for a writer, for ever if none comes.
+    """
+    _expect_regular(path)
+    return path.open("rb")
+
+
+def _expect_regular(path: Path) -> None:
+    """Raise OSError unless ``path`` leads to a regular file."""
+    mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
-    return Path(os.path.realpath(path))
 
 
 def check_writable(path: Path, *, made: bool = False) -> None:

@@ -13,7 +13,8 @@ from fftgen.errors import InputError
 
 @dataclass(frozen=True)
 class Variable:
-    """A row of the table: ``default`` says in words what holds when the variable is unset or empty."""
+    """A row of the table: ``default`` says in words what holds when the variable is unset (or empty, unless
+    its meaning tells otherwise)."""
 
     name: str
     meaning: str
@@ -21,13 +22,13 @@ class Variable:
 
     @property
     def value(self) -> str | None:
-        """What is set now, or None."""
-        return os.environ.get(self.name) or None
+        """What is set now, which may be empty, or None."""
+        return os.environ.get(self.name)
 
 
 CACHE_DIR = Variable(
     "FFTGEN_CACHE_DIR",
-    "directory of the kernel cache",
+    "directory of the kernel cache; empty is an error",
     "$XDG_CACHE_HOME/fftgen, else ~/.cache/fftgen",
 )
 NO_JIT = Variable(
@@ -37,7 +38,7 @@ NO_JIT = Variable(
 )
 DUMP = Variable(
     "FFTGEN_DUMP",
-    "directory to which every compile writes its source, PTX and cubin",
+    "directory to which every compile writes its source and headers, PTX, cubin and log",
     "nothing is written",
 )
 VARIABLES = (CACHE_DIR, NO_JIT, DUMP)
@@ -49,10 +50,13 @@ _NO = frozenset({"0", "false", "no", "off"})
 def cache_directory() -> Path | None:
     """Where the kernel cache belongs, absolute; None when neither variable nor home directory says.
 
-    The directory need not exist. A relative XDG_CACHE_HOME is ignored, as the XDG base directory
-    specification demands.
+    The directory need not exist. A relative or empty XDG_CACHE_HOME is ignored, as the XDG base directory
+    specification demands. An empty FFTGEN_CACHE_DIR raises InputError: it is what a script makes of a name
+    that it forgot to set, and ``fftgen cache clear`` would then empty a directory that nobody named.
     """
-    if CACHE_DIR.value:
+    if CACHE_DIR.value == "":
+        raise InputError(f"{CACHE_DIR.name} is set, but empty: name a directory, or unset it for the default")
+    if CACHE_DIR.value is not None:
         return _absolute(CACHE_DIR.value)
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):

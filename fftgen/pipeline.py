@@ -36,6 +36,11 @@ class Built:
     cached: bool = False
     gradient: Gradient | None = None
 
+    def __repr__(self) -> str:
+        """The plan's line and sizes: source, PTX and code are megabytes."""
+        found = (f"{len(self.image)} bytes of code", f"{len(self.tables)} of tables")
+        return f"Built({self.subject}, {', '.join(found)}{', cached' if self.cached else ''})"
+
     @property
     def subject(self) -> Plan | Gradient:
         """What was decided about the kernels that are here: has a name, a digest and a line of text."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from fftgen import environment
 from fftgen.cache import Cache, Info
 from fftgen.cli.options import common, plural, print_json, table
 from fftgen.errors import InputError
@@ -18,7 +19,7 @@ def command() -> None:
 @common
 def list_entries(as_json: bool, verbose: bool) -> None:
     """List the compiled kernels."""
-    store = Cache.default()
+    store = _store()
     found = store.entries()
     if as_json:
         print_json({"directory": str(store.directory), "entries": [_document(i) for i in found]})
@@ -32,7 +33,7 @@ def list_entries(as_json: bool, verbose: bool) -> None:
 @common
 def size(as_json: bool, verbose: bool) -> None:
     """Say how many bytes the cache takes."""
-    store = Cache.default()
+    store = _store()
     nbytes = store.size()
     if as_json:
         print_json({"directory": str(store.directory), "bytes": nbytes, "entries": len(store.entries())})
@@ -44,7 +45,7 @@ def size(as_json: bool, verbose: bool) -> None:
 @common
 def clear(as_json: bool, verbose: bool) -> None:
     """Remove every kernel; those that another process is making stay."""
-    store = Cache.default()
+    store = _store()
     try:
         freed = store.clear()
     except OSError as error:
@@ -63,7 +64,7 @@ def verify(ctx: click.Context, as_json: bool, verbose: bool) -> None:
 
     A damaged kernel does no harm: it is set aside and compiled anew when it is wanted.
     """
-    store = Cache.default()
+    store = _store()
     total, bad = len(store.entries()), store.verify()
     if as_json:
         print_json(
@@ -75,6 +76,13 @@ def verify(ctx: click.Context, as_json: bool, verbose: bool) -> None:
         click.echo(f"{plural(total, 'kernel')}, {len(bad)} damaged in {store.directory}")
     if bad:
         ctx.exit(1)
+
+
+def _store() -> Cache:
+    """The store that the environment asks for. Raises InputError where there can be none."""
+    store = Cache(environment.cache_directory())  # Cache.default would warn of what is an error here
+    store.check()
+    return store
 
 
 def _row(info: Info, verbose: bool) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ def command(ctx: click.Context, as_json: bool, verbose: bool) -> None:
         click.echo(table([("ok" if p.present else "--", p.name, f"{p.detail} [{p.needed}]") for p in parts]))
         click.echo()
         rows = [
-            (name, value or "not set", f"{meaning}; default: {default}")
+            (name, "not set" if value is None else value or "empty", f"{meaning}; default: {default}")
             for name, value, meaning, default in variables
         ]
         click.echo(table(rows))

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from fftgen import api, portfolio
-from fftgen.cli.options import common, plural, print_json
+from fftgen.cli.options import SEED, common, plural, print_json
 from fftgen.durable import replace_file, writing
 from fftgen.errors import InputError
 from fftgen.pipeline import Built
@@ -32,7 +32,7 @@ from fftgen.pipeline import Built
 @click.option(
     "--verify", is_flag=True, help="Run every kernel on the CPU and write what it showed (minutes)."
 )
-@click.option("--seed", type=int, help="With --verify: draws the inputs. Default: a new one, written down.")
+@click.option("--seed", type=SEED, help="With --verify: draws the inputs. Default: a new one, written down.")
 @common
 @click.pass_context
 def command(
@@ -54,6 +54,8 @@ def command(
 
     if check and verify:
         raise InputError("--check writes nothing and --verify does: one of them")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output {output} is no directory: name one, or one that is not made yet")
     page = output / evidence.PAGE
     if page.is_file() and not page.read_text(encoding="utf-8", errors="replace").startswith(evidence.TITLE):
         raise InputError(f"{page} is not this command's: name a directory that has none of its own")

@@ -24,7 +24,9 @@ from fftgen.targets import target as find_target
 
 @click.command("render")
 @one_problem
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write. Default: stdout.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="File to write. Default, and -: stdout."
+)
 @click.option("--headers", is_flag=True, help="Put the device headers in: one file that compiles by itself.")
 @click.option("--gradient", "of_filter", is_flag=True, help="The kernels of the filter's gradient instead.")
 @click.option("--backward", "whole_pass", is_flag=True, help="The kernels of all gradients by one pass.")
@@ -70,8 +72,8 @@ def command(
         if found is None:
             raise InputError(
                 f"no kernels make all gradients of {asked.mode} {asked.length} {asked.dtype} on {arch} by "
-                "one pass: there are some for causal convolutions on the mma engine; --gradient renders "
-                "those of the filter's"
+                "one pass: there are some for causal convolutions on the engine mma, and on simt for lengths "
+                "of which a block holds two rows or none; --gradient renders those of the filter's"
             )
         subject = found
     else:
@@ -90,6 +92,8 @@ def command(
     text = whole(source) if headers else source.text
     if verbose:
         click.echo(f"{subject}\ndigest {subject.digest}", err=True)
+    if output == Path("-"):
+        output = None
     if output is not None:
         with writing(output):
             write_out(output, text.encode())

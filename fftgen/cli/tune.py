@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from fftgen.cli.options import (
+    SEED,
     STORAGE_TYPES,
     common,
     lengths,
@@ -47,7 +48,7 @@ LIMIT = 60.0  # seconds of a variant's work on the device, after which it hangs
 @click.option(
     "--keep/--no-keep", default=True, show_default=True, help="Have get_conv take the fastest here."
 )
-@click.option("--seed", type=int, help="Draws the inputs. Default: a new one, written down.")
+@click.option("--seed", type=SEED, help="Draws the inputs. Default: a new one, written down.")
 @click.option("--dry-run", is_flag=True, help="The whole way on the CPU: tiny problems, invented times.")
 @results_file("tune-causal-4096-65536-bf16.json", "named by mode, lengths and type")
 @common

@@ -12,7 +12,17 @@ import click
 
 from fftgen import api, bundle, nvrtc
 from fftgen.bundle import open_shelf
-from fftgen.cli.options import STORAGE_TYPES, common, engine, given, lengths, mode, plural, print_json
+from fftgen.cli.options import (
+    SEED,
+    STORAGE_TYPES,
+    common,
+    engine,
+    given,
+    lengths,
+    mode,
+    plural,
+    print_json,
+)
 from fftgen.errors import InputError, InternalError
 from fftgen.pipeline import Built, build, build_plan
 from fftgen.planner import search, sections
@@ -62,7 +72,7 @@ class Outcome:
 @engine
 @click.option("--quick", is_flag=True, help="One case for each module.")
 @click.option("--counters", is_flag=True, help="Print what every kernel did: instructions, bytes, conflicts.")
-@click.option("--seed", type=int, help="Draws inputs and fragment layouts. Default: a new one, printed.")
+@click.option("--seed", type=SEED, help="Draws inputs and fragment layouts. Default: a new one, printed.")
 @common
 @click.pass_context
 def command(

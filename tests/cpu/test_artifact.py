@@ -244,6 +244,10 @@ def test_another_file_than_the_expected_is_refused(path: Path) -> None:
             read(path, sha256=malformed)
 
 
+_HUGE = b'{"__metadata__": {"format": "fftgen", "header_sha256": "%b", "schema": 1e999}}' % (b"0" * 64)
+HUGE_SCHEMA = len(_HUGE).to_bytes(8, "little") + _HUGE  # JSON's way to say infinity, which no integer is
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -251,6 +255,7 @@ def test_another_file_than_the_expected_is_refused(path: Path) -> None:
         b"\x7fELF\x02\x01\x01" + bytes(100),
         b"PK\x03\x04 a zip archive, for example a PyTorch checkpoint",
         b"\x02" + bytes(7) + b"{}",
+        HUGE_SCHEMA,
         b"\x02" + bytes(7) + b"[]",
         b"\x04" + bytes(7) + b"null",
         b"\x10" + bytes(7) + b'{"a": "\xff\xff\xff"  }',
@@ -280,6 +285,7 @@ def test_missing_directory_and_unreadable_files_are_told_with_their_path(
     def denied(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
+    write(path, ARTIFACT)
     monkeypatch.setattr(Path, "open", denied)
     with pytest.raises(ArtifactError, match=r"Permission denied"):
         read(path)

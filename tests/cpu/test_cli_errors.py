@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from command_line import answer, fftgen
 
-from fftgen import __version__, api, environment, nvrtc, portfolio
+from fftgen import __version__, api, doctor, environment, nvrtc, portfolio
 from fftgen.cache import Cache, Entry, Key
 from fftgen.cli.options import lengths, table
 from fftgen.compile_log import Resources
@@ -78,12 +78,19 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
     assert "Usage: fftgen" in result.stderr
 
 
-def test_a_file_that_cannot_be_read_exits_with_1() -> None:
+def test_a_file_that_is_not_there_was_asked_wrongly_and_one_that_is_no_artifact_fails() -> None:
+    """A FIFO is no file either: opening it would wait for a writer."""
     Path("text.fftgen").write_text("not an artifact")
+    os.mkfifo("pipe.fftgen")
     for command in ("inspect", "verify"):
-        for name, message in (("none.fftgen", "cannot be read"), ("text.fftgen", "no fftgen artifact")):
+        for name, status, message in (
+            ("none.fftgen", 2, "cannot be read"),
+            ("pipe.fftgen", 2, "cannot be read (Not a regular file)"),
+            (".", 2, "cannot be read (Is a directory)"),
+            ("text.fftgen", 1, "no fftgen artifact"),
+        ):
             result = fftgen(command, name)
-            assert result.exit_code == 1
+            assert result.exit_code == status
             assert result.stdout == ""
             assert message in result.stderr
             assert "Traceback" not in result.stderr
@@ -392,6 +399,50 @@ def test_doctor_names_what_is_missing_and_the_way_out(monkeypatch: pytest.Monkey
     assert "--plot" in parts["matplotlib"]["needed"]
     text = fftgen("doctor").stdout
     assert all(line.startswith(("ok", "--")) for line in text.split("\n\n")[0].splitlines())
+
+
+@pytest.mark.parametrize("command", ["verify", "tune", "bench", "portfolio"])
+@pytest.mark.parametrize("seed", ["-1", str(2**63)])
+def test_seeds_that_no_generator_takes_are_refused(command: str, seed: str) -> None:
+    result = fftgen(command, "--seed", seed)
+    assert result.exit_code == 2
+    assert f"{seed} is not in the range" in result.stderr
+
+
+def test_sources_go_to_standard_output_by_its_usual_name(place: Path) -> None:
+    assert fftgen("render", "256", "-o", "-").stdout == fftgen("render", "256").stdout
+    assert list(place.iterdir()) == []
+
+
+def test_a_portfolio_goes_into_a_directory() -> None:
+    result = fftgen("portfolio", "-o", "/dev/null")
+    assert result.exit_code == 2
+    assert "/dev/null is no directory" in result.stderr
+
+
+def test_doctor_tries_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
+    (found,) = (p for p in doctor.examine() if p.name == "cuda-bindings")
+    assert not found.present
+    assert "is installed, but cuda.bindings.nvrtc cannot be imported" in found.detail
+
+
+@pytest.mark.parametrize("command", ["list", "size", "verify", "clear"])
+def test_a_cache_that_cannot_be_is_an_error(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("file").write_text("mine")
+    for value, message in (
+        ("file", "file cannot be read (Not a directory)"),
+        ("/dev/null", "the cache /dev/null cannot be read"),
+        ("", "FFTGEN_CACHE_DIR is set, but empty"),
+    ):
+        monkeypatch.setenv("FFTGEN_CACHE_DIR", value)
+        result = fftgen("cache", command)
+        assert result.exit_code == 2
+        assert result.stdout == ""
+        assert message in result.stderr
+    assert Path("file").read_text() == "mine"
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", "not made yet")
+    assert fftgen("cache", command).exit_code == 0
 
 
 def test_doctor_shows_the_environment_variables(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

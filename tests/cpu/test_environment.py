@@ -33,8 +33,9 @@ def test_the_cache_directory_follows_the_variables_in_their_order(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FFTGEN_CACHE_DIR", "here")
     assert environment.cache_directory() == tmp_path / "here"
-    monkeypatch.setenv("FFTGEN_CACHE_DIR", "")
-    assert environment.cache_directory() == tmp_path / ".cache" / "fftgen"
+    monkeypatch.setenv("FFTGEN_CACHE_DIR", "")  # of a variable that a script forgot: nobody named the default
+    with pytest.raises(InputError, match="FFTGEN_CACHE_DIR is set, but empty: name a directory, or unset it"):
+        environment.cache_directory()
 
 
 def test_without_a_home_there_is_no_cache_directory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,6 +220,23 @@ def file(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> Path:
     return path
 
 
+def test_what_is_built_is_told_in_a_few_lines(file: Path, session_cache: Path) -> None:
+    """And not by megabytes of source and code."""
+    kept = Cache(session_cache)
+    made = package.build(1024, torch.bfloat16, targets=["sm_80"], path="again.fftgen", cache=kept)
+    contents = artifact.read(file)
+    image = contents.modules[0].image_for((8, 0))
+    for said, part in (
+        (repr(made), "again.fftgen"),
+        (repr(made.built[0]), "circular 1024 bf16 sm_80"),
+        (repr(contents.modules[0]), "bytes"),
+        (repr(image), "cubin for sm_80"),
+        (repr(kept.entries()[:1]), "sm_"),
+    ):
+        assert part in said
+        assert len(said) < 1500
+
+
 WITHOUT_COMPILER = """
 import sys
 class Absent:
