@@ -281,7 +281,10 @@ def compare(task: Task, steps: int, seed: int, backend: str | None) -> None:
         f"files not trained on {held:.3f} ({right:.1%} right); knowing nothing: {task.ignorant:.3f}"
     )
     if not (last < first and held < 0.95 * task.ignorant):
-        raise FFTGenError(f"{task.name} did not learn: {held:.3f} against {task.ignorant:.3f}")
+        raise FFTGenError(
+            f"{task.name} did not learn in {steps} steps: {held:.3f} against {task.ignorant:.3f}; "
+            "give it more (--steps)"
+        )
     if backend is None:
         return
     started = time.perf_counter()
