@@ -14,7 +14,7 @@ from string import digits
 from typing import Any
 
 from fftgen.dtypes import dtype
-from fftgen.planner import filter_work, simt_work
+from fftgen.planner import filter_work, section_work, simt_work
 from fftgen.planner import work as counts
 from fftgen.planner.instructions import BACK, THERE, ratios_made
 from fftgen.planner.plan import SIMT, TILE, Kernel, Plan
@@ -220,9 +220,14 @@ def cost(plan: Plan, target: Target, compiled: Compiled | None = None, gated: bo
 
 
 def work_of(plan: Plan, kernel: Kernel, target: Target, gated: bool = False) -> Work:
-    """What one kernel of the convolution does for one transform. ``gated``: the input, and every result."""
+    """What one kernel of the convolution does for one transform. ``gated``: the input, and every result.
+
+    Where a row has sections, for all of them.
+    """
     if plan.engine == SIMT:
         return simt_work.kernel_work(plan, kernel, target, gated)
+    if plan.sections > 1:
+        return section_work.in_sections(plan, kernel, target, gated)
     return counts.kernel_work(plan, kernel, target, gated)
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fftgen.planner import work
+from fftgen.planner import section_work, work
 from fftgen.planner.cost import work_of
 from fftgen.planner.gradient_plan import FORWARD, Gradient
 from fftgen.planner.instructions import THERE, gating
 from fftgen.planner.plan import Plan
-from fftgen.planner.work import ELEMENT, SECTIONS_ROOM, Work
+from fftgen.planner.section_work import SECTIONS_ROOM
+from fftgen.planner.work import ELEMENT, Work
 from fftgen.targets import Target
 
 # Instructions of a warp for 128 complex elements, of sections or of products of two (as compiled, sm_80 and
@@ -75,7 +76,7 @@ def _there(plan: Plan, target: Target, gated: bool) -> Work:
     """What is done for a row whose spectra alone are wanted."""
     body, n, count = plan.body, plan.transform, plan.sections
     whole = work_of(plan, body, target)
-    alone = work.alone(plan)
+    alone = section_work.alone(plan)
     sizes = {t.name: t.nbytes for t in plan.tables}
     ahead = sum(sizes[name] for name in FORWARD)
     rows = n // (plan.factors[-1] * plan.factors[-2])
@@ -93,4 +94,4 @@ def _there(plan: Plan, target: Target, gated: bool) -> Work:
 
 def _products(plan: Plan) -> float:
     """Instructions of a row's products with the spectra of other distances."""
-    return plan.transform / 128 * work.SECTION_PRODUCT * plan.sections * (plan.sections - 1) / 2
+    return plan.transform / 128 * section_work.SECTION_PRODUCT * plan.sections * (plan.sections - 1) / 2

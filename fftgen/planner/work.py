@@ -7,7 +7,7 @@ hold them equal, kernel by kernel); instructions are an estimate (instructions.p
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fftgen.planner import fragments
 from fftgen.planner.instructions import (
@@ -20,8 +20,7 @@ from fftgen.planner.instructions import (
     wmma_instructions,
 )
 from fftgen.planner.mma_rules import steady
-from fftgen.planner.plan import LOWER, TILE, Kernel, Plan
-from fftgen.problem import Problem
+from fftgen.planner.plan import TILE, Kernel, Plan
 from fftgen.targets import Target
 
 STAGING_TRAFFIC = 16  # bytes per complex element: two fp32 written, two read back
@@ -34,9 +33,6 @@ KEPT_ROWS = 64  # of a group of columns, on the way back, that stay in registers
 LOW_RUN = 32  # columns of a row that four threads store together, with low twiddles of their own
 ELEMENT = 4  # bytes of a complex number of two 16-bit parts: workspace and spectrum
 NARROW = 2  # columns of a thread in the device stage that make pieces of 32 bytes: 16 to a strip
-SECTION = 17  # and where a row has sections, of each beside its transform: kept, joined, looked for
-SECTION_PRODUCT = 16  # and of each product of one with the spectrum of another distance
-SECTIONS_ROOM = 0.7  # of the L2: what is read of more was measured to miss (targets.py)
 
 
 @dataclass(frozen=True)
@@ -93,12 +89,7 @@ class Work:
 
 
 def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False) -> Work:
-    """What one kernel of the convolution does for one transform. ``gated``: the input, and every result.
-
-    Where a row has sections, for all of them.
-    """
-    if plan.sections > 1:
-        return _in_sections(plan, kernel, target, gated)
+    """What one kernel of the convolution does for one transform. ``gated``: the input, and every result."""
     ops = tensor_ops(plan, kernel)
     loaded, stored = _signals(plan, kernel)
     workspace_loaded, workspace_stored = workspace(plan, kernel)
@@ -127,41 +118,6 @@ def kernel_work(plan: Plan, kernel: Kernel, target: Target, gated: bool = False)
         instructions=instructions + gating(plan, inward + outward),
         narrow=mma and kernel.role in ("columns", "columns_inverse") and kernel.columns == NARROW,
     )
-
-
-def _in_sections(plan: Plan, kernel: Kernel, target: Target, gated: bool) -> Work:
-    """What one does for all sections of a row: what it does for one, so many times, and for products with
-    transforms of earlier ones, which are kept."""
-    one, count = kernel_work(alone(plan), kernel, target, gated), plan.sections
-    products, spectrum = count * (count - 1), ELEMENT * plan.transform  # with other sections
-    kept = target.multiprocessors * kernel.resident * (count - 1) * spectrum
-    if plan.matrix == LOWER:  # every product takes an earlier transform anew
-        products //= 2
-        loaded, stored = products, count - 1
-    else:  # all are taken with the last transform, and what they come to replaces what was kept
-        loaded = stored = 2 * (count - 1)
-    outside = (loaded + stored) * spectrum if kept > SECTIONS_ROOM * target.l2_bytes else 0
-    return replace(
-        one,
-        tensor_ops=count * one.tensor_ops,
-        loaded=count * one.loaded,
-        stored=count * one.stored,
-        gates=count * one.gates,
-        device_bytes=count * one.device_bytes + outside,
-        workspace_loaded=loaded * spectrum,
-        workspace_stored=stored * spectrum,
-        spectrum=count * one.spectrum + products * spectrum,
-        tables=count * one.tables,
-        shared_bytes=count * one.shared_bytes + products * spectrum,
-        instructions=count * one.instructions
-        + plan.transform / 128 * (SECTION * count + SECTION_PRODUCT * products),
-    )
-
-
-def alone(plan: Plan) -> Plan:
-    """The plan of one of a row's sections by itself."""
-    problem = Problem("causal", plan.transform, plan.problem.dtype)
-    return replace(plan, sections=1, matrix=LOWER, problem=problem)
 
 
 def tensor_ops(plan: Plan, kernel: Kernel, ways: tuple[str, ...] = (THERE, BACK)) -> int:

@@ -22,13 +22,12 @@ from fftgen.emulate import Simulated
 from fftgen.errors import InternalError, ToolchainError
 from fftgen.pipeline import Built, build_plan
 from fftgen.planner import fragments, mma_rules, search
-from fftgen.planner.cost import cost, in_one_launch
+from fftgen.planner.cost import cost, in_one_launch, work_of
 from fftgen.planner.filter_work import filter_work
 from fftgen.planner.launch import items_per_channel
 from fftgen.planner.plan import Plan
 from fftgen.planner.sections import sectioned
 from fftgen.planner.whole import cluster_kernels, held_kernel, whole_kernel
-from fftgen.planner.work import kernel_work
 from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.simulator import Counters
@@ -109,7 +108,7 @@ def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
     transforms = CHANNELS * items_per_channel(plan, BATCH)
     each = 2 if plan.engine == "mma" else 1
     for kernel in plan.kernels:
-        work = kernel_work(plan, kernel, target(plan.target))
+        work = work_of(plan, kernel, target(plan.target))
         counters = simulated(plan).reports[plan.entry(kernel)].counters
         assert sum(counters.tensor.values()) == each * transforms * work.tensor_ops, kernel.label
         for buffer, kind, predicted in (
@@ -127,7 +126,7 @@ def test_every_kernel_does_what_the_model_says(plan: Plan) -> None:
 def test_gates_are_read_as_often_as_the_model_says(plan: Plan) -> None:
     transforms = CHANNELS * items_per_channel(plan, BATCH)
     for kernel in plan.kernels:
-        plain, work = (kernel_work(plan, kernel, target(plan.target), gated) for gated in (False, True))
+        plain, work = (work_of(plan, kernel, target(plan.target), gated) for gated in (False, True))
         counters = simulated(plan, True).reports[plan.entry(kernel)].counters
         loaded = [moved(counters, name, "loads") for name in ("in_gate", "out_gate")]
         assert sum(loaded) == transforms * work.gates, kernel.label
@@ -162,7 +161,7 @@ def test_what_passes_the_pipe_of_shared_memory_is_what_the_model_says(gated: boo
     copied = 2 * report.blocks * fragments.copied(plan.tables)  # loaded, and stored
     shared = counters.shared_loads.bytes + counters.shared_stores.bytes
     found = shared + moved(counters, "tables", "loads") + moved(counters, "spectrum", "loads") - copied
-    work = kernel_work(plan, kernel, target(plan.target), gated)
+    work = work_of(plan, kernel, target(plan.target), gated)
     brought = 0
     if kernel.brought:  # on their way past the pipe, but into shared memory: signals, and of gates as many
         brought = work.loaded + (work.gates if kernel.brought > 2 else min(work.loaded, work.gates))
@@ -182,7 +181,7 @@ def test_tables_that_strips_load_are_what_the_model_says(plan: Plan) -> None:
         kept = 4 * 8 * width * plan.stages[0].radix if role in mma_rules.steady(plan).twiddles else 0
         assert report.blocks * kernel.warps >= strips
         found = moved(report.counters, "tables", "loads") - strips * kept
-        assert found == transforms * kernel_work(plan, kernel, target(plan.target)).shared_bytes
+        assert found == transforms * work_of(plan, kernel, target(plan.target)).shared_bytes
 
 
 @pytest.mark.drawn(3)
@@ -193,7 +192,7 @@ def test_gates_of_strips_are_read_in_shared_memory_as_the_model_says(plan: Plan)
     kernel = plan.kernel("columns_inverse")
     assert kernel.brought == 1
     counters = simulated(plan, True).reports[plan.entry(kernel)].counters
-    plain, work = (kernel_work(plan, kernel, target(plan.target), gated) for gated in (False, True))
+    plain, work = (work_of(plan, kernel, target(plan.target), gated) for gated in (False, True))
     gates = transforms * work.gates
     assert counters.shared_loads.bytes == counters.shared_stores.bytes == gates
     assert transforms * (work.shared_bytes - plain.shared_bytes) == gates
@@ -272,7 +271,7 @@ def test_the_formula_for_issue_slots_is_near_the_compiled_code(
     assert any(role.startswith("columns") for role in found) == bool(plan.device_stages)
     for role, path in found.items():
         compiled = path.per_transform(plan.transform)
-        ratio = kernel_work(plan, plan.kernel(role), target(name), gated).instructions / compiled
+        ratio = work_of(plan, plan.kernel(role), target(name), gated).instructions / compiled
         kind = DEVICE if role.startswith("columns") else BLOCK if plan.block_stage else WARP
         assert abs(ratio - 1) < kind, f"{plan}: {role} {ratio:.3f}"
 

@@ -21,9 +21,9 @@ from traffic import moved
 from fftgen import emulate, hot_path, toolkit
 from fftgen.errors import InternalError
 from fftgen.planner import search
+from fftgen.planner.cost import work_of
 from fftgen.planner.plan import CIRCULANT, FULL, LOWER, Plan
 from fftgen.planner.sections import MOST_OF_ALL, sectioned
-from fftgen.planner.work import kernel_work
 from fftgen.problem import Problem
 from fftgen.render import render
 from fftgen.simulator import SimulationError
@@ -173,7 +173,7 @@ def test_the_kernel_does_what_the_model_says(matrix: str, gated: bool, rng: np.r
     gates = {"in_gate": u.flip(-1), "out_gate": u.flip(0)} if gated else {}
     counters = run(plan, u, k, k_rev=k, **gates).reports[plan.entry(plan.body)].counters
     in_whole_sectors(counters)
-    work = kernel_work(plan, plan.body, target("sm_90"), gated)
+    work = work_of(plan, plan.body, target("sm_90"), gated)
     assert sum(counters.tensor.values()) == 2 * rows * work.tensor_ops
     for kind, buffers, predicted in (
         ("loads", ("u", "in_gate", "out_gate"), work.loaded + work.gates),
@@ -190,7 +190,7 @@ def test_the_kernel_does_what_the_model_says(matrix: str, gated: bool, rng: np.r
 def test_instructions_by_formula_are_near_those_of_the_code(sections: int) -> None:
     plan = planned(CIRCULANT, sections, 32_768)
     counted = hot_path.hot_paths(plan, gated=True)["convolve"].per_transform(plan.points)
-    assert 0.9 < kernel_work(plan, plan.body, target("sm_90"), True).instructions / counted < 1.1
+    assert 0.9 < work_of(plan, plan.body, target("sm_90"), True).instructions / counted < 1.1
 
 
 @BOTH
