@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from fftgen import artifact, bundle
@@ -128,8 +129,12 @@ def jobs_for(
         jobs += [(p, chip, "gradient") for p in causal for chip in chips if bundle.trains(p, chip)]
         jobs += [(p, chip, "backward") for p in served for chip in chips if bundle.goes_back(p, chip, engine)]
         if engine is None:
-            sectioned = ((p, chip) for p in served for chip in chips if bundle.backward_in_sections(p, chip))
-            jobs += [(p, chip, "backward sections") for p, chip in sectioned]
+            for p, chip in product(served, chips):
+                trained = bundle.trained_in_sections(p, chip)
+                if trained is not None:
+                    jobs.append((p, chip, "backward sections"))
+                    # Its convolution makes the spectra.
+                    jobs += [] if trained == bundle.in_sections(p, chip) else [(p, chip, "trained sections")]
     return jobs
 
 

@@ -22,7 +22,6 @@ from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import Plan
 from fftgen.planner.rules import supports_dtype
 from fftgen.planner.twins import twin
-from fftgen.planner.windows import WORTH
 from fftgen.problem import Problem
 from fftgen.targets import TARGETS, Target
 from fftgen.targets import target as find_target
@@ -31,7 +30,9 @@ TABLES = "constants"
 
 # Of which planner/sections.py, gradient.py (gradient: of a filter, backward: of all), gradient_sections.py
 # and twins.py tell.
-Kind = Literal["convolution", "sections", "gradient", "twin", "backward", "backward sections"]
+Kind = Literal[
+    "convolution", "sections", "trained sections", "gradient", "twin", "backward", "backward sections"
+]
 Job = tuple[Problem, Target, Kind]
 
 
@@ -87,20 +88,31 @@ def build_twin(
 
 
 def in_sections(problem: Problem, target: Target) -> Plan | None:
-    """The plan in sections that many rows of a problem had better take, if there is one."""
+    """The plan in sections that many rows of a problem had better take, if there is one: of rows without
+    gates, or if these take none, with both."""
+    plan, every = search.plan(problem, target), _every_sections(problem, target)
+    return sections.of_many_rows(plan, every) or sections.of_many_rows(plan, every, gated=True)
 
-    def planned(p: Problem) -> Plan:
-        return search.plan(p, target)
 
-    return sections.of_many_rows(planned(problem), sections.of(problem, planned))
+def trained_in_sections(problem: Problem, target: Target) -> Plan | None:
+    """The plan in sections whose gradients many rows had better take, if there is one: where it pays the one
+    that the convolution takes as well, whose spectra are at hand."""
+    plan, whole = in_sections(problem, target), backward(problem, target)
+    if whole is None:
+        return None
+    own = gradient_sections.trained([plan] if plan else ())
+    found = own or gradient_sections.trained(_every_sections(problem, target))
+    return gradient_sections.of_many_rows(whole, found)
 
 
 def backward_in_sections(problem: Problem, target: Target) -> Gradient | None:
     """The kernels of all gradients in sections that many rows of a problem had better take, if there are."""
-    plan, whole = in_sections(problem, target), backward(problem, target)
-    if plan is None or whole is None or gradient_sections.share(whole, plan) >= WORTH:
-        return None
-    return gradient_sections.in_sections(plan)
+    plan = trained_in_sections(problem, target)
+    return None if plan is None else gradient_sections.in_sections(plan)
+
+
+def _every_sections(problem: Problem, target: Target) -> tuple[Plan, ...]:
+    return sections.of(problem, lambda p: search.plan(p, target))
 
 
 def build_all(
@@ -124,6 +136,10 @@ def build_all(
             made = build_gradient(every, cache)
         elif kind == "sections":
             plan = in_sections(problem, target)
+            assert plan is not None  # asked for where there is one
+            made = build_plan(plan, cache)
+        elif kind == "trained sections":
+            plan = trained_in_sections(problem, target)
             assert plan is not None  # asked for where there is one
             made = build_plan(plan, cache)
         elif kind == "backward sections":
@@ -256,12 +272,13 @@ class Shelf:
     def sections(
         self, problem: Problem, capability: tuple[int, int], gpu: str = "", back: bool = False
     ) -> tuple[Plan, ...]:
-        """The plan in sections of the module that suits a device best, if the artifact carries one.
+        """The plans in sections of the modules that suit a device best: of the convolution's, and the one
+        whose gradients the artifact carries where that is another.
 
         Artifacts carry none of causal problems with filters that act backwards (``back``).
         """
-        module, _ = self._best(problem, "sections", capability)
-        return () if module is None or (back and problem.causal) else (unpack(module).plan,)
+        found, _ = self._suiting(problem, "sections", capability)
+        return () if back and problem.causal else tuple(unpack(module).plan for module in found)
 
     def sectioned(self, plan: Plan) -> Built:
         """The kernels of one of them."""
@@ -272,7 +289,7 @@ class Shelf:
     ) -> tuple[Plan, ...]:
         """Those of ``sections`` the kernels of whose gradients are there as well."""
         there = {module.plan_digest for module in self.contents.modules}
-        found = self.sections(problem, capability, gpu)
+        found = gradient_sections.trained(self.sections(problem, capability, gpu))
         return tuple(p for p in found if gradient_sections.in_sections(p).digest in there)
 
     def backward_sectioned(self, plan: Plan) -> Built:
@@ -309,7 +326,14 @@ class Shelf:
         self, problem: Problem, kind: Kind, capability: tuple[int, int]
     ) -> tuple[Module | None, list[str]]:
         """The module that suits a device best, and the targets that there are."""
-        fits: list[tuple[bool, tuple[int, ...], Module]] = []
+        found, held = self._suiting(problem, kind, capability)
+        return (found[0] if found else None), held
+
+    def _suiting(
+        self, problem: Problem, kind: Kind, capability: tuple[int, int]
+    ) -> tuple[list[Module], list[str]]:
+        """The modules that suit a device best, all of one target, and the targets that there are."""
+        fits: list[tuple[tuple[bool, int, int], Module]] = []
         held: list[str] = []
         for module in self.contents.modules:
             subject = _subject(module)
@@ -321,8 +345,9 @@ class Shelf:
             except ArtifactError:
                 continue
             chip = find_target(image.target)
-            fits.append((image.kind == "cubin", (chip.major, chip.minor), module))
-        return (max(fits, key=lambda f: f[:2])[2] if fits else None), held
+            fits.append(((image.kind == "cubin", chip.major, chip.minor), module))
+        best = max((how for how, _ in fits), default=None)
+        return [module for how, module in fits if how == best], held
 
 
 def open_shelf(path: str | Path, sha256: str | None = None) -> Shelf:

@@ -37,19 +37,25 @@ class Calls(Serving):
         if u.numel() == 0:
             return torch.empty_like(u), None
         problem, k, k_rev = self.meeting(u, k, k_rev)
-        loaded, found = self.serving(u, problem, k, k_rev, keeping)
+        gated = in_gate is not None and out_gate is not None
+        loaded, found = self.serving(u, problem, k, k_rev, keeping, gated)
         if found is not None:
             return loaded.windowed(found, u, k, k_rev, in_gate, (out_gate,), skip)[0], None
         y, spectrum = loaded.convolve(u, k, k_rev, in_gate, out_gate, skip)
         return y, spectrum if read_backwards(loaded.executable.plan) else None
 
-    def route(self, u: Tensor, k: Tensor | None, k_rev: Tensor | None, handle: str) -> Route:
-        """The route of calls like one, which is arranged, of this convolution under a handle."""
+    def route(
+        self, u: Tensor, k: Tensor | None, k_rev: Tensor | None, handle: str, gated: bool = False
+    ) -> Route:
+        """The route of calls like one, which is arranged, of this convolution under a handle.
+
+        ``gated``: with both gates.
+        """
         if not u.is_cuda or u.numel() == 0:
             return Route(handle)
         problem, ahead, back = self.meeting(u, k, k_rev)
         taps = 0 if ahead is k and back is k_rev else u.shape[-1]
-        loaded, found = self.serving(u, problem, ahead, back)
+        loaded, found = self.serving(u, problem, ahead, back, gated=gated)
         return Route(handle, loaded, taps, found)
 
     def run_prepared(

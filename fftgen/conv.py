@@ -116,7 +116,7 @@ class Conv(Calls):
         x = arrange(self.problem, u, k, k_rev, in_gate, out_gate, skip, Form(groups, per_row, reverse))
         # In the storage type autocast changes nothing, on or off.
         if kind is not None and x.untouched(*given) and u.dtype == TORCH[self.problem.dtype]:
-            route = self.route(x.u, x.k, x.k_rev, self.handle)
+            route = self.route(x.u, x.k, x.k_rev, self.handle, x.gated)
             self._routes.keep(kind, route)
             return route.conv(*given)
         if x.u.is_cuda and observed.unobserved(*x.tensors()):

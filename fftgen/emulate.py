@@ -24,11 +24,14 @@ from fftgen.gradient import backward as run_backward
 from fftgen.launch import ARGS_BYTES, FILTER_ARGS_BYTES, FINISH_ARGS_BYTES, GRADIENT_ARGS_BYTES
 from fftgen.pipeline import Built
 from fftgen.planner.filter import Filter
+from fftgen.planner.launch import together
+from fftgen.planner.plan import Plan
 from fftgen.planner.whole import Clusters
 from fftgen.planner.windows import Windows
 from fftgen.prepare import prepare, transform
 from fftgen.simulator import DeviceMemory, Module, Report, parse, simulate
 from fftgen.spectra import spectrum
+from fftgen.targets import Target
 
 Blocks = Sequence[tuple[int, int, int]]
 RESULTS = ("d_u", "d_in_gate", "d_out_gate")
@@ -154,7 +157,8 @@ def convolve(
     """One call of a module's kernels on CPU tensors: what ``torch.ops.fftgen.conv`` does on a GPU.
 
     Shapes and dtypes as there (op.py). ``ptx``: ``line_ptx(built)`` if it is at hand already. ``clusters``:
-    those of the one launch that carries it out (planner/whole.py), in place of a launch for each stage.
+    those of the one launch that carries it out (planner/whole.py), in place of a launch for each stage, or
+    of rows whose sections are spread, in place of those that a GPU would have.
     Raises SimulationError for any fault, and InternalError when a byte of the output was not written.
     """
     simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
@@ -164,7 +168,7 @@ def convolve(
     for name in ("filter_planes", "filter_scale") if simulated.filter_reports else ():
         if simulated.unwritten(name):
             raise InternalError(f"{built.plan.name} left bytes of {name} unwritten")
-    y = Executable(built.plan, table, lambda *_: clusters)(
+    y = Executable(built.plan, table, _together(built, clusters))(
         simulated,
         u,
         made.planes,
@@ -198,7 +202,7 @@ def both(
     simulated = Simulated(ptx or line_ptx(built), built.source.text, seed)
     table = torch.frombuffer(bytearray(built.tables), dtype=torch.uint8)
     made = spectrum(built.plan, k, k_rev, skip)
-    y, twin = Executable(built.plan, table, lambda *_: clusters).both(
+    y, twin = Executable(built.plan, table, _together(built, clusters)).both(
         simulated,
         u,
         made.planes,
@@ -351,6 +355,10 @@ def backward(
     wanted = [name for name, need in zip(RESULTS, needed, strict=True) if need]
     _all_written(simulated, built, "sums", *wanted)
     return found, simulated
+
+
+def _together(built: Built, clusters: Clusters | None) -> Callable[[Plan, int, int, Target], Clusters | None]:
+    return together if built.plan.spread and clusters is None else lambda *_: clusters
 
 
 def _all_written(simulated: Simulated, built: Built, *names: str) -> None:

@@ -214,7 +214,8 @@ class Executable:
             if error.code != DriverError.CLUSTERS or self._together is _apart:
                 raise
             # A share of a GPU (MIG, MPS) may have no room for clusters, which nothing else asks for: the only
-            # launch of this call has not begun, and from now on there is one for each stage.
+            # launch of this call has not begun, and from now on there is one for each stage, or one of blocks
+            # by themselves.
             self._together = _apart
             self._planned.clear()
             return self._run(launcher, u, spectrum, scale, in_gate, gates, address, into)
@@ -238,7 +239,7 @@ class Executable:
         # Results that are new are contiguous: aligned where rows of their length may be.
         vector = all(map(aligned, (u, in_gate, out_gate, twin_gate, *(into or ()))))
         chip = chip_of(plan.target, u.device)
-        whole = self._together(plan, batch, channels, chip) if vector else None
+        whole = self._together(plan, batch, channels, chip) if vector or plan.spread else None
 
         new = Signal(0, channels * length, length)
         y, twin = (new, new) if into is None else (strides(into[0]), strides(into[-1]))
@@ -261,5 +262,5 @@ class Executable:
         return Planned(
             tuple(Step(plan, call, x) for x in launches(plan, batch, channels, length, whole, chip)),
             workspace_elements(plan, batch, channels, whole, chip),
-            peaks_words(plan, batch, channels, whole),
+            peaks_words(plan, batch, channels, whole, chip),
         )

@@ -167,7 +167,7 @@ def _call(
     if kind is not None and x.untouched(*given):
         route = Route(handle)
         if x.u.is_cuda:
-            route = registered(handle, x.u.shape[-1]).route(x.u, x.k, x.k_rev, handle)
+            route = registered(handle, x.u.shape[-1]).route(x.u, x.k, x.k_rev, handle, x.gated)
         _ROUTES.keep(kind, route)
         return route.conv(*given)
     return x.back(operators.conv(*x.tensors(), handle))

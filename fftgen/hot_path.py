@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 
 from fftgen import nvrtc, sass
 from fftgen.errors import InternalError
+from fftgen.planner import spread
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import LOWER, TILE, Kernel, Plan
 from fftgen.render import render, render_gradient
 from fftgen.source import Source
+from fftgen.targets import target as find_target
 
+LANES = 32
 Loop = tuple[int, int]  # of sass.Code
 _ENTRY = "(const Args<T> args) {"
 _GRADIENT_ENTRY = "(const GradientArgs<T> {}) {{"
@@ -105,7 +108,11 @@ def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str
         if kernel.role == "peaks":
             continue
         turns = _turns(plan, kernel)
-        issued = _body(listing[plan.entry(kernel)], turns, plan.sections, plan.matrix)
+        code = listing[plan.entry(kernel)]
+        if plan.spread:
+            issued = _spread(code, plan, kernel, turns)
+        else:
+            issued = _body(code, turns, plan.sections, plan.matrix)
         found[kernel.role] = HotPath(issued, plan.sections * _elements(plan, kernel))
     return found
 
@@ -242,6 +249,22 @@ def _between(code: sass.Code, loop: Loop, turns: int, sections: int) -> int:
     found = _size(loop) - sum(map(_size, parts))
     found += (sections - 1) * sum(_issued(code, x, turns) for x in others)
     return found + turns * sum(_size(x) + (sections - 1) * sum(map(_size, _children(code, x))) for x in rows)
+
+
+def _spread(code: sass.Code, plan: Plan, kernel: Kernel, turns: int) -> int:
+    """The same where the blocks of a cluster share the sections of a row: of all of them, for a warp of each.
+
+    Loops over sections on their way there and back, and between them one over products.
+    """
+    loop = max(code.loops, key=_size)
+    parts = [x for x in _children(code, loop) if code.count(x, "HMMA")]
+    others = [x for x in _children(code, loop) if x not in parts]
+    products = max(others, key=lambda x: code.count(x, "HFMA2"))
+    share = plan.transform // (2 * LANES * spread.packs(plan) * kernel.warps)
+    blocks = spread.many(plan, find_target(plan.target)).size
+    around = _size(loop) - sum(map(_size, parts)) - _size(products)
+    found = plan.sections * sum(_issued(code, x, turns) for x in parts)
+    return found + share * _size(products) + blocks * around
 
 
 def _children(code: sass.Code, loop: Loop) -> list[Loop]:

@@ -74,7 +74,7 @@ class JustInTime:
         return build_plan(plan)
 
     def trained_sections(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Plans:
-        return self.sections(problem, capability, gpu)
+        return gradient_sections.trained(self.sections(problem, capability, gpu))
 
     def backward_sectioned(self, plan: Plan) -> Built:
         return build_gradient(gradient_sections.in_sections(plan))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fftgen import __version__
 from fftgen.dtypes import dtype
-from fftgen.planner import filter_tables, fragments, mma_kernels, mma_rules, simt, twins
+from fftgen.planner import filter_tables, fragments, mma_kernels, mma_rules, simt, spread, twins
 from fftgen.planner import gradient_plan as gradients
 from fftgen.planner.cost import device_bytes, tensor_ops
 from fftgen.planner.engines import named_engine
@@ -70,6 +70,7 @@ def command(plan: Plan, *, own: bool = False) -> str:
     twin = " --twin" if plan.outputs == 2 else ""
     cut = f" --sections {plan.transform}" if plan.sections > 1 else ""
     cut += " --both-ways" if plan.matrix == FULL else ""
+    cut += " --spread" if plan.spread else ""
     return f"fftgen render {p.length} --dtype {p.dtype} --{p.mode} --arch {plan.target}{engine}{twin}{cut}"
 
 
@@ -194,7 +195,7 @@ def _headers(plan: Plan) -> tuple[str, ...]:
     if not plan.block_stage:
         used.append("warp")
     if plan.sections > 1:
-        used.append("sections")
+        used += ["sections", "whole", "spread"] if plan.spread else ["sections"]
     if plan.device_stages:
         used += ["device", "strips" if plan.strip_peaks else "scaled_peaks"] if plan.scaled else ["device"]
     if plan.whole is not None:
@@ -231,6 +232,7 @@ def _mma_names(plan: Plan) -> dict[str, Any]:
         "tight": mma_rules.tight(plan),
         "size_words": size_words(plan),
         "ratio_pitch": _ratio_pitch(plan),
+        "packs": spread.packs(plan),
     }
 
 

@@ -74,14 +74,21 @@ class Serving:
         return self.served(steps, taps), k, k_rev
 
     def serving(
-        self, u: Tensor, problem: Problem, k: Tensor | None, k_rev: Tensor | None, keeping: bool = False
+        self,
+        u: Tensor,
+        problem: Problem,
+        k: Tensor | None,
+        k_rev: Tensor | None,
+        keeping: bool = False,
+        gated: bool = False,
     ) -> tuple[Loaded, Windows | None]:
         """The kernels that had better take a call on a GPU, of what ``meeting`` says, and its windows.
 
-        ``keeping``: as in ``run``.
+        ``keeping``: as in ``run``; ``gated``: with both gates.
         """
         batch, channels, _ = u.shape
-        cut = self.sections_of(u.device, problem, batch, channels, keeping, back=k_rev is not None)
+        how = {"back": k_rev is not None, "gated": gated}
+        cut = self.sections_of(u.device, problem, batch, channels, keeping, **how)
         found = self.windows(u, problem, k, k_rev, cut.share if cut else WORTH)
         if found is not None:
             return self.on(u.device, self.of_windows(found)), found
@@ -97,20 +104,22 @@ class Serving:
         keeping: bool = False,
         prepared: bool = False,
         back: bool = False,
+        gated: bool = False,
     ) -> Shorter | None:
         """The sections that so many rows had better take (planner/sections.py); None: none, or they cannot
         be had.
 
-        ``prepared``: their filters' spectra are there; ``back``: there are filters that act backwards.
+        ``prepared``: their filters' spectra are there; ``back``: there are filters that act backwards;
+        ``gated``: both gates are.
         """
         if not sections.possible(problem):
             return None
-        # Of a causal problem one pass makes all gradients, which takes the whole's spectra, or, where it goes
-        # in sections as well, theirs.
-        apart = keeping and problem.causal
-        if apart and not back:
-            apart = self.backward_sections(device, problem, batch, channels) is None
-        key = (device, problem, batch, channels, apart, prepared, back)
+        reads = self.backward_sections(device, problem, batch, channels) if keeping and not back else None
+        # Of a causal problem one pass makes all gradients, which reads spectra of the whole, or of sections.
+        apart: tuple[int, ...] = ()
+        if keeping and problem.causal:
+            apart = (reads.sections, reads.transform) if reads else (1, 0)
+        key = (device, problem, batch, channels, apart, prepared, back, gated)
         kept = self._sections.get(key)
         if kept is None:
             facts = _facts(device)
@@ -118,7 +127,8 @@ class Serving:
             if plan is not None:
                 others = self._provider.sections(problem, *facts, back)
                 chip = chip_of(plan.target, device)
-                shortest = sections.shorter(plan, others, batch, channels, apart, prepared, chip)
+                read = (reads or plan) if apart else None
+                shortest = sections.shorter(plan, others, batch, channels, read, prepared, gated, chip)
             kept = self._sections.keep(key, (shortest,))
         (found,) = kept
         return found if found and self._sectioned.may_be_had(device, found.plan) else None
@@ -174,10 +184,15 @@ class Serving:
 
     def _preparing(self, device: torch.device, problem: Problem, channels: int, back: bool) -> Loaded | None:
         """The kernels of sections, where calls of any batch take less by them: their spectra are prepared."""
-        cuts = [self.sections_of(device, problem, b, channels, prepared=True, back=back) for b in BATCHES]
-        plans = {cut and cut.plan for cut in cuts}
-        plan = plans.pop()
-        return self.in_sections(device, plan) if plan and not plans else None
+        if not sections.possible(problem):
+            return None
+        facts = _facts(device)
+        plan = self._provider.planned(problem, *facts)
+        if plan is None:
+            return None
+        others = self._provider.sections(problem, *facts, back)
+        found = sections.of_any_batch(plan, others, channels, BATCHES, chip_of(plan.target, device))
+        return None if found is None else self.in_sections(device, found)
 
     def _warm_sections(self, device: torch.device, problem: Problem, train: bool) -> None:
         """Compile and load the kernels of sections that many rows of a problem take, if any do."""
@@ -186,9 +201,9 @@ class Serving:
         facts = _facts(device)
         plan = self._provider.planned(problem, *facts)
         others = self._provider.sections(problem, *facts)
-        best = sections.of_many_rows(plan, others) if plan else None
-        if best is not None:
-            self.in_sections(device, best)
+        best = {sections.of_many_rows(plan, others, gated) for gated in (False, True)} if plan else {}
+        for found in filter(None, best):
+            self.in_sections(device, found)
         trained = self._provider.trained_sections(problem, *facts) if train and problem.causal else ()
         whole = gradient_backward(problem, target_for(facts[0])) if trained else None
         back = gradient_sections.of_many_rows(whole, trained) if whole else None

@@ -52,6 +52,11 @@ class Arguments(NamedTuple):
         """All but the shape. (A slice of a named tuple is what PyTorch 2.6 cannot trace.)"""
         return self.u, self.k, self.k_rev, self.in_gate, self.out_gate, self.skip
 
+    @property
+    def gated(self) -> bool:
+        """There are both gates."""
+        return self.in_gate is not None and self.out_gate is not None
+
     def untouched(self, *given: Tensor | None) -> bool:
         """Whether they are what was handed in, and the result goes back as it is."""
         return self.shape is None and all(x is y for x, y in zip(self, given, strict=False))

@@ -115,7 +115,7 @@ def _fftgen(case: Case, sets: Sequence[Inputs], backend: Backend) -> Prepared:
 
 def _way(conv: Conv, x: Inputs, case: Case) -> str:
     """How calls go: in windows, in sections, or by one transform of everything."""
-    loaded, found = conv.serving(x.u, *conv.meeting(x.u, x.k, None), case.direction == "backward")
+    loaded, found = conv.serving(x.u, *conv.meeting(x.u, x.k, None), case.direction == "backward", case.gated)
     plan = loaded.executable.plan
     return str(found or (plan if plan.sections > 1 else "one transform"))
 

@@ -30,7 +30,7 @@ from fftgen.bench.kernels import (
     short_enough,
     timed,
 )
-from fftgen.bundle import in_sections
+from fftgen.bundle import trained_in_sections
 from fftgen.errors import InputError
 from fftgen.execute import Address
 from fftgen.gradient import Needed, backward
@@ -78,7 +78,7 @@ def gradient_kernel_times(
 
     own = plan(case.problem, find_target(backend.target))
     ways: dict[str, Way[Gradients]] = {ONE_PASS: way(whole, own)}
-    cut = in_sections(case.problem, find_target(backend.target))
+    cut = trained_in_sections(case.problem, find_target(backend.target))
     if cut is not None:
         ways[SECTIONS] = way(gradient_sections.in_sections(cut), cut)
 

@@ -154,7 +154,9 @@ def kernel_times(
         ways[ONE] = _Way(running, backend, together)
     cut = in_sections(case.problem, find_target(backend.target))
     if cut is not None and run is None:
-        ways[SECTIONS] = _Way(_of_sections(cut, backend), backend, lambda *_: None)
+        ways[SECTIONS] = _Way(
+            _of_sections(cut, backend), backend, together if cut.spread else lambda *_: None
+        )
 
     def verdict(one: Way[Tensor], y: Tensor) -> Accuracy | None:
         return None if reference is None else judge(scaled, y, reference, one.plan)

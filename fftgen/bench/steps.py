@@ -18,7 +18,15 @@ from fftgen.bench.proof import check_agreement, check_portfolio
 from fftgen.bench.rates import device_rates
 from fftgen.bench.row import CONTENDERS, first_line, measure_row
 from fftgen.bench.sanitizer import TOOLS, sanitize
-from fftgen.bundle import Kind, backward_in_sections, build_twin, in_sections, problems_of, trains
+from fftgen.bundle import (
+    Kind,
+    backward_in_sections,
+    build_twin,
+    in_sections,
+    problems_of,
+    trained_in_sections,
+    trains,
+)
 from fftgen.pipeline import Built, build, build_gradient, build_plan
 from fftgen.planner.gradient import backward, gradient
 from fftgen.portfolio import PROBLEMS
@@ -71,7 +79,13 @@ DIRECTION_OF = {
 Kernels = tuple[str, int, str, str]  # mode, length, dtype, direction
 # Modules, the largest first.
 OF_FORWARD: tuple[Kind, ...] = ("convolution", "sections")
-OF_BACKWARD: tuple[Kind, ...] = ("backward", "backward sections", "gradient", "twin")
+OF_BACKWARD: tuple[Kind, ...] = (
+    "backward",
+    "backward sections",
+    "trained sections",
+    "gradient",
+    "twin",
+)
 AGREEING = 4096  # the longest transforms of the portfolio that are small for the simulator
 COLD_LENGTHS = (4096, 65536)
 # Seconds without news after which a worker is ended. A proof says nothing until it is done: up to 3 were
@@ -149,6 +163,9 @@ def _built(problem: Problem, kind: Kind, backend: Backend) -> Built | None:
         return build(problem, chip, gpu=backend.gpu)
     if kind == "sections":
         cut = in_sections(problem, chip)
+        return None if cut is None else build_plan(cut)
+    if kind == "trained sections":
+        cut = trained_in_sections(problem, chip)
         return None if cut is None else build_plan(cut)
     if kind == "backward sections":
         both = backward_in_sections(problem, chip)

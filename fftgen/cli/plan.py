@@ -134,7 +134,8 @@ def command(
 
 def _sections(chosen: Plan, plan: Plan) -> str:
     share, both, back = sections.share(chosen, plan), _both_ways(chosen, plan), _gradients(plan)
-    said = f"{plan.sections} sections of {plan.transform} points: {share:.2f} of the time; {_taken(share)}"
+    how = f"{plan.sections} sections of {plan.transform} points{' by clusters' * plan.spread}"
+    said = f"{how}: {share:.2f} of the time; {_taken(share)}"
     if both is not None:
         said += f"; with filters that act backwards {both:.2f}; {_taken(both)}"
     return said if back is None else f"{said}; all gradients with gates {back:.2f}; {_taken(back)}"
@@ -154,7 +155,9 @@ def _taken(share: float) -> str:
 def _gradients(plan: Plan) -> float | None:
     """Of the time of all gradients by one transform what a plan in sections takes; None: none are made so."""
     whole = backward(plan.problem, plan.target)
-    return None if whole is None else gradient_sections.share(whole, plan)
+    if whole is None or plan.spread or not gradient_sections.trained([plan]):
+        return None
+    return gradient_sections.share(whole, plan)
 
 
 def _windows(plan: Plan, taps: int, cut: windows.Shorter | None) -> str:

@@ -33,6 +33,7 @@ from fftgen.targets import target as find_target
 @click.option("--twin", "twice", is_flag=True, help="The kernels that store each result with two gates.")
 @click.option("--sections", "points", type=int, help="The kernels of rows in sections of so many points.")
 @click.option("--both-ways", is_flag=True, help="With --sections: of filters that act backwards as well.")
+@click.option("--spread", "spread_out", is_flag=True, help="With --sections: clusters of blocks share a row.")
 @common
 def command(
     length: int,
@@ -47,6 +48,7 @@ def command(
     twice: bool,
     points: int | None,
     both_ways: bool,
+    spread_out: bool,
     as_json: bool,
     verbose: bool,
 ) -> None:
@@ -62,10 +64,12 @@ def command(
         raise InputError("of rows in sections there are convolutions and, with --backward, all gradients")
     if both_ways and (points is None or whole_pass or not causal):
         raise InputError("--both-ways goes with --causal and --sections; those of a circle take both anyway")
+    if spread_out and (points is None or whole_pass):
+        raise InputError("--spread goes with --sections, of a convolution: gradients have no such kernels")
     asked, chip = api.problem(length, dtype, causal=causal), find_target(arch)
     subject: Plan | Gradient
     if points is not None:
-        cut = _in_sections(asked, chip, points, both_ways)
+        cut = _in_sections(asked, chip, points, both_ways, spread_out)
         subject = gradient_sections.in_sections(cut) if whole_pass else cut
     elif of_filter or whole_pass:
         found = gradient(asked, chip) if of_filter else backward(asked, chip)
@@ -104,16 +108,17 @@ def command(
         click.echo(text, nl=False)
 
 
-def _in_sections(asked: Problem, chip: Target, points: int, both_ways: bool) -> Plan:
+def _in_sections(asked: Problem, chip: Target, points: int, both_ways: bool, spread_out: bool) -> Plan:
     """The plan of a problem in sections. Raises InputError where there is none, with those that there are."""
-    there = sections.of(asked, lambda p: search.plan(p, chip), both_ways)
+    every = sections.of(asked, lambda p: search.plan(p, chip), both_ways)
+    there = [plan for plan in every if plan.spread == spread_out]
     for plan in there:
         if plan.transform == points:
             return plan
     others = ", ".join(str(plan.transform) for plan in there) or "none"
     raise InputError(
-        f"{asked.mode} {asked.length} {asked.dtype} has no sections of {points} points on {chip.name}: "
-        f"there are {others}"
+        f"{asked.mode} {asked.length} {asked.dtype} has no {'spread ' * spread_out}sections of {points} "
+        f"points on {chip.name}: there are {others}"
     )
 
 

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fftgen.planner import spread
 from fftgen.planner.cost import Cost, KernelCost, in_one_launch
 from fftgen.planner.gradient_launch import launches as gradient_launches
 from fftgen.planner.gradient_plan import Gradient
@@ -65,6 +66,12 @@ def call_cost(plan: Plan, target: Target, price: Cost, batch: int, channels: int
         return _clustered(
             in_one_launch(plan, price, target).kernels, (batch, channels), turns, whole.total, busy
         )
+    if plan.spread:
+        rows, (kernel,) = items_per_channel(plan, batch) * channels, price.kernels
+        even, showing = rows * kernel.time, rows * kernel.showing
+        total = rows * _stretched(kernel, spread.stretch(plan, rows, target))
+        fixed = CALL_SECONDS + LAUNCH_SECONDS
+        return CallCost(batch, channels, 1, fixed, total - even, showing, total + showing + fixed)
     costs = {k.name: k for k in price.kernels}
     made = launches(plan, batch, channels, min(plan.problem.length, plan.points))
     return _call(

@@ -30,7 +30,7 @@ from fftgen.planner.filter_design import transposed
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_work import gradient_cost
 from fftgen.planner.layouts import every_layout
-from fftgen.planner.plan import TILE, Kernel, Plan
+from fftgen.planner.plan import LOWER, TILE, Kernel, Plan
 from fftgen.planner.windows import WORTH
 from fftgen.targets import target
 
@@ -45,9 +45,11 @@ def in_sections(plan: Plan) -> Gradient:
     """The kernels of all gradients of a plan in sections, whose spectra they read.
 
     Of its layouts the one that takes least by the model: with two blocks to a multiprocessor more rows are
-    under way than the L2 may hold the transforms of.
+    under way than the L2 may hold the transforms of. Rows whose sections clusters share (spread.py) have the
+    same spectra.
     """
-    chip, planned = target(plan.target), replace(plan, filter=transposed(plan, target(plan.target)))
+    chip = target(plan.target)
+    planned = replace(plan, filter=transposed(plan, chip), spread=False)
     places = SUMS_WARPS // 2 * plan.sections * 8 * TILE**2
     sums = Kernel("sums", 0, SUMS_WARPS, 0, RESIDENT[plan.sections], 0, 0, 0, -1, 0, places)
 
@@ -61,6 +63,12 @@ def in_sections(plan: Plan) -> Gradient:
     own = of(plan)
     best = min((of(layout) for layout in every_layout(plan, chip)), key=seconds, default=own)
     return best if CLOSE * seconds(best) < seconds(own) else own
+
+
+def trained(plans: Iterable[Plan]) -> tuple[Plan, ...]:
+    """Those of plans in sections of which there are gradients, one for each number of sections and points."""
+    found = (p for p in plans if p.matrix == LOWER and p.problem.causal and p.sections in RESIDENT)
+    return tuple({(p.sections, p.transform): p for p in found}.values())
 
 
 class Prepared(NamedTuple):

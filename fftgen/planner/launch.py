@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from fftgen.planner import spread
 from fftgen.planner.plan import SIMT, TILE, Kernel, Plan
 from fftgen.planner.whole import Clusters, clusters, share
 from fftgen.targets import Target, target
@@ -46,11 +47,13 @@ def chunk_items(plan: Plan, items: int) -> int:
 
 
 def together(plan: Plan, batch: int, channels: int, chip: Target | None = None) -> Clusters | None:
-    """The clusters of a call of aligned rows that one launch had better carry out; None: of others.
+    """The clusters of a call of aligned rows that one launch had better carry out; None: of others. Of rows
+    whose sections are spread (``Plan.spread``) there are always some, and rows may start anywhere.
 
     ``chip``: the GPU that is there, here and below; None: the one that plans are made for.
     """
-    return clusters(plan, items_per_channel(plan, batch) * channels, chip)
+    items = items_per_channel(plan, batch) * channels
+    return spread.clusters(plan, items, chip) if plan.spread else clusters(plan, items, chip)
 
 
 def workspace_elements(
@@ -58,6 +61,8 @@ def workspace_elements(
 ) -> int:
     """Elements of the signals' type that a call needs as workspace; bounded whatever the batch: by
     ``plan.chunk_bytes``, or where one launch carries it out by a place for every cluster."""
+    if plan.spread:
+        return 2 * plan.points * _spread(plan, batch, channels, whole, chip).total
     if plan.sections > 1:
         grid = launch_of(plan, plan.body, 0, items_per_channel(plan, batch) * channels, 0, chip).grid
         return 2 * plan.transform * (plan.sections - 1) * grid
@@ -65,6 +70,11 @@ def workspace_elements(
         return 0
     places = whole.total if whole else chunk_items(plan, items_per_channel(plan, batch) * channels)
     return 2 * plan.transform * places
+
+
+def _spread(plan: Plan, batch: int, channels: int, whole: Clusters | None, chip: Target | None) -> Clusters:
+    """The clusters of rows whose sections are spread: those of ``together``, or blocks by themselves."""
+    return whole or spread.alone(plan, items_per_channel(plan, batch) * channels, chip)
 
 
 def size_words(plan: Plan) -> int:
@@ -78,12 +88,16 @@ def size_words(plan: Plan) -> int:
     return 6 if plan.rows_per_item == 2 else 1
 
 
-def peaks_words(plan: Plan, batch: int, channels: int, whole: Clusters | None = None) -> int:
+def peaks_words(
+    plan: Plan, batch: int, channels: int, whole: Clusters | None = None, chip: Target | None = None
+) -> int:
     """32-bit words, zero before a call: sizes of all its rows, and behind them what clusters draw from.
 
     Behind that the peaks of strips (``Plan.strip_peaks``) of all transforms that are under way.
     """
     items = items_per_channel(plan, batch) * channels
+    if plan.spread:
+        return spread.peaks_words(plan, _spread(plan, batch, channels, whole, chip))
     tickets, under_way = (1 + whole.total, whole.total) if whole else (0, chunk_items(plan, items))
     return size_words(plan) * items + tickets + under_way * plan.strip_peaks
 
@@ -130,6 +144,11 @@ def launches(
     ``whole`` clusters take all of them in one launch (planner/whole.py), whose rows must be aligned.
     """
     total = items_per_channel(plan, batch) * -(-channels // plan.abreast)
+    if plan.spread:
+        size, count = _spread(plan, batch, channels, whole, chip)
+        body = plan.body
+        shape = size * count, 32 * body.warps, body.shared_bytes
+        return (Launch(body, plan.entry(body), *shape, 0, total, 1, size),)
     if whole:
         kernel = plan.whole
         assert kernel is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from fftgen.planner import mma_rules
+from fftgen.planner import mma_rules, spread
 from fftgen.planner.cost import Cost, cost, in_one_launch
 from fftgen.planner.layouts import is_exact, with_outer_split
 from fftgen.planner.plan import Kernel, Plan
@@ -30,7 +30,8 @@ def expected(plan: Plan, price: Cost) -> float:
 def weight(plan: Plan, price: Cost) -> float:
     """Times longer than predicted, for what no model knows."""
     alone = plan.block_stage and resident_warps(plan, price) == plan.body.warps
-    return (ALONE if alone else 1.0) * (mma_rules.spilling(plan) if plan.engine == "mma" else 1.0)
+    idle = spread.stretch(plan, spread.MANY, find_target(plan.target)) if plan.spread else 1.0
+    return idle * (ALONE if alone else 1.0) * (mma_rules.spilling(plan) if plan.engine == "mma" else 1.0)
 
 
 class OneLaunch(NamedTuple):

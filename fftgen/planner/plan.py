@@ -177,6 +177,7 @@ class Plan:
     cluster: int = 0
     sections: int = 1
     matrix: str = LOWER
+    spread: bool = False
 
     def __post_init__(self) -> None:
         product = 1
@@ -380,6 +381,7 @@ class Plan:
         fold = f" fold {self.fold}" if self.fold else ""
         twice = " two outputs" if self.outputs == 2 else ""
         fold += f" {self.sections} sections{MATRICES[self.matrix]}" if self.sections > 1 else ""
+        fold += " spread" if self.spread else ""
         shape = " ".join(f"{k.label}[{k.warps}w {k.shared_bytes}B]" for k in self.every_kernel)
         return (
             f"{p.mode} {p.length} {p.dtype} {self.target} | N={self.transform}={factors} "
@@ -407,6 +409,8 @@ class Plan:
             del raw["sections"]
         if self.matrix == LOWER:
             del raw["matrix"]
+        if not self.spread:
+            del raw["spread"]
         return json.dumps(raw, sort_keys=True, separators=(",", ":"))
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fftgen.planner import spread
 from fftgen.planner.plan import LOWER, Kernel, Plan
 from fftgen.planner.work import ELEMENT, Work, kernel_work
 from fftgen.problem import Problem
@@ -12,21 +13,32 @@ from fftgen.targets import Target
 # Instructions of a warp for 128 complex elements (as compiled): of each section beside its transform, which
 # is kept, joined and looked for; of each product of one with the spectrum of another distance.
 SECTION, SECTION_PRODUCT = 17, 16
+# The same where sections are spread; and of a block's warp in every row, around its transforms and products.
+SPREAD, SPREAD_PRODUCT, SPREAD_ROW = 27, 15.6, 575
 SECTIONS_ROOM = 0.7  # of the L2: what is read of more was measured to miss (targets.py)
 
 
 def in_sections(plan: Plan, kernel: Kernel, target: Target, gated: bool) -> Work:
-    """What one does for all sections of a row: what it does for one, so many times, and for products with
-    transforms of earlier ones, which are kept."""
+    """What the kernel does for all sections of a row: what it does for one, so many times, and for products
+    with transforms of others, which are kept."""
     one, count = kernel_work(alone(plan), kernel, target, gated), plan.sections
-    products, spectrum = count * (count - 1), ELEMENT * plan.transform  # with other sections
-    kept = target.multiprocessors * kernel.resident * (count - 1) * spectrum
-    if plan.matrix == LOWER:  # every product takes an earlier transform anew
-        products //= 2
-        loaded, stored = products, count - 1
-    else:  # all are taken with the last transform, and what they come to replaces what was kept
-        loaded = stored = 2 * (count - 1)
-    outside = (loaded + stored) * spectrum if kept > SECTIONS_ROOM * target.l2_bytes else 0
+    products, spectrum = products_of(plan), ELEMENT * plan.transform
+    if plan.spread:  # every transform goes there and back twice, and every spectrum is read once
+        loaded = stored = 2 * count
+        read, under_way = plan.distances, spread.under_way(plan, target)
+        around = SPREAD_ROW * kernel.warps * spread.many(plan, target).size
+        instructions = SPREAD * count + SPREAD_PRODUCT * products + around * 128 / plan.transform
+        keeping = 0
+    else:
+        if plan.matrix == LOWER:  # every product takes an earlier transform anew
+            loaded, stored = products, count - 1
+        else:  # all are taken with the last transform, and what they come to replaces what was kept
+            loaded = stored = 2 * (count - 1)
+        read = count + products
+        under_way = target.multiprocessors * kernel.resident * (count - 1) * spectrum
+        instructions = SECTION * count + SECTION_PRODUCT * products
+        keeping = products * spectrum
+    outside = (loaded + stored) * spectrum if under_way > SECTIONS_ROOM * target.l2_bytes else 0
     return replace(
         one,
         tensor_ops=count * one.tensor_ops,
@@ -36,15 +48,22 @@ def in_sections(plan: Plan, kernel: Kernel, target: Target, gated: bool) -> Work
         device_bytes=count * one.device_bytes + outside,
         workspace_loaded=loaded * spectrum,
         workspace_stored=stored * spectrum,
-        spectrum=count * one.spectrum + products * spectrum,
+        spectrum=read * spectrum,
         tables=count * one.tables,
-        shared_bytes=count * one.shared_bytes + products * spectrum,
-        instructions=count * one.instructions
-        + plan.transform / 128 * (SECTION * count + SECTION_PRODUCT * products),
+        shared_bytes=count * one.shared_bytes + keeping,
+        instructions=count * one.instructions + plan.transform / 128 * instructions,
     )
+
+
+def products_of(plan: Plan) -> int:
+    """Products of a section with the spectrum of a distance that a row takes: where sections are spread all
+    of them, else without those of sections with their own."""
+    count = plan.sections
+    others = count * (count - 1) // (2 if plan.matrix == LOWER else 1)
+    return others + count if plan.spread else others
 
 
 def alone(plan: Plan) -> Plan:
     """The plan of one of a row's sections by itself."""
     problem = Problem("causal", plan.transform, plan.problem.dtype)
-    return replace(plan, sections=1, matrix=LOWER, problem=problem)
+    return replace(plan, sections=1, spread=False, matrix=LOWER, problem=problem)

@@ -27,8 +27,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
+from fftgen.planner import spread
 from fftgen.planner.plan import CIRCULANT, FULL, LOWER, SCALED, Plan
 from fftgen.planner.windows import WORTH, seconds
 from fftgen.problem import Problem
@@ -48,23 +50,27 @@ Planned = Callable[[Problem], Plan | None]
 
 def possible(problem: Problem) -> bool:
     """Whether there may be sections: a plan tells. Every call asks, and most rows are shorter than any."""
-    return LENGTHS[0] < problem.length <= MOST * LENGTHS[-1] and any(_fits(problem, n) for n in LENGTHS)
+    if not LENGTHS[0] < problem.length <= spread.MOST * LENGTHS[-1]:
+        return False
+    return any(_fits(problem, n, spread_out=True) for n in LENGTHS)
 
 
-def _fits(problem: Problem, length: int, back: bool = False) -> bool:
+def _fits(problem: Problem, length: int, back: bool = False, spread_out: bool = False) -> bool:
     """Whether sections of so many points may make up rows of a problem."""
     whole = problem.causal or problem.length % length == 0
-    most = MOST if problem.causal and not back else MOST_OF_ALL
+    most = spread.MOST if spread_out else MOST if problem.causal and not back else MOST_OF_ALL
     return whole and length < problem.length <= most * length
 
 
-def sectioned(problem: Problem, length: int, planned: Planned, back: bool = False) -> Plan | None:
+def sectioned(
+    problem: Problem, length: int, planned: Planned, back: bool = False, spread_out: bool = False
+) -> Plan | None:
     """The plan of a problem in sections of so many points; None: there is none.
 
     ``planned``: the plan of a causal problem, if it can be had. ``back``: with a filter that acts backwards;
-    those of a circle do anyway.
+    those of a circle do anyway. ``spread_out``: by clusters (spread.py).
     """
-    if not _fits(problem, length, back):
+    if not _fits(problem, length, back, spread_out):
         return None
     matrix = CIRCULANT if not problem.causal else FULL if back else LOWER
     plan = planned(Problem("causal", length, problem.dtype))
@@ -74,7 +80,10 @@ def sectioned(problem: Problem, length: int, planned: Planned, back: bool = Fals
         return None
     if plan.transform != length or plan.abreast > 1:
         return None
-    return replace(plan, problem=problem, sections=_count(problem, length), matrix=matrix)
+    if spread_out and not spread.possible(target(plan.target)):
+        return None
+    count = _count(problem, length)
+    return replace(plan, problem=problem, sections=count, matrix=matrix, spread=spread_out)
 
 
 def _count(problem: Problem, length: int) -> int:
@@ -82,31 +91,37 @@ def _count(problem: Problem, length: int) -> int:
 
 
 def of(problem: Problem, planned: Planned, back: bool = False) -> tuple[Plan, ...]:
-    """The plans of a problem in sections: for each number of them that of the shortest there are."""
-    found: dict[int, Plan] = {}
-    for length in LENGTHS:
-        count = _count(problem, length)
-        if count not in found:
-            plan = sectioned(problem, length, planned, back)
+    """The plans of a problem in sections: for each number of them that of the shortest there are, by blocks
+    that take all of a row, then by clusters."""
+    found: dict[tuple[bool, int], Plan] = {}
+    for spread_out, length in product((False, True), LENGTHS):
+        kind = spread_out, _count(problem, length)
+        if kind not in found:
+            plan = sectioned(problem, length, planned, back, spread_out)
             if plan is not None:
-                found[count] = plan
+                found[kind] = plan
     return tuple(found.values())
 
 
-def of_many_rows(plan: Plan, others: Sequence[Plan]) -> Plan | None:
+def of_many_rows(plan: Plan, others: Sequence[Plan], gated: bool = False) -> Plan | None:
     """Of plans in sections the one that had better take many rows of ``plan``'s; None: there is none."""
-    best = min(others, key=lambda other: share(plan, other), default=None)
-    return best if best is not None and share(plan, best) < WORTH else None
+    best = min(others, key=lambda other: share(plan, other, gated), default=None)
+    return best if best is not None and share(plan, best, gated) < WORTH else None
 
 
 def both_ways(plan: Plan) -> Plan | None:
     """A causal plan in sections with filters that act backwards as well; None: there are too many for it."""
-    return replace(plan, matrix=FULL) if _fits(plan.problem, plan.transform, back=True) else None
+    return replace(plan, matrix=FULL) if _fits(plan.problem, plan.transform, True, plan.spread) else None
 
 
-def share(plan: Plan, other: Plan) -> float:
+def share(plan: Plan, other: Plan, gated: bool = False) -> float:
     """Of the time of ``plan`` what ``other`` is predicted to take, of rows that fill the chip."""
-    return seconds(other)[0] / seconds(plan)[0]
+    return seconds(other, gated)[0] / seconds(plan, gated)[0]
+
+
+def same_spectra(plan: Plan, other: Plan) -> bool:
+    """Whether spectra that kernels of one plan of a problem make are those that the other's read."""
+    return (plan.sections, plan.transform) == (other.sections, other.transform)
 
 
 class Shorter(NamedTuple):
@@ -121,24 +136,48 @@ def shorter(
     others: Iterable[Plan],
     batch: int,
     channels: int,
-    kept: bool = False,
+    kept: Plan | None = None,
     prepared: bool = False,
+    gated: bool = False,
     chip: Target | None = None,
 ) -> Shorter | None:
     """The plan in sections that takes so many rows in least time, by the model; None: ``plan`` takes less.
 
     A block takes a row, so that few rows leave most of a chip idle: the last turn counts as a whole one.
-    ``kept``: a backward pass would read the spectrum of ``plan`` again, and has to make it without.
-    ``prepared``: spectra are there; ``chip``: the GPU that is there.
+    ``kept``: whose spectra a backward pass reads again, and has to make where others were made;
+    ``prepared``: spectra are there; ``gated``: both gates are; ``chip``: the GPU that is there.
     """
     chip, rows = chip or target(plan.target), batch * channels
-    row, whole = seconds(plan)
-    one, best = rows * row + (0.0 if prepared else channels * whole), None
+
+    def spectra(of: Plan) -> float:
+        again = 0.0 if kept is None or same_spectra(of, kept) else kept.distances * seconds(kept)[1]
+        return 0.0 if prepared else channels * (of.distances * seconds(of)[1] + again)
+
+    one, best = rows * seconds(plan, gated)[0] + spectra(plan), None
     for other in others:
-        row, spectrum = seconds(other)
-        at_once = chip.multiprocessors * other.body.resident
-        spectra = 0.0 if prepared else other.distances * spectrum + (whole if kept else 0.0)
-        time = -(-rows // at_once) * at_once * row + channels * spectra
+        time = _as_many(other, rows, chip) * seconds(other, gated)[0] + spectra(other)
         if time < one * (best.share if best else WORTH):
             best = Shorter(other, time / one)
     return best
+
+
+def of_any_batch(
+    plan: Plan, others: Iterable[Plan], channels: int, batches: Sequence[int], chip: Target
+) -> Plan | None:
+    """The plan in sections that takes less time than ``plan`` whatever the batch is, of these the least for
+    the last one, where spectra are there; None: there is none."""
+
+    def taken(other: Plan, batch: int) -> Shorter | None:
+        return shorter(plan, (other,), batch, channels, prepared=True, chip=chip)
+
+    found = (other for other in others if all(taken(other, batch) for batch in batches))
+    best = shorter(plan, found, batches[-1], channels, prepared=True, chip=chip)
+    return best.plan if best else None
+
+
+def _as_many(plan: Plan, rows: int, chip: Target) -> float:
+    """Rows that a chip with work for all of it takes in the time of so many: the last turn is a whole one."""
+    if plan.spread:  # what many rows leave idle is in their time
+        return rows * spread.stretch(plan, rows, chip) / spread.stretch(plan, spread.MANY, chip)
+    at_once = chip.multiprocessors * plan.body.resident
+    return -(-rows // at_once) * at_once

@@ -147,7 +147,8 @@ def of_many_rows(plan: Plan, taps: int, planned: Callable[[Problem], Plan | None
 
 
 @lru_cache(maxsize=256)
-def seconds(plan: Plan) -> tuple[float, float]:
-    """Predicted for one row, and for the spectrum of its filter."""
+def seconds(plan: Plan, gated: bool = False) -> tuple[float, float]:
+    """Predicted for one row, with both gates where it is ``gated``, and for the spectrum of its filter."""
     chip = target(plan.target)
-    return expected(plan, cost(plan, chip)) / plan.rows_per_item, filter_cost(plan, chip).predicted
+    row = expected(plan, cost(plan, chip, gated=gated)) / plan.rows_per_item
+    return row, filter_cost(plan, chip).predicted

@@ -14,11 +14,11 @@ from fftgen import execute
 from fftgen.errors import DriverError
 from fftgen.execute import chip_of
 from fftgen.launch import reciprocal
-from fftgen.planner import sections
+from fftgen.planner import sections, spread
 from fftgen.planner.gradient import backward
 from fftgen.planner.gradient_launch import OWN, WAVES, least_share, parts, space
 from fftgen.planner.gradient_launch import launches as gradient_launches
-from fftgen.planner.gradient_sections import in_sections
+from fftgen.planner.gradient_sections import in_sections, trained
 from fftgen.planner.launch import (
     MAX_ROWS,
     MAX_RUN,
@@ -244,6 +244,15 @@ def test_launches_are_as_wide_as_the_gpu_that_is_there(name: str, there: tuple[i
         for found in sections.of(problem, lambda q: plan(q, name)):
             slots = chip.multiprocessors * found.body.resident
             for rows in (1, slots, slots + 1, 5000):
+                if found.spread:
+                    of = together(found, rows, 1, chip)
+                    assert of is not None
+                    (one,) = launches(found, rows, 1, length, of, chip)
+                    assert (one.cluster, one.grid) == (of.size, of.size * of.total)
+                    assert of.size <= one.grid <= max(slots, of.size)
+                    assert of.total <= rows
+                    assert workspace_elements(found, rows, 1, of, chip) == 2 * found.points * of.total
+                    continue
                 (one,) = launches(found, rows, 1, length, None, chip)
                 assert one.grid <= slots
                 assert one.grid * one.run >= rows
@@ -251,6 +260,8 @@ def test_launches_are_as_wide_as_the_gpu_that_is_there(name: str, there: tuple[i
                 assert workspace_elements(found, rows, 1, None, chip) == (
                     2 * found.transform * (found.sections - 1) * one.grid
                 )
+            if not trained([found]):
+                continue
             back = in_sections(found)
             pairs = max(1, chip.multiprocessors * back.kernel.resident // 2)
             elements, _ = space(back, 5000, 1, chip)
@@ -321,6 +332,34 @@ def test_where_clusters_are_refused_stages_go_by_themselves() -> None:
     with pytest.raises(DriverError, match="refused"):
         again(refusing, u, planes, planes)
     assert again(Refusing(), u, planes, planes).shape == u.shape
+
+
+def test_where_clusters_are_refused_blocks_take_rows_in_sections_by_themselves() -> None:
+    """With as many places in the workspace as there are of them then."""
+    asked = Problem("causal", 131_072, "bf16")
+    found = sections.sectioned(asked, 16_384, lambda p: plan(p, "sm_90"), spread_out=True)
+    assert found is not None
+    launched: list[tuple[int, int]] = []
+
+    class Refusing:
+        def launch(
+            self, entry: str, grid: int, block: int, shared: int, params: bytes, cluster: int = 1
+        ) -> None:
+            launched.append((grid, cluster))
+            if cluster > 1:
+                raise DriverError("refused", DriverError.CLUSTERS)
+
+    executable = execute.Executable(found, torch.zeros(1, dtype=torch.uint8))
+    u, planes = torch.zeros(300, 1, 8, dtype=torch.bfloat16), torch.zeros(1)
+    for _ in range(2):
+        assert executable(Refusing(), u, planes, planes).shape == u.shape
+    many, alone = spread.many(found, target("sm_90")), spread.alone(found, 300)
+    assert many.size > 1
+    assert launched == [(many.size * many.total, many.size), *2 * [(alone.total, 1)]]
+    assert alone.total == 264
+    assert workspace_elements(found, 300, 1) == 2 * 131_072 * alone.total
+    assert workspace_elements(found, 300, 1, many) == 2 * 131_072 * many.total
+    assert peaks_words(found, 300, 1, many) == 1 + 9 * many.total
 
 
 def test_a_plan_of_before_there_was_one_launch_still_means_what_it_did() -> None:

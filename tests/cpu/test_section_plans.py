@@ -23,19 +23,22 @@ from fftgen import (
     serving,
     verify,
 )
+from fftgen.api import jobs_for
+from fftgen.bundle import in_sections as in_sections_of
+from fftgen.bundle import trained_in_sections
 from fftgen.cache import CacheMissError
 from fftgen.errors import InputError
 from fftgen.gradient import Gradients, Needed
 from fftgen.loaded import Routes
 from fftgen.pipeline import Built
-from fftgen.planner import gradient_sections, search, sections
+from fftgen.planner import gradient_sections, search, sections, spread
 from fftgen.planner.gradient import backward, gradient
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_sections import Prepared, in_sections
 from fftgen.planner.launch import launches, workspace_elements
 from fftgen.planner.plan import MATRICES, Plan
 from fftgen.planner.sections import MOST, of, of_many_rows, sectioned, share, shorter
-from fftgen.planner.windows import Windows
+from fftgen.planner.windows import WORTH, Windows
 from fftgen.problem import Problem
 from fftgen.providers import JustInTime
 from fftgen.render import render, render_gradient
@@ -58,16 +61,21 @@ def plan(points: int = 32_768) -> Plan:
     return found
 
 
+def by_blocks(problem: Problem, arch: str = "sm_90", back: bool = False) -> tuple[Plan, ...]:
+    """The plans whose rows are each one block's."""
+    return tuple(p for p in of(problem, lambda q: search.plan(q, arch), back) if not p.spread)
+
+
 def test_sections_are_of_what_one_block_holds() -> None:
-    found = of(CAUSAL, planned)
+    found = by_blocks(CAUSAL)
     assert [(p.sections, p.transform) for p in found] == [(6, 12_288), (4, 16_384), (3, 24_576), (2, 32_768)]
     assert all(p.problem == CAUSAL and p.memory_class == "block" for p in found)
     assert all(p.sections <= MOST for p in found)
-    assert of(Problem("causal", 250_000, "bf16"), planned) == ()
-    assert of(Problem("causal", 210_000, "bf16"), planned, back=True) == ()  # fewer there
-    around = of(replace(CAUSAL, mode="circular"), planned)
+    assert by_blocks(Problem("causal", 250_000, "bf16")) == ()
+    assert by_blocks(Problem("causal", 210_000, "bf16"), back=True) == ()  # fewer there
+    around = by_blocks(replace(CAUSAL, mode="circular"))
     assert [(p.sections, p.transform, p.distances) for p in around] == [(4, 16_384, 4), (2, 32_768, 2)]
-    both = of(CAUSAL, planned, back=True)
+    both = by_blocks(CAUSAL, back=True)
     assert [(p.sections, p.transform, p.distances) for p in both] == [
         (4, 16_384, 7),
         (3, 24_576, 5),
@@ -93,13 +101,82 @@ def test_sections_are_of_what_one_block_holds() -> None:
     ],
 )
 def test_the_shortest_sections_of_each_number(arch: str, steps: int, there: list[tuple[int, int]]) -> None:
-    found = of(Problem("causal", steps, "bf16"), lambda p: search.plan(p, arch))
+    found = by_blocks(Problem("causal", steps, "bf16"), arch)
     assert [(p.sections, p.transform) for p in found] == there
 
 
 def test_a_circle_takes_sections_that_make_it_up() -> None:
-    found = of(Problem("circular", 3 * 40_960, "fp16"), planned)
-    assert [(p.sections, p.transform) for p in found] == [(5, 24_576), (3, 40_960)]
+    circle = Problem("circular", 3 * 40_960, "fp16")
+    assert [(p.sections, p.transform) for p in by_blocks(circle)] == [(5, 24_576), (3, 40_960)]
+    spread_out = [(p.sections, p.transform) for p in of(circle, planned) if p.spread]
+    assert spread_out == [(15, 8192), (10, 12_288), (6, 20_480), (5, 24_576), (3, 40_960)]
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_clusters_share_up_to_sixteen_sections(back: bool) -> None:
+    """From sm_90 on, where blocks form clusters."""
+    asked = Problem("causal", 262_144, "bf16")
+    found = of(asked, planned, back)
+    assert [(p.sections, p.transform) for p in found] == [
+        (16, 16_384),
+        (13, 20_480),
+        (11, 24_576),
+        (8, 32_768),
+        (7, 40_960),
+    ]
+    assert all(p.spread and p.problem == asked and p.memory_class == "block" for p in found)
+    assert {p.matrix for p in found} == {"full" if back else "lower"}
+    assert "16 sections both ways spread" in str(found[0]) or not back
+    assert Plan.from_json(found[0].to_json()) == found[0]
+    assert of(asked, lambda p: search.plan(p, "sm_80"), back) == ()
+    assert of(replace(asked, length=16 * 40_960 + 8), planned, back) == ()
+
+
+def test_clusters_are_as_large_as_rows_are_few() -> None:
+    """And as transforms of all that are under way ask for, which have to stay in the L2."""
+    chip = target("sm_90")
+    found = sectioned(Problem("causal", 262_144, "bf16"), 32_768, planned, spread_out=True)
+    assert found is not None
+    shapes = {rows: spread.clusters(found, rows, chip) for rows in (1, 16, 17, 33, 34, 10_000)}
+    assert shapes == {
+        1: (8, 1),
+        16: (8, 16),
+        17: (4, 17),
+        33: (4, 33),
+        34: (8, 16),  # three short turns in place of two long ones
+        10_000: (4, 33),
+    }
+    assert 4 * found.points * 33 < spread.ROOM * chip.l2_bytes < 4 * found.points * 66
+    assert spread.stretch(found, 33, chip) == spread.stretch(found, 66, chip) == 1.0
+    assert spread.stretch(found, 34, chip) == 3 * 132 / (8 * 34)
+
+
+def test_gates_have_a_part_in_the_choice() -> None:
+    """With both of them a row's sections have more of the time, and what one transform takes beside grows."""
+    circle = replace(CAUSAL, mode="circular")
+    whole, others = planned(circle), of(circle, planned)
+    assert of_many_rows(whole, others) is None
+    found = of_many_rows(whole, others, gated=True)
+    assert found is not None
+    assert share(whole, found, gated=True) < 0.75 < WORTH <= share(whole, found)
+    assert shorter(whole, others, 8, 768) is None
+    taken = shorter(whole, others, 8, 768, gated=True)
+    assert taken is not None
+    assert taken.plan in others
+    assert found == in_sections_of(circle, target("sm_90"))
+
+
+def test_artifacts_that_train_carry_the_sections_of_both_passes() -> None:
+    """Where they are not the same: spectra of the second have kernels of their own."""
+    chip = target("sm_90")
+    asked = Problem("causal", 131_072, "bf16")
+    plan, trained = in_sections_of(asked, chip), trained_in_sections(asked, chip)
+    assert plan is not None
+    assert trained is not None
+    kinds = [kind for p, _, kind in jobs_for(asked, [chip], train=True) if p == asked]
+    assert ("trained sections" in kinds) == (plan != trained)
+    assert {"sections", "backward sections"} <= set(kinds)
+    assert "trained sections" not in [kind for *_, kind in jobs_for(CAUSAL, [chip], train=True)]
 
 
 def test_a_plan_in_sections_is_told_and_read_again() -> None:
@@ -118,13 +195,20 @@ def test_many_rows_take_sections_and_few_do_not() -> None:
     assert of_many_rows(whole, ()) is None
     assert share(whole, best.plan) <= best.share < 0.62
     assert shorter(whole, others, 1, 16) is None  # a sixth of the chip at work
-    keeping = shorter(whole, others, 8, 768, kept=True)
+    keeping = shorter(whole, others, 8, 768, kept=whole)
     assert keeping is not None
     assert keeping.plan == best.plan
     assert keeping.share > best.share
     assert shorter(whole, (), 8, 768) is None
-    one_row = shorter(whole, others, 1, 132), shorter(whole, others, 1, 132, kept=True)
+    one_row = shorter(whole, others, 1, 132), shorter(whole, others, 1, 132, kept=whole)
     assert one_row[1] is None  # a spectrum more than the rows themselves
+    # None where they are those that the backward pass reads, and two kinds where it reads others.
+    read, other = (shorter(whole, others, 8, 768, kept=p) for p in (best.plan, by_blocks(CAUSAL)[0]))
+    assert read is not None
+    assert read.plan == best.plan
+    assert read.share < best.share
+    assert other is not None
+    assert other.share > best.share
 
 
 def test_blocks_keep_sections_in_places_of_their_own() -> None:
@@ -138,13 +222,18 @@ def test_blocks_keep_sections_in_places_of_their_own() -> None:
 
 
 def test_the_plan_says_what_sections_take() -> None:
-    told = answer("plan", LENGTH, "--causal")["sections"]
-    assert [s["digest"] for s in told] == [p.digest for p in of(CAUSAL, planned)]
+    every = answer("plan", LENGTH, "--causal")["sections"]
+    assert [s["digest"] for s in every] == [p.digest for p in of(CAUSAL, planned)]
+    told = [s for s in every if "spread" not in s["line"]]
+    assert all(s["gradients_of_the_time"] is None for s in every if s not in told)
+    assert "8 sections of 8192 points by clusters: 0." in fftgen("plan", LENGTH, "--causal").stdout
     assert told[-1]["of_the_time"] < 0.6
     assert "2 sections of 32768 points: 0.5" in fftgen("plan", LENGTH, "--causal").stdout
     assert told[-1]["gradients_of_the_time"] < 0.6
     around = answer("plan", LENGTH)["sections"]
-    assert [(s["gradients_of_the_time"], s["both_ways_of_the_time"]) for s in around] == 2 * [(None, None)]
+    assert {(s["gradients_of_the_time"], s["both_ways_of_the_time"]) for s in around} == {(None, None)}
+    around = [s for s in around if "spread" not in s["line"]]
+    assert len(around) == 2
     assert told[-1]["of_the_time"] < told[-1]["both_ways_of_the_time"] < 0.9
     assert "with filters that act backwards 0." in fftgen("plan", LENGTH, "--causal").stdout
     assert 0.6 < around[-1]["of_the_time"] < 0.95
@@ -286,7 +375,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> OnGpu:
     capturing = seems_on_an_h200(monkeypatch)
     real = sections.shorter
     monkeypatch.setattr(
-        sections, "shorter", lambda p, others, b, h, *how: real(p, others, 100 * b, 100 * h, *how)
+        sections,
+        "shorter",
+        lambda p, others, b, h, *how, **more: real(p, others, 100 * b, 100 * h, *how, **more),
     )
     back = gradient_sections.shorter
     monkeypatch.setattr(
@@ -404,11 +495,21 @@ def test_spectra_of_many_channels_are_of_sections(gpu: OnGpu, rng: np.random.Gen
 def test_spectra_of_few_channels_are_of_one_transform() -> None:
     """A row of each would leave most of the chip idle."""
     whole, others = planned(CAUSAL), of(CAUSAL, planned)
+    chip = target("sm_90")
+    by_a_block = by_blocks(CAUSAL)
     for channels, there in ((16, False), (132, True), (133, False), (768, True)):
-        found = shorter(whole, others, 1, channels, prepared=True)
+        found = shorter(whole, by_a_block, 1, channels, prepared=True)
         assert (found is not None) == there
-        many = shorter(whole, others, 64, channels, prepared=True)
+        many = shorter(whole, by_a_block, 64, channels, prepared=True)
         assert many is not None
+        any_batch = sections.of_any_batch(whole, by_a_block, channels, (1, 64), chip)
+        assert any_batch == (many.plan if there else None)
+    # Clusters share a row where a block by itself would have it.
+    taken = [sections.of_any_batch(whole, others, channels, (1, 64), chip) for channels in (4, 32, 768)]
+    assert taken[0] is None
+    assert taken[1] is not None
+    assert taken[1].spread
+    assert taken[2] == of_many_rows(whole, others)
 
 
 def test_while_a_graph_is_captured_what_is_loaded_serves(gpu: OnGpu, rng: np.random.Generator) -> None:
@@ -516,7 +617,9 @@ def test_filters_that_act_backwards_go_back_as_one(gpu: OnGpu, rng: np.random.Ge
 
 
 def test_gradients_of_many_rows_take_sections_and_of_few_do_not() -> None:
-    whole, of_whole, others = backward(CAUSAL, "sm_90"), planned(CAUSAL), of(CAUSAL, planned)
+    whole, of_whole = backward(CAUSAL, "sm_90"), planned(CAUSAL)
+    others = gradient_sections.trained(of(CAUSAL, planned))
+    assert [(p.sections, p.transform) for p in others] == [(6, 12_288), (4, 16_384), (3, 24_576), (2, 32_768)]
     assert whole is not None
     best = gradient_sections.shorter(whole, of_whole, others, 8, 768)
     assert best is not None

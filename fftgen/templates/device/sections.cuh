@@ -42,7 +42,8 @@ struct SectionPowers {
     // What section q adds to section p comes in at so many powers of two.
     __device__ __forceinline__ int term(int p, int q) const { return (int)at[q] - spectrum(distance(p, q)); }
 
-    __device__ __forceinline__ void keep(const Power& own, int p) const { at[p] = own.finite ? own.exponent : NOT_FINITE; }
+    static __device__ __forceinline__ unsigned kept(const Power& own) { return own.finite ? own.exponent : NOT_FINITE; }
+    __device__ __forceinline__ void keep(const Power& own, int p) const { at[p] = kept(own); }
 
     // What section p is brought to, where its own power and those of earlier ones are known, which its result's is
     // found of: no less than brings what each of them adds to fp16. That is the section's as well if it is near its own,

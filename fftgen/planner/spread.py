@@ -1,0 +1,93 @@
+"""Sections of a row (sections.py) that the blocks of a cluster share.
+
+A block that takes all sections of a row one after the other keeps their transforms in the L2, those of as
+many rows as there are blocks: of four sections of 32 768 points they do not fit any more, and products with
+those of earlier sections come to more bytes than all the rest. Here a row has the blocks of a cluster. Each
+transforms its share of the sections; then each has a share of the frequencies, and makes for these all
+sections of the result,
+
+    Y_p = sum_q X_q K_(p-q),
+
+with every X_q and every K_d read once, in the place of the X_q; then each takes its share of the sections
+back. Whatever their number, a point of a row passes the L2 four times, as with one stage of a Monarch
+decomposition more, but by the kernel of a block's own transforms, which takes less time than the columns of
+such a stage (cost.py). What grows with their number are products, six instructions each.
+
+Barriers of the cluster are between; who is done draws the next row. A launch may have clusters of any size:
+the kernel asks.
+"""
+
+from __future__ import annotations
+
+from fftgen.planner.plan import Plan
+from fftgen.planner.whole import CLUSTERS, SIZES, Clusters
+from fftgen.targets import Target
+from fftgen.targets import target as find_target
+
+MOST = 16  # sections: a thread has one word of each, and of each spectrum, in registers
+ROOM = 0.7  # of the L2 for what is under way: what is read of more was measured to miss (targets.py)
+MANY = 1 << 20  # rows, more than any chip takes at a time
+SPILT = 2.0  # times the time, at a guess, where it does not fit
+
+
+def possible(chip: Target) -> bool:
+    """Whether blocks form clusters."""
+    return chip.capability >= CLUSTERS and not chip.virtual
+
+
+def alone(plan: Plan, rows: int, chip: Target | None = None) -> Clusters:
+    """Blocks that are clusters by themselves, where others are refused."""
+    return _of(plan, rows, chip or find_target(plan.target), 1)
+
+
+def clusters(plan: Plan, rows: int, chip: Target | None = None) -> Clusters:
+    """The clusters that take so many rows of a plan in least time; of those that take as long the smallest.
+
+    ``chip``: the GPU that is there.
+    """
+    chip = chip or find_target(plan.target)
+
+    def time(size: int) -> float:
+        found = _of(plan, rows, chip, size)
+        fits = 4 * plan.points * found.total <= ROOM * chip.l2_bytes
+        return _turns(plan, rows, found) * (1.0 if fits else SPILT)
+
+    return _of(plan, rows, chip, min((s for s in SIZES if s <= plan.sections), key=time))
+
+
+def _of(plan: Plan, rows: int, chip: Target, size: int) -> Clusters:
+    return Clusters(size, max(1, min(rows, chip.multiprocessors * plan.body.resident // size)))
+
+
+def turns(plan: Plan, rows: int, chip: Target) -> int:
+    """Sections that the busiest block takes, one after the other."""
+    return _turns(plan, rows, clusters(plan, rows, chip))
+
+
+def _turns(plan: Plan, rows: int, found: Clusters) -> int:
+    return -(-rows // found.total) * -(-plan.sections // found.size)
+
+
+def stretch(plan: Plan, rows: int, chip: Target) -> float:
+    """Times longer than so many rows would take if all blocks of the chip had as many sections."""
+    return turns(plan, rows, chip) * chip.multiprocessors * plan.body.resident / (rows * plan.sections)
+
+
+def many(plan: Plan, chip: Target) -> Clusters:
+    """The clusters for more rows than any chip takes at a time."""
+    return clusters(plan, MANY, chip)
+
+
+def under_way(plan: Plan, chip: Target) -> int:
+    """Bytes of transforms that are kept at a time, of many rows."""
+    return 4 * plan.points * many(plan, chip).total
+
+
+def packs(plan: Plan) -> int:
+    """Words, two numbers each, of a section that a thread has in registers at a time."""
+    return max(1, min(4, MOST // (1 << (plan.sections - 1).bit_length())))
+
+
+def peaks_words(plan: Plan, found: Clusters) -> int:
+    """32-bit words of a call: what clusters draw from, and the powers of a row's sections for each."""
+    return 1 + found.total * (1 + plan.sections)
