@@ -106,10 +106,29 @@ def test_the_shortest_sections_of_each_number(arch: str, steps: int, there: list
 
 
 def test_a_circle_takes_sections_that_make_it_up() -> None:
-    circle = Problem("circular", 3 * 40_960, "fp16")
+    circle = Problem("circular", 3 * 40_960, "bf16")
     assert [(p.sections, p.transform) for p in by_blocks(circle)] == [(5, 24_576), (3, 40_960)]
     spread_out = [(p.sections, p.transform) for p in of(circle, planned) if p.spread]
     assert spread_out == [(15, 8192), (10, 12_288), (6, 20_480), (5, 24_576), (3, 40_960)]
+
+
+def test_fp16_has_no_more_sections_of_a_length_than_its_bound_allows() -> None:
+    """Of 40 960 points; bf16 has them, and shorter ones are exact enough."""
+
+    def points(problem: Problem, back: bool = False) -> set[tuple[int, int]]:
+        return {(p.sections, p.transform) for p in of(problem, planned, back)}
+
+    for dtype, there in (("bf16", True), ("fp16", False)):
+        for asked, back in (
+            (Problem("circular", 3 * 40_960, dtype), False),
+            (Problem("causal", 4 * 40_960, dtype), True),
+            (Problem("causal", 5 * 40_960, dtype), False),
+        ):
+            assert (any(n == 40_960 for _, n in points(asked, back))) == there
+    assert (4, 40_960) in points(Problem("causal", 4 * 40_960, "fp16"))
+    few = sectioned(Problem("causal", 4 * 40_960, "fp16"), 40_960, planned)
+    assert few is not None
+    assert sections.both_ways(few) is None
 
 
 @pytest.mark.parametrize("back", [False, True])
