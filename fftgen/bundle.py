@@ -33,6 +33,7 @@ TABLES = "constants"
 Kind = Literal[
     "convolution", "sections", "trained sections", "gradient", "twin", "backward", "backward sections"
 ]
+MUCH = 1.05  # times the time, for which another kind of spectra is not worth the code that makes them
 Job = tuple[Problem, Target, Kind]
 
 
@@ -95,14 +96,16 @@ def in_sections(problem: Problem, target: Target) -> Plan | None:
 
 
 def trained_in_sections(problem: Problem, target: Target) -> Plan | None:
-    """The plan in sections whose gradients many rows had better take, if there is one: where it pays the one
-    that the convolution takes as well, whose spectra are at hand."""
+    """The plan in sections whose gradients many rows had better take, if there is one: the one that the
+    convolution takes as well, whose spectra are at hand, unless another takes much less."""
     plan, whole = in_sections(problem, target), backward(problem, target)
     if whole is None:
         return None
-    own = gradient_sections.trained([plan] if plan else ())
-    found = own or gradient_sections.trained(_every_sections(problem, target))
-    return gradient_sections.of_many_rows(whole, found)
+    best = gradient_sections.of_many_rows(whole, gradient_sections.trained(_every_sections(problem, target)))
+    if best is None or plan is None or not gradient_sections.trained([plan]):
+        return best
+    own, least = (gradient_sections.share(whole, found) for found in (plan, best))
+    return plan if own <= MUCH * least else best
 
 
 def backward_in_sections(problem: Problem, target: Target) -> Gradient | None:
@@ -222,7 +225,7 @@ def _subject(module: Module) -> Plan | Gradient:
 def kind_of(subject: Plan | Gradient) -> Kind:
     """What kernels of a plan are for."""
     if isinstance(subject, Gradient):
-        return "backward sections" if subject.sums else subject.label
+        return "backward sections" if subject.plan.sections > 1 else subject.label
     if subject.sections > 1:
         return "sections"
     return "convolution" if subject.outputs == 1 else "twin"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fftgen import filters
 from fftgen.bounded import Bounded
-from fftgen.errors import InputError, InternalError
+from fftgen.errors import DriverError, InputError, InternalError
 from fftgen.execute import PIECE, Address, aligned, chip_of, on_pieces, strides, time_contiguous
 from fftgen.launch import ABSENT, Call, FinishCall, GradientStep, Launcher, Signal, run_finish, run_gradient
 from fftgen.planner.filter import chunk_channels
@@ -107,6 +107,7 @@ class _Planned(NamedTuple):
 
 
 _planned: Bounded[tuple[object, ...], _Planned] = Bounded()
+_refusing: set[torch.device] = set()  # GPUs, or shares of one, that form no clusters
 
 
 @dataclass
@@ -147,7 +148,7 @@ class _Pass:
             planes, scale = map(on_pieces, spectrum)
             self.held += (planes, scale)
             planes_at, scale_at = address("spectrum", planes), address("scale", scale)
-        elif self.found.sums:  # sections come to powers that their spectra have a part in
+        elif plan.sections > 1:  # sections come to powers that their spectra have a part in
             ones = torch.ones(plan.sections, u.shape[1], 2, dtype=torch.float32, device=u.device)
             self.held.append(ones)
             scale_at = address("scale", ones)
@@ -182,7 +183,16 @@ class _Pass:
             *self.space("v_", v, planned),
         )
         sums_at = address("sums", sums)
-        run_gradient(planned.steps, x_at, v_at, sums_at, self.at("spectra", spectra), self.launcher)
+        try:
+            run_gradient(planned.steps, x_at, v_at, sums_at, self.at("spectra", spectra), self.launcher)
+        except DriverError as error:
+            if error.code != DriverError.CLUSTERS or u.device in _refusing:
+                raise
+            # As of a convolution (execute.py): the only launch of this call has not begun.
+            _refusing.add(u.device)
+            return _Pass(self.found, self.tables, self.launcher, self.address).run(
+                given, taps, period, needed, spectrum
+            )
         return Gradients(du, d_in, d_out, self.taps(sums, v.shape[-1], taps, period, sums_at, tables_at))
 
     def taps(self, sums: Tensor, length: int, taps: int, period: int, sums_at: int, tables_at: int) -> Tensor:
@@ -239,7 +249,9 @@ class _Pass:
         for x in signals:
             pointers |= 0 if x is None else x.data_ptr()
         of_strides = [None if x is None else x.stride() for x in signals]
-        key = (self.found.digest, u.device, u.shape, v.shape[-1], *of_strides, needed, pointers % PIECE == 0)
+        refused = u.device in _refusing
+        alike = needed, refused, pointers % PIECE == 0
+        key = (self.found.digest, u.device, u.shape, v.shape[-1], *of_strides, *alike)
         return _planned.get(key) or _planned.keep(key, _plan(self.found, u, v, in_gate, out_gate, needed))
 
 
@@ -266,7 +278,8 @@ def _plan(
     if len(gates) == 2:
         y = y._replace(twin=result, twin_gate=gates[1])
     chip = chip_of(found.plan.target, u.device)
-    made = launches(found, batch, channels, length, chip)
+    alone = u.device in _refusing
+    made = launches(found, batch, channels, length, chip, alone)
     wanted = (needed.out_gate, bool(gates))  # results of a side: nobody else needs its way back
     steps = tuple(
         GradientStep(found.plan, x, y, one)
@@ -277,7 +290,7 @@ def _plan(
         steps,
         1 if found.sums else parts(found, batch, channels, chip),
         spectra_bytes(found, made),
-        *space(found, batch, channels, chip),
+        *space(found, batch, channels, chip, alone),
     )
 
 

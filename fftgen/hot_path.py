@@ -110,7 +110,7 @@ def hot_paths(plan: Plan, gated: bool, source: Source | None = None) -> dict[str
         turns = _turns(plan, kernel)
         code = listing[plan.entry(kernel)]
         if plan.spread:
-            issued = _spread(code, plan, kernel, turns)
+            issued = _spread(code, plan, kernel)
         else:
             issued = _body(code, turns, plan.sections, plan.matrix)
         found[kernel.role] = HotPath(issued, plan.sections * _elements(plan, kernel))
@@ -163,6 +163,8 @@ def gradient_hot_paths(found: Gradient, gated: bool) -> dict[str, HotPath]:
     plan, kernel = found.plan, found.kernel
     if plan.engine != "mma":
         return {}
+    if plan.spread:
+        return _spread_hot_path(found, gated)
     if found.sums:
         return _section_hot_paths(found, found.sums, gated)
     length = min(plan.problem.length, plan.transform)
@@ -204,6 +206,17 @@ def _section_hot_paths(found: Gradient, sums: Kernel, gated: bool) -> dict[str, 
         found.label: HotPath(total, row // kernel.warps),
         "sums": HotPath(_size(min(listing[found.sums_name].loops)), tile),
     }
+
+
+def _spread_hot_path(found: Gradient, gated: bool) -> dict[str, HotPath]:
+    """Of both signals where clusters share sections: in a loop over rows those over sections there and back,
+    and between them one over all that these make."""
+    plan, kernel = found.plan, found.kernel
+    source = specialised(render_gradient(found), plan.points, gated)
+    code = _listing(source, plan)[found.name]
+    row = max(_inside(code, max(code.loops, key=_size)), key=_size)
+    issued = _shared(code, row, plan, kernel, spread.gradient_packs(plan), 2)
+    return {found.label: HotPath(issued, plan.points // kernel.warps)}
 
 
 def _elements(plan: Plan, kernel: Kernel) -> int:
@@ -251,17 +264,22 @@ def _between(code: sass.Code, loop: Loop, turns: int, sections: int) -> int:
     return found + turns * sum(_size(x) + (sections - 1) * sum(map(_size, _children(code, x))) for x in rows)
 
 
-def _spread(code: sass.Code, plan: Plan, kernel: Kernel, turns: int) -> int:
+def _spread(code: sass.Code, plan: Plan, kernel: Kernel) -> int:
     """The same where the blocks of a cluster share the sections of a row: of all of them, for a warp of each.
 
     Loops over sections on their way there and back, and between them one over products.
     """
-    loop = max(code.loops, key=_size)
+    return _shared(code, max(code.loops, key=_size), plan, kernel, spread.packs(plan), 1)
+
+
+def _shared(code: sass.Code, loop: Loop, plan: Plan, kernel: Kernel, packs: int, signals: int) -> int:
+    """The same of a loop over rows of so many signals."""
+    turns = _turns(plan, replace(kernel, role="convolve"))
     parts = [x for x in _children(code, loop) if code.count(x, "HMMA")]
     others = [x for x in _children(code, loop) if x not in parts]
     products = max(others, key=lambda x: code.count(x, "HFMA2"))
-    share = plan.transform // (2 * LANES * spread.packs(plan) * kernel.warps)
-    blocks = spread.many(plan, find_target(plan.target)).size
+    share = plan.transform // (2 * LANES * packs * kernel.warps)
+    blocks = spread.many(plan, find_target(plan.target), signals).size
     around = _size(loop) - sum(map(_size, parts)) - _size(products)
     found = plan.sections * sum(_issued(code, x, turns) for x in parts)
     return found + share * _size(products) + blocks * around

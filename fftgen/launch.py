@@ -191,7 +191,7 @@ def run_gradient(
     """Make the parts of a filter's gradient, and those of signals (planner/gradient_launch.py)."""
     for step in steps:
         launch, params = step.launch, step.params(x, v, sums, spectra)
-        launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params)
+        launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params, launch.cluster)
 
 
 class Taps(NamedTuple):

@@ -158,9 +158,10 @@ def render_gradient(gradient: Gradient) -> Source:
     used = [*_headers(plan), "share", "filter", "finish"]
     if plan.engine != SIMT:
         used += ["powers", "gradient"]
-    if gradient.sums:
-        used.append("section_sums")
-    template, names = GRADIENTS["sections" if gradient.sums else plan.engine]
+    if plan.sections > 1:
+        used.append("spread_sums" if plan.spread else "section_sums")
+    kind = "spread" if plan.spread else "sections" if gradient.sums else plan.engine
+    template, names = GRADIENTS[kind]
     text = (
         _environment()
         .get_template(template)
@@ -285,7 +286,13 @@ def _mma_gradient_names(gradient: Gradient) -> dict[str, Any]:
 
 def _section_gradient_names(gradient: Gradient) -> dict[str, Any]:
     plan = gradient.plan
-    return {**_mma_names(plan), "ctype": dtype(plan.problem.dtype).ctype, "weights": _last_weights(plan)}
+    return {
+        **_mma_names(plan),
+        "ctype": dtype(plan.problem.dtype).ctype,
+        "weights": _last_weights(plan),
+        "packs": spread.gradient_packs(plan),
+        "both_held": spread.held(plan),
+    }
 
 
 def _simt_gradient_names(gradient: Gradient) -> dict[str, Any]:
@@ -320,5 +327,6 @@ ENGINES: dict[str, tuple[str, Callable[[Plan], dict[str, Any]]]] = {
 GRADIENTS: dict[str, tuple[str, Callable[[Gradient], dict[str, Any]]]] = {
     "mma": ("gradient.cu.j2", _mma_gradient_names),
     "sections": ("gradient_sections.cu.j2", _section_gradient_names),
+    "spread": ("gradient_spread.cu.j2", _section_gradient_names),
     SIMT: ("simt_gradient.cu.j2", _simt_gradient_names),
 }

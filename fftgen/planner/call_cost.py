@@ -22,6 +22,7 @@ from typing import Any
 from fftgen.planner import spread
 from fftgen.planner.cost import Cost, KernelCost, in_one_launch
 from fftgen.planner.gradient_launch import launches as gradient_launches
+from fftgen.planner.gradient_launch import stretch
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_work import SIDES
 from fftgen.planner.launch import Launch, items_per_channel, launches, together
@@ -81,6 +82,12 @@ def call_cost(plan: Plan, target: Target, price: Cost, batch: int, channels: int
 
 def gradient_call(found: Gradient, target: Target, price: Cost, batch: int, channels: int) -> CallCost:
     """The same for a gradient. The way from its sums to taps is not in it."""
+    if found.plan.spread:
+        rows, (kernel,) = batch * channels, price.kernels
+        taken = stretch(found, batch, channels, target)
+        even, showing, total = (rows * x for x in (kernel.time, kernel.showing, _stretched(kernel, taken)))
+        fixed = CALL_SECONDS + LAUNCH_SECONDS
+        return CallCost(batch, channels, 1, fixed, total - even, showing, total + showing + fixed)
     costs = {k.name: k for k in price.kernels}
     length = min(found.plan.problem.length, found.plan.transform)
     made = [

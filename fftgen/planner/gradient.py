@@ -8,11 +8,12 @@ from functools import lru_cache
 from itertools import chain, product
 
 from fftgen.errors import NoPlanError
-from fftgen.planner import fragments, mma_kernels, mma_rules, search, sections, simt, twins
+from fftgen.planner import fragments, mma_kernels, mma_rules, search, simt, twins
 from fftgen.planner.candidates import lengths
 from fftgen.planner.filter_design import transposed
 from fftgen.planner.gradient_plan import Gradient, columns_bytes, copied, peaks_bytes, row_tiles
-from fftgen.planner.gradient_work import SUM, far_twiddles, filter_bytes, kept_bytes
+from fftgen.planner.gradient_section_work import SUM
+from fftgen.planner.gradient_work import far_twiddles, filter_bytes, kept_bytes
 from fftgen.planner.layouts import by_matrices, every_layout, levelled
 from fftgen.planner.mma_rules import CHAIN_POINTS
 from fftgen.planner.plan import FP32, LOWER, SCALED, SIMT, TILE, Plan
@@ -204,8 +205,6 @@ def read_backwards(plan: Plan) -> bool:
     """Whether spectra of a plan are what the kernels of a backward pass read."""
     if plan.engine == SIMT:
         return simt.reads_back(plan, find_target(plan.target))
-    if plan.sections > sections.MOST:  # of so many there are no gradients
-        return False
     return plan.problem.causal and plan.engine == "mma" and plan.scaled and plan.matrix == LOWER
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fftgen.planner import spread
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_section_work import rows_at_once
 from fftgen.planner.launch import (
@@ -15,6 +16,7 @@ from fftgen.planner.launch import (
     workspace_elements,
 )
 from fftgen.planner.plan import TILE, Kernel
+from fftgen.planner.whole import Clusters
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
@@ -45,7 +47,10 @@ def parts(found: Gradient, batch: int, channels: int, chip: Target | None = None
     ``chip``: the GPU that is there, here and below; None: the one that plans are made for.
     """
     kernel = found.kernel
-    full = (chip or find_target(found.plan.target)).multiprocessors * kernel.resident * kernel.items
+    there = chip or find_target(found.plan.target)
+    full = there.multiprocessors * kernel.resident * kernel.items
+    if found.plan.spread:  # a worker is a cluster
+        full = spread.many(found.plan, there, signals=2).total
     at_once = -(-channels // found.plan.abreast)
     if found.plan.chunk_bytes:
         at_once = max(1, min(channels, chunk_items(found.plan, batch * channels) // batch))
@@ -63,9 +68,33 @@ def under_way(found: Gradient, rows: int, chip: Target | None = None) -> int:
     return min(rows, rows_at_once(found, chip or find_target(found.plan.target)))
 
 
-def space(found: Gradient, batch: int, channels: int, chip: Target | None = None) -> tuple[int, int]:
+def sharing(
+    found: Gradient, batch: int, channels: int, chip: Target | None = None, alone: bool = False
+) -> Clusters:
+    """The clusters that share sections of rows, each of which has a part of a channel's at a time.
+
+    ``alone``: blocks by themselves, where others are refused; here and below.
+    """
+    jobs = channels * parts(found, batch, channels, chip)
+    return spread.alone(found.plan, jobs, chip) if alone else spread.clusters(found.plan, jobs, chip, 2)
+
+
+def stretch(found: Gradient, batch: int, channels: int, chip: Target) -> float:
+    """Times longer than rows whose sections clusters share would take if all blocks had as many of them."""
+    shared = parts(found, batch, channels, chip)
+    there, blocks = sharing(found, batch, channels, chip), chip.multiprocessors * found.kernel.resident
+    turns = -(-channels * shared // there.total) * -(-batch // shared)
+    return turns * -(-found.plan.sections // there.size) * blocks / (batch * channels * found.plan.sections)
+
+
+def space(
+    found: Gradient, batch: int, channels: int, chip: Target | None = None, alone: bool = False
+) -> tuple[int, int]:
     """Of each signal's workspace elements of its type, and 32-bit words that start as zeros."""
     plan = found.plan
+    if plan.spread:
+        there = sharing(found, batch, channels, chip, alone)
+        return 2 * plan.points * there.total, spread.peaks_words(plan, there)
     if found.sums:
         rows = under_way(found, batch * channels, chip)
         return 2 * plan.points * rows, plan.sections * rows
@@ -74,7 +103,7 @@ def space(found: Gradient, batch: int, channels: int, chip: Target | None = None
 
 def spectra_bytes(found: Gradient, planned: Iterable[GradientLaunch]) -> int:
     """Bytes that workers keep of the first signal's spectra in device memory, for a call's launches."""
-    if found.spectra_at >= 0 or found.together or found.sums:
+    if found.spectra_at >= 0 or found.together or found.plan.sections > 1:
         return 0
     most = max(launch.workers for launch in planned)
     group = 1 if found.blocks else found.kernel.group
@@ -82,12 +111,24 @@ def spectra_bytes(found: Gradient, planned: Iterable[GradientLaunch]) -> int:
 
 
 def launches(
-    found: Gradient, batch: int, channels: int, length: int, chip: Target | None = None
+    found: Gradient,
+    batch: int,
+    channels: int,
+    length: int,
+    chip: Target | None = None,
+    alone: bool = False,
 ) -> tuple[GradientLaunch, ...]:
     """Every launch of one call on ``(batch, channels, length)``, in order, chunk by chunk.
 
     A chunk may end inside a channel: the next one adds to the same parts.
     """
+    if found.plan.spread:
+        shared = parts(found, batch, channels, chip)
+        size, count = sharing(found, batch, channels, chip, alone)
+        kernel = found.kernel
+        threads, jobs = 32 * kernel.warps, channels * shared
+        both = Launch(kernel, found.name, size * count, threads, kernel.shared_bytes, 0, jobs, 1, size)
+        return (GradientLaunch(both, -1, shared, 0),)
     if found.sums:
         return _in_sections(found, found.sums, batch, channels, chip or find_target(found.plan.target))
     total = batch * -(-channels // found.plan.abreast)

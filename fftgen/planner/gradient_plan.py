@@ -54,7 +54,7 @@ class Gradient:
     time: no spectrum is kept, and tables and the filter's are read once for both.
     ``signals``: gradients of signals and gates as well as of the filter.
     ``sums``: where rows have sections, the kernel that makes the sum; ``kernel`` then does all else
-    (planner/gradient_sections.py).
+    (planner/gradient_sections.py). Where clusters share these (``Plan.spread``), ``kernel`` does all.
     """
 
     PREFIXES: ClassVar[tuple[str, ...]] = ("fftgen_gradient_", "fftgen_backward_")
@@ -107,6 +107,8 @@ class Gradient:
         raw = asdict(self)
         del raw["plan"]["whole"]  # stages have launches of their own here
         del raw["plan"]["matrix"]  # and a section takes itself and those before
+        if not self.plan.spread:
+            del raw["plan"]["spread"]
         raw["plan"]["kernels"] = [plain(kernel) for kernel in self.plan.kernels]
         raw["kernel"] = plain(self.kernel)
         raw["sums"] = plain(self.sums) if self.sums else None
@@ -225,6 +227,8 @@ class Gradient:
         """Where spectra and sums stand, in words."""
         if self.plan.engine == SIMT:
             return "spectrum in shared memory, sum in registers"
+        if self.plan.spread:
+            return f"{self.plan.sections} sections shared by clusters, which add to sums in device memory"
         if self.sums:
             return f"{self.plan.sections} sections, whose spectra a kernel of its own sums up"
         places = {True: "shared", False: "device"}

@@ -24,6 +24,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+from fftgen.planner import spread
 from fftgen.planner.call_cost import gradient_call
 from fftgen.planner.cost import filter_cost
 from fftgen.planner.filter_design import transposed
@@ -45,11 +46,13 @@ def in_sections(plan: Plan) -> Gradient:
     """The kernels of all gradients of a plan in sections, whose spectra they read.
 
     Of its layouts the one that takes least by the model: with two blocks to a multiprocessor more rows are
-    under way than the L2 may hold the transforms of. Rows whose sections clusters share (spread.py) have the
-    same spectra.
+    under way than the L2 may hold the transforms of. Clusters that share sections (spread.py) have a row of
+    both signals at a time, and add to the filter's sums.
     """
     chip = target(plan.target)
-    planned = replace(plan, filter=transposed(plan, chip), spread=False)
+    planned = replace(plan, filter=transposed(plan, chip))
+    if plan.spread:
+        return Gradient(planned, replace(plan.body, role="gradient"), -1, -1, signals=True)
     places = SUMS_WARPS // 2 * plan.sections * 8 * TILE**2
     sums = Kernel("sums", 0, SUMS_WARPS, 0, RESIDENT[plan.sections], 0, 0, 0, -1, 0, places)
 
@@ -66,9 +69,9 @@ def in_sections(plan: Plan) -> Gradient:
 
 
 def trained(plans: Iterable[Plan]) -> tuple[Plan, ...]:
-    """Those of plans in sections of which there are gradients, one for each number of sections and points."""
-    found = (p for p in plans if p.matrix == LOWER and p.problem.causal and p.sections in RESIDENT)
-    return tuple({(p.sections, p.transform): p for p in found}.values())
+    """Those of plans in sections of which there are gradients."""
+    causal = (p for p in plans if p.matrix == LOWER and p.problem.causal)
+    return tuple(p for p in causal if p.spread or p.sections in RESIDENT)
 
 
 class Prepared(NamedTuple):
@@ -122,4 +125,5 @@ def share(whole: Gradient, plan: Plan, gated: bool = True) -> float:
     """Of the time of ``whole`` what gradients of a plan in sections are predicted to take, of many rows."""
     chip = target(plan.target)
     times = (gradient_cost(found, chip, gated=gated).predicted for found in (in_sections(plan), whole))
-    return next(times) / next(times)
+    idle = spread.stretch(plan, spread.MANY, chip, signals=2) if plan.spread else 1.0
+    return idle * next(times) / next(times)

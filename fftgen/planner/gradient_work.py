@@ -17,7 +17,7 @@ from fftgen.dtypes import dtype
 from fftgen.planner import fragments, simt_work, work
 from fftgen.planner.cost import Compiled, Cost, KernelCost, kernel_cost, work_of
 from fftgen.planner.gradient_plan import FORWARD, Gradient
-from fftgen.planner.gradient_section_work import both_work, sums_work
+from fftgen.planner.gradient_section_work import SUM, both_work, spread_work, sums_work
 from fftgen.planner.instructions import BACK, THERE, gating, mma_instructions, rescaling
 from fftgen.planner.plan import SIMT, Kernel
 from fftgen.planner.work import ELEMENT, Work
@@ -28,7 +28,6 @@ from fftgen.targets import Target
 PRODUCT = {"warp": 42.0, "block": 75.0, "device": 43.0}
 TOGETHER = {"block": 60.0, "device": 53.0}
 WIDENED = 16.0  # of these, to widen both spectra; narrowed where they go on (Gradient.wide_spectra)
-SUM = 8  # bytes of a complex number of the sum
 
 
 def side_work(found: Gradient, kernel: Kernel, target: Target, gated: bool = False, side: str = "u") -> Work:
@@ -45,6 +44,8 @@ def gradient_work(found: Gradient, target: Target, gated: bool = False, alone: b
 
     ``alone``, of sections: of the filter's gradient, and no other.
     """
+    if found.plan.spread:
+        return spread_work(found, target, gated, alone)
     if found.sums:
         return both_work(found, target, gated, alone)
     plan, n, whole = found.plan, found.plan.transform, not found.plan.device_stages

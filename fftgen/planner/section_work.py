@@ -15,6 +15,7 @@ from fftgen.targets import Target
 SECTION, SECTION_PRODUCT = 17, 16
 # The same where sections are spread; and of a block's warp in every row, around its transforms and products.
 SPREAD, SPREAD_PRODUCT, SPREAD_ROW = 27, 15.6, 575
+LANES = 32
 SECTIONS_ROOM = 0.7  # of the L2: what is read of more was measured to miss (targets.py)
 
 
@@ -28,7 +29,7 @@ def in_sections(plan: Plan, kernel: Kernel, target: Target, gated: bool) -> Work
         read, under_way = plan.distances, spread.under_way(plan, target)
         around = SPREAD_ROW * kernel.warps * spread.many(plan, target).size
         instructions = SPREAD * count + SPREAD_PRODUCT * products + around * 128 / plan.transform
-        keeping = 0
+        keeping = factor_bytes(plan, spread.packs(plan)) + (read - count) * spectrum
     else:
         if plan.matrix == LOWER:  # every product takes an earlier transform anew
             loaded, stored = products, count - 1
@@ -61,6 +62,17 @@ def products_of(plan: Plan) -> int:
     count = plan.sections
     others = count * (count - 1) // (2 if plan.matrix == LOWER else 1)
     return others + count if plan.spread else others
+
+
+def factor_bytes(plan: Plan, packs: int) -> int:
+    """Bytes that lanes load of what products are multiplied by where sections are spread, in pieces of 16.
+
+    For every ``packs`` words of a lane.
+    """
+    count = plan.sections
+    terms = range(1, count + 1) if plan.matrix == LOWER else [count] * count
+    loaded = sum(n // 4 * 16 + (0, 4, 8, 16)[n % 4] for n in terms)
+    return plan.transform // (2 * LANES * packs) * loaded * LANES
 
 
 def alone(plan: Plan) -> Plan:

@@ -26,6 +26,7 @@ from fftgen.targets import target as find_target
 
 MOST = 16  # sections: a thread has one word of each, and of each spectrum, in registers
 ROOM = 0.7  # of the L2 for what is under way: what is read of more was measured to miss (targets.py)
+MOST_HELD = 8  # sections of two signals that a thread has registers for
 MANY = 1 << 20  # rows, more than any chip takes at a time
 SPILT = 2.0  # times the time, at a guess, where it does not fit
 
@@ -40,16 +41,16 @@ def alone(plan: Plan, rows: int, chip: Target | None = None) -> Clusters:
     return _of(plan, rows, chip or find_target(plan.target), 1)
 
 
-def clusters(plan: Plan, rows: int, chip: Target | None = None) -> Clusters:
+def clusters(plan: Plan, rows: int, chip: Target | None = None, signals: int = 1) -> Clusters:
     """The clusters that take so many rows of a plan in least time; of those that take as long the smallest.
 
-    ``chip``: the GPU that is there.
+    ``chip``: the GPU that is there; ``signals``: rows of which a cluster has at a time.
     """
     chip = chip or find_target(plan.target)
 
     def time(size: int) -> float:
         found = _of(plan, rows, chip, size)
-        fits = 4 * plan.points * found.total <= ROOM * chip.l2_bytes
+        fits = 4 * signals * plan.points * found.total <= ROOM * chip.l2_bytes
         return _turns(plan, rows, found) * (1.0 if fits else SPILT)
 
     return _of(plan, rows, chip, min((s for s in SIZES if s <= plan.sections), key=time))
@@ -59,33 +60,45 @@ def _of(plan: Plan, rows: int, chip: Target, size: int) -> Clusters:
     return Clusters(size, max(1, min(rows, chip.multiprocessors * plan.body.resident // size)))
 
 
-def turns(plan: Plan, rows: int, chip: Target) -> int:
-    """Sections that the busiest block takes, one after the other."""
-    return _turns(plan, rows, clusters(plan, rows, chip))
+def turns(plan: Plan, rows: int, chip: Target, signals: int = 1) -> int:
+    """Sections of a signal that the busiest block takes, one after the other."""
+    return _turns(plan, rows, clusters(plan, rows, chip, signals))
 
 
 def _turns(plan: Plan, rows: int, found: Clusters) -> int:
     return -(-rows // found.total) * -(-plan.sections // found.size)
 
 
-def stretch(plan: Plan, rows: int, chip: Target) -> float:
+def stretch(plan: Plan, rows: int, chip: Target, signals: int = 1) -> float:
     """Times longer than so many rows would take if all blocks of the chip had as many sections."""
-    return turns(plan, rows, chip) * chip.multiprocessors * plan.body.resident / (rows * plan.sections)
+    return (
+        turns(plan, rows, chip, signals) * chip.multiprocessors * plan.body.resident / (rows * plan.sections)
+    )
 
 
-def many(plan: Plan, chip: Target) -> Clusters:
+def many(plan: Plan, chip: Target, signals: int = 1) -> Clusters:
     """The clusters for more rows than any chip takes at a time."""
-    return clusters(plan, MANY, chip)
+    return clusters(plan, MANY, chip, signals)
 
 
-def under_way(plan: Plan, chip: Target) -> int:
+def under_way(plan: Plan, chip: Target, signals: int = 1) -> int:
     """Bytes of transforms that are kept at a time, of many rows."""
-    return 4 * plan.points * many(plan, chip).total
+    return 4 * signals * plan.points * many(plan, chip, signals).total
 
 
 def packs(plan: Plan) -> int:
     """Words, two numbers each, of a section that a thread has in registers at a time."""
     return max(1, min(4, MOST // (1 << (plan.sections - 1).bit_length())))
+
+
+def held(plan: Plan) -> bool:
+    """Whether a thread has registers for words of all sections of both signals, and of all spectra."""
+    return plan.sections <= MOST_HELD
+
+
+def gradient_packs(plan: Plan) -> int:
+    """Words of a section of either signal that a thread has in registers at a time."""
+    return max(1, packs(plan) // 2) if held(plan) else packs(plan)
 
 
 def peaks_words(plan: Plan, found: Clusters) -> int:

@@ -16,9 +16,9 @@ from fftgen.execute import chip_of
 from fftgen.launch import reciprocal
 from fftgen.planner import sections, spread
 from fftgen.planner.gradient import backward
-from fftgen.planner.gradient_launch import OWN, WAVES, least_share, parts, space
+from fftgen.planner.gradient_launch import OWN, WAVES, least_share, parts, sharing, space
 from fftgen.planner.gradient_launch import launches as gradient_launches
-from fftgen.planner.gradient_sections import in_sections, trained
+from fftgen.planner.gradient_sections import in_sections
 from fftgen.planner.launch import (
     MAX_ROWS,
     MAX_RUN,
@@ -260,9 +260,17 @@ def test_launches_are_as_wide_as_the_gpu_that_is_there(name: str, there: tuple[i
                 assert workspace_elements(found, rows, 1, None, chip) == (
                     2 * found.transform * (found.sections - 1) * one.grid
                 )
-            if not trained([found]):
-                continue
             back = in_sections(found)
+            if found.spread:
+                of = sharing(back, 64, 24, chip)
+                (both,) = (x.launch for x in gradient_launches(back, 64, 24, length, chip))
+                assert (both.cluster, both.grid) == (of.size, of.size * of.total)
+                assert both.items == 24 * parts(back, 64, 24, chip) >= of.total
+                assert space(back, 64, 24, chip) == (
+                    2 * found.points * of.total,
+                    1 + of.total * (1 + found.sections),
+                )
+                continue
             pairs = max(1, chip.multiprocessors * back.kernel.resident // 2)
             elements, _ = space(back, 5000, 1, chip)
             both = [x.launch for x in gradient_launches(back, 5000, 1, length, chip)[::2]]

@@ -638,13 +638,21 @@ def test_filters_that_act_backwards_go_back_as_one(gpu: OnGpu, rng: np.random.Ge
 def test_gradients_of_many_rows_take_sections_and_of_few_do_not() -> None:
     whole, of_whole = backward(CAUSAL, "sm_90"), planned(CAUSAL)
     others = gradient_sections.trained(of(CAUSAL, planned))
-    assert [(p.sections, p.transform) for p in others] == [(6, 12_288), (4, 16_384), (3, 24_576), (2, 32_768)]
+    assert others == of(CAUSAL, planned)
+    six = [p for p in of(Problem("causal", 240_000, "bf16"), planned) if p.sections > MOST]
+    assert six
+    assert gradient_sections.trained(six) == tuple(six)  # by clusters
+    assert gradient_sections.trained(of(CAUSAL, planned, back=True)) == ()
     assert whole is not None
     best = gradient_sections.shorter(whole, of_whole, others, 8, 768)
     assert best is not None
     assert (best.sections, best.transform) == (2, 32_768)
     assert gradient_sections.share(whole, best) < 0.6
-    assert gradient_sections.shorter(whole, of_whole, others, 1, 16) is None
+    by_a_block = [p for p in others if not p.spread]
+    assert gradient_sections.shorter(whole, of_whole, by_a_block, 1, 16) is None
+    shared = gradient_sections.shorter(whole, of_whole, others, 1, 16)
+    assert shared is not None
+    assert shared.spread  # sixteen rows leave clusters less to wait for
     assert gradient_sections.shorter(whole, of_whole, (), 8, 768) is None
     kept = [Prepared(4, 16_384), Prepared(1, LENGTH)]  # spectra of others have to be made again, or not
     few = [gradient_sections.shorter(whole, of_whole, others, 1, 768, True, there) for there in kept]

@@ -176,16 +176,27 @@ def test_rows_on_their_way_give_the_bits_of_rows_that_are_waited_for(
 
 
 def test_a_long_transform_in_many_chunks(rng: np.random.Generator) -> None:
-    problem = Problem("causal", 131_072, "bf16")
+    length = 786_432  # more than sections make up
+    problem = Problem("causal", length, "bf16")
     conv = get(problem)
-    given = arguments(problem, rng, (5, 33, 131_072), 131_072, ("in_gate", "skip"))
+    given = arguments(problem, rng, (5, 33, length), length, ("in_gate", "skip"))
     hold(problem, conv, given, conv(**on_gpu(given)))
 
 
+# Of an H200, from 131 072 on a cluster to a row, forwards, and back from 245 760 on.
+IN_SECTIONS = [
+    (49_152, "fp16"),
+    (65_536, "bf16"),
+    (81_920, "bf16"),
+    (98_304, "bf16"),
+    (131_072, "fp16"),
+    (262_144, "bf16"),
+    (327_680, "bf16"),
+]
+
+
 @pytest.mark.parametrize("options", [(), ("in_gate", "out_gate", "skip")], ids=["plain", "gated"])
-@pytest.mark.parametrize(
-    ("length", "dtype"), [(49_152, "fp16"), (65_536, "bf16"), (81_920, "bf16"), (98_304, "bf16")]
-)
+@pytest.mark.parametrize(("length", "dtype"), IN_SECTIONS)
 def test_many_rows_go_in_sections(
     length: int, dtype: str, options: tuple[str, ...], rng: np.random.Generator
 ) -> None:
@@ -198,14 +209,14 @@ def test_many_rows_go_in_sections(
     given = arguments(problem, rng, (1, 500, length), length, options)
     given["k"][::16, : length // 4] *= 1e-6
     moved = on_gpu(given)
-    cut = conv.sections_of(moved["u"].device, problem, 1, 500)
+    gated = "out_gate" in options
+    cut = conv.sections_of(moved["u"].device, problem, 1, 500, gated=gated)
     if cut is None:
         pytest.skip("no sections that take less than one transform of everything")
     out = conv(**moved)
     hold(problem, conv, given, out)
     assert torch.equal(conv(**moved), out)
     made = conv.prepare(moved.pop("k"))
-    assert made.planes.dim() == 4
     hold(problem, conv, given, conv(k=made, **moved))
     short = {name: x if name == "skip" else x[..., : length - 4097] for name, x in given.items()}
     hold(problem, conv, short, conv(**on_gpu(short)))
@@ -214,7 +225,13 @@ def test_many_rows_go_in_sections(
 @pytest.mark.parametrize("gates", [(), ("in_gate", "out_gate")], ids=["plain", "gated"])
 @pytest.mark.parametrize(
     ("mode", "length", "dtype"),
-    [("causal", 65_536, "bf16"), ("causal", 49_152, "fp16"), ("circular", 98_304, "bf16")],
+    [
+        ("causal", 65_536, "bf16"),
+        ("causal", 49_152, "fp16"),
+        ("circular", 98_304, "bf16"),
+        ("causal", 131_072, "bf16"),
+        ("circular", 163_840, "fp16"),
+    ],
 )
 def test_many_rows_go_in_sections_both_ways(
     mode: str, length: int, dtype: str, gates: tuple[str, ...], rng: np.random.Generator
@@ -226,7 +243,7 @@ def test_many_rows_go_in_sections_both_ways(
     given = gradients.draw(rng, shape, length, options, TORCH[dtype])
     exact = gradients.composite(**given, mode=mode, length=length).detach().numpy()
     moved = on_gpu({name: x.detach() for name, x in given.items()})
-    cut = conv.sections_of(moved["u"].device, problem, *shape[:2], back=True)
+    cut = conv.sections_of(moved["u"].device, problem, *shape[:2], back=True, gated=bool(gates))
     if cut is None:
         pytest.skip("no sections that take less than one transform of everything")
     kind = (dtype, cut.plan.order, cut.plan.compute_format)
@@ -441,9 +458,7 @@ def test_gradients_of_a_gated_call(problem: Problem, rng: np.random.Generator) -
 
 
 @pytest.mark.parametrize("gates", [(), ("in_gate", "out_gate")], ids=["plain", "gated"])
-@pytest.mark.parametrize(
-    ("length", "dtype"), [(49_152, "fp16"), (65_536, "bf16"), (81_920, "bf16"), (98_304, "bf16")]
-)
+@pytest.mark.parametrize(("length", "dtype"), IN_SECTIONS)
 def test_gradients_of_many_rows_in_sections(
     length: int, dtype: str, gates: tuple[str, ...], rng: np.random.Generator
 ) -> None:

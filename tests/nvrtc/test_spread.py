@@ -234,9 +234,15 @@ def test_the_kernel_does_what_the_model_says(
     u = draw(rng, rows, 1, plan.problem.length).bfloat16()
     k = filters(rng, 1, plan.problem.length)
     gates = {"in_gate": u.flip(-1), "out_gate": u.flip(0)} if gated else {}
-    counters = run(plan, u, k, **gates).reports[plan.entry(plan.body)].counters
+    simulated = run(plan, u, k, **gates)
+    counters = simulated.reports[plan.entry(plan.body)].counters
     in_whole_sectors(counters)
     work = work_of(plan, plan.body, target("sm_90"), gated)
+    report = simulated.reports[plan.entry(plan.body)]
+    copied = 2 * report.blocks * sum(t.nbytes for t in plan.tables if not t.name.startswith("outer"))
+    tables = moved(counters, "loads", "tables", "spectrum")
+    passed = counters.shared_loads.bytes + counters.shared_stores.bytes + tables - copied
+    assert rows * work.shared_bytes == pytest.approx(passed, rel=0.04)  # beside peaks and powers
     assert sum(counters.tensor.values()) == 2 * rows * work.tensor_ops
     for kind, buffers, predicted in (
         ("loads", ("u", "in_gate", "out_gate"), work.loaded + work.gates),
@@ -314,7 +320,7 @@ def test_what_makes_it_right_is_missed(mutation: str, rng: np.random.Generator) 
 def test_next_to_no_registers_are_put_by(matrix: str, sections: int, points: int, arch: str) -> None:
     plan = planned(matrix, sections, points, arch=arch)
     found = compiled.cubin(render(plan), arch).resources[plan.name]
-    assert found.spill_store_bytes <= (0 if points == 32_768 else 16)
+    assert found.spill_store_bytes <= (0 if points == 32_768 and arch == "sm_90" else 16)
     assert found.registers * 32 * plan.body.warps * plan.body.resident <= 65_536
 
 
