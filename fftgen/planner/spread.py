@@ -13,18 +13,20 @@ back. Whatever their number, a point of a row passes the L2 four times, as with 
 decomposition more, but by the kernel of a block's own transforms, which takes less time than the columns of
 such a stage (cost.py). What grows with their number are products, six instructions each.
 
-Barriers of the cluster are between; who is done draws the next row. A launch may have clusters of any size:
-the kernel asks.
+Barriers of the cluster are between; who is done draws the next row. A launch may have clusters of any size,
+also of three, five or seven blocks, if sections are as many: the kernel asks.
 """
 
 from __future__ import annotations
 
 from fftgen.planner.plan import Plan
-from fftgen.planner.whole import CLUSTERS, SIZES, Clusters
+from fftgen.planner.whole import CLUSTERS, Clusters
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
 MOST = 16  # sections: a thread has one word of each, and of each spectrum, in registers
+SIZES = range(1, 9)  # blocks of a cluster, as many as every chip takes
+CLOSE = 16  # multiprocessors that a cluster's blocks are among: those of a GPC, of which some have more
 ROOM = 0.7  # of the L2 for what is under way: what is read of more was measured to miss (targets.py)
 MOST_HELD = 8  # sections of two signals that a thread has registers for
 MANY = 1 << 20  # rows, more than any chip takes at a time
@@ -57,7 +59,11 @@ def clusters(plan: Plan, rows: int, chip: Target | None = None, signals: int = 1
 
 
 def _of(plan: Plan, rows: int, chip: Target, size: int) -> Clusters:
-    return Clusters(size, max(1, min(rows, chip.multiprocessors * plan.body.resident // size)))
+    """As many as a chip holds, whose multiprocessors come in groups."""
+    resident = plan.body.resident
+    groups, rest = divmod(chip.multiprocessors, CLOSE)
+    total = groups * (CLOSE * resident // size) + rest * resident // size
+    return Clusters(size, max(1, min(rows, total)))
 
 
 def turns(plan: Plan, rows: int, chip: Target, signals: int = 1) -> int:

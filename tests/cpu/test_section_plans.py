@@ -162,12 +162,15 @@ def test_clusters_are_as_large_as_rows_are_few() -> None:
         16: (8, 16),
         17: (4, 17),
         33: (4, 33),
-        34: (8, 16),  # three short turns in place of two long ones
+        34: (3, 34),  # three short turns in place of two of four
         10_000: (4, 33),
     }
     assert 4 * found.points * 33 < spread.ROOM * chip.l2_bytes < 4 * found.points * 66
     assert spread.stretch(found, 33, chip) == spread.stretch(found, 66, chip) == 1.0
     assert spread.stretch(found, 34, chip) == 3 * 132 / (8 * 34)
+    five = sectioned(Problem("causal", 5 * 40_960, "bf16"), 40_960, planned, spread_out=True)
+    assert five is not None
+    assert spread.many(five, chip) == (5, 24)  # three among the multiprocessors of a GPC, of sixteen
 
 
 def test_gates_have_a_part_in_the_choice() -> None:
