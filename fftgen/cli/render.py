@@ -64,8 +64,8 @@ def command(
         raise InputError("of rows in sections there are convolutions and, with --backward, all gradients")
     if both_ways and (points is None or whole_pass or not causal):
         raise InputError("--both-ways goes with --causal and --sections; those of a circle take both anyway")
-    if spread_out and (points is None or whole_pass):
-        raise InputError("--spread goes with --sections, of a convolution: gradients have no such kernels")
+    if spread_out and points is None:
+        raise InputError("--spread goes with --sections: it says how clusters of blocks take a row's")
     asked, chip = api.problem(length, dtype, causal=causal), find_target(arch)
     subject: Plan | Gradient
     if points is not None:

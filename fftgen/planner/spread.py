@@ -13,6 +13,9 @@ back. Whatever their number, a point of a row passes the L2 four times, as with 
 decomposition more, but by the kernel of a block's own transforms, which takes less time than the columns of
 such a stage (cost.py). What grows with their number are products, six instructions each.
 
+Before sm_90 blocks form no clusters: each has a row by itself. That is worth it where the L2 has room for the
+transforms of as many rows (sm_89), as every transform is read once for all products.
+
 Barriers of the cluster are between; who is done draws the next row. A launch may have clusters of any size,
 also of three, five or seven blocks, if sections are as many: the kernel asks.
 """
@@ -33,11 +36,6 @@ MANY = 1 << 20  # rows, more than any chip takes at a time
 SPILT = 2.0  # times the time, at a guess, where it does not fit
 
 
-def possible(chip: Target) -> bool:
-    """Whether blocks form clusters."""
-    return chip.capability >= CLUSTERS and not chip.virtual
-
-
 def alone(plan: Plan, rows: int, chip: Target | None = None) -> Clusters:
     """Blocks that are clusters by themselves, where others are refused."""
     return _of(plan, rows, chip or find_target(plan.target), 1)
@@ -55,7 +53,8 @@ def clusters(plan: Plan, rows: int, chip: Target | None = None, signals: int = 1
         fits = 4 * signals * plan.points * found.total <= ROOM * chip.l2_bytes
         return _turns(plan, rows, found) * (1.0 if fits else SPILT)
 
-    return _of(plan, rows, chip, min((s for s in SIZES if s <= plan.sections), key=time))
+    sizes = [s for s in SIZES if s <= plan.sections] if chip.capability >= CLUSTERS else [1]
+    return _of(plan, rows, chip, min(sizes, key=time))
 
 
 def _of(plan: Plan, rows: int, chip: Target, size: int) -> Clusters:

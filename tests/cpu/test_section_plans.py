@@ -126,6 +126,10 @@ def test_fp16_has_no_more_sections_of_a_length_than_its_bound_allows() -> None:
         ):
             assert (any(n == 40_960 for _, n in points(asked, back))) == there
     assert (4, 40_960) in points(Problem("causal", 4 * 40_960, "fp16"))
+    around = Problem("circular", 5 * 49_152, "fp16")
+    assert {n for _, n in points(around)} == {16_384}
+    assert {n for _, n in points(replace(around, dtype="bf16"))} == {16_384, 20_480, 24_576, 40_960}
+    assert (10, 24_576) in points(replace(around, mode="causal"))
     few = sectioned(Problem("causal", 4 * 40_960, "fp16"), 40_960, planned)
     assert few is not None
     assert sections.both_ways(few) is None
@@ -133,7 +137,7 @@ def test_fp16_has_no_more_sections_of_a_length_than_its_bound_allows() -> None:
 
 @pytest.mark.parametrize("back", [False, True])
 def test_clusters_share_up_to_sixteen_sections(back: bool) -> None:
-    """From sm_90 on, where blocks form clusters."""
+    """Blocks by themselves before sm_90, where only the L2 of sm_89 has room for so many rows."""
     asked = Problem("causal", 262_144, "bf16")
     found = of(asked, planned, back)
     assert [(p.sections, p.transform) for p in found] == [
@@ -147,7 +151,15 @@ def test_clusters_share_up_to_sixteen_sections(back: bool) -> None:
     assert {p.matrix for p in found} == {"full" if back else "lower"}
     assert "16 sections both ways spread" in str(found[0]) or not back
     assert Plan.from_json(found[0].to_json()) == found[0]
-    assert of(asked, lambda p: search.plan(p, "sm_80"), back) == ()
+    before = of(asked, lambda p: search.plan(p, "sm_80"), back)
+    assert {spread.many(p, target("sm_80")).size for p in before} == {1}
+    assert of_many_rows(search.plan(asked, "sm_80"), before) is None
+    shorter_rows = replace(asked, length=7 * 16_384)
+    taken = of_many_rows(
+        search.plan(shorter_rows, "sm_89"), of(shorter_rows, lambda p: search.plan(p, "sm_89"), back)
+    )
+    assert taken is not None
+    assert (taken.sections, taken.spread) == (7, True)
     assert of(replace(asked, length=16 * 40_960 + 8), planned, back) == ()
 
 
@@ -260,16 +272,21 @@ def test_the_plan_says_what_sections_take() -> None:
     assert "with filters that act backwards 0." in fftgen("plan", LENGTH, "--causal").stdout
     assert 0.6 < around[-1]["of_the_time"] < 0.95
     assert "sections" not in answer("plan", LENGTH - 8)
-    six, five = answer("plan", 98_304, "--causal", "--arch", "sm_89")["sections"]  # both ways: not of six
+    told = answer("plan", 98_304, "--causal", "--arch", "sm_89")["sections"]
+    six, five = (s for s in told if "spread" not in s["line"])  # both ways: not of six
     assert six["both_ways_of_the_time"] is None
     assert 0.7 < five["both_ways_of_the_time"] < 0.95
     assert "not taken" in fftgen("plan", 32_768, "--causal").stdout
 
 
 def test_sources_of_sections_by_the_command_at_their_head() -> None:
-    both, around = (of(p, planned, back=True)[-1] for p in (CAUSAL, replace(CAUSAL, mode="circular")))
-    texts = [render(made).text for made in (plan(), both, around)]
-    for text in (*texts, render_gradient(in_sections(plan())).text):
+    every = [of(p, planned, back=True) for p in (CAUSAL, replace(CAUSAL, mode="circular"))]
+    both, around = (next(p for p in found if not p.spread) for found in every)
+    texts = [render(made).text for made in (plan(), both, around, *(found[-1] for found in every))]
+    shared = of(CAUSAL, planned)[-1]
+    assert shared.spread
+    texts += [render(shared).text, *(render_gradient(in_sections(p)).text for p in (plan(), shared))]
+    for text in texts:
         words = text.splitlines()[1].split()[2:]
         assert "--sections" in words
         assert fftgen(*words).stdout == text
@@ -279,6 +296,11 @@ def test_sources_of_sections_by_the_command_at_their_head() -> None:
         (("--sections", 32_768, "--engine", "wmma"), "with --backward, all gradients"),
         (("--sections", 32_768, "--backward", "--both-ways"), "goes with --causal and --sections"),
         (("--both-ways",), "goes with --causal and --sections"),
+        (("--spread",), "--spread goes with --sections"),
+        (
+            ("--sections", 40_960, "--spread"),
+            "has no spread sections of 40960 points on sm_90: there are 8192",
+        ),
     ):
         answered = fftgen("render", LENGTH, "--causal", "--arch", "sm_90", *asked)
         assert answered.exit_code == 2

@@ -62,7 +62,7 @@ CASES = (
     *slow(
         [
             (FULL, 2, 24_576, "bf16", "sm_90"),
-            (CIRCULANT, 3, 24_576, "fp16", "sm_80"),
+            (CIRCULANT, 3, 24_576, "bf16", "sm_80"),
             (FULL, 3, 12_288, "bf16", "sm_86"),
             (CIRCULANT, 4, 40_960, "bf16", "sm_90"),
             (CIRCULANT, 2, 32_768, "bf16", "sm_90"),
