@@ -146,7 +146,8 @@ def shorter(
     gated: bool = False,
     chip: Target | None = None,
 ) -> Shorter | None:
-    """The plan in sections that takes so many rows in least time, by the model; None: ``plan`` takes less.
+    """The plan in sections that takes so many rows in least time, by the model, or if that is nearly as good
+    the one that many rows take; None: ``plan`` takes less.
 
     A block takes a row, so that few rows leave most of a chip idle: the last turn counts as a whole one.
     ``kept``: whose spectra a backward pass reads again, and has to make where others were made;
@@ -158,12 +159,19 @@ def shorter(
         again = 0.0 if kept is None or same_spectra(of, kept) else kept.distances * seconds(kept)[1]
         return 0.0 if prepared else channels * (of.distances * seconds(of)[1] + again)
 
-    one, best = rows * seconds(plan, gated)[0] + spectra(plan), None
-    for other in others:
-        time = _as_many(other, rows, chip) * seconds(other, gated)[0] + spectra(other)
-        if time < one * (best.share if best else WORTH):
-            best = Shorter(other, time / one)
-    return best
+    one, there = rows * seconds(plan, gated)[0] + spectra(plan), tuple(others)
+    shares = {
+        other: (_as_many(other, rows, chip) * seconds(other, gated)[0] + spectra(other)) / one
+        for other in there
+    }
+    best = min(there, key=lambda other: shares[other], default=None)
+    if best is None or shares[best] >= WORTH:
+        return None
+    # What many rows take is loaded as a rule, and another takes seconds to load.
+    usual = of_many_rows(plan, there)
+    if usual is not None and WORTH * shares[usual] <= shares[best] and shares[usual] < WORTH:
+        best = usual
+    return Shorter(best, shares[best])
 
 
 def of_any_batch(
