@@ -30,7 +30,7 @@ from fftgen.targets import target as find_target
 from fftgen.verify import FULL_POINTS, Case, draw
 
 ABREAST = "two channels have addresses and a power of two each"  # a reason for instructions
-LENGTHS = (256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 1_048_576)
+LENGTHS = (256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 262_144, 1_048_576)
 SECTORS, WAVEFRONTS, INSTRUCTIONS, WARPS = 1.02, 1.05, 140, 16  # bounds, asked of 4096 points causal
 SIGNALS = ("u", "y", "in_gate", "out_gate", "twin", "twin_gate")
 
@@ -87,6 +87,8 @@ class Figures:
                 "some loads of the rows kernel meet in a bank",
                 "peaks of strips are written one by one",
             )
+            if self.plan.spread:
+                whole = "what takes sections to a result's power goes to all lanes, four words at a time"
             found.append(f"wavefronts: {inner if self.plan.device_stages else whole}")
         few = {role: n for role, n in self.resident.items() if n < WARPS}
         for role, warps in few.items():

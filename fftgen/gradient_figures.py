@@ -22,7 +22,7 @@ from fftgen.storage import storage
 from fftgen.targets import target as find_target
 from fftgen.verify import FULL_POINTS
 
-LENGTHS = (256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 1_048_576)
+LENGTHS = (256, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536, 262_144, 1_048_576)
 SIGNALS = ("u", "in_gate", "v_u", "v_in_gate", *emulate.RESULTS)
 
 
@@ -49,7 +49,7 @@ class GradientFigures:
         if total > INSTRUCTIONS * (2 if self.found.signals else 1):
             pieces = self.found.plan.points // 128
             causes = [f"{self.least_operations / pieces:.0f} matrix operations", "the product in fp32"]
-            if self.found.sums:
+            if self.found.plan.sections > 1:
                 causes.append("transforms of sections are kept, and products with them added up")
             elif self.found.held < 1:
                 part = f"{1 - self.found.held} of the sum" if self.found.held else "the sum"

@@ -275,8 +275,8 @@ FIRST = "Cluster::barrier();\n        draw<0>(args);"  # of the two barriers in 
 SECOND = "live, lane);\n        }\n        Cluster::barrier();"
 DRAWN = "(piece = drawn<0>(args)) < args.items"
 MUTATIONS = {
-    "earlier sections alone": ("k[AROUND && q > p ? p - q + AROUND : p - q]", "k[p > q ? p - q : 0]"),
-    "another section's transform": ("part.add_product(x[q],", "part.add_product(x[0],"),
+    "earlier sections alone": ("distance = AROUND && q > p ? p - q + AROUND", "distance = q > p ? 0"),
+    "another section's transform": ("<CONJUGATE>(x.at[q],", "<CONJUGATE>(x.at[0],"),
     "transforms at the wrong power": ("max(result - term(p, q), 0)", "max(result - term(p, p), 0)"),
     "results at the power of another": ("powers.joined(index, sources(index)))", "powers.joined(0, 1))"),
     "own power not kept": ("[part] = SectionPowers<0>::kept", "[0] = SectionPowers<0>::kept"),
@@ -290,6 +290,12 @@ MUTATIONS = {
     "results before products": (SECOND, SECOND.replace("Cluster::barrier", "__syncthreads")),
     "every row the first": (DRAWN, DRAWN.replace("drawn", "0 * drawn")),
 }  # fmt: skip
+
+
+def test_every_mutation_has_its_place() -> None:
+    source = render(planned(FULL, 5))
+    for before, after in MUTATIONS.values():
+        changed(source, before, after)
 
 
 @pytest.mark.drawn(5)

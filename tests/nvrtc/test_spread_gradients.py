@@ -261,6 +261,12 @@ MUTATIONS = {
 }  # fmt: skip
 
 
+def test_every_mutation_has_its_place() -> None:
+    source = render_gradient(planned(4))
+    for before, after in MUTATIONS.values():
+        changed(source, before, after)
+
+
 @pytest.mark.drawn(5)
 @pytest.mark.parametrize("mutation", MUTATIONS)
 def test_what_makes_it_right_is_missed(mutation: str, rng: np.random.Generator) -> None:
