@@ -14,7 +14,7 @@ from fftgen.targets import Target
 # is kept, joined and looked for; of each product of one with the spectrum of another distance.
 SECTION, SECTION_PRODUCT = 17, 16
 # The same where sections are spread; and of a block's warp in every row, around its transforms and products.
-SPREAD, SPREAD_PRODUCT, SPREAD_ROW = 27, 15.6, 575
+SPREAD, SPREAD_PRODUCT, SPREAD_ROW = 23, 15.6, 575
 LANES = 32
 SECTIONS_ROOM = 0.7  # of the L2: what is read of more was measured to miss (targets.py)
 

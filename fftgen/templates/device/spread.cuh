@@ -93,7 +93,6 @@ __device__ __forceinline__ void section_products(
         if (p < begin) continue;
         const uint4* const row = reinterpret_cast<const uint4*>(factors + p * FACTORS<SECTIONS>);
         Portion<COUNT> sum;
-        sum.clear();
 #pragma unroll
         for (int first = 0; first < (AROUND ? SECTIONS : p + 1); first += RUN) {
             if (first >= end) break;
@@ -107,7 +106,10 @@ __device__ __forceinline__ void section_products(
                 const int distance = AROUND && q > p ? p - q + AROUND : p - q;
                 if (q < end) part.template add_product<CONJUGATE>(x.at[q], k.at[distance], factor[q - first]);
             }
-            sum.add(part);
+            if (first == 0)
+                sum = part;
+            else
+                sum.add(part);
         }
         store(p, sum);
     }
