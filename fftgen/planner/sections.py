@@ -60,9 +60,11 @@ def possible(problem: Problem) -> bool:
 
 def _fits(problem: Problem, length: int, back: bool = False, spread_out: bool = False) -> bool:
     """Whether sections of so many points may make up rows of a problem."""
-    whole = problem.causal or problem.length % length == 0
-    most = spread.MOST if spread_out else MOST if problem.causal and not back else MOST_OF_ALL
-    return whole and length < problem.length <= most * length
+    count, lower = _count(problem, length), problem.causal and not back
+    if problem.dtype == "fp16" and length in LOSSY and not (lower and count <= LOSSY[length]):
+        return False
+    most = spread.MOST if spread_out else MOST if lower else MOST_OF_ALL
+    return (problem.causal or problem.length % length == 0) and 1 < count <= most
 
 
 def sectioned(
@@ -84,8 +86,6 @@ def sectioned(
     if plan.transform != length or plan.abreast > 1:
         return None
     count = _count(problem, length)
-    if problem.dtype == "fp16" and length in LOSSY and (matrix != LOWER or count > LOSSY[length]):
-        return None
     return replace(plan, problem=problem, sections=count, matrix=matrix, spread=spread_out)
 
 
@@ -113,10 +113,8 @@ def of_many_rows(plan: Plan, others: Sequence[Plan], gated: bool = False) -> Pla
 
 
 def both_ways(plan: Plan) -> Plan | None:
-    """A causal plan in sections with filters that act backwards as well; None: there are too many for it."""
-    lossy = plan.problem.dtype == "fp16" and plan.transform in LOSSY
-    fits = not lossy and _fits(plan.problem, plan.transform, True, plan.spread)
-    return replace(plan, matrix=FULL) if fits else None
+    """A causal plan in sections with filters that act backwards as well; None: too many for it, or noise."""
+    return replace(plan, matrix=FULL) if _fits(plan.problem, plan.transform, True, plan.spread) else None
 
 
 def share(plan: Plan, other: Plan, gated: bool = False) -> float:
