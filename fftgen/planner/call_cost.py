@@ -60,19 +60,14 @@ def call_cost(plan: Plan, target: Target, price: Cost, batch: int, channels: int
     Where one launch carries out all stages, it takes what theirs take, without their launches and waves;
     what different stages of different transforms hide of each other is not in it.
     """
-    whole = together(plan, batch, channels)
+    whole, items = together(plan, batch, channels), items_per_channel(plan, batch) * channels
     if whole is not None and plan.whole is not None:
         busy = whole.size * whole.total / (plan.whole.resident * target.multiprocessors)
-        turns = items_per_channel(plan, batch) * channels / whole.total
-        return _clustered(
-            in_one_launch(plan, price, target).kernels, (batch, channels), turns, whole.total, busy
-        )
+        turns = items / whole.total
+        stages = in_one_launch(plan, price, target).kernels
+        return _clustered(stages, (batch, channels), items, -(-turns // 1) / turns / busy)
     if plan.spread:
-        rows, (kernel,) = items_per_channel(plan, batch) * channels, price.kernels
-        even, showing = rows * kernel.time, rows * kernel.showing
-        total = rows * _stretched(kernel, spread.stretch(plan, rows, target))
-        fixed = CALL_SECONDS + LAUNCH_SECONDS
-        return CallCost(batch, channels, 1, fixed, total - even, showing, total + showing + fixed)
+        return _clustered(price.kernels, (batch, channels), items, spread.stretch(plan, items, target))
     costs = {k.name: k for k in price.kernels}
     made = launches(plan, batch, channels, min(plan.problem.length, plan.points))
     return _call(
@@ -83,11 +78,8 @@ def call_cost(plan: Plan, target: Target, price: Cost, batch: int, channels: int
 def gradient_call(found: Gradient, target: Target, price: Cost, batch: int, channels: int) -> CallCost:
     """The same for a gradient. The way from its sums to taps is not in it."""
     if found.plan.spread:
-        rows, (kernel,) = batch * channels, price.kernels
         taken = stretch(found, batch, channels, target)
-        even, showing, total = (rows * x for x in (kernel.time, kernel.showing, _stretched(kernel, taken)))
-        fixed = CALL_SECONDS + LAUNCH_SECONDS
-        return CallCost(batch, channels, 1, fixed, total - even, showing, total + showing + fixed)
+        return _clustered(price.kernels, (batch, channels), batch * channels, taken)
     costs = {k.name: k for k in price.kernels}
     length = min(found.plan.problem.length, found.plan.transform)
     made = [
@@ -114,15 +106,11 @@ def _call(
     return CallCost(batch, channels, len(made), fixed, total - even, showing, total + showing + fixed)
 
 
-def _clustered(
-    stages: Sequence[KernelCost], shape: tuple[int, int], turns: float, at_once: int, busy: float
-) -> CallCost:
-    """One launch of clusters that take stage after stage of a transform, and draw the next.
+def _clustered(stages: Sequence[KernelCost], shape: tuple[int, int], items: int, stretch: float) -> CallCost:
+    """One launch of clusters that take stage after stage of an item, a transform or a row, and draw the next.
 
-    ``at_once`` transforms in so many turns, on a share of the chip that is ``busy``.
+    ``stretch``: times longer than if all of the chip had as much to do.
     """
-    stretch = -(-turns // 1) / turns / busy
-    items = turns * at_once
     total = items * sum(_stretched(k, stretch) for k in stages)
     showing = items * sum(k.showing for k in stages)
     last = total - items * sum(k.time for k in stages)
