@@ -14,11 +14,11 @@ from fftgen.errors import InternalError
 from fftgen.planner import spread
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.plan import LOWER, TILE, Kernel, Plan
+from fftgen.planner.section_work import LANES
 from fftgen.render import render, render_gradient
 from fftgen.source import Source
 from fftgen.targets import target as find_target
 
-LANES = 32
 Loop = tuple[int, int]  # of sass.Code
 _ENTRY = "(const Args<T> args) {"
 _GRADIENT_ENTRY = "(const GradientArgs<T> {}) {{"

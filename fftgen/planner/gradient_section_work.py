@@ -13,7 +13,7 @@ from fftgen.planner.cost import work_of
 from fftgen.planner.gradient_plan import FORWARD, Gradient
 from fftgen.planner.instructions import THERE, gating
 from fftgen.planner.plan import Plan
-from fftgen.planner.section_work import LANES, SECTIONS_ROOM
+from fftgen.planner.section_work import LANES
 from fftgen.planner.work import ELEMENT, Work
 from fftgen.targets import Target
 
@@ -59,9 +59,8 @@ def spread_work(found: Gradient, target: Target, gated: bool = False, alone: boo
     made = {name: getattr(x, name) + getattr(v, name) for name in vars(v)}
     section, sums = ELEMENT * plan.transform, SUM * plan.points
     packs = spread.gradient_packs(plan)
-    turns = range(
-        count, 0, -(SUMS_AT_ONCE // packs)
-    )  # of so many sums, and what they read of the first signal
+    # Of so many sums at a time, and how many sections of the first signal each turn reads.
+    turns = range(count, 0, -(SUMS_AT_ONCE // packs))
     factors = section_work.factor_bytes(plan, packs) * back
     meeting = plan.transform // (2 * LANES * packs) * (count + sum(turns)) * 4 * LANES
     made["shared_bytes"] += factors + meeting - back * section_work.factor_bytes(plan, spread.packs(plan))
@@ -73,7 +72,7 @@ def spread_work(found: Gradient, target: Target, gated: bool = False, alone: boo
         made["spectrum"] = read
     else:  # the second signal once more, the first for so many sums at a time
         made["workspace_loaded"] += section * (count + sum(turns))
-    spills = spread.under_way(plan, target, 2) > SECTIONS_ROOM * target.l2_bytes
+    spills = spread.under_way(plan, target, 2) > spread.ROOM * target.l2_bytes
     outside = made["workspace_loaded"] + made["workspace_stored"] if spills else 0
     made["workspace_loaded"] += sums
     made["workspace_stored"] += sums
@@ -100,7 +99,7 @@ def rows_at_once(found: Gradient, chip: Target) -> int:
     """Rows that go through the workspace together: as many as the chip takes of both signals at a time, or
     some times that, as far as their spectra stay in the L2."""
     turn = max(1, chip.multiprocessors * found.kernel.resident // 2)
-    return turn * max(1, int(SECTIONS_ROOM * chip.l2_bytes / (turn * _kept(found.plan))))
+    return turn * max(1, int(spread.ROOM * chip.l2_bytes / (turn * _kept(found.plan))))
 
 
 def _kept(plan: Plan) -> int:
@@ -110,7 +109,7 @@ def _kept(plan: Plan) -> int:
 
 def _spills(found: Gradient, chip: Target) -> bool:
     """Whether the spectra of what goes together do not stay in the L2."""
-    return rows_at_once(found, chip) * _kept(found.plan) > SECTIONS_ROOM * chip.l2_bytes
+    return rows_at_once(found, chip) * _kept(found.plan) > spread.ROOM * chip.l2_bytes
 
 
 def _there(plan: Plan, target: Target, gated: bool) -> Work:

@@ -155,7 +155,7 @@ class Plan:
     the work of all the others in one launch, where there is one, and ``cluster`` blocks that share a
     transform there; 0: as many as planner/whole.py finds. ``sections``: transforms of a row, and ``matrix``
     which of them each section of the result takes: LOWER, itself and earlier ones, FULL or CIRCULANT
-    (planner/sections.py).
+    (planner/sections.py). ``spread``: the blocks of a cluster share them (planner/spread.py).
     """
 
     problem: Problem

@@ -16,7 +16,6 @@ SECTION, SECTION_PRODUCT = 17, 16
 # The same where sections are spread; and of a block's warp in every row, around its transforms and products.
 SPREAD, SPREAD_PRODUCT, SPREAD_ROW = 23, 15.6, 575
 LANES = 32
-SECTIONS_ROOM = 0.7  # of the L2: what is read of more was measured to miss (targets.py)
 
 
 def in_sections(plan: Plan, kernel: Kernel, target: Target, gated: bool) -> Work:
@@ -39,7 +38,7 @@ def in_sections(plan: Plan, kernel: Kernel, target: Target, gated: bool) -> Work
         under_way = target.multiprocessors * kernel.resident * (count - 1) * spectrum
         instructions = SECTION * count + SECTION_PRODUCT * products
         keeping = products * spectrum
-    outside = (loaded + stored) * spectrum if under_way > SECTIONS_ROOM * target.l2_bytes else 0
+    outside = (loaded + stored) * spectrum if under_way > spread.ROOM * target.l2_bytes else 0
     return replace(
         one,
         tensor_ops=count * one.tensor_ops,

@@ -26,7 +26,7 @@ from fftgen.bounded import Bounded
 from fftgen.bundle import build_all, bundle, open_shelf
 from fftgen.errors import InternalError
 from fftgen.gradient import Needed
-from fftgen.planner import gradient_launch, gradient_section_work
+from fftgen.planner import gradient_launch, gradient_section_work, spread
 from fftgen.planner.gradient_launch import launches
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_section_work import sums_work
@@ -173,7 +173,7 @@ def test_the_workspace_has_a_bound() -> None:
         assert rows % (chip.multiprocessors * found.kernel.resident // 2) == 0
         elements, words = gradient_launch.space(found, 10_000, 100)
         assert (elements, words) == (2 * found.plan.transform * sections * rows, sections * rows)
-        assert (4 * elements <= gradient_section_work.SECTIONS_ROOM * chip.l2_bytes) == fits
+        assert (4 * elements <= spread.ROOM * chip.l2_bytes) == fits
         assert gradient_launch.space(found, 1, 3) == (2 * found.plan.transform * sections * 3, 3 * sections)
         for launch in launches(found, 10, 100, found.problem.length)[::2]:
             assert launch.launch.grid <= chip.multiprocessors * found.kernel.resident
