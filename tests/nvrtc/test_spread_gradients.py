@@ -16,8 +16,17 @@ from calls import built
 from cases import slow
 from command_line import why_not
 from gradients import draw
-from test_section_gradients import GATES, compiled_tables
-from test_sections import EXTREMES, POINTS, changed, in_whole_sectors, rising
+from test_section_gradients import (
+    GATES,
+    a_bad_cotangent,
+    a_quiet_start,
+    compiled_tables,
+    extreme_powers,
+    sections_of_many_powers,
+    what_is_wanted,
+    whole_rows_and_short_ones,
+)
+from test_sections import EXTREMES, POINTS, changed, in_whole_sectors
 from test_spread import planned as convolution
 from traffic import moved
 
@@ -69,10 +78,7 @@ CASES = (
 @pytest.mark.parametrize(("sections", "points", "dtype", "arch"), CASES)
 def test_all_gradients(sections: int, points: int, dtype: str, arch: str, rng: np.random.Generator) -> None:
     """Of gates and a skip; whole rows, and rows and filters that end inside a section."""
-    found = planned(sections, points, dtype, arch)
-    length = found.problem.length
-    run(found, rng, (1, 2, length))
-    run(found, rng, (2, 1, length - 8 * int(rng.integers(1, 400))), taps=points + 100)
+    whole_rows_and_short_ones(planned(sections, points, dtype, arch), rng)
 
 
 @pytest.mark.drawn(3)
@@ -90,13 +96,7 @@ def test_rows_of_any_length(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("needed", list(itertools.product([False, True], repeat=3))[1:])
 def test_what_is_wanted_and_no_more(needed: tuple[bool, bool, bool], rng: np.random.Generator) -> None:
     """Results one by one and together, with gates that are there though nobody wants their gradient."""
-    found = planned(int(rng.choice([3, 9])))
-    wanted = zip(GATES, needed[1:], strict=True)
-    gates = tuple(name for name, need in wanted if need or rng.integers(2))
-    _, simulated = run(found, rng, (1, 1, found.problem.length), gates, Needed(*needed))
-    stores = {n for r in simulated.reports.values() for n, b in r.counters.buffers.items() if b.stores.bytes}
-    results = {n for n, need in zip(emulate.RESULTS, needed, strict=True) if need}
-    assert stores & set(emulate.RESULTS) == results
+    what_is_wanted(planned(int(rng.choice([3, 9]))), needed, rng)
 
 
 @pytest.mark.parametrize("sections", [3, 9])
@@ -183,63 +183,26 @@ def test_where_clusters_are_refused_blocks_take_rows_by_themselves(
 @pytest.mark.drawn(2)
 @pytest.mark.parametrize("size", ["rising", "falling", "a loud section", "tiny", "huge"])
 def test_each_section_has_a_power_of_its_own(size: str, rng: np.random.Generator) -> None:
-    found = planned(3)
-    steps = found.problem.length
-    t = torch.arange(steps)
-    scale = {
-        "rising": 2.0 ** (t.double() / POINTS * 2 - 10),
-        "falling": 2.0 ** (-t.double() / POINTS * 6),
-        "a loud section": torch.where(t // POINTS == 1, 1e4, 1.0),
-        "tiny": torch.full((steps,), 1e-15, dtype=torch.float64),
-        "huge": torch.full((steps,), 1e15, dtype=torch.float64),
-    }[size]
-    given = draw(rng, (1, 1, steps), steps, (), torch.bfloat16)
-    given["u"] = (given["u"].detach().double() * scale).bfloat16()
-    made, _ = run(found, rng, (1, 1, steps), (), given=given)
-    assert bool(made.filter.isfinite().all())
+    sections_of_many_powers(planned(3), size, rng)
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_what_is_not_finite_stays_where_it_belongs(bad: float, rng: np.random.Generator) -> None:
     """A bad cotangent spoils du and d in_gate of its section and of earlier ones, and of dk what meets it."""
-    found = planned(4)
-    module, ptx = built(found)
-    shape = (2, 2, found.problem.length)
-    given = draw(rng, shape, shape[-1], GATES, torch.bfloat16)
-    u, k, in_gate, out_gate = (x.detach() for x in given.values())
-    v = noise(rng, *shape).bfloat16()
-    options = {"needed": ALL, "taps": shape[-1], "in_gate": in_gate, "out_gate": out_gate, "ptx": ptx}
-    clean, _ = emulate.backward(module, u, v, k, **options)
-    v[1, 0, POINTS + 7] = bad
-    made, _ = emulate.backward(module, u, v, k, **options)
-    for out, whole in zip(made[:2], clean[:2], strict=True):
-        assert out is not None
-        assert whole is not None
-        assert not out[1, 0, : 2 * POINTS].isfinite().any()
-        others = torch.ones(shape, dtype=torch.bool)
-        others[1, 0, : 2 * POINTS] = False
-        assert torch.equal(out[others], whole[others])
-    assert not made.filter[0, : 2 * POINTS].isfinite().any()
-    assert torch.equal(made.filter[0, 2 * POINTS :], clean.filter[0, 2 * POINTS :])
-    assert torch.equal(made.filter[1], clean.filter[1])
+    a_bad_cotangent(planned(4), bad, rng)
 
 
 @pytest.mark.drawn(2)
 @pytest.mark.parametrize("first", [1e-3, 1e-5, 1e-8])
 def test_filters_that_begin_quietly(first: float, rng: np.random.Generator) -> None:
     """As in test_sections.py, for both signals."""
-    found, shape = planned(3), (1, 2, 3 * POINTS)
-    given = draw(rng, shape, shape[-1], GATES, torch.bfloat16)
-    run(found, rng, shape, GATES, given={**given, "k": rising(rng, 2, shape[-1], first)})
+    a_quiet_start(planned(3), first, rng)
 
 
 @pytest.mark.drawn(2)
 @pytest.mark.parametrize(("size", "first"), EXTREMES[:3])
 def test_powers_that_fp32_does_not_hold(size: float, first: float, rng: np.random.Generator) -> None:
-    found, shape = planned(3), (1, 1, 3 * POINTS)
-    given = draw(rng, shape, shape[-1], ("out_gate",), torch.bfloat16)
-    u = (given["u"].detach().double() * min(size, 1e35)).bfloat16()  # sums of products are to fit, too
-    run(found, rng, shape, ("out_gate",), given={**given, "u": u, "k": rising(rng, 1, shape[-1], first)})
+    extreme_powers(planned(3), size, first, rng)
 
 
 WANTED = "both.x.y.data != nullptr, both.v.y.data != nullptr, "
