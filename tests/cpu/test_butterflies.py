@@ -88,12 +88,16 @@ def test_tables_and_butterflies_are_the_matrix(
 
 @pytest.mark.parametrize("factors", TALL + BLOCKS, ids=str)
 def test_what_they_cost_in_error(factors: tuple[int, ...], rng: np.random.Generator) -> None:
-    """The kernels' arithmetic beside that of whole matrices: within the bound, and little more."""
+    """The kernels' arithmetic beside that of whole matrices: within the bound, and little more.
+
+    Ratios of single rows of 20 480 points scatter by 0.9 % about 1.208: of 300 000 points by 0.2 %.
+    """
     made = made_of(factors, dtype="fp16")
     whole = replace(made, stages=(replace(made.stages[0], butterflies=1), *made.stages[1:]))
     n = made.transform
-    u = rng.standard_normal((1, 1, n)).astype(np.float16).astype(np.float64)
-    k = rng.standard_normal((1, n)) * np.exp(-8 * np.arange(n) / n)
+    channels = -(-300_000 // n)
+    u = rng.standard_normal((1, channels, n)).astype(np.float16).astype(np.float64)
+    k = rng.standard_normal((channels, n)) * np.exp(-8 * np.arange(n) / n)
     exact = reference.convolve(u, k, mode="causal", length=n)
     errors = [
         np.linalg.norm(interpret.convolve(x, u, k) - exact) / np.linalg.norm(exact) for x in (made, whole)
