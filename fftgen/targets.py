@@ -24,7 +24,8 @@ class Target:
 
     ``shared_block`` is the most dynamic shared memory one block may ask for (bytes, opt-in),
     ``shared_sm`` what a multiprocessor has, of which every resident block takes ``shared_reserved``
-    more. ``virtual`` is set on the row that is shipped as PTX instead of machine code.
+    more. ``gpc``: multiprocessors of a whole GPC, among which the blocks of a cluster are (0: none are
+    formed). ``virtual`` is set on the row that is shipped as PTX instead of machine code.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Target:
     tensor_rate: float  # floating-point operations per second
     clock: float  # hertz
     sources: tuple[str, str, str, str]  # of the four rates above
+    gpc: int = 0
     virtual: bool = False
 
     def resident_blocks(self, warps: int, shared_bytes: int, registers: int = 0) -> int:
@@ -63,6 +65,43 @@ class Target:
         KiB larger on sm_75). Source: CUDA tuning guides of the architectures, "Unified Shared Memory/L1".
         """
         return L1_LEAST + self.shared_sm - blocks * (shared_bytes + self.shared_reserved)
+
+    def clusters(self, size: int, resident: int) -> int:
+        """Clusters of so many blocks, of ``resident`` to a multiprocessor, that run at a time for sure.
+
+        The blocks of one are in one GPC (CUDA Programming Guide, "Thread Block Clusters"), and what a GPC has
+        over is idle: as far as is known of GPCs.
+        """
+        return min(self._clusters(size, resident))
+
+    def most_clusters(self, size: int, resident: int) -> int:
+        """The same that may run at a time: for launches, where one too many waits, and then finds nothing to
+        do, and one too few is missed."""
+        return max(self._clusters(size, resident))
+
+    def _clusters(self, size: int, resident: int) -> list[int]:
+        if size == 1:
+            return [self.multiprocessors * resident]
+        return [sum(own * resident // size for own in gpcs) for gpcs in self.gpcs]
+
+    @property
+    def gpcs(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Multiprocessors of each GPC, which no driver tells: in pairs (TPC) as evenly as they go; and one
+        that lacks a pair, which another has. Such an H100 ran clusters of eight on 120 of its 132 at a time,
+        where even ones have room for 128 (github.com/accel-sim/gpu-app-collection, pull request 87).
+        """
+        count = -(-self.multiprocessors // self.gpc) if self.gpc else 0
+        if not count:
+            return (), ()
+        pairs, single = divmod(self.multiprocessors, 2)
+        share, more = divmod(pairs, count)
+        even = [2 * (share + (i < more)) for i in range(count)]
+        even[-1] += single
+        other = list(even)
+        if more + 1 < count and 2 * share < self.gpc:
+            other[more] += 2
+            other[-1] -= 2
+        return tuple(even), tuple(other)
 
     @property
     def assumed(self) -> tuple[str, ...]:
@@ -132,6 +171,7 @@ def _row(
     sms: int,
     l2_mib: int,
     rates: tuple[float, float, float, float],
+    gpc: int = 0,
     virtual: bool = False,
 ) -> Target:
     digits = name.split("_")[1]
@@ -154,12 +194,14 @@ def _row(
         tensor_rate=rates[2] * 1e12,
         clock=rates[3] * 1e9,
         sources=SOURCES[chip],
+        gpc=gpc,
         virtual=virtual,
     )
 
 
 # name, (shared KiB per block, per multiprocessor, reserved), (warps, blocks resident), chip,
-# multiprocessors, L2 MiB, (device GB/s, L2 GB/s, matrix TFLOP/s, clock GHz)
+# multiprocessors, L2 MiB, (device GB/s, L2 GB/s, matrix TFLOP/s, clock GHz), multiprocessors of a whole GPC
+# (whitepapers of GH100 and GB202; of B200 an eighth of the 160 of both dies, assumed)
 TARGETS = {
     t.name: t
     for t in (
@@ -167,11 +209,20 @@ TARGETS = {
         _row("sm_80", (163, 164, 1), (64, 32), "A100-SXM 80GB", 108, 40, (2039, 5000, 312, 1.41)),
         _row("sm_86", (99, 100, 1), (48, 16), "A40", 84, 6, (696, 2500, 150, 1.74)),
         _row("sm_89", (99, 100, 1), (48, 24), "L40S", 142, 96, (864, 4500, 362, 2.52)),
-        _row("sm_90", (227, 228, 1), (64, 32), "H200-SXM", 132, 60, (4300, 7500, 790, 1.98)),
-        _row("sm_100", (227, 228, 1), (64, 32), "B200", 148, 126, (7700, 12000, 2250, 1.96)),
-        _row("sm_120", (99, 100, 1), (48, 24), "RTX PRO 6000", 188, 128, (1792, 7000, 500, 2.60)),
+        _row("sm_90", (227, 228, 1), (64, 32), "H200-SXM", 132, 60, (4300, 7500, 790, 1.98), 18),
+        _row("sm_100", (227, 228, 1), (64, 32), "B200", 148, 126, (7700, 12000, 2250, 1.96), 20),
+        _row("sm_120", (99, 100, 1), (48, 24), "RTX PRO 6000", 188, 128, (1792, 7000, 500, 2.60), 16),
         # The last resort for chips newer than this table: the smallest limits from sm_80 upward.
-        _row("compute_80", (99, 100, 1), (48, 16), "any from sm_80", 108, 40, (2039, 5000, 312, 1.41), True),
+        _row(
+            "compute_80",
+            (99, 100, 1),
+            (48, 16),
+            "any from sm_80",
+            108,
+            40,
+            (2039, 5000, 312, 1.41),
+            virtual=True,
+        ),
     )
 }
 REAL_TARGETS = tuple(t for t in TARGETS.values() if not t.virtual)

@@ -9,7 +9,7 @@ from fftgen.planner import mma_rules, spread
 from fftgen.planner.cost import Cost, cost, in_one_launch
 from fftgen.planner.layouts import is_exact, with_outer_split
 from fftgen.planner.plan import Kernel, Plan
-from fftgen.planner.whole import held_kernel, share, whole_kernel
+from fftgen.planner.whole import held_kernel, idle, share, whole_kernel
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
@@ -30,8 +30,8 @@ def expected(plan: Plan, price: Cost) -> float:
 def weight(plan: Plan, price: Cost) -> float:
     """Times longer than predicted, for what no model knows."""
     alone = plan.block_stage and resident_warps(plan, price) == plan.body.warps
-    idle = spread.stretch(plan, spread.MANY, find_target(plan.target)) if plan.spread else 1.0
-    return idle * (ALONE if alone else 1.0) * (mma_rules.spilling(plan) if plan.engine == "mma" else 1.0)
+    waits = spread.stretch(plan, spread.MANY, find_target(plan.target)) if plan.spread else 1.0
+    return waits * (ALONE if alone else 1.0) * (mma_rules.spilling(plan) if plan.engine == "mma" else 1.0)
 
 
 class OneLaunch(NamedTuple):
@@ -64,7 +64,9 @@ def one_launches(plan: Plan, price: Cost, chip: Target) -> tuple[OneLaunch, ...]
     def judged(of: Plan, kernel: Kernel) -> OneLaunch:
         found = replace(of, whole=kernel)
         seconds = in_one_launch(found, price if of is plan else cost(of, chip), chip).predicted
-        return OneLaunch(found, seconds * (ALONE if kernel.resident < in_l2.resident else 1.0))
+        return OneLaunch(
+            found, seconds * idle(found, chip) * (ALONE if kernel.resident < in_l2.resident else 1.0)
+        )
 
     ways = [judged(plan, in_l2)]
     held = held_kernel(plan, chip)

@@ -29,7 +29,6 @@ from fftgen.targets import target as find_target
 
 MOST = 16  # sections: a thread has one word of each, and of each spectrum, in registers
 SIZES = range(1, 9)  # blocks of a cluster, as many as every chip takes
-CLOSE = 16  # multiprocessors that a cluster's blocks are among: those of a GPC, of which some have more
 ROOM = 0.7  # of the L2 for what is under way: what is read of more was measured to miss (targets.py)
 MOST_HELD = 8  # sections of two signals that a thread has registers for
 MANY = 1 << 20  # rows, more than any chip takes at a time
@@ -51,27 +50,25 @@ def clusters(plan: Plan, rows: int, chip: Target | None = None, signals: int = 1
     def time(size: int) -> float:
         found = _of(plan, rows, chip, size)
         fits = 4 * signals * plan.points * found.total <= ROOM * chip.l2_bytes
-        return _turns(plan, rows, found) * (1.0 if fits else SPILT)
+        return _turns(plan, rows, found, chip) * (1.0 if fits else SPILT)
 
     sizes = [s for s in SIZES if s <= plan.sections] if chip.capability >= CLUSTERS else [1]
     return _of(plan, rows, chip, min(sizes, key=time))
 
 
 def _of(plan: Plan, rows: int, chip: Target, size: int) -> Clusters:
-    """As many as a chip holds, whose multiprocessors come in groups."""
-    resident = plan.body.resident
-    groups, rest = divmod(chip.multiprocessors, CLOSE)
-    total = groups * (CLOSE * resident // size) + rest * resident // size
-    return Clusters(size, max(1, min(rows, total)))
+    """As many as a chip may hold."""
+    return Clusters(size, max(1, min(rows, chip.most_clusters(size, plan.body.resident))))
 
 
 def turns(plan: Plan, rows: int, chip: Target, signals: int = 1) -> int:
     """Sections of a signal that the busiest block takes, one after the other."""
-    return _turns(plan, rows, clusters(plan, rows, chip, signals))
+    return _turns(plan, rows, clusters(plan, rows, chip, signals), chip)
 
 
-def _turns(plan: Plan, rows: int, found: Clusters) -> int:
-    return -(-rows // found.total) * -(-plan.sections // found.size)
+def _turns(plan: Plan, rows: int, found: Clusters, chip: Target) -> int:
+    at_once = max(1, min(found.total, chip.clusters(found.size, plan.body.resident)))
+    return -(-rows // at_once) * -(-plan.sections // found.size)
 
 
 def stretch(plan: Plan, rows: int, chip: Target, signals: int = 1) -> float:

@@ -91,7 +91,7 @@ def _fullest(plan: Plan, chip: Target, warps: int, resident: int, size: int) -> 
     lines, rows = plan.inner[0].radix, plan.stages[0].radix // size
     for held in range(lines, int(LEAST * lines), -1):
         if kernel := _kernel(plan, chip, warps, resident, rows, held):
-            left = 4 * plan.transform * (1 - share(plan, kernel)) * (chip.multiprocessors * resident // size)
+            left = 4 * plan.transform * (1 - share(plan, kernel)) * chip.most_clusters(size, resident)
             return kernel if left <= ROOM * chip.l2_bytes else None
     return None
 
@@ -102,9 +102,10 @@ def cluster_sizes(plan: Plan, chip: Target) -> tuple[int, ...]:
         return ()
     if plan.whole.row:
         return (holding(plan, plan.whole),)
-    blocks = chip.multiprocessors * plan.whole.resident
+    resident = plan.whole.resident
+    enough = ENOUGH * chip.multiprocessors * resident
     sizes = SIZES if chip.capability >= CLUSTERS else SIZES[:1]
-    return tuple(s for s in sizes if s * _places(plan, chip, blocks // s, 1.0) >= ENOUGH * blocks)
+    return tuple(s for s in sizes if s * _places(plan, chip, chip.most_clusters(s, resident), 1.0) >= enough)
 
 
 def _places(plan: Plan, chip: Target, total: int, room: float) -> int:
@@ -177,7 +178,7 @@ def _shape(plan: Plan, chip: Target, resident: int, room: float) -> Clusters | N
     """As few blocks to a cluster as keep all that is under way in so much of the L2; None: none do."""
     blocks = chip.multiprocessors * resident
     for size in SIZES if chip.capability >= CLUSTERS else SIZES[:1]:
-        total = _places(plan, chip, blocks // size, room)
+        total = _places(plan, chip, chip.most_clusters(size, resident), room)
         if size * total >= BUSY * blocks:
             return Clusters(size, total)
     return None
@@ -194,20 +195,20 @@ def clusters(plan: Plan, items: int, chip: Target | None = None) -> Clusters | N
     blocks = chip.multiprocessors * resident
     if plan.whole.row:  # these do not grow where there are few transforms: stages by themselves are quicker
         size = holding(plan, plan.whole)
-        total = blocks // size
+        total = chip.most_clusters(size, resident)
         if total == 0:
             return None
         turns = -(-items // total)
         return Clusters(size, min(items, total)) if items >= BUSY * turns * total else None
     if plan.cluster:
-        total = min(items, _places(plan, chip, blocks // plan.cluster, 1.0))
+        total = min(items, _places(plan, chip, chip.most_clusters(plan.cluster, resident), 1.0))
         return Clusters(plan.cluster, total) if plan.cluster * total >= ENOUGH * blocks else None
     found = _shape(plan, chip, resident, ROOM) or _shape(plan, chip, resident, 1.0)
     if found is None:  # on no chip that plans are made for
         return None
     size, total = found
     while items < total and size < SIZES[-1] and chip.capability >= CLUSTERS and 2 * size * items <= blocks:
-        size, total = 2 * size, min(total, blocks // (2 * size))
+        size, total = 2 * size, min(total, chip.most_clusters(2 * size, resident))
     total = min(total, items)
     return Clusters(size, total) if size * total >= ENOUGH * blocks else None
 
@@ -215,6 +216,16 @@ def clusters(plan: Plan, items: int, chip: Target | None = None) -> Clusters | N
 def full(plan: Plan) -> Clusters | None:
     """The clusters for more transforms than any chip has clusters; None: no plan for one launch."""
     return clusters(plan, 1 << 30)
+
+
+def idle(plan: Plan, chip: Target) -> float:
+    """Times longer than if clusters left no multiprocessor over: of more transforms than the chip has
+    clusters, of a plan that has the kernel."""
+    found = clusters(plan, 1 << 30, chip)
+    if plan.whole is None or found is None:
+        return 1.0
+    resident = plan.whole.resident
+    return chip.multiprocessors * resident / (found.size * chip.clusters(found.size, resident))
 
 
 def fewest(plan: Plan) -> int:

@@ -197,11 +197,35 @@ def test_clusters_fit_the_chip_and_what_is_under_way_fits_its_l2(mode: str, name
                 continue
             assert whole.size in ((1, 2, 4, 8) if chip.capability >= 90 else (1,))
             assert whole.total <= items
-            assert whole.size * whole.total <= blocks
+            assert whole.total <= chip.most_clusters(whole.size, kernel.resident) <= blocks / whole.size
             assert 4 * found.transform * whole.total <= chip.l2_bytes
         many = full(found)
         assert many is not None
         assert many.size * many.total >= 0.8 * blocks
+
+
+@pytest.mark.parametrize("name", ["sm_90", "sm_100", "sm_120"])
+def test_clusters_stay_within_a_gpc(name: str) -> None:
+    """Whatever part of a chip is there, GPCs have all multiprocessors of it between them."""
+    chip = target(name)
+    for there in (*range(1, chip.multiprocessors + 1), 170):
+        part = chip.on(there, chip.l2_bytes)
+        for gpcs in part.gpcs:
+            assert sum(gpcs) == there
+            assert all(0 < own <= chip.gpc for own in gpcs)
+        assert part.clusters(1, 2) == part.most_clusters(1, 2) == 2 * there
+        for size in range(1, 9):
+            assert part.clusters(size, 1) <= part.most_clusters(size, 1) <= there // size
+            assert part.clusters(size, 1) <= part.clusters(size, 2)
+
+
+def test_clusters_are_as_many_as_an_h100_was_seen_to_run() -> None:
+    """On 120 of 132 multiprocessors are clusters of eight (Target.gpcs); all of them have pairs."""
+    chip = target("sm_90")
+    assert [n * chip.clusters(n, 1) for n in (1, 2, 8)] == [132, 132, 120]
+    assert chip.most_clusters(8, 1) == 16
+    assert target("sm_89").clusters(1, 1) == 142
+    assert target("sm_89").gpcs == ((), ())
 
 
 def test_one_launch_has_a_place_and_a_ticket_for_every_cluster() -> None:

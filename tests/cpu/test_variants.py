@@ -8,8 +8,10 @@ import pytest
 
 from fftgen.errors import NoPlanError
 from fftgen.planner import search
+from fftgen.planner.cost import cost, in_one_launch
 from fftgen.planner.gradient import backward
 from fftgen.planner.launch import launches, together, workspace_elements
+from fftgen.planner.one_launch import ALONE, one_launches
 from fftgen.planner.order import same_spectrum
 from fftgen.planner.plan import Plan
 from fftgen.planner.variants import SLOWER, backward_variants, variants
@@ -110,15 +112,24 @@ def test_a_plan_that_says_its_clusters_gets_them() -> None:
     plan = replace(found, whole=whole_kernel(found, CHIP))
     assert plan.whole is not None
     assert "cluster" not in plan.to_json()
-    blocks = plan.whole.resident * CHIP.multiprocessors
     for size in cluster_sizes(plan, CHIP):
         said = replace(plan, cluster=size)
         assert Plan.from_json(said.to_json()) == said
         assert said.digest != plan.digest
         places = CHIP.l2_bytes // (4 * plan.transform)
-        assert clusters(said, 10_000) == Clusters(size, min(blocks // size, places))
+        there = CHIP.most_clusters(size, plan.whole.resident)
+        assert clusters(said, 10_000) == Clusters(size, min(there, places))
         assert clusters(said, 1) is None
-    assert clusters(replace(plan, cluster=8), 32) == Clusters(8, 32)
+    assert clusters(replace(plan, cluster=8), 30) == Clusters(8, 30)
+
+
+def test_what_clusters_leave_idle_is_in_the_time_of_one_launch() -> None:
+    """Of eight blocks, one on a multiprocessor, an H200 has fifteen, of two on each 31 (Target.gpcs)."""
+    for length, left in ((524_288, 132 / 120), (262_144, 264 / 248), (65_536, ALONE)):  # a block each
+        found = search.plan(Problem("causal", length, "bf16"), CHIP)
+        price = cost(found, CHIP)
+        best = one_launches(found, price, CHIP)[0]
+        assert best.seconds == pytest.approx(in_one_launch(best.plan, price, CHIP).predicted * left)
 
 
 def test_clusters_have_room_in_the_l2_and_chips_without_any_have_single_blocks() -> None:
@@ -164,7 +175,7 @@ def test_clusters_hold_transforms_that_their_shared_memory_takes(mode: str, leng
         assert chip.resident_blocks(kernel.warps, kernel.shared_bytes, 128) >= kernel.resident
         held = replace(plan, whole=kernel)
         most = clusters(held, 10_000)
-        assert most == Clusters(size, kernel.resident * chip.multiprocessors // size)
+        assert most == Clusters(size, chip.most_clusters(size, kernel.resident))
         places = 0 if part == 1 else 2 * plan.transform * most.total
         assert workspace_elements(held, 64, 192, most) == places < workspace_elements(held, 64, 192)
         assert clusters(held, 1) is None, "one transform would leave most of the chip idle"

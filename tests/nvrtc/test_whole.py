@@ -397,7 +397,7 @@ def test_no_barrier_of_rows_in_shared_memory_can_be_dropped(
 @pytest.mark.parametrize(
     ("of", "calls"),
     [
-        (planned, [(200, (264, 2)), (33, (264, 8)), (20, (160, 8)), (2, None)]),
+        (planned, [(200, (264, 2)), (33, (256, 8)), (20, (160, 8)), (2, None)]),
         (held, [(1000, (132, 1)), (132, (132, 1)), (106, (106, 1)), (105, None), (200, None)]),
     ],
 )
