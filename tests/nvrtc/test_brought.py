@@ -220,7 +220,7 @@ OF_BACKWARD = {
 }
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("what", OF_BACKWARD)
 @pytest.mark.parametrize("length", [256, 1024])
 def test_nothing_of_it_can_be_left_out_of_a_backward_pass(

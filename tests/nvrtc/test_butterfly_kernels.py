@@ -51,6 +51,7 @@ ROOTS = {
 }
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("root", ROOTS)
 def test_a_root_that_is_off_is_noticed(root: str, rng: np.random.Generator) -> None:
     """By a hundredth, in one place of a header."""

@@ -40,7 +40,7 @@ def planned(length: int, signals: bool) -> Gradient:
     return found
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(7)
 @SIGNALS
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("length", LENGTHS)
@@ -117,7 +117,7 @@ def test_gates_move_what_they_should() -> None:
             assert gradient_work(found, target("sm_90"), gated).device_bytes == each * length
 
 
-@pytest.mark.drawn(8)
+@pytest.mark.drawn(14)
 @pytest.mark.skipif(toolkit.find_tool("nvdisasm") is None, reason="nvdisasm is not installed")
 @SIGNALS
 @pytest.mark.parametrize("gated", [False, True])

@@ -158,7 +158,7 @@ def test_every_combination_of_options(
         run(plan_for(mode, length, dtype), rng, batch=3, options=options)
 
 
-@pytest.mark.drawn(5)
+@pytest.mark.drawn(8)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("length", [256, 1024, 2048, 4096])

@@ -243,6 +243,7 @@ def test_each_section_has_a_power_of_its_own(size: str, rng: np.random.Generator
     sections_of_many_powers(planned(3), size, rng)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 def test_what_is_not_finite_stays_where_it_belongs(bad: float, rng: np.random.Generator) -> None:
     """A bad cotangent spoils du and d in_gate of its section and of earlier ones, and of dk what meets it."""

@@ -84,6 +84,7 @@ CASES = (
 )
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("matrix", "sections", "points", "dtype", "arch"), CASES)
 def test_sections_are_what_one_transform_is(
     matrix: str, sections: int, points: int, dtype: str, arch: str, rng: np.random.Generator

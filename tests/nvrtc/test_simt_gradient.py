@@ -267,6 +267,7 @@ def all_of(length: int, name: str = "sm_90") -> Gradient:
 NEEDED = [Needed(*x) for x in itertools.product((False, True), repeat=3)]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "length", usually((17, 256, 1000, 2048, 4096, 5003, 8192, 65_536, 70_001), (17, 1000, 4096, 65_536))
 )

@@ -109,6 +109,7 @@ CASES = (
 )
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("matrix", "sections", "points", "dtype", "arch"), CASES)
 def test_sections_are_what_one_transform_is(
     matrix: str, sections: int, points: int, dtype: str, arch: str, rng: np.random.Generator
@@ -229,6 +230,7 @@ def test_what_is_not_finite_spoils_what_it_reaches(matrix: str, rng: np.random.G
     assert bool(call(plan, u, k)[0].isnan().all())
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(
     ("matrix", "sections"), [(LOWER, 3), (LOWER, 8), (LOWER, 11), (FULL, 5), (CIRCULANT, 4)]

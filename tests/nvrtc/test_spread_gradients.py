@@ -99,6 +99,7 @@ def test_what_is_wanted_and_no_more(needed: tuple[bool, bool, bool], rng: np.ran
     what_is_wanted(planned(int(rng.choice([3, 9]))), needed, rng)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("sections", [3, 9])
 @pytest.mark.parametrize("gates", [0, 2])
 def test_a_filters_gradient_alone(gates: int, sections: int, rng: np.random.Generator) -> None:
@@ -255,6 +256,7 @@ def test_few_registers_are_put_by(sections: int, points: int, arch: str) -> None
     assert resources.registers <= 128
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize(
     ("sections", "points"), [(3, 8192), (9, 8192), *slow([(8, 8192), (10, 8192), (4, 40_960)])]

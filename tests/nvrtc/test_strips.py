@@ -136,6 +136,7 @@ def test_strips_come_one_after_another_while_the_one_before_is_computed(
     assert torch.equal(emulate.convolve(module, u, k, **gates, ptx=ptx)[0], wide)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("role", ["columns", "whole"])
 @pytest.mark.parametrize("dropped", ["wait<0>();", "__syncwarp();  // what others"])
 def test_nothing_is_read_before_it_has_come(dropped: str, role: str, rng: np.random.Generator) -> None:

@@ -65,7 +65,7 @@ PLANS = {
 }
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(7)
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "ragged"])
 @pytest.mark.parametrize("name", PLANS)
 def test_each_result_is_what_its_gate_alone_gives(name: str, aligned: bool, rng: np.random.Generator) -> None:
