@@ -19,19 +19,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fftgen.planner import spread
+from fftgen.planner import gradient_launch, spread
 from fftgen.planner.cost import Cost, KernelCost, in_one_launch
-from fftgen.planner.gradient_launch import launches as gradient_launches
-from fftgen.planner.gradient_launch import stretch
 from fftgen.planner.gradient_plan import Gradient
 from fftgen.planner.gradient_work import SIDES
 from fftgen.planner.launch import Launch, items_per_channel, launches, together
 from fftgen.planner.plan import Plan
+from fftgen.planner.whole import stretch
 from fftgen.targets import Target
 
 CALL_SECONDS = 17.1e-6  # beside its launches: until the first kernel runs, and after the last
 LAUNCH_SECONDS = 1.28e-6  # what the chip idles between a kernel and the next
-CHIP_WIDE = ("device memory", "L2")  # shared by all multiprocessors: a few busy ones can use them up
 
 
 @dataclass(frozen=True)
@@ -62,10 +60,8 @@ def call_cost(plan: Plan, target: Target, price: Cost, batch: int, channels: int
     """
     whole, items = together(plan, batch, channels), items_per_channel(plan, batch) * channels
     if whole is not None and plan.whole is not None:
-        busy = whole.size * whole.total / (plan.whole.resident * target.multiprocessors)
-        turns = items / whole.total
         stages = in_one_launch(plan, price, target).kernels
-        return _clustered(stages, (batch, channels), items, -(-turns // 1) / turns / busy)
+        return _clustered(stages, (batch, channels), items, stretch(plan, whole, items, target))
     if plan.spread:
         return _clustered(price.kernels, (batch, channels), items, spread.stretch(plan, items, target))
     costs = {k.name: k for k in price.kernels}
@@ -78,7 +74,7 @@ def call_cost(plan: Plan, target: Target, price: Cost, batch: int, channels: int
 def gradient_call(found: Gradient, target: Target, price: Cost, batch: int, channels: int) -> CallCost:
     """The same for a gradient. The way from its sums to taps is not in it."""
     if found.plan.spread:
-        taken = stretch(found, batch, channels, target)
+        taken = gradient_launch.stretch(found, batch, channels, target)
         return _clustered(price.kernels, (batch, channels), batch * channels, taken)
     costs = {k.name: k for k in price.kernels}
     length = min(found.plan.problem.length, found.plan.transform)
@@ -86,7 +82,7 @@ def gradient_call(found: Gradient, target: Target, price: Cost, batch: int, chan
         (each.launch, costs.get(f"{each.launch.kernel.label} {SIDES[each.side]}"))
         if each.side >= 0
         else (each.launch, costs["sums" if each.launch.kernel == found.sums else found.label])
-        for each in gradient_launches(found, batch, channels, length)
+        for each in gradient_launch.launches(found, batch, channels, length)
     ]
     pairs = [(launch, kernel) for launch, kernel in made if kernel]
     return _call(pairs, target, batch, channels, found.plan.abreast)
@@ -111,7 +107,7 @@ def _clustered(stages: Sequence[KernelCost], shape: tuple[int, int], items: int,
 
     ``stretch``: times longer than if all of the chip had as much to do.
     """
-    total = items * sum(_stretched(k, stretch) for k in stages)
+    total = items * sum(k.stretched(stretch) for k in stages)
     showing = items * sum(k.showing for k in stages)
     last = total - items * sum(k.time for k in stages)
     fixed = CALL_SECONDS + LAUNCH_SECONDS
@@ -128,8 +124,4 @@ def _time(kernel: KernelCost, filled: float) -> float:
 
     What multiprocessors do by themselves waits for the last wave; of chip-wide resources it takes its share.
     """
-    return _stretched(kernel, -(-filled // 1) / filled)
-
-
-def _stretched(kernel: KernelCost, stretch: float) -> float:
-    return max(s * (1 if name in CHIP_WIDE else stretch) for name, s in kernel.seconds.items())
+    return kernel.stretched(-(-filled // 1) / filled)

@@ -32,6 +32,7 @@ POWERS = 100  # for a strip of a pair, to find what scales its rows: in one laun
 # Of the other resources' time: of inner stages, of those around. These take longer than all that is counted
 # of them, one after the other: something holds them up that no count knows.
 SHOWING, SHOWING_OUTSIDE = 0.255, 1.15
+CHIP_WIDE = ("device memory", "L2")  # shared by all multiprocessors: a few busy ones can use them up
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ class KernelCost:
     def predicted(self) -> float:
         """Seconds that the kernel takes: its busiest resource, and what that does not hide of the others."""
         return self.time + self.showing
+
+    def stretched(self, by: float) -> float:
+        """Seconds of the busiest resource, where those of a multiprocessor have so many times more to do."""
+        return max(s * (1 if name in CHIP_WIDE else by) for name, s in self.seconds.items())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers: bytes, operations, seconds. ``time`` is what is predicted, ``showing`` included."""
@@ -140,6 +145,10 @@ class Cost:
     def predicted(self) -> float:
         """Seconds of all kernels, what their busiest resources do not hide included."""
         return self.time + self.showing
+
+    def expected(self, stretch: float) -> float:
+        """The same where multiprocessors have ``stretch`` times as much to do, as others are idle."""
+        return sum(k.stretched(stretch) for k in self.kernels) + self.showing
 
     @property
     def bounding(self) -> dict[str, float]:

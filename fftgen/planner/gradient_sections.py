@@ -124,6 +124,6 @@ def of_many_rows(whole: Gradient, others: Sequence[Plan]) -> Plan | None:
 def share(whole: Gradient, plan: Plan, gated: bool = True) -> float:
     """Of the time of ``whole`` what gradients of a plan in sections are predicted to take, of many rows."""
     chip = target(plan.target)
-    times = (gradient_cost(found, chip, gated=gated).predicted for found in (in_sections(plan), whole))
+    cut, one = (gradient_cost(found, chip, gated=gated) for found in (in_sections(plan), whole))
     idle = spread.stretch(plan, spread.MANY, chip, signals=2) if plan.spread else 1.0
-    return idle * next(times) / next(times)
+    return cut.expected(idle) / one.predicted

@@ -9,10 +9,11 @@ from fftgen.planner import mma_rules, spread
 from fftgen.planner.cost import Cost, cost, in_one_launch
 from fftgen.planner.layouts import is_exact, with_outer_split
 from fftgen.planner.plan import Kernel, Plan
-from fftgen.planner.whole import held_kernel, idle, share, whole_kernel
+from fftgen.planner.whole import clusters, held_kernel, share, stretch, whole_kernel
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
+MANY = 1 << 30  # transforms, more than any chip takes at a time
 ALONE = 1.1  # times longer than predicted takes a block that has a multiprocessor for itself
 
 
@@ -23,15 +24,18 @@ def expected(plan: Plan, price: Cost) -> float:
     Two blocks of 16 384 points on a multiprocessor take 10 % less time than one of twice the warps, which all
     stop at the same barrier (measured on an H200, results/).
     """
-    ways = one_launches(plan, price, find_target(plan.target))
-    return weight(plan, price) * (ways[0].seconds if ways else price.predicted)
+    chip = find_target(plan.target)
+    ways = one_launches(plan, price, chip)
+    if ways:
+        return weight(plan, price) * ways[0].seconds
+    idle = spread.stretch(plan, spread.MANY, chip) if plan.spread else 1.0
+    return weight(plan, price) * price.expected(idle)
 
 
 def weight(plan: Plan, price: Cost) -> float:
     """Times longer than predicted, for what no model knows."""
     alone = plan.block_stage and resident_warps(plan, price) == plan.body.warps
-    waits = spread.stretch(plan, spread.MANY, find_target(plan.target)) if plan.spread else 1.0
-    return waits * (ALONE if alone else 1.0) * (mma_rules.spilling(plan) if plan.engine == "mma" else 1.0)
+    return (ALONE if alone else 1.0) * (mma_rules.spilling(plan) if plan.engine == "mma" else 1.0)
 
 
 class OneLaunch(NamedTuple):
@@ -63,10 +67,10 @@ def one_launches(plan: Plan, price: Cost, chip: Target) -> tuple[OneLaunch, ...]
 
     def judged(of: Plan, kernel: Kernel) -> OneLaunch:
         found = replace(of, whole=kernel)
-        seconds = in_one_launch(found, price if of is plan else cost(of, chip), chip).predicted
-        return OneLaunch(
-            found, seconds * idle(found, chip) * (ALONE if kernel.resident < in_l2.resident else 1.0)
-        )
+        many = clusters(found, MANY, chip)
+        idle = stretch(found, many, MANY, chip) if many else 1.0
+        seconds = in_one_launch(found, price if of is plan else cost(of, chip), chip).expected(idle)
+        return OneLaunch(found, seconds * (ALONE if kernel.resident < in_l2.resident else 1.0))
 
     ways = [judged(plan, in_l2)]
     held = held_kernel(plan, chip)

@@ -218,14 +218,16 @@ def full(plan: Plan) -> Clusters | None:
     return clusters(plan, 1 << 30)
 
 
-def idle(plan: Plan, chip: Target) -> float:
-    """Times longer than if clusters left no multiprocessor over: of more transforms than the chip has
-    clusters, of a plan that has the kernel."""
-    found = clusters(plan, 1 << 30, chip)
-    if plan.whole is None or found is None:
-        return 1.0
+def stretch(plan: Plan, found: Clusters, items: int, chip: Target) -> float:
+    """Times longer than if all of the chip had as much to do: what clusters leave idle, and the last turn.
+
+    Of a plan that has the kernel, and the clusters of so many transforms.
+    """
+    assert plan.whole is not None
     resident = plan.whole.resident
-    return chip.multiprocessors * resident / (found.size * chip.clusters(found.size, resident))
+    at_once = min(found.total, chip.clusters(found.size, resident))
+    turns = -(-items // at_once)
+    return turns * chip.multiprocessors * resident / (found.size * items)
 
 
 def fewest(plan: Plan) -> int:

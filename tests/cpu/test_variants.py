@@ -125,11 +125,18 @@ def test_a_plan_that_says_its_clusters_gets_them() -> None:
 
 def test_what_clusters_leave_idle_is_in_the_time_of_one_launch() -> None:
     """Of eight blocks, one on a multiprocessor, an H200 has fifteen, of two on each 31 (Target.gpcs)."""
-    for length, left in ((524_288, 132 / 120), (262_144, 264 / 248), (65_536, ALONE)):  # a block each
+    for length, left in ((524_288, 132 / 120), (262_144, 264 / 248), (65_536, 1.0)):
         found = search.plan(Problem("causal", length, "bf16"), CHIP)
         price = cost(found, CHIP)
         best = one_launches(found, price, CHIP)[0]
-        assert best.seconds == pytest.approx(in_one_launch(best.plan, price, CHIP).predicted * left)
+        stages = in_one_launch(best.plan, price, CHIP)
+        assert stages.predicted == stages.expected(1.0)
+        alone = ALONE if length == 65_536 else 1.0  # a block each
+        assert best.seconds == pytest.approx(stages.expected(left) * alone)
+        slowest = [max(k.seconds, key=lambda name: k.seconds[name]) for k in stages.kernels]
+        bound = [left if name not in ("L2", "device memory") else 1.0 for name in slowest]
+        least = stages.showing + sum(k.time * by for k, by in zip(stages.kernels, bound, strict=True))
+        assert alone * least <= best.seconds * 1.000001 <= alone * left * stages.predicted * 1.00001
 
 
 def test_clusters_have_room_in_the_l2_and_chips_without_any_have_single_blocks() -> None:
