@@ -55,12 +55,14 @@ def _device_instructions(plan: Plan, kernel: Kernel) -> float:
         peaks = (2 + 7 / tiles) * (plan.strip_peaks > 0)
         ahead = (1 + 9 / tiles) * (kernel.brought > 0)
         if sums:
-            return 29.5 + sums + 36 / kernel.columns + peaks + ahead
-        return 25.5 + 36.5 * pair + 47 / kernel.columns + 12 / tiles + peaks + ahead + wider - 1.2 * held
+            return 26.5 + sums + 36 / kernel.columns + peaks + ahead
+        return (
+            24 + 38 * pair + 47 / kernel.columns + (9 + 3 * pair) / tiles + peaks + ahead + wider - 1.2 * held
+        )
     if sums:
         return 32 + sums + 19 / kernel.columns
     two = (15 + 12 / tiles) * pair
-    return 16 + two + 60 / kernel.columns + 15 / tiles + 37 * wide - 3.5 * held
+    return 16 + two + 60 / kernel.columns + 13 / tiles + 37 * wide - 3.5 * held
 
 
 def _warp_instructions(plan: Plan, kernel: Kernel) -> float:
@@ -72,7 +74,7 @@ def _warp_instructions(plan: Plan, kernel: Kernel) -> float:
     narrow = 11 * (plan.inner[1].radix == TILE)
     if kernel.role == "rows":
         return 64 + narrow
-    each, scale = (73, 11) if plan.rows_per_item == 1 else (117, 60)
+    each, scale = (72, 11) if plan.rows_per_item == 1 else (117, 60)
     return each + narrow + scale * 256 / plan.transform
 
 
@@ -91,7 +93,7 @@ def _block_instructions(plan: Plan, kernel: Kernel) -> float:
         return 167 + 4 * tensor + 4.5 * (tiles - 3) + idle + levels
     few = plan.inner[0].butterflies
     tall = 33 * (plan.rows_per_item == 1 and plan.inner[0].radix > 64 and few == 1)
-    signals = tensor * (25 + 65.5 * (plan.rows_per_item - 1) + tall + 1.4 * SUMS[few])
+    signals = tensor * (24.5 - 22 / kernel.columns + 60.5 * (plan.rows_per_item - 1) + tall + 1.4 * SUMS[few])
     return 70 + signals + rescaling(plan) + 0.5 * (tiles - 3) + 73 / kernel.columns + idle + levels + second
 
 

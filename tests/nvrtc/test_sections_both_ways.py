@@ -243,5 +243,5 @@ def test_what_makes_it_right_is_missed(mutation: str, rng: np.random.Generator) 
 def test_few_registers_are_put_by(matrix: str, arch: str) -> None:
     plan = planned(matrix, 2, 32_768, arch=arch)
     found = compiled.cubin(render(plan), arch).resources[plan.name]
-    assert found.spill_store_bytes <= 28
+    assert found.spill_store_bytes <= 40
     assert found.registers <= 128

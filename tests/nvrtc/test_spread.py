@@ -336,7 +336,7 @@ def test_what_makes_it_right_is_missed(mutation: str, rng: np.random.Generator) 
 def test_next_to_no_registers_are_put_by(matrix: str, sections: int, points: int, arch: str) -> None:
     plan = planned(matrix, sections, points, arch=arch)
     found = compiled.cubin(render(plan), arch).resources[plan.name]
-    assert found.spill_store_bytes <= (0 if points == 32_768 and arch == "sm_90" else 16)
+    assert found.spill_store_bytes <= (0 if points == 32_768 and arch == "sm_90" else 24)
     assert found.registers * 32 * plan.body.warps * plan.body.resident <= 65_536
 
 

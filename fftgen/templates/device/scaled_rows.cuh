@@ -76,7 +76,7 @@ struct Strip : Operands<R, V> {
     __device__ __forceinline__ void load_copy(const Source& source, const StripCopy<R>& copy, int first, int stride, int lane) {
         const int left = source.length - (first + column_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V);
         const unsigned from = copy.first(lane);
-        float x[R / TILE][4][V];
+        Numbers<Source, GATED> x;
         Peak<typename Source::Number> most;
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k)
@@ -87,7 +87,7 @@ struct Strip : Operands<R, V> {
                     load_shared(from + StripCopy<R>::further(k, i), w);
                     if constexpr (GATED) load_shared(from + StripCopy<R>::further(k, i) + StripCopy<R>::PIECES * 16, g);
                 }
-                widen_words<V, GATED>(w, g, x[k][i], most);
+                x.at[k][i].take(w, g, most);
             }
         peak = warp_max(most.bits());
         scale(x, Power(peak));
@@ -105,7 +105,7 @@ struct Strip : Operands<R, V> {
 
     template <bool GATED, typename Source>
     __device__ __forceinline__ void load_both(Strip& other, const Source& source, const Source& and_other, int at, int stride) {
-        float x[R / TILE][4][V], y[R / TILE][4][V];
+        Numbers<Source, GATED> x, y;
         Peak<typename Source::Number> most, most_other;
         wide<false, GATED>(source, at, stride, x, most);
         wide<false, GATED>(and_other, at, stride, y, most_other);
@@ -117,57 +117,78 @@ struct Strip : Operands<R, V> {
     template <bool SHARED, typename Source>
     __device__ __forceinline__ void fetch(const Source& source, int first, int stride, int lane, const Power& power) {
         const int at = first + column_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V;
-        Peak<typename Source::Number> unused;
-        float x[R / TILE][4][V];
         if (source.gate == nullptr)
-            wide<SHARED, false>(source, at, stride, x, unused);
+            fetch_scaled<SHARED, false>(source, at, stride, power);
         else
-            wide<SHARED, true>(source, at, stride, x, unused);
-        scale(x, power);
-        if (!power.finite)
+            fetch_scaled<SHARED, true>(source, at, stride, power);
+        if (!PARTED && !power.finite)
             clear();
-        else if (power.factor != 1.0f)
+        else if (!PARTED && power.factor != 1.0f)
             times(ratio(power, power));
     }
 
     template <bool SHARED, bool GATED, typename Source>
     __device__ __forceinline__ void load(const Source& source, int at, int stride) {
-        float x[R / TILE][4][V];
+        Numbers<Source, GATED> x;
         Peak<typename Source::Number> most;
         wide<SHARED, GATED>(source, at, stride, x, most);
         peak = warp_max(most.bits());
         scale(x, Power(peak));
     }
-
-    template <bool SHARED, bool GATED, typename Source, typename Most>
-    static __device__ __forceinline__ void wide(
-        const Source& source, int at, int stride, float (&x)[R / TILE][4][V], Most& most) {
-        const Source near = source.template from<SHARED, GATED>(at);
-#pragma unroll
-        for (int k = 0; k < R / TILE; ++k)
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-                near.template wide<V, SHARED, GATED>(column_row<R, PARTED>(k, i % 2 + i / 2 * 8) * stride, x[k][i], most);
+    template <bool SHARED, bool GATED, typename Source>
+    __device__ __forceinline__ void fetch_scaled(const Source& source, int at, int stride, const Power& power) {
+        Numbers<Source, GATED> x;
+        Peak<typename Source::Number> unused;
+        wide<SHARED, GATED>(source, at, stride, x, unused);
+        scale(x, power);
     }
 
-    __device__ __forceinline__ void scale(const float (&x)[R / TILE][4][V], const Power& power) {
-        const float up = power.up();
+    template <typename Source, bool GATED>
+    struct Numbers {
+        Unscaled<V, GATED, typename Source::Number> at[R / TILE][4];
+    };
+    template <bool SHARED, bool GATED, typename Source>
+    static __device__ __forceinline__ void wide(
+        const Source& source, int at, int stride, Numbers<Source, GATED>& x, Peak<typename Source::Number>& most) {
+        const Source near = source.template from<SHARED, GATED>(at);
+        unsigned w[R / TILE][4][V / 2], g[R / TILE][4][V / 2];
+        const auto load = [&](auto there) {
+#pragma unroll
+            for (int k = 0; k < R / TILE; ++k)
+#pragma unroll
+                for (int i = 0; i < 4; ++i)
+                    near.template load<V, SHARED, GATED>(column_row<R, PARTED>(k, i % 2 + i / 2 * 8) * stride, w[k][i], g[k][i], there);
+        };
+        if (source.length >= R * stride)  // all the same branch: nothing to compare, and no zeros
+            load(All{});
+        else
+            load(Some{});
 #pragma unroll
         for (int k = 0; k < R / TILE; ++k)
 #pragma unroll
-            for (int j = 0; j < V; ++j) {
-                b[k][j][0] = pack(x[k][0][j] * up, x[k][1][j] * up);
-                b[k][j][1] = pack(x[k][2][j] * up, x[k][3][j] * up);
-            }
+            for (int i = 0; i < 4; ++i) x.at[k][i].take(w[k][i], g[k][i], most);
+    }
+
+    template <typename From>
+    __device__ __forceinline__ void scale(const From& x, const Power& power) {
+        const float up = power.up();
+#pragma unroll
+        for (int k = 0; k < R / TILE; ++k) {
+            float y[4][V];
+#pragma unroll
+            for (int i = 0; i < 4; ++i) x.at[k][i].scaled(up, y[i]);
+#pragma unroll
+            for (int j = 0; j < V; ++j) b[k][j][0] = pack(y[0][j], y[1][j]), b[k][j][1] = pack(y[2][j], y[3][j]);
+        }
     }
 
     // Brings the numbers to the power of the whole row; a row that is not finite becomes zeros, lest it spoil
-    // the one that shares its transform.
+    // the one that shares its transform, where it shares one.
     __device__ __forceinline__ void rescale(const Power& row) {
         const Power mine(peak);
-        if (!row.finite)
+        if (!PARTED && !row.finite)
             clear();
-        else if (mine.exponent != row.exponent || row.factor != 1.0f)
+        else if (mine.exponent != row.exponent || (!PARTED && row.factor != 1.0f))
             times(ratio(mine, row));
     }
 
@@ -251,14 +272,15 @@ struct StripAbreast : Operands<TILE, V> {
     }
 
 private:
+    template <typename Source, bool GATED>
     struct Wide {
-        float x[2 * ABREAST][V];
+        Unscaled<V, GATED, typename Source::Number> x[2 * ABREAST];
         unsigned peak[ABREAST];
     };
 
     template <bool SHARED, bool GATED, typename Source>
     __device__ __forceinline__ void load(const Source& source, int first, int stride, int lane) {
-        Wide x;
+        Wide<Source, GATED> x;
         wide<SHARED, GATED>(source, first, stride, lane, x);
         scale(x);
     }
@@ -266,32 +288,45 @@ private:
     template <bool GATED, typename Source>
     __device__ __forceinline__ void load_both(
         StripAbreast& other, const Source& source, const Source& and_other, int first, int stride, int lane) {
-        Wide x, y;
+        Wide<Source, GATED> x, y;
         wide<false, GATED>(source, first, stride, lane, x), wide<false, GATED>(and_other, first, stride, lane, y);
         scale(x), other.scale(y);
     }
 
     template <bool SHARED, bool GATED, typename Source>
-    static __device__ __forceinline__ void wide(const Source& source, int first, int stride, int lane, Wide& to) {
+    static __device__ __forceinline__ void wide(const Source& source, int first, int stride, int lane, Wide<Source, GATED>& to) {
         const int at = first + lane % 4 * 2 * stride + lane / 4 * V;
         Peak<typename Source::Number> most[ABREAST];
 #pragma unroll
         for (int i = 0; i < ABREAST; ++i) {
-            const auto near = (i == 0 ? source.even : source.odd).template from<SHARED, GATED>(at);
+            const auto& row = i == 0 ? source.even : source.odd;
+            const auto near = row.template from<SHARED, GATED>(at);
+            unsigned w[2][V / 2], g[2][V / 2];
+            const auto load = [&](auto there) {
 #pragma unroll
-            for (int j = 0; j < 2; ++j) near.template wide<V, SHARED, GATED>(j * stride, to.x[2 * i + j], most[i]);
+                for (int j = 0; j < 2; ++j) near.template load<V, SHARED, GATED>(j * stride, w[j], g[j], there);
+            };
+            if (row.length >= TILE / ABREAST * stride)
+                load(All{});
+            else
+                load(Some{});
+#pragma unroll
+            for (int j = 0; j < 2; ++j) to.x[2 * i + j].take(w[j], g[j], most[i]);
         }
 #pragma unroll
         for (int i = 0; i < ABREAST; ++i) to.peak[i] = most[i].bits();
     }
 
-    __device__ __forceinline__ void scale(const Wide& from) {
+    template <typename From>
+    __device__ __forceinline__ void scale(const From& from) {
 #pragma unroll
         for (int i = 0; i < ABREAST; ++i) {
             peak[i] = warp_max(from.peak[i]);
             const float up = Power(peak[i]).up();
+            float x[2][V];
+            from.x[2 * i].scaled(up, x[0]), from.x[2 * i + 1].scaled(up, x[1]);
 #pragma unroll
-            for (int j = 0; j < V; ++j) b[0][j][i] = pack(from.x[2 * i][j] * up, from.x[2 * i + 1][j] * up);
+            for (int j = 0; j < V; ++j) b[0][j][i] = pack(x[0][j], x[1][j]);
         }
     }
 };
@@ -338,15 +373,14 @@ struct Block {
         }
     }
 
-    // Scaled, into shared memory; zeros in place of a row that is not finite. Returns what undoes the scaling.
+    // Scaled, into shared memory, a row that is not finite as it is. Returns what undoes the scaling.
     __device__ __forceinline__ float store(uint4* to, int lane) const {
         const Power power(warp_max(peak.bits()));
         const float up = power.up();
 #pragma unroll
         for (int i = 0; i < STEPS; ++i) {
-            const uint4 y{pack(x[i][0] * up, x[i][1] * up), pack(x[i][2] * up, x[i][3] * up),
-                          pack(x[i][4] * up, x[i][5] * up), pack(x[i][6] * up, x[i][7] * up)};
-            to[place<8>(i * LANES + lane, 0)] = power.finite ? y : uint4{0, 0, 0, 0};
+            to[place<8>(i * LANES + lane, 0)] = {pack(x[i][0] * up, x[i][1] * up), pack(x[i][2] * up, x[i][3] * up),
+                                                 pack(x[i][4] * up, x[i][5] * up), pack(x[i][6] * up, x[i][7] * up)};
         }
         return power.down();
     }

@@ -39,7 +39,9 @@ struct RealSink {
     // V consecutive numbers.
     template <int V>
     __device__ __forceinline__ void real(int n, const float (&x)[V]) const {
-        write(n, x, [&](unsigned(&g)[V / 2]) { load_words<false>(gate + n, g); });
+        write(n, x, [&](unsigned(&g)[V / 2]) {
+            if (n < length) load_words<false>(gate + n, g);
+        });
     }
     template <int V>
     __device__ __forceinline__ void real(int n, const float (&x)[V], const Held<V>& held) const {
@@ -51,13 +53,12 @@ struct RealSink {
 
     template <int V, typename Gates>
     __device__ __forceinline__ void write(int n, const float (&x)[V], Gates gates) const {
-        if (n >= length) return;
         float out[V];
 #pragma unroll
         for (int i = 0; i < V; ++i) out[i] = x[i] * scale;
         if (vector) {
             if (gate != nullptr) {
-                unsigned g[V / 2];
+                unsigned g[V / 2] = {};
                 gates(g);
 #pragma unroll
                 for (int i = 0; i < V / 2; ++i) {
@@ -69,7 +70,7 @@ struct RealSink {
             T packed[V];
 #pragma unroll
             for (int i = 0; i < V; i += 2) narrow_pair(packed + i, out[i], out[i + 1]);
-            store_words<V>(y + n, packed);
+            if (n < length) store_words<V>(y + n, packed);  // a predicate of the store, and no branch
         } else {
 #pragma unroll
             for (int i = 0; i < V; ++i)

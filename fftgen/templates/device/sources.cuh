@@ -22,6 +22,42 @@ __device__ __forceinline__ void widen_words(const unsigned (&w)[V / 2], const un
     }
 }
 
+// V numbers whose scale is not known yet: products with gates in fp32, others in the words that they came in.
+template <int V, bool GATED, typename T>
+struct Unscaled {
+    static constexpr bool WORDS = !GATED && Word<T>::SCALES;
+    unsigned w[WORDS ? V / 2 : 1];
+    float x[WORDS ? 1 : V];
+
+    // `peak` grows to the largest.
+    __device__ __forceinline__ void take(const unsigned (&from)[V / 2], const unsigned (&gates)[V / 2], Peak<T>& peak) {
+        if constexpr (WORDS) {
+#pragma unroll
+            for (int i = 0; i < V / 2; ++i) w[i] = from[i], peak.add_word(from[i]);
+        } else {
+            widen_words<V, GATED>(from, gates, x, peak);
+        }
+    }
+    // The numbers in fp32, times a power of two.
+    __device__ __forceinline__ void scaled(float power, float (&to)[V]) const {
+#pragma unroll
+        for (int i = 0; i < V; i += 2) {
+            if constexpr (WORDS)
+                Word<T>::widen(Word<T>::scaled(w[i / 2], power), to[i], to[i + 1]);
+            else
+                to[i] = x[i] * power, to[i + 1] = x[i + 1] * power;
+        }
+    }
+};
+
+// What is there of numbers that a row may have.
+struct All {
+    static constexpr bool ALL = true;
+};
+struct Some {
+    static constexpr bool ALL = false;
+};
+
 // One real row, gated on the way in.
 template <typename T>
 struct RealSource {
@@ -81,12 +117,20 @@ struct RealSource {
     // The same in fp32, the product with the gate unrounded; `peak` grows to their largest.
     template <int V, bool SHARED, bool GATED>
     __device__ __forceinline__ void wide(int n, float (&x)[V], Peak<T>& peak) const {
-        unsigned w[V / 2] = {}, g[V / 2] = {};
-        if (n < length) {
-            load_words<SHARED>(u + n, w);
-            if constexpr (GATED) load_words<SHARED>(gate + n, g);
-        }
+        unsigned w[V / 2], g[V / 2];
+        load<V, SHARED, GATED>(n, w, g, Some{});
         widen_words<V, GATED>(w, g, x, peak);
+    }
+    // As they come, with their gates; `there`: All of them, or Some, and zeros in place of others.
+    template <int V, bool SHARED, bool GATED, typename There>
+    __device__ __forceinline__ void load(int n, unsigned (&w)[V / 2], unsigned (&g)[V / 2], There) const {
+        if constexpr (!There::ALL) {
+#pragma unroll
+            for (int i = 0; i < V / 2; ++i) w[i] = g[i] = 0;
+            if (n >= length) return;
+        }
+        load_words<SHARED>(u + n, w);
+        if constexpr (GATED) load_words<SHARED>(gate + n, g);
     }
 
     // A copy of the first N numbers and their gates in shared memory, for rows that start anywhere.

@@ -46,6 +46,7 @@ struct Word;
 
 template <>
 struct Word<__half> {
+    static constexpr bool SCALES = false;  // whether numbers have the range of fp32: of powers that scale them, too
     static __device__ __forceinline__ void widen(unsigned x, float& low, float& high) {
         const float2 y = __half22float2(*reinterpret_cast<const __half2*>(&x));
         low = y.x, high = y.y;
@@ -67,6 +68,7 @@ struct Word<__half> {
 
 template <>
 struct Word<__nv_bfloat16> {
+    static constexpr bool SCALES = true;
     static __device__ __forceinline__ void widen(unsigned x, float& low, float& high) {
         low = __uint_as_float(x << 16), high = __uint_as_float(x & 0xffff0000u);
     }
@@ -77,6 +79,13 @@ struct Word<__nv_bfloat16> {
 #else
         asm("max.NaN.bf16x2 %0, %1, %2;" : "=r"(y) : "r"(most), "r"(x & 0x7fff7fffu));
 #endif
+        return y;
+    }
+    // Both numbers times a power of two: exact, but where the product is below all normal numbers.
+    static __device__ __forceinline__ unsigned scaled(unsigned x, float power) {
+        const unsigned p = __float_as_uint(power) | __float_as_uint(power) >> 16;  // the upper half of fp32, twice
+        unsigned y;
+        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(x), "r"(p), "r"(0x80008000u));  // sm_80 has no mul
         return y;
     }
 };
