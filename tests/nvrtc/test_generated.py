@@ -190,7 +190,6 @@ def test_next_to_no_kernel_spills() -> None:
     between = {
         "causal 65536 bf16 sm_80 whole": 20,
         "circular 65536 bf16 sm_80 whole": 16,
-        "causal 1048576 bf16 sm_90 whole": 16,
         "causal 20480 bf16 sm_80 convolve": 20,
         # Once stored and once loaded with each strip.
         "causal 1048576 bf16 sm_80 columns_inverse1": 8,
