@@ -232,10 +232,11 @@ def _content(header: dict[str, Any], data: bytes, origin: str) -> Artifact:
 #: What a header, or a plan, of unexpected form makes Python raise.
 SENSELESS = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     InternalError,
     LookupError,
-    RecursionError,
+    RuntimeError,
     TypeError,
     ValueError,
 )

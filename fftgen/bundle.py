@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +24,7 @@ from fftgen.planner.plan import Plan
 from fftgen.planner.rules import supports_dtype
 from fftgen.planner.twins import twin
 from fftgen.problem import Problem
-from fftgen.targets import TARGETS, Target
+from fftgen.targets import TARGETS, Target, target_for
 from fftgen.targets import target as find_target
 
 TABLES = "constants"
@@ -186,11 +187,21 @@ def _module(made: Built) -> Module:
 def unpack(module: Module) -> Built:
     """A module back as a build. Raises ArtifactError when plan and module disagree."""
     found = _subject(module)
-    try:
+    with _sensible(module.name, "parts that make"):
         return _unpacked(module, found)
+
+
+@contextmanager
+def _sensible(name: str, what: str) -> Iterator[None]:
+    """Raises ArtifactError for what a module's plan makes Python raise.
+
+    Digests that fit prove no sense: a forger takes them anew.
+    """
+    try:
+        yield
     except artifact.SENSELESS as error:
         raise ArtifactError(
-            f"module {module.name} has parts that make no sense ({error}): build the artifact anew"
+            f"module {name} has {what} no sense ({error}): build the artifact anew"
         ) from error
 
 
@@ -209,17 +220,19 @@ def _unpacked(module: Module, found: Plan | Gradient) -> Built:
 
 
 def _subject(module: Module) -> Plan | Gradient:
-    """What a module was built from. Raises ArtifactError for a plan that makes no sense, whatever is off.
-
-    Digests that fit prove no sense: a forger takes them anew.
-    """
-    try:
+    """What a module was built from. Raises ArtifactError for a plan that makes no sense, whatever is off."""
+    with _sensible(module.name, "a plan that makes"):
         text = module.plan.decode()
         return Gradient.from_json(text) if module.name.startswith(Gradient.PREFIXES) else Plan.from_json(text)
-    except artifact.SENSELESS as error:
-        raise ArtifactError(
-            f"module {module.name} carries a plan that makes no sense ({error}): build the artifact anew"
-        ) from error
+
+
+def _shared_bytes(subject: Plan | Gradient) -> int:
+    """What the largest of a module's blocks asks for."""
+    if isinstance(subject, Gradient):
+        kernels = [k for k in (subject.kernel, subject.sums) if k is not None]
+        return max(k.shared_bytes for k in kernels)
+    own = max(k.shared_bytes for k in subject.every_kernel)
+    return max([own, *(k.shared_bytes for k in subject.filter.kernels)])
 
 
 def kind_of(subject: Plan | Gradient) -> Kind:
@@ -293,7 +306,8 @@ class Shelf:
         """Those of ``sections`` the kernels of whose gradients are there as well."""
         there = {module.plan_digest for module in self.contents.modules}
         found = gradient_sections.trained(self.sections(problem, capability, gpu))
-        return tuple(p for p in found if gradient_sections.in_sections(p).digest in there)
+        with _sensible(f"for {problem} in sections", "a plan that makes"):
+            return tuple(p for p in found if gradient_sections.in_sections(p).digest in there)
 
     def backward_sectioned(self, plan: Plan) -> Built:
         """The kernels of all gradients of one of them."""
@@ -314,16 +328,18 @@ class Shelf:
         module, _ = self._best(problem, "twin", capability)
         if module is None:
             return None
-        found = unpack(module)
-        return found if twin(self.built(problem, capability).plan) == found.plan else None
+        found, plan = unpack(module), self.built(problem, capability).plan
+        with _sensible(plan.name, "a plan that makes"):
+            return found if twin(plan) == found.plan else None
 
     def backward(self, problem: Problem, capability: tuple[int, int], gpu: str = "") -> Built | None:
         """The kernels of all gradients for a device, if the artifact carries them, for the same plan."""
         module, _ = self._best(problem, "backward", capability)
         if module is None:
             return None
-        found = unpack(module)
-        return found if same_spectrum(self.built(problem, capability).plan, found.plan) else None
+        found, plan = unpack(module), self.built(problem, capability).plan
+        with _sensible(module.name, "a plan that makes"):
+            return found if same_spectrum(plan, found.plan) else None
 
     def _best(
         self, problem: Problem, kind: Kind, capability: tuple[int, int]
@@ -338,11 +354,19 @@ class Shelf:
         """The modules that suit a device best, all of one target, and the targets that there are."""
         fits: list[tuple[tuple[bool, int, int], Module]] = []
         held: list[str] = []
+        most = target_for(capability).shared_block
         for module in self.contents.modules:
             subject = _subject(module)
-            if kind_of(subject) != kind or subject.problem != problem:
+            with _sensible(module.name, "a plan that makes"):
+                other = kind_of(subject) != kind or subject.problem != problem
+                shared = _shared_bytes(subject)
+            if other:
                 continue
             held += [*module.cubins, *module.ptx]
+            if (
+                shared > most
+            ):  # code of sm_80 may take more than chips of 8.6 and 8.9 have, which would run it
+                continue
             try:
                 image: Image = module.image_for(capability)
             except ArtifactError:

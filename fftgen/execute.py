@@ -211,11 +211,12 @@ class Executable:
         try:
             run(planned.steps, at, launcher)
         except DriverError as error:
-            if error.code != DriverError.CLUSTERS or self._together is _apart:
+            apart = all(step.launch.cluster == 1 for step in planned.steps)
+            if error.code != DriverError.CLUSTERS or apart:
                 raise
             # A share of a GPU (MIG, MPS) may have no room for clusters, which nothing else asks for: the only
             # launch of this call has not begun, and from now on there is one for each stage, or one of blocks
-            # by themselves.
+            # by themselves. Other threads may have been refused as well.
             self._together = _apart
             self._planned.clear()
             return self._run(launcher, u, spectrum, scale, in_gate, gates, address, into)

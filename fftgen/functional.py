@@ -73,9 +73,10 @@ def fftconv(
     if not isinstance(u, Tensor) or not isinstance(k, Tensor):
         raise InputError("u and k must be tensors: u (..., channels, length), k (channels, taps)")
     u, k = check_tensor("u", u), check_tensor("k", k)
-    if u.dim() == 0 or k.dim() == 0:
+    k_rev = None if k_rev is None else check_tensor("k_rev", k_rev)
+    if u.dim() == 0 or k.dim() == 0 or (k_rev is not None and k_rev.dim() == 0):
         raise InputError(
-            "u and k must have time, got a number: u (..., channels, length), k (channels, taps)"
+            "u and filters must have time, got a number: u (..., channels, length), k (channels, taps)"
         )
     if u.dim() == 1 and k.dim() == 1:
         k_rev, in_gate, out_gate = (

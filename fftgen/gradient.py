@@ -186,7 +186,8 @@ class _Pass:
         try:
             run_gradient(planned.steps, x_at, v_at, sums_at, self.at("spectra", spectra), self.launcher)
         except DriverError as error:
-            if error.code != DriverError.CLUSTERS or u.device in _refusing:
+            apart = all(step.launch.cluster == 1 for step in planned.steps)
+            if error.code != DriverError.CLUSTERS or apart:
                 raise
             # As of a convolution (execute.py): the only launch of this call has not begun.
             _refusing.add(u.device)

@@ -9,6 +9,7 @@ Shapes: u, v, gates and their gradients (B, H, L); filters (H, Lk); skip (H,).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -25,10 +26,17 @@ ON_GPU: dict[str, Callable[..., Any]] = {}
 RULES: dict[str, Any] = {}
 
 
+def registered() -> None:
+    """Operators and rules are there. Nobody may have imported them: pickles name modules below op.py."""
+    if not RULES:
+        import_module("fftgen.op")
+
+
 def conv(
     u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:
     """``torch.ops.fftgen.conv``: out_gate * (conv(x, k) + corr(x, k_rev) + skip * x), x = in_gate * u."""
+    registered()
     given = (u, k, k_rev, in_gate, out_gate, skip, handle)
     y: Tensor
     if _keeps(*given[:6]):
@@ -89,6 +97,7 @@ def conv_gradients(
 
 def _call(name: str, inputs: tuple[Any, ...]) -> Any:
     """The operator by the shortest way: its Autograd kernel comes to the same, microseconds later."""
+    registered()
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return getattr(torch.ops.fftgen, name)(*inputs)
     if observed.recorded(*inputs):

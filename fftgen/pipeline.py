@@ -117,7 +117,7 @@ def _make(plan: Plan, found: Gradient | None, store: Cache, note: str) -> tuple[
 
     key = Key.of(source, plan.target)
     # Builds of a problem hold all that is of it.
-    of = replace(plan, outputs=1, sections=1, matrix=LOWER)
+    of = replace(plan, outputs=1, sections=1, spread=False, matrix=LOWER)
     said = command(of, own=found is not None).replace("render", how)
     entry = store.get_or_build(key, make, command=said)
     block = tables.build(plan)

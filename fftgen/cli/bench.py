@@ -9,7 +9,17 @@ from pathlib import Path
 
 import click
 
-from fftgen.cli.options import SEED, common, given, lengths, plural, print_json, results_file, writable
+from fftgen.cli.options import (
+    SEED,
+    Place,
+    common,
+    given,
+    lengths,
+    plural,
+    print_json,
+    results_file,
+    writable,
+)
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError
 
@@ -56,13 +66,13 @@ from fftgen.errors import InputError
 @click.option("--seed", type=SEED, help="Draws the inputs. Default: a new one, written down.")
 @click.option("--dry-run", is_flag=True, help="The whole way on the CPU: tiny problems, invented times.")
 @results_file("bench.json")
-@click.option("--plot", type=click.Path(path_type=Path), help="Also draw the results (matplotlib).")
+@click.option("--plot", type=Place(path_type=Path), help="Also draw the results (matplotlib).")
 @click.option(
-    "--show", type=click.Path(path_type=Path), help="Measure nothing: tables (and --plot) of a results file."
+    "--show", type=Place(path_type=Path), help="Measure nothing: tables (and --plot) of a results file."
 )
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=Place(path_type=Path),
     help="With --show: times beside those of an earlier results file, and which differ by more than noise.",
 )
 @common

@@ -12,7 +12,17 @@ from typing import Any
 import click
 
 from fftgen import api
-from fftgen.cli.options import STORAGE_TYPES, common, engine, lengths, mode, plural, print_json, table
+from fftgen.cli.options import (
+    STORAGE_TYPES,
+    Place,
+    common,
+    engine,
+    lengths,
+    mode,
+    plural,
+    print_json,
+    table,
+)
 from fftgen.pipeline import Built
 from fftgen.targets import target as find_target
 
@@ -30,7 +40,7 @@ from fftgen.targets import target as find_target
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=Place(path_type=Path),
     default=api.DIRECTORY,
     show_default=True,
     help="Directory for a file per convolution, or one .fftgen file for all.",

@@ -14,7 +14,7 @@ import click
 from fftgen import bundle, sass
 from fftgen.bundle import Shelf, open_shelf
 from fftgen.cli import roofline as views
-from fftgen.cli.options import common, print_json, table
+from fftgen.cli.options import Place, common, print_json, table
 from fftgen.errors import InputError
 from fftgen.pipeline import Built
 from fftgen.roofline import Roofline, of_built
@@ -25,7 +25,7 @@ MOST = 12
 
 
 @click.command("inspect")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=Place(path_type=Path))
 @click.option(
     "--sass", "mix", is_flag=True, help="Count the machine instructions of every kernel (nvdisasm)."
 )

@@ -23,6 +23,15 @@ SEED = click.IntRange(0, 2**63 - 1)  # half of what torch's generators take: oth
 STORAGE_TYPES = "Storage type: bf16, fp16 or fp32."
 
 
+class Place(click.Path):
+    """A path, and no empty one: that would be the working directory, which a variable unset may not mean."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("an empty path: name a place ('.' is the working directory)", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def common(function: Function) -> Function:
     """``--json`` and ``-v``; the latter is kept where ``main`` looks for it."""
 
@@ -77,7 +86,7 @@ def results_file(default: str, by: str = "") -> Callable[[Function], Function]:
     return click.option(
         "-o",
         "--output",
-        type=click.Path(path_type=Path),
+        type=Place(path_type=Path),
         default=None if by else default,
         show_default=not by,
         help=f"Results. Default: {by}, e.g. {default}." if by else "Results.",

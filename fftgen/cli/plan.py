@@ -155,7 +155,7 @@ def _taken(share: float) -> str:
 def _gradients(plan: Plan) -> float | None:
     """Of the time of all gradients by one transform what a plan in sections takes; None: none are made so."""
     whole = backward(plan.problem, plan.target)
-    if whole is None or plan.spread or not gradient_sections.trained([plan]):
+    if whole is None or not gradient_sections.trained([plan]):
         return None
     return gradient_sections.share(whole, plan)
 

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from fftgen import api, portfolio
-from fftgen.cli.options import SEED, common, plural, print_json
+from fftgen.cli.options import SEED, Place, common, plural, print_json
 from fftgen.durable import replace_file, writing
 from fftgen.errors import InputError
 from fftgen.pipeline import Built
@@ -23,7 +23,7 @@ from fftgen.pipeline import Built
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=Place(path_type=Path, file_okay=False),
     default=api.DIRECTORY,
     show_default=True,
     help="Directory.",
@@ -56,6 +56,7 @@ def command(
         raise InputError("--check writes nothing and --verify does: one of them")
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is no directory: name one, or one that is not made yet")
+    _own_index(output / portfolio.INDEX)
     page = output / evidence.PAGE
     if page.is_file() and not page.read_text(encoding="utf-8", errors="replace").startswith(evidence.TITLE):
         raise InputError(f"{page} is not this command's: name a directory that has none of its own")
@@ -121,9 +122,24 @@ def _kept(path: Path) -> dict[str, Any] | None:
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        absent = {"seed", "compiler", "modules"} - set(found)
+    except (OSError, TypeError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): remove it, or write it with --verify") from error
+    if absent:
+        raise InputError(f"{path} is not this command's: name a directory that has none of its own")
     return found
+
+
+def _own_index(path: Path) -> None:
+    """Raise InputError for an index that something else wrote."""
+    if not path.exists():
+        return
+    try:
+        own = {"compiler", "modules"} <= set(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        own = False
+    if not own:
+        raise InputError(f"{path} is not this command's: name a directory that has none of its own")
 
 
 def _write(output: Path, texts: dict[str, str], surplus: list[str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from fftgen import api
-from fftgen.cli.options import common, one_problem, print_json
+from fftgen.cli.options import Place, common, one_problem, print_json
 from fftgen.durable import write_out, writing
 from fftgen.errors import InputError
 from fftgen.planner import gradient_sections, search, sections, twins
@@ -24,9 +24,7 @@ from fftgen.targets import target as find_target
 
 @click.command("render")
 @one_problem
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="File to write. Default, and -: stdout."
-)
+@click.option("-o", "--output", type=Place(path_type=Path), help="File to write. Default, and -: stdout.")
 @click.option("--headers", is_flag=True, help="Put the device headers in: one file that compiles by itself.")
 @click.option("--gradient", "of_filter", is_flag=True, help="The kernels of the filter's gradient instead.")
 @click.option("--backward", "whole_pass", is_flag=True, help="The kernels of all gradients by one pass.")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from fftgen.cli.options import table
+from fftgen.cli.options import Place, table
 from fftgen.errors import InputError
 from fftgen.planner.cost import RESOURCES, Cost, KernelCost, in_one_launch
 from fftgen.roofline import Roofline
@@ -27,7 +27,7 @@ def options(function: Function) -> Function:
     )(function)
     function = click.option(
         "--plot",
-        type=click.Path(path_type=Path),
+        type=Place(path_type=Path),
         help="With --roofline: draw the predicted times (.png, .svg; matplotlib).",
     )(function)
     function = click.option(

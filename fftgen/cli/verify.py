@@ -15,6 +15,7 @@ from fftgen.bundle import open_shelf
 from fftgen.cli.options import (
     SEED,
     STORAGE_TYPES,
+    Place,
     common,
     engine,
     given,
@@ -59,7 +60,7 @@ class Outcome:
 
 
 @click.command("verify")
-@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.argument("file", required=False, type=Place(path_type=Path))
 @click.option("--seqlen", "seqlens", multiple=True, metavar="N|N..M", help="Length, or powers of two.")
 @click.option("--dtype", "dtypes", multiple=True, default=("bf16",), show_default=True, help=STORAGE_TYPES)
 @click.option(

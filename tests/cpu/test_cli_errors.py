@@ -78,6 +78,30 @@ def test_wrong_usage_exits_with_2(arguments: tuple[str, ...]) -> None:
     assert "Usage: fftgen" in result.stderr
 
 
+@pytest.mark.parametrize("command", [("build", "--seqlen", "256"), ("portfolio",), ("render", "256")])
+def test_an_empty_place_is_refused(command: tuple[str, ...]) -> None:
+    """A variable that is not set: not the working directory."""
+    result = fftgen(*command, "-o", "")
+    assert result.exit_code == 2
+    assert "an empty path: name a place" in result.stderr
+    assert [*Path().iterdir()] == []
+
+
+@pytest.mark.parametrize("name", ["index.json", "verified.json"])
+@pytest.mark.parametrize("text", ['{"mine": 1}', "[]", "3", "mine"])
+def test_a_portfolio_replaces_no_file_of_others(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portfolio, "index", lambda **_: {"compiler": "", "modules": []})
+    Path("here").mkdir()
+    (Path("here") / name).write_text(text)
+    result = fftgen("portfolio", "-o", "here")
+    assert result.exit_code == 2
+    assert name in result.stderr
+    assert [p.name for p in Path("here").iterdir()] == [name]
+    assert (Path("here") / name).read_text() == text
+
+
 def test_a_file_that_is_not_there_was_asked_wrongly_and_one_that_is_no_artifact_fails() -> None:
     """A FIFO is no file either: opening it would wait for a writer."""
     Path("text.fftgen").write_text("not an artifact")
@@ -304,7 +328,8 @@ def test_files_are_read_as_utf_8_whatever_the_locale() -> None:
     code += "warnings.simplefilter('error', EncodingWarning)\n"
     code += "_kept(Path('a.json')), read(Path('a.json')), _texts(Path(), ['a.json'])\n"
     code += "examine('here', (Path(),))\n"
-    Path("a.json").write_text('{"schema": 1, "steps": ["·"]}', encoding="utf-8")
+    known = '"schema": 1, "steps": ["·"], "seed": 1, "compiler": "·", "modules": []'
+    Path("a.json").write_text(f"{{{known}}}", encoding="utf-8")
     Path("cuda_runtime_api.h").write_text("// ·", encoding="utf-8")
     command = [sys.executable, "-X", "warn_default_encoding", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -366,6 +366,27 @@ def test_where_clusters_are_refused_stages_go_by_themselves() -> None:
     assert again(Refusing(), u, planes, planes).shape == u.shape
 
 
+def test_where_clusters_are_refused_to_several_threads_all_of_them_go_on() -> None:
+    """What a call launched counts, not what others have found out meanwhile."""
+    found = plan(Problem("causal", 131_072, "bf16"), "sm_90")
+    executable = execute.Executable(found, torch.zeros(1, dtype=torch.uint8))
+    sizes: list[int] = []
+
+    class Refusing:
+        def launch(
+            self, entry: str, grid: int, block: int, shared: int, params: bytes, cluster: int = 1
+        ) -> None:
+            sizes.append(cluster)
+            if cluster > 1:
+                executable._together = execute._apart  # another thread was refused first
+                raise DriverError("refused", DriverError.CLUSTERS)
+
+    u = torch.zeros(fewest(found), 1, 8, dtype=torch.bfloat16)
+    assert executable(Refusing(), u, torch.zeros(1), torch.zeros(1)).shape == u.shape
+    assert sizes[0] > 1
+    assert set(sizes[1:]) == {1}
+
+
 def test_where_clusters_are_refused_blocks_take_rows_in_sections_by_themselves() -> None:
     """With as many places in the workspace as there are of them then."""
     asked = Problem("causal", 131_072, "bf16")

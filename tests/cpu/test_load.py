@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import fftgen
 from fftgen import artifact
 from fftgen.artifact import Artifact, Module
-from fftgen.bundle import TABLES, unpack
+from fftgen.bundle import TABLES, Shelf, unpack
 from fftgen.conv import registered
 from fftgen.errors import ArtifactError, InputError
 from fftgen.planner import search
+from fftgen.planner.gradient import backward
 from fftgen.planner.gradient_plan import Gradient
+from fftgen.planner.plan import Plan
+from fftgen.planner.twins import twin
 from fftgen.problem import Problem
 from fftgen.source import Source
 
@@ -100,6 +108,24 @@ def test_what_is_not_there_is_answered_with_what_is(tmp_path: Path) -> None:
         fftgen.load(tmp_path / "x.fftgen", dtype="bf16")
 
 
+ELSEWHERE = """
+import pickle, sys, torch
+conv, function, spectrum = pickle.loads(bytes.fromhex(sys.argv[1]))
+u, k = torch.arange(64.0).reshape(1, 1, 64), torch.ones(1, 64)
+assert torch.allclose({call}, u.cumsum(-1), rtol=1e-5, atol=1e-2)
+"""
+
+
+@pytest.mark.parametrize("call", ["conv(u, k)", "function(u, k, mode='causal')", "conv(u, spectrum)"])
+def test_pickles_serve_in_another_process(call: str) -> None:
+    """Whatever is called first there: what they name may be all that was imported."""
+    conv = fftgen.get_conv(64, causal=True)
+    given = pickle.dumps((conv, fftgen.fftconv, conv.prepare(torch.ones(1, 64))))
+    script = [sys.executable, "-c", ELSEWHERE.format(call=call), given.hex()]
+    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 # --- plans that make no sense, under digests that fit
 
 
@@ -127,6 +153,63 @@ def test_a_forged_part_is_an_artifact_error(change: dict[str, object], tmp_path:
     conv = fftgen.load(tmp_path / "x.fftgen")
     with pytest.raises(ArtifactError, match="build the artifact anew"):
         conv.plan("sm_90")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("stages", 0), ("stages", None), ("stages", "x"), ("kernels", "x"), ("kernels", None), ("sections", [])],
+)
+def test_a_forged_plan_that_others_are_held_against_is_an_artifact_error(field: str, value: object) -> None:
+    """Two results and gradients go with a convolution of the same plan: it may make no sense."""
+    problem = Problem("causal", 4096, "bf16")
+    plan = search.plan(problem, "sm_90")
+    raw = json.loads(plan.to_json())
+    if field == "sections":
+        raw[field] = value
+    else:
+        raw[field][0]["scale" if field == "stages" else "shared_bytes"] = value
+    text = json.dumps(raw)
+    gradient = backward(problem, "sm_90")
+    assert gradient is not None
+    made = replace(module(problem), plan=text.encode())
+    with suppress(Exception):  # some cannot even be named
+        forged = Plan.from_json(text)
+        made = replace(made, name=forged.name, plan_digest=forged.digest)
+    others = [
+        replace(module(problem), name=x.name, plan=x.to_json().encode(), plan_digest=x.digest)
+        for x in (twin(plan), gradient)
+    ]
+    shelf = Shelf(Artifact((made, *others), "nvrtc 0.0"), "x")
+    asked = (shelf.built, shelf.twin, shelf.backward, shelf.sections, shelf.trained_sections)
+    failed = 0
+    for ask in asked:
+        try:
+            ask(problem, (9, 0))
+        except ArtifactError:
+            failed += 1
+    assert failed or field == "kernels"
+
+
+def test_code_that_asks_for_more_shared_memory_than_a_chip_has_is_not_for_it(tmp_path: Path) -> None:
+    """What was compiled for 8.0 runs on 8.6, but for blocks as large as only 8.0 has."""
+    problem = Problem("causal", 32_768, "bf16")
+
+    def of(name: str, **code: object) -> Module:
+        plan = search.plan(problem, name)
+        tables = {TABLES: bytes(plan.table_bytes)}
+        text = plan.to_json().encode()
+        made = replace(module(HALF), name=plan.name, plan=text, plan_digest=plan.digest, tables=tables)
+        return replace(made, **code)  # type: ignore[arg-type]
+
+    large = of("sm_80", cubins={"sm_80": b"large"})
+    portable = of("compute_80", cubins={}, ptx={"compute_80": b"portable"})
+    write(tmp_path / "x.fftgen", [large, portable])
+    provider = fftgen.load(tmp_path / "x.fftgen")._provider
+    assert provider.built(problem, (8, 0)).cubin == b"large"
+    assert provider.built(problem, (8, 6)).ptx == "portable"
+    write(tmp_path / "y.fftgen", [large])
+    with pytest.raises(ArtifactError, match="no code for sm_86: it holds sm_80"):
+        fftgen.load(tmp_path / "y.fftgen")._provider.built(problem, (8, 6))
 
 
 def test_a_forged_field_of_a_plan_is_an_artifact_error(tmp_path: Path) -> None:

@@ -337,8 +337,11 @@ def test_what_the_functional_form_refuses() -> None:
         ((U, K[:2], {"groups": "2"}), r"groups must be an int, got '2' \(str\)"),
         ((U, K[None, :, :][:0]), r"at least one filter per channel, got \(0, 4, 8\)"),
         ((U[0, 0], K[0], {"groups": 5}), "groups=5 needs a filter of 5 rows"),
-        ((U[0, 0, 0], K[0]), "u and k must have time, got a number"),
-        ((U[0, 0], K[0, 0], {"mode": "same"}), "u and k must have time, got a number"),
+        ((U[0, 0, 0], K[0]), "u and filters must have time, got a number"),
+        ((U[0, 0], K[0, 0], {"mode": "same"}), "u and filters must have time, got a number"),
+        ((U, K[:2], {"k_rev": K[0, 0]}), "u and filters must have time, got a number"),
+        ((U, K[:2], {"k_rev": "x"}), r"k_rev must be a torch\.Tensor, got str"),
+        ((U, K[:2], {"k_rev": [1.0]}), r"k_rev must be a torch\.Tensor, got list"),
     ],
 )
 def test_filters_are_counted_before_they_are_used(arguments: Any, message: str) -> None:
