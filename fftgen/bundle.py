@@ -229,10 +229,9 @@ def _subject(module: Module) -> Plan | Gradient:
 def _shared_bytes(subject: Plan | Gradient) -> int:
     """What the largest of a module's blocks asks for."""
     if isinstance(subject, Gradient):
-        kernels = [k for k in (subject.kernel, subject.sums) if k is not None]
-        return max(k.shared_bytes for k in kernels)
-    own = max(k.shared_bytes for k in subject.every_kernel)
-    return max([own, *(k.shared_bytes for k in subject.filter.kernels)])
+        return max(k.shared_bytes for k in (subject.kernel, subject.sums) if k is not None)
+    filters = [k.shared_bytes for k in subject.filter.kernels]
+    return max(filters + [k.shared_bytes for k in subject.every_kernel])
 
 
 def kind_of(subject: Plan | Gradient) -> Kind:
@@ -358,15 +357,12 @@ class Shelf:
         for module in self.contents.modules:
             subject = _subject(module)
             with _sensible(module.name, "a plan that makes"):
-                other = kind_of(subject) != kind or subject.problem != problem
-                shared = _shared_bytes(subject)
-            if other:
-                continue
-            held += [*module.cubins, *module.ptx]
-            if (
-                shared > most
-            ):  # code of sm_80 may take more than chips of 8.6 and 8.9 have, which would run it
-                continue
+                if kind_of(subject) != kind or subject.problem != problem:
+                    continue
+                held += [*module.cubins, *module.ptx]
+                # Chips of 8.6 and 8.9 run code of sm_80, which may take more than they have.
+                if _shared_bytes(subject) > most:
+                    continue
             try:
                 image: Image = module.image_for(capability)
             except ArtifactError:

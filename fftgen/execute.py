@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fftgen.bounded import Bounded
 from fftgen.errors import DriverError, InputError, InternalError
-from fftgen.launch import ABSENT, Call, Launcher, Signal, Step, run
+from fftgen.launch import ABSENT, Call, Launcher, Signal, Step, clusters_refused, run
 from fftgen.planner.launch import MAX_ROWS, launches, peaks_words, together, workspace_elements
 from fftgen.planner.plan import Plan
 from fftgen.planner.whole import Clusters
@@ -211,12 +211,11 @@ class Executable:
         try:
             run(planned.steps, at, launcher)
         except DriverError as error:
-            apart = all(step.launch.cluster == 1 for step in planned.steps)
-            if error.code != DriverError.CLUSTERS or apart:
+            if not clusters_refused(error, planned.steps):
                 raise
             # A share of a GPU (MIG, MPS) may have no room for clusters, which nothing else asks for: the only
             # launch of this call has not begun, and from now on there is one for each stage, or one of blocks
-            # by themselves. Other threads may have been refused as well.
+            # by themselves.
             self._together = _apart
             self._planned.clear()
             return self._run(launcher, u, spectrum, scale, in_gate, gates, address, into)

@@ -15,7 +15,17 @@ from fftgen import filters
 from fftgen.bounded import Bounded
 from fftgen.errors import DriverError, InputError, InternalError
 from fftgen.execute import PIECE, Address, aligned, chip_of, on_pieces, strides, time_contiguous
-from fftgen.launch import ABSENT, Call, FinishCall, GradientStep, Launcher, Signal, run_finish, run_gradient
+from fftgen.launch import (
+    ABSENT,
+    Call,
+    FinishCall,
+    GradientStep,
+    Launcher,
+    Signal,
+    clusters_refused,
+    run_finish,
+    run_gradient,
+)
 from fftgen.planner.filter import chunk_channels
 from fftgen.planner.finish import comes_around
 from fftgen.planner.gradient_launch import launches, parts, space, spectra_bytes
@@ -186,8 +196,7 @@ class _Pass:
         try:
             run_gradient(planned.steps, x_at, v_at, sums_at, self.at("spectra", spectra), self.launcher)
         except DriverError as error:
-            apart = all(step.launch.cluster == 1 for step in planned.steps)
-            if error.code != DriverError.CLUSTERS or apart:
+            if not clusters_refused(error, planned.steps):
                 raise
             # As of a convolution (execute.py): the only launch of this call has not begun.
             _refusing.add(u.device)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from fftgen.bounded import Bounded
+from fftgen.errors import DriverError
 from fftgen.planner.filter import FilterLaunch, filter_launches
 from fftgen.planner.finish import finish_launches
 from fftgen.planner.gradient_launch import GradientLaunch
@@ -192,6 +193,14 @@ def run_gradient(
     for step in steps:
         launch, params = step.launch, step.params(x, v, sums, spectra)
         launcher.launch(launch.entry, launch.grid, launch.block, launch.shared_bytes, params, launch.cluster)
+
+
+def clusters_refused(error: DriverError, steps: Iterable[Step | GradientStep]) -> bool:
+    """Whether a call of these launches failed as a GPU, or a share of one, has no room for their clusters.
+
+    What others have found out meanwhile does not count: several threads may be refused.
+    """
+    return error.code == DriverError.CLUSTERS and any(step.launch.cluster > 1 for step in steps)
 
 
 class Taps(NamedTuple):

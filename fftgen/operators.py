@@ -36,10 +36,10 @@ def conv(
     u: Tensor, k: Maybe, k_rev: Maybe, in_gate: Maybe, out_gate: Maybe, skip: Maybe, handle: str
 ) -> Tensor:
     """``torch.ops.fftgen.conv``: out_gate * (conv(x, k) + corr(x, k_rev) + skip * x), x = in_gate * u."""
-    registered()
     given = (u, k, k_rev, in_gate, out_gate, skip, handle)
     y: Tensor
     if _keeps(*given[:6]):
+        registered()
         y = RULES["conv_keeping"].apply(*given)
     else:
         y = _call("conv", given)

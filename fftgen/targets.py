@@ -172,7 +172,6 @@ def _row(
     l2_mib: int,
     rates: tuple[float, float, float, float],
     gpc: int = 0,
-    virtual: bool = False,
 ) -> Target:
     digits = name.split("_")[1]
     block, sm, reserved = (k * KIB for k in shared)
@@ -195,7 +194,7 @@ def _row(
         clock=rates[3] * 1e9,
         sources=SOURCES[chip],
         gpc=gpc,
-        virtual=virtual,
+        virtual=name.startswith("compute_"),
     )
 
 
@@ -213,16 +212,7 @@ TARGETS = {
         _row("sm_100", (227, 228, 1), (64, 32), "B200", 148, 126, (7700, 12000, 2250, 1.96), 20),
         _row("sm_120", (99, 100, 1), (48, 24), "RTX PRO 6000", 188, 128, (1792, 7000, 500, 2.60), 16),
         # The last resort for chips newer than this table: the smallest limits from sm_80 upward.
-        _row(
-            "compute_80",
-            (99, 100, 1),
-            (48, 16),
-            "any from sm_80",
-            108,
-            40,
-            (2039, 5000, 312, 1.41),
-            virtual=True,
-        ),
+        _row("compute_80", (99, 100, 1), (48, 16), "any from sm_80", 108, 40, (2039, 5000, 312, 1.41)),
     )
 }
 REAL_TARGETS = tuple(t for t in TARGETS.values() if not t.virtual)

@@ -6,7 +6,7 @@ import json
 import secrets
 import sys
 import threading
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,11 @@ def command(
         raise InputError("--check writes nothing and --verify does: one of them")
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is no directory: name one, or one that is not made yet")
-    _own_index(output / portfolio.INDEX)
-    page = output / evidence.PAGE
-    if page.is_file() and not page.read_text(encoding="utf-8", errors="replace").startswith(evidence.TITLE):
-        raise InputError(f"{page} is not this command's: name a directory that has none of its own")
+    _own(output / evidence.PAGE, lambda text: text.startswith(evidence.TITLE))
+    _own(output / portfolio.INDEX, lambda text: (_keys(text) or set()) >= {"compiler", "modules"})
+    # What is no JSON at all is damaged (_kept), and --verify writes it anew.
+    known = {"compiler", "modules", "seed"}
+    _own(output / evidence.VERIFIED, lambda text: (keys := _keys(text)) is None or keys >= known)
     facts = _index()
     found: dict[str, Any] | None
     if verify:
@@ -122,24 +123,24 @@ def _kept(path: Path) -> dict[str, Any] | None:
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        absent = {"seed", "compiler", "modules"} - set(found)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): remove it, or write it with --verify") from error
-    if absent:
-        raise InputError(f"{path} is not this command's: name a directory that has none of its own")
     return found
 
 
-def _own_index(path: Path) -> None:
-    """Raise InputError for an index that something else wrote."""
-    if not path.exists():
-        return
-    try:
-        own = {"compiler", "modules"} <= set(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError):
-        own = False
-    if not own:
+def _own(path: Path, known: Callable[[str], bool]) -> None:
+    """Raise InputError for a file of a name of ours that something else wrote."""
+    if path.is_file() and not known(path.read_text(encoding="utf-8", errors="replace")):
         raise InputError(f"{path} is not this command's: name a directory that has none of its own")
+
+
+def _keys(text: str) -> set[str] | None:
+    """Those of a JSON object, none of other JSON; None: no JSON."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return set(found) if isinstance(found, dict) else set()
 
 
 def _write(output: Path, texts: dict[str, str], surplus: list[str]) -> None:

@@ -9,11 +9,10 @@ from fftgen.planner import mma_rules, spread
 from fftgen.planner.cost import Cost, cost, in_one_launch
 from fftgen.planner.layouts import is_exact, with_outer_split
 from fftgen.planner.plan import Kernel, Plan
-from fftgen.planner.whole import clusters, held_kernel, share, stretch, whole_kernel
+from fftgen.planner.whole import MANY, full, held_kernel, share, stretch, whole_kernel
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
 
-MANY = 1 << 30  # transforms, more than any chip takes at a time
 ALONE = 1.1  # times longer than predicted takes a block that has a multiprocessor for itself
 
 
@@ -67,7 +66,7 @@ def one_launches(plan: Plan, price: Cost, chip: Target) -> tuple[OneLaunch, ...]
 
     def judged(of: Plan, kernel: Kernel) -> OneLaunch:
         found = replace(of, whole=kernel)
-        many = clusters(found, MANY, chip)
+        many = full(found, chip)
         idle = stretch(found, many, MANY, chip) if many else 1.0
         seconds = in_one_launch(found, price if of is plan else cost(of, chip), chip).expected(idle)
         return OneLaunch(found, seconds * (ALONE if kernel.resident < in_l2.resident else 1.0))

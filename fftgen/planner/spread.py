@@ -22,6 +22,7 @@ also of three, five or seven blocks, if sections are as many: the kernel asks.
 
 from __future__ import annotations
 
+from fftgen.planner import whole
 from fftgen.planner.plan import Plan
 from fftgen.planner.whole import CLUSTERS, Clusters
 from fftgen.targets import Target
@@ -67,8 +68,7 @@ def turns(plan: Plan, rows: int, chip: Target, signals: int = 1) -> int:
 
 
 def _turns(plan: Plan, rows: int, found: Clusters, chip: Target) -> int:
-    at_once = max(1, min(found.total, chip.clusters(found.size, plan.body.resident)))
-    return -(-rows // at_once) * -(-plan.sections // found.size)
+    return whole.turns(found, rows, plan.body.resident, chip) * -(-plan.sections // found.size)
 
 
 def stretch(plan: Plan, rows: int, chip: Target, signals: int = 1) -> float:

@@ -42,6 +42,7 @@ ROOM = 0.6
 LEAST = 0.25  # of a transform in shared memory: less is not worth its addresses
 BUSY = 0.8  # of the chip at least, when there is work for all of it
 ENOUGH = 0.45  # of it, when there is not
+MANY = 1 << 30  # transforms, more than any chip takes at a time
 
 
 class Clusters(NamedTuple):
@@ -213,9 +214,14 @@ def clusters(plan: Plan, items: int, chip: Target | None = None) -> Clusters | N
     return Clusters(size, total) if size * total >= ENOUGH * blocks else None
 
 
-def full(plan: Plan) -> Clusters | None:
+def full(plan: Plan, chip: Target | None = None) -> Clusters | None:
     """The clusters for more transforms than any chip has clusters; None: no plan for one launch."""
-    return clusters(plan, 1 << 30)
+    return clusters(plan, MANY, chip)
+
+
+def turns(found: Clusters, items: int, resident: int, chip: Target) -> int:
+    """How often clusters of a launch draw, of ``resident`` blocks to a multiprocessor, until all is done."""
+    return -(-items // max(1, min(found.total, chip.clusters(found.size, resident))))
 
 
 def stretch(plan: Plan, found: Clusters, items: int, chip: Target) -> float:
@@ -225,9 +231,8 @@ def stretch(plan: Plan, found: Clusters, items: int, chip: Target) -> float:
     """
     assert plan.whole is not None
     resident = plan.whole.resident
-    at_once = min(found.total, chip.clusters(found.size, resident))
-    turns = -(-items // at_once)
-    return turns * chip.multiprocessors * resident / (found.size * items)
+    taken = turns(found, items, resident, chip)
+    return taken * chip.multiprocessors * resident / (found.size * items)
 
 
 def fewest(plan: Plan) -> int:

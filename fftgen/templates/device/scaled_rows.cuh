@@ -113,7 +113,7 @@ struct Strip : Operands<R, V> {
         scale(x, Power(peak)), other.scale(y, Power(other.peak));
     }
 
-    // The same, scaled by a power that is known; zeros in place of a row that is not finite.
+    // The same, scaled by a power that is known; of rows that share a transform zeros in place of what is not finite.
     template <bool SHARED, typename Source>
     __device__ __forceinline__ void fetch(const Source& source, int first, int stride, int lane, const Power& power) {
         const int at = first + column_row<R, PARTED>(0, lane % 4 * 2) * stride + lane / 4 * V;
