@@ -21,6 +21,7 @@ from fftgen.planner.plan import Plan
 from fftgen.problem import Problem
 from fftgen.targets import Target
 from fftgen.targets import target as find_target
+from fftgen.values import check_flag, check_path
 
 DEFAULT_TARGET = "sm_90"
 DIRECTORY = "generated"
@@ -39,6 +40,7 @@ class File:
 
 def problem(length: int, dtype: object = "bf16", *, causal: bool = False) -> Problem:
     """What is asked, in the terms of ``get_conv``. Raises InputError for what is not served."""
+    check_flag("causal", causal)
     return Problem("causal" if causal else "circular", length, find_dtype(dtype).name)
 
 
@@ -56,7 +58,7 @@ def plan(
     "mma:bf16-fp32", by default the planner's choice. ``str()`` of the result is one line, ``to_json()`` all
     of it. Raises InputError, or NoPlanError with the reason of every candidate.
     """
-    return search.plan(problem(length, dtype, causal=causal), find_target(target), engine)
+    return search.plan(problem(length, dtype, causal=causal), find_target(target), _named(engine))
 
 
 def build(
@@ -82,12 +84,18 @@ def build(
     """
     if isinstance(targets, str):
         raise InputError(f"targets is a sequence of names, got {targets!r}: targets=[{targets!r}]")
-    if not isinstance(train, bool):
-        raise InputError(f"train must be True or False, got {train!r} ({type(train).__name__})")
-    asked = problem(length, dtype, causal=causal)
-    where = Path(DIRECTORY) / file_name(asked, engine) if path is None else Path(path)
+    check_flag("train", train)
+    asked, engine = problem(length, dtype, causal=causal), _named(engine)
+    where = Path(DIRECTORY) / file_name(asked, engine) if path is None else Path(check_path(path))
     chips = [find_target(t) for t in targets]
     return build_files({where: (asked,)}, chips, train, cache, engine=engine)[0]
+
+
+def _named(engine: str | None) -> str | None:
+    """An engine that there is, or none. Raises InputError for any other value."""
+    if engine is not None:
+        engines.parse_engine(engine)
+    return engine
 
 
 def file_name(asked: Problem, engine: str | None = None) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
@@ -230,18 +229,6 @@ def check_channels(name: str, k: Tensor, u: Tensor, groups: int | None) -> None:
 def check_count(name: str, x: object) -> None:
     if isinstance(x, bool) or not isinstance(x, (Integral, torch.SymInt)):
         raise InputError(f"{name} must be an int, got {x!r} ({type(x).__name__})")
-
-
-def check_flag(name: str, x: object) -> None:
-    if not isinstance(x, bool):
-        raise InputError(f"{name} must be True or False, got {x!r} ({type(x).__name__})")
-
-
-def check_number(name: str, x: object, most: float = math.inf) -> None:
-    """A finite number from 0 to ``most``."""
-    if isinstance(x, bool) or not isinstance(x, Real) or not 0 <= float(x) <= most or math.isinf(float(x)):
-        limit = "0 or more" if most == math.inf else f"from 0 to {most:g}"
-        raise InputError(f"{name} must be a finite number, {limit}, got {x!r} ({type(x).__name__})")
 
 
 def _same_device(name: str, x: Tensor, u: Tensor) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from os import PathLike
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 
@@ -15,7 +14,7 @@ from fftgen import observed, operators, shortcut
 from fftgen.bundle import choose, open_shelf
 from fftgen.cache import Cache
 from fftgen.calls import Calls
-from fftgen.check import check_count, check_filter, check_flag, needs_grad
+from fftgen.check import check_count, check_filter, needs_grad
 from fftgen.dtypes import dtype as find_dtype
 from fftgen.errors import InputError, ToolchainError
 from fftgen.handles import not_loaded, words
@@ -31,6 +30,7 @@ from fftgen.spectra import Spectrum
 from fftgen.storage import TORCH
 from fftgen.targets import Target, target_for
 from fftgen.targets import target as find_target
+from fftgen.values import check_flag, check_path
 
 
 class Conv(Calls):
@@ -236,7 +236,7 @@ class Conv(Calls):
         """
         try:
             where = torch.device(device)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise InputError(f"device {device!r} is not known to PyTorch: take 'cuda' or 'cuda:0'") from error
         check_flag("train", train)
         longest = self._longest(length)
@@ -315,8 +315,7 @@ def get_conv(length: int, dtype: object = torch.bfloat16, *, causal: bool = Fals
     if torch.compiler.is_dynamo_compiling():
         found: Conv = getattr(_REGISTERED, _ready(int(f"{length}"), dtype, causal))  # no symbol: a number
         return found
-    if causal not in (True, False):
-        raise InputError(f"causal must be True or False, got {causal!r}")
+    check_flag("causal", causal)
     return _jit(Problem("causal" if causal else "circular", length, find_dtype(dtype).name))
 
 
@@ -344,11 +343,12 @@ def load(
     file is checked here; the driver sees it at the first call.
     Raises ArtifactError for a file that is damaged, foreign or newer, InputError when none or several fit.
     """
-    if not isinstance(path, (str, PathLike)):
-        raise InputError(f"path must be that of a file, got {path!r} ({type(path).__name__})")
+    place = check_path(path)
+    if causal is not None:
+        check_flag("causal", causal)
     if not isinstance(sha256, (str, NoneType)):
         raise InputError(f"sha256 must be 64 hexadecimal digits, got {sha256!r} ({type(sha256).__name__})")
-    shelf = open_shelf(path, sha256)
+    shelf = open_shelf(place, sha256)
     problem = choose(shelf, length, causal, None if dtype is None else find_dtype(dtype).name)
     # All of what the file holds, unabridged: by its plans alone, a file would be taken for one that was
     # loaded before with other machine code, whatever digest it has been checked against.

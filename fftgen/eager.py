@@ -113,7 +113,7 @@ def _may_overflow(points: int, signal: Tensor, *filters: Tensor) -> bool:
     A product of two spectra is of sums of so many points each, and transformed back to as many of those,
     before it is divided by their number. Where a row holds a NaN nothing is known, and others may be large.
     """
-    u, k = (max(float(x.abs().max()) for x in given) for given in ((signal,), filters))
+    u, k = (max(float(x.detach().abs().max()) for x in given) for given in ((signal,), filters))
     most = max(u, k, u * k * points) * points
     return math.isnan(u) or math.isnan(k) or most > torch.finfo(signal.dtype).max
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from fftgen.bounded import Bounded
-from fftgen.errors import DriverError, InputError, InternalError
+from fftgen.errors import DriverError, InternalError
 from fftgen.launch import ABSENT, Call, Launcher, Signal, Step, clusters_refused, run
-from fftgen.planner.launch import MAX_ROWS, launches, peaks_words, together, workspace_elements
+from fftgen.planner.launch import check_rows, launches, peaks_words, together, workspace_elements
 from fftgen.planner.plan import Plan
 from fftgen.planner.whole import Clusters
 from fftgen.targets import Target
@@ -234,8 +234,7 @@ class Executable:
         if (twin_gate is not None) != (plan.outputs == 2):
             raise InternalError(f"{plan.name} has {plan.outputs} outputs: its call has others")
         batch, channels, length = u.shape
-        if batch * channels > MAX_ROWS:
-            raise InputError(f"{batch} x {channels} rows exceed {MAX_ROWS}: split the batch")
+        check_rows(batch, channels)
         # Results that are new are contiguous: aligned where rows of their length may be.
         vector = all(map(aligned, (u, in_gate, out_gate, twin_gate, *(into or ()))))
         chip = chip_of(plan.target, u.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fftgen import filters
 from fftgen.bounded import Bounded
-from fftgen.errors import DriverError, InputError, InternalError
+from fftgen.errors import DriverError, InternalError
 from fftgen.execute import PIECE, Address, aligned, chip_of, on_pieces, strides, time_contiguous
 from fftgen.launch import (
     ABSENT,
@@ -30,7 +30,7 @@ from fftgen.planner.filter import chunk_channels
 from fftgen.planner.finish import comes_around
 from fftgen.planner.gradient_launch import launches, parts, space, spectra_bytes
 from fftgen.planner.gradient_plan import Gradient
-from fftgen.planner.launch import MAX_ROWS
+from fftgen.planner.launch import check_rows
 from fftgen.planner.order import sum_digits
 from fftgen.spectra import natural_order
 
@@ -269,8 +269,7 @@ def _plan(
     found: Gradient, u: Tensor, v: Tensor, in_gate: Tensor | None, out_gate: Tensor | None, needed: Needed
 ) -> _Planned:
     batch, channels, length = u.shape
-    if batch * channels > MAX_ROWS:
-        raise InputError(f"{batch} x {channels} rows exceed {MAX_ROWS}: split the batch")
+    check_rows(batch, channels)
     if v.shape[-1] != length and (found.signals or not found.two_lengths):
         raise InternalError(f"{found.name} takes signals of one length, got {length} and {v.shape[-1]} steps")
     # Results are new and contiguous: aligned where rows of their length may be.

@@ -19,9 +19,10 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from fftgen.check import Open, check_channels, check_filter, check_flag, check_gate, check_input, check_skip
+from fftgen.check import Open, check_channels, check_filter, check_gate, check_input, check_skip
 from fftgen.errors import InputError
 from fftgen.problem import Problem
+from fftgen.values import check_flag
 
 REVERSED = ("mirrored", "shifted")
 

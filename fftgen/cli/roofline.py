@@ -11,6 +11,7 @@ import click
 from fftgen.cli.options import Place, table
 from fftgen.errors import InputError
 from fftgen.planner.cost import RESOURCES, Cost, KernelCost, in_one_launch
+from fftgen.planner.launch import check_rows
 from fftgen.roofline import Roofline
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -62,6 +63,7 @@ def check(
         return None
     if batch < 1 or channels < 1:
         raise InputError(f"a call has at least one row and one channel, got {batch} and {channels}")
+    check_rows(batch, channels)
     return batch, channels
 
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from fftgen import op  # noqa: F401  (registers the operators)
-from fftgen.check import check_count, check_flag, check_number
+from fftgen.check import check_count
 from fftgen.conv import Conv
 from fftgen.errors import InputError
 from fftgen.functional import fftconv
 from fftgen.problem import Problem
+from fftgen.values import check_flag, check_number
 
 
 class FFTConv(nn.Module):

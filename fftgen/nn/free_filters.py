@@ -11,11 +11,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from fftgen.check import check_count, check_flag, check_number, check_tensor
+from fftgen.check import check_count, check_tensor
 from fftgen.errors import InputError
 from fftgen.nn.regularize import geometric, smooth, squash
 from fftgen.observed import plain
 from fftgen.problem import Problem
+from fftgen.values import check_flag, check_number
 
 INITIAL = ("random", "geometric")
 LOOK_EVERY = 1000  # training calls between looks at the squashed filter: on a GPU a look waits for it

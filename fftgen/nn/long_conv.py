@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fftgen import op  # noqa: F401  (registers the operators)
-from fftgen.check import check_count, check_flag, check_number
+from fftgen.check import check_count
 from fftgen.errors import InputError
 from fftgen.functional import fftconv
 from fftgen.nn.free_filters import FreeFilters, channels_mixed
 from fftgen.signature import REVERSED
+from fftgen.values import check_flag, check_number
 
 
 class LongConv(FreeFilters):

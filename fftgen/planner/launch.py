@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from fftgen.errors import InputError
 from fftgen.planner import spread
 from fftgen.planner.plan import SIMT, TILE, Kernel, Plan
 from fftgen.planner.whole import Clusters, clusters, share
@@ -32,6 +33,12 @@ class Launch:
     items: int
     run: int
     cluster: int = 1
+
+
+def check_rows(batch: int, channels: int) -> None:
+    """Raises InputError for a call of more rows than kernels count."""
+    if batch * channels > MAX_ROWS:
+        raise InputError(f"{batch} x {channels} rows exceed {MAX_ROWS}: split the batch")
 
 
 def items_per_channel(plan: Plan, batch: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -154,6 +155,46 @@ def test_targets_that_there_are_not() -> None:
     ):
         with pytest.raises(InputError, match="target 'sm_42' is not supported: choose from sm_75"):
             ask()
+
+
+@pytest.mark.parametrize("causal", ["no", 1, torch.tensor([True, False]), torch.tensor(True)])
+def test_a_mode_is_true_or_false(causal: Any, tmp_path: Path) -> None:
+    for ask in (
+        lambda: fftgen.get_conv(256, causal=causal),
+        lambda: fftgen.plan(256, causal=causal),
+        lambda: fftgen.build(256, causal=causal, path=tmp_path / "a.fftgen"),
+        lambda: fftgen.load(tmp_path / "a.fftgen", causal=causal),
+    ):
+        with pytest.raises(InputError, match="causal must be True or False, got"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (1, r"path must be that of a file, got 1 \(int\)"),
+        (b"a.fftgen", r"path must be that of a file, got b'a.fftgen' \(bytes\)"),
+        ("", "path '' names no file"),
+        ("a\0b.fftgen", r"path 'a\\x00b.fftgen' names no file: one or more characters, none of them NUL"),
+    ],
+)
+def test_paths_that_name_no_file(path: Any, message: str) -> None:
+    for ask in (fftgen.load, lambda path: fftgen.build(256, path=path)):
+        with pytest.raises(InputError, match=message):
+            ask(path)
+
+
+@pytest.mark.parametrize("engine", ["", "cufft", [], 1])
+def test_engines_that_there_are_not(engine: Any) -> None:
+    for ask in (fftgen.plan, fftgen.build):
+        with pytest.raises(InputError, match=r"engine .* is not known: choose from mma, wmma, simt"):
+            ask(256, engine=engine)
+
+
+@pytest.mark.parametrize("device", ["gpu", -1, 10**30, []])
+def test_devices_that_pytorch_does_not_know(device: Any) -> None:
+    with pytest.raises(InputError, match="is not known to PyTorch: take 'cuda' or 'cuda:0'"):
+        conv().warmup(device)
 
 
 U, K = torch.zeros(2, 3, 100, dtype=torch.bfloat16), torch.zeros(3, 50)

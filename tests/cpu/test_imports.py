@@ -16,6 +16,7 @@ PACKAGE = Path(fftgen.__file__).parent
 # A module may import what stands before it, never what stands after. A new module gets its place here.
 ORDER = (
     "errors",
+    "values",
     "bounded",
     "dtypes",
     "targets",

@@ -151,6 +151,7 @@ def test_a_missing_plotting_library_is_told_before_anything_is_done(monkeypatch:
         (("plan", "4096", "--batch", "4", "--channels", "4"), "go with --roofline"),
         (("plan", "4096", "--roofline", "--batch", "4"), "--batch and --channels go together"),
         (("plan", "4096", "--roofline", "--batch", "0", "--channels", "4"), "at least one row"),
+        (("plan", "4096", "--roofline", "--batch", "65536", "--channels", "32768"), "rows exceed .*: split"),
         (
             ("plan", "4096", "--engine", "cufft"),
             "engine 'cufft' is not known: choose from mma, wmma, simt, mma:bf16",
