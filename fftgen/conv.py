@@ -108,7 +108,8 @@ class Conv(Calls):
                         u, k, k_rev=k_rev, in_gate=in_gate, out_gate=out_gate, skip=skip,
                         groups=groups, per_row=per_row, reverse=reverse,
                     )  # fmt: skip
-            kind = (groups, type(groups), per_row, type(per_row), reverse, *shapes(*given))
+            recorded = observed.recorded(*given)
+            kind = (recorded, groups, type(groups), per_row, type(per_row), reverse, *shapes(*given))
             route = self._routes.find(kind)
             if route is not None:
                 return route.conv(*given)
@@ -116,7 +117,9 @@ class Conv(Calls):
         x = arrange(self.problem, u, k, k_rev, in_gate, out_gate, skip, Form(groups, per_row, reverse))
         # In the storage type autocast changes nothing, on or off.
         if kind is not None and x.untouched(*given) and u.dtype == TORCH[self.problem.dtype]:
-            route = self.route(x.u, x.k, x.k_rev, self.handle, x.gated)
+            # Differentiation goes by the operators, which may want other kernels.
+            direct = not observed.recorded(*given)
+            route = self.route(x.u, x.k, x.k_rev, self.handle, x.gated) if direct else Route(self.handle)
             self._routes.keep(kind, route)
             return route.conv(*given)
         if x.u.is_cuda and observed.unobserved(*x.tensors()):

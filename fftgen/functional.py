@@ -63,7 +63,8 @@ def fftconv(
                     groups=groups, per_row=per_row, reverse=reverse, period=period,
                 )  # fmt: skip
         types = type(period), type(groups), type(per_row)  # 1, True and 1.0 are one key
-        kind = (mode, period, groups, per_row, reverse, *types, *shapes(*given))
+        recorded = observed.recorded(*given)
+        kind = (recorded, mode, period, groups, per_row, reverse, *types, *shapes(*given))
         route = _ROUTES.find(kind)
         # Autocast may want another type than the one that these are in.
         if route is not None and not autocasting(u.device.type):
@@ -167,7 +168,8 @@ def _call(
     handle = any_length(mode, dtype) if period is None else f"{mode}-{period}-{dtype}"
     if kind is not None and x.untouched(*given):
         route = Route(handle)
-        if x.u.is_cuda:
+        # Differentiation goes by the operators, which may want other kernels.
+        if x.u.is_cuda and not observed.recorded(*given):
             route = registered(handle, x.u.shape[-1]).route(x.u, x.k, x.k_rev, handle, x.gated)
         _ROUTES.keep(kind, route)
         return route.conv(*given)

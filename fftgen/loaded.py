@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fftgen import observed, operators, windowed
+from fftgen import operators, windowed
 from fftgen.bounded import Bounded
 from fftgen.errors import DriverError
 from fftgen.execute import Executable
@@ -138,8 +138,9 @@ _RAW_STREAM: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRa
 class Route(NamedTuple):
     """Where a call goes whose arguments fit the operators as they are.
 
-    ``loaded``: the kernels that serve it where it is on a GPU and nobody looks; ``taps``: of longer filters
-    the rest meets nothing (0: none are longer); ``windows``: that they take it in.
+    ``loaded``: the kernels that serve it, on a GPU, where nothing is differentiated (None: the operators);
+    ``taps``: of longer filters the rest meets nothing (0: none are longer); ``windows``: that they take it
+    in.
     """
 
     handle: str
@@ -156,9 +157,9 @@ class Route(NamedTuple):
         out_gate: Tensor | None,
         skip: Tensor | None,
     ) -> Tensor:
-        """``torch.ops.fftgen.conv``, or the kernels themselves where nothing is differentiated."""
+        """``torch.ops.fftgen.conv``, or the kernels themselves."""
         loaded = self.loaded
-        if loaded is None or observed.recorded(u, k, k_rev, in_gate, out_gate, skip):
+        if loaded is None:
             return operators.conv(u, k, k_rev, in_gate, out_gate, skip, self.handle)
         if self.taps:
             k, k_rev = cut(k, self.taps), cut(k_rev, self.taps)

@@ -224,6 +224,33 @@ def test_autocast_is_heeded_after_calls_without_it(white: Any) -> None:
             assert conv(u.float(), k).dtype == torch.float16
 
 
+def test_a_recorded_call_builds_what_it_runs_alone(
+    gpu: tuple[fftgen.Conv, Driver], white: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others may go by windows or by sections, which a backward pass has no use for."""
+    conv, driver = gpu
+    monkeypatch.setitem(conv_module._registry, "test", conv)
+    asked: list[bool] = []
+    real = conv.serving
+
+    def serving(u: Any, problem: Any, k: Any, k_rev: Any, keeping: bool = False, gated: bool = False) -> Any:
+        asked.append(keeping)
+        return real(u, problem, k, k_rev, keeping, gated)
+
+    monkeypatch.setattr(conv, "serving", serving)
+    u, k = white(2, 3, 100).bfloat16(), white(3, 50).float()
+    leaves = [x.clone().requires_grad_() for x in (u, k)]
+    for _ in range(2):
+        assert conv(*leaves).requires_grad
+    assert asked == [True, True]
+    for _ in range(2):
+        assert not conv(u, k).requires_grad
+    with torch.no_grad():
+        assert not conv(*leaves).requires_grad
+    assert asked == [True, True, False]  # kinds of calls that nothing records are known again
+    assert len(driver.launched) == 2 * 5
+
+
 @pytest.mark.parametrize("form", ["object", "functional"])
 def test_a_known_call_is_still_seen_by_whoever_looks(form: str, white: Any) -> None:
     u, k = white(2, 3, 40).bfloat16(), white(3, 11).float()
@@ -345,7 +372,7 @@ def test_a_default_device_is_no_onlooker(
         with torch.device("meta"):
             conv(u, k).sum().backward()
     assert len(driver.launched) == 6
-    assert seen == ["checked"]
+    assert seen == ["checked"] * 2  # as it is, and recorded
     assert [x is None for x in steps.got] == [False, False]
     with chosen("cpu"), Onlooking():
         assert not fftgen.observed.plain(u, k)
