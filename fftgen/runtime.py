@@ -126,6 +126,7 @@ class StreamLauncher:
         self._context = context
         self._handle = int(context)
         self._functions = functions
+        self._placed: set[tuple[str, int, int]] = set()  # launches whose clusters the GPU has room for
 
     def launch(
         self, entry: str, grid: int, block: int, shared_bytes: int, params: bytes, cluster: int = 1
@@ -154,12 +155,25 @@ class StreamLauncher:
                 else:
                     config = _clustered(grid, block, shared_bytes, self._stream, cluster)
                     function = self._functions[entry]
+                    if (entry, block, cluster) not in self._placed:
+                        self._place(entry, function, config)
+                        self._placed.add((entry, block, cluster))
                     result = cuda.cuLaunchKernelEx(config, function, pointers.buffer_info()[0], 0)
             except ValueError as error:
                 raise _unknown(f"launching {entry}", error) from error
         if result[0]:
             what = f"launching {entry} on {grid} blocks of {block} threads with {shared_bytes} bytes"
             _check(result, what if cluster == 1 else f"{what}, clusters of {cluster}")
+
+    def _place(self, entry: str, function: Any, config: Any) -> None:
+        """Raise what a launch would of clusters that a GPU, or a share of one, has no room for.
+
+        A launch that failed would end the capture of a graph. Other codes are for the launch to tell.
+        """
+        code, count = self._driver.cuOccupancyMaxActiveClusters(function, config)
+        if int(code) == DriverError.CLUSTERS or (not code and not count):
+            hint = _WAYS_OUT[DriverError.CLUSTERS]
+            raise DriverError(f"no cluster of {entry} can be resident: {hint}", DriverError.CLUSTERS)
 
 
 @lru_cache(maxsize=256)

@@ -54,6 +54,40 @@ def test_blocks_that_do_not_go_side_by_side_say_what_does(monkeypatch: pytest.Mo
         launcher.launch("kernel", 8, 32, 0, b"", 8)
 
 
+@pytest.mark.parametrize(
+    ("code", "room", "refused"), [(0, 0, True), (912, 1, True), (0, 16, False), (1, 0, False)]
+)
+def test_room_for_clusters_is_asked_for_before_the_first_launch(
+    code: int, room: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch that fails would end the capture of a graph. A driver that cannot say is not believed."""
+    driver, did = Driver(), []
+
+    def occupancy(function: Any, config: Any) -> tuple[Code, int]:
+        did.append("asked")
+        return Code(code), room
+
+    def launch(*_: Any) -> tuple[Code]:
+        did.append("launched")
+        return (Code(0),)
+
+    driver.cuOccupancyMaxActiveClusters, driver.cuLaunchKernelEx = occupancy, launch
+    monkeypatch.setattr(runtime, "driver", lambda: driver)
+    monkeypatch.setattr(runtime, "_clustered", lambda *_: None)
+    launcher = runtime.StreamLauncher(0, 1, {"kernel": 1})
+    if refused:
+        with pytest.raises(DriverError, match=r"no cluster of kernel can be resident: .*larger share") as met:
+            launcher.launch("kernel", 8, 32, 0, b"", 8)
+        assert met.value.code == DriverError.CLUSTERS
+        assert did == ["asked"]
+        return
+    for _ in range(3):
+        launcher.launch("kernel", 8, 32, 0, b"", 8)
+    assert did == ["asked", *["launched"] * 3]
+    launcher.launch("kernel", 8, 32, 0, b"", 4)
+    assert did[4:] == ["asked", "launched"]
+
+
 @pytest.mark.parametrize("failing", ["cuModuleLoadData", "cuLaunchKernel"])
 def test_a_code_that_the_bindings_do_not_know_is_an_error_of_the_driver(
     failing: str, monkeypatch: pytest.MonkeyPatch
