@@ -65,7 +65,7 @@ PLANS = {
 }
 
 
-@pytest.mark.drawn(7)
+@pytest.mark.drawn(10)
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "ragged"])
 @pytest.mark.parametrize("name", PLANS)
 def test_each_result_is_what_its_gate_alone_gives(name: str, aligned: bool, rng: np.random.Generator) -> None:
@@ -123,11 +123,13 @@ def test_calls_have_as_many_gates_as_kernels_have_outputs(rng: np.random.Generat
 # That of 256 points in 96 registers, for 20 warps, since rows come to it through shared memory.
 FEW_SPILLED = {
     ("circular", 256, "sm_90"): 4,
-    # Since addresses take fewer instructions.
-    ("circular", 12_288, "sm_90"): 16,
+    # Since addresses, and later rows on their way, take fewer instructions.
+    ("circular", 12_288, "sm_90"): 36,
+    ("causal", 1_048_576, "sm_90"): 4,
+    ("causal", 2_097_152, "sm_90"): 4,
     # Since half of a matrix is made of the other: between the products of columns, and twice a transform.
     ("circular", 16_384, "sm_80"): 12,
-    ("circular", 16_384, "sm_90"): 20,
+    ("circular", 16_384, "sm_90"): 24,
     ("circular", 32_768, "sm_90"): 12,
     # Rows of 32 · 32 · 32 instead of columns of 64.
     ("circular", 1_048_576, "sm_80"): 64,
@@ -137,7 +139,7 @@ FEW_SPILLED = {
 }
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(8, among="registers")
 @pytest.mark.parametrize(
     ("length", "mode", "target"), usually(product(LENGTHS, MODES, ("sm_80", "sm_90")), USUAL)
 )
